@@ -10,8 +10,8 @@ A run folder holds
     result.json                written last by the job that owns the folder
 
 Every file but the jsonl is written beside its place, flushed to disk and moved over it, so a reader
-sees a whole file or none. Leftovers of a killed writer end in ``.tmp`` and are ignored. The prior is
-not in a record: a record holds what happened at a budget, and a reader weights the budgets.
+sees a whole file or none. Leftovers of a killed writer end in ``.tmp`` and are ignored.
+The prior is not in a record: a record holds what happened at a budget, a reader weights the budgets.
 """
 
 from __future__ import annotations
@@ -20,11 +20,8 @@ import dataclasses
 import json
 import math
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +33,6 @@ MANIFEST, PROGRESS = "manifest.json", "progress.json"
 METRICS, RESULT = "metrics.jsonl", "result.json"
 RECORDS, THINKINGS = "records", "thinkings"
 FORMAT = "anytime_lab evaluation 1"
-LIBRARIES = ("anytime_lab", "torch", "transformers", "trl", "datasets", "vllm", "pyarrow")
 
 RECORD_SCHEMA = pa.schema(
     [
@@ -266,42 +262,6 @@ def remove_leftovers(run_dir: str | Path) -> list[Path]:
     return leftovers
 
 
-# --- manifest ------------------------------------------------------------------------------------
-
-
-def environment() -> dict[str, Any]:
-    """Versions, command and code state of this process, for a manifest."""
-    versions = {"python": sys.version.split()[0]}
-    for name in LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "versions": versions,
-        "commit": _git_commit(),
-        "command": [sys.executable, *sys.argv],
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this package is imported from, if it is one."""
-    here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
-        return None
-    try:
-        told = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return told.stdout.strip() or None
-
-
 # --- reading -------------------------------------------------------------------------------------
 
 
@@ -342,8 +302,8 @@ def _read_table(
     done, wanted = finished_chunks(run_dir), set(range(int(manifest["chunks"])))
     if done - wanted:
         raise RunFolderError(
-            f"{run_dir} holds parts that its manifest does not know: {sorted(done - wanted)[:5]} of "
-            f"{len(wanted)}. Parts of another run were copied in; evaluate into a new folder."
+            f"{run_dir} holds parts that its manifest does not know: {sorted(done - wanted)[:5]} "
+            f"of {len(wanted)}. Parts of another run were copied in; evaluate into a new folder."
         )
     if not done:
         raise PartialRunError(
