@@ -1,0 +1,227 @@
+"""Warm start: teach a fresh model to search in the open, inefficiently, and to answer when cut.
+
+Reinforcement learning needs a start that thinks at all. The traces are deliberately poor: trials in
+random order, repeated, sometimes going on after a success. What is left to learn is the method's
+subject: to find the solution early, and to answer well whenever the budget ends.
+"""
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from anytime_lab.embedded import build_model, build_tokenizer
+from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens
+from anytime_lab.tasks.countdown import Problem, Rules, Trial, countdown_problems, sample_trial
+
+STEP_TOKENS = 6  # `7`, `-`, `6`, `=`, `1` and the separator or mark
+STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    """Everything that decides the warm-started checkpoint.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Rows per step, each one cut trace with its summary.
+        learning_rate: Peak, reached after `warmup_steps`, then cosine to 0.
+        warmup_steps: Linear warm-up.
+        seed: Weights, traces and order.
+        max_trials: Length limit of a trace.
+        go_on: Probability of one more trial after a success, asked again after each.
+        closed_share: Share of rows whose thinking ended by itself (where the trace allows).
+        high: Largest number shown; `numbers`, `ops`, `max_value`, `min_success` as in the task.
+        hidden_size: Width of the model.
+        layers: Depth of the model.
+    """
+
+    steps: int = 5000
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    warmup_steps: int = 200
+    seed: int = 0
+    max_trials: int = 10
+    go_on: float = 0.4
+    closed_share: float = 0.4
+    numbers: int = 3
+    high: int = 20
+    ops: str = "+-*"
+    max_value: int = 99
+    min_success: float = 0.08
+    hidden_size: int = 128
+    layers: int = 4
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "max_trials", "hidden_size", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        for name in ("go_on", "closed_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a share in 0…1.")
+        if self.go_on == 1:
+            raise ValueError("go_on is 1: no trace would ever end. Set it below 1.")
+        if self.hidden_size % 64:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}; expected a multiple of 64 (heads of 32)."
+            )
+
+
+def sample_trace(
+    problem: Problem, rules: Rules, config: WarmStartConfig, rng: random.Random
+) -> tuple[list[Trial], bool]:
+    """Random trials on a problem, and whether the trace ended itself after a success."""
+    trials: list[Trial] = []
+    solved = False
+    while len(trials) < config.max_trials:
+        trial = sample_trial(problem.numbers, rules, rng)
+        if trial is None:
+            raise ValueError(f"{problem.question} No trial is possible under {rules}.")
+        trials.append(trial)
+        solved = solved or trial.value == problem.target
+        if solved and rng.random() >= config.go_on:
+            return trials, True
+    return trials, False
+
+
+def summary_expression(
+    problem: Problem, trials: list[Trial], tokens: int, rules: Rules, rng: random.Random
+) -> str:
+    """What to answer after the first `tokens` tokens of a trace.
+
+    The first solution that stands there; else the unfinished trial, completed at random; else a
+    random guess.
+    """
+    per_trial = STEP_TOKENS * (len(problem.numbers) - 1)
+    whole, rest = divmod(tokens, per_trial)
+    if rest == per_trial - 1:  # only the mark is missing
+        whole, rest = whole + 1, 0
+    for trial in trials[:whole]:
+        if trial.value == problem.target:
+            return trial.expression
+    begun = (rest + 3) // STEP_TOKENS  # steps of the unfinished trial whose operands stand there
+    if begun == len(problem.numbers) - 1:
+        return trials[whole].expression
+    start = trials[whole].steps[:begun] if begun else None
+    trial = sample_trial(problem.numbers, rules, rng, start) or trials[0]  # a dead end
+    return trial.expression
+
+
+def warm_start_rows(
+    tokenizer: PreTrainedTokenizerBase, config: WarmStartConfig, count: int | None = None
+) -> Iterator[dict[str, list[int]]]:
+    """Training rows `input_ids`, `labels`: prompt and forced text are not targets (-100).
+
+    Args:
+        tokenizer: The embedded tokenizer.
+        config: What to generate.
+        count: Rows; by default `steps * batch_size`.
+    """
+    rules = Rules(config.ops, config.max_value)
+    problems = countdown_problems(
+        "train",
+        numbers=config.numbers,
+        high=config.high,
+        rules=rules,
+        min_success=config.min_success,
+    )
+    tokens = resolve_tokens(tokenizer, COUNTDOWN)
+    prompt_of = lru_cache(maxsize=None)(lambda q: prompt_ids(q, tokenizer, COUNTDOWN))
+    rng = random.Random(f"warm start {config.seed}")
+    left = config.steps * config.batch_size if count is None else count
+    while left > 0:  # in blocks: the tokenizer is far quicker on many texts at once
+        drawn = [_draw_row(rng.choice(problems), rules, config, rng) for _ in range(min(left, 1000))]
+        left -= len(drawn)
+        thinkings = tokenizer([d[1] for d in drawn], add_special_tokens=False)["input_ids"]
+        summaries = tokenizer([d[3] for d in drawn], add_special_tokens=False)["input_ids"]
+        for (question, _, kept, _), thinking, summary in zip(
+            drawn, thinkings, summaries, strict=True
+        ):
+            closed = kept is None
+            thinking = [*thinking, tokens.close_id] if closed else thinking[:kept]
+            forced = list(tokens.header_ids if closed else tokens.cut_ids)
+            prompt, summary = prompt_of(question), [*summary, tokenizer.eos_token_id]
+            yield {
+                "input_ids": [*prompt, *thinking, *forced, *summary],
+                "labels": [-100] * len(prompt) + thinking + [-100] * len(forced) + summary,
+            }
+
+
+def _draw_row(
+    problem: Problem, rules: Rules, config: WarmStartConfig, rng: random.Random
+) -> tuple[str, str, int | None, str]:
+    # (question, whole trace, tokens kept or None where the thinking ended itself, summary)
+    shown = Problem(tuple(rng.sample(problem.numbers, config.numbers)), problem.target)
+    trials, closed = sample_trace(shown, rules, config, rng)
+    length = len(trials) * STEP_TOKENS * (config.numbers - 1)
+    ended = closed and rng.random() < config.closed_share
+    kept = length if ended else rng.randint(1, length)
+    answer = summary_expression(shown, trials, kept, rules, rng)
+    trace = "".join(trial.text(shown.target) for trial in trials)
+    return shown.question, trace, None if ended else kept, f"\\boxed{{{answer}}}"
+
+
+def warm_start(output_dir: str | Path, config: WarmStartConfig, **sft_options) -> Path:
+    """Train the embedded model from random weights with TRL's `SFTTrainer`.
+
+    Args:
+        output_dir: Gets checkpoints while training and the model at the end. A run that was cut
+            goes on from its last checkpoint.
+        config: Task, traces and schedule.
+        **sft_options: Further `SFTConfig` options, such as `report_to`.
+
+    Returns:
+        `output_dir`, loadable by `from_pretrained`.
+    """
+    output_dir = Path(output_dir)
+    tokenizer = build_tokenizer()
+    set_seed(config.seed)
+    model = build_model(tokenizer, config.hidden_size, config.layers)
+    rows = Dataset.from_generator(
+        lambda: warm_start_rows(tokenizer, config),
+        cache_dir=str(output_dir / "cache"),
+        fingerprint="warmstart-" + hashlib.sha256(repr(config).encode()).hexdigest()[:16],
+    )
+    options = {
+        "max_steps": config.steps,
+        "per_device_train_batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": config.warmup_steps,
+        "adam_beta2": 0.98,
+        "weight_decay": 0.01,
+        "train_sampling_strategy": "group_by_length",
+        "logging_steps": 50,
+        "save_steps": 500,
+        "save_total_limit": 1,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "seed": config.seed,
+        "dataloader_pin_memory": False,
+        **sft_options,
+    }
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(output_dir=str(output_dir), **options),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model(str(output_dir))
+    return output_dir
+
+
+def arithmetic_share(text: str, max_value: int = 99) -> tuple[int, int]:
+    """(right, all) of the steps `a+b=c` that stand in a text."""
+    rules = Rules("+-*/", max_value)
+    steps = STEP.findall(text)
+    right = sum(rules.apply(int(a), op, int(b)) == int(c) for a, op, b, c in steps)
+    return right, len(steps)
