@@ -1,0 +1,168 @@
+"""Find the answer that a text gives: the box after the forced header, or what stands for it.
+
+Every scan is linear in the text, so a hostile text costs what an ordinary one of its length does.
+"""
+
+import re
+
+HEADER = "**Final Answer**"
+THINK_CLOSE = "</think>"
+SEARCH_CHARS = 20_000  # a summary is some 128 tokens; what lies further off is no answer
+
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])[ \t\r\n]{0,20}")
+_BARE_BOX = re.compile(r"[^\s{}$\\,;.]+(?:\.\d+)?")
+_OPTION = re.compile(r"\[[^\[\]{}]{0,40}\]")  # \framebox[3cm][c]{...}
+_JOINT = re.compile(r"[\s$,;&.]*(?:\\(?:text|mathrm)\{)?\s*(?:and|or)?\s*\}?[\s$,;\\()\[\]]*")
+_PARAGRAPH = re.compile(r"\n[ \t]*\n")
+_FORMULA = re.compile(
+    r"\$\$(?P<display>[^$]{1,2000})\$\$"
+    r"|\\\[(?P<bracket>(?:[^\\]|\\(?!\])){1,2000})\\\]"
+    r"|\\\((?P<round>(?:[^\\]|\\(?!\))){1,2000})\\\)"
+    # As pandoc reads it: no space inside the dollars, no digit after; "$5 and $6" are amounts.
+    r"|(?<!\\)\$(?P<dollar>(?! )(?:[^$\\\n]|\\[^\n]){1,2000})(?<! )\$(?!\d)"
+)
+_NUMBER = re.compile(
+    r"(?<![\w.])(?P<number>[-+−–]?[$€£¥]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
+    r"(?:[eE][-+]?\d{1,4}(?!\w)|\s?(?:×|x|\*|\\times)\s?10\^\{?[-+]?\d{1,4}\}?)?"
+    r"(?:\s?/\s?\d+(?:\.\d+)?)?\s?\\?%?"
+    r"|[-+−–]?\.\d+%?)"
+)
+_WORD = re.compile(r"\\[a-zA-Z]+(?:\{[a-zA-Z ]{0,40}\})?|([a-zA-Z]{3,})")
+_LEAD = re.compile(
+    r"^(?:so|thus|hence|therefore)?,?\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?\s*", re.I
+)
+
+
+def answer_region(
+    text: str, header: str | None = HEADER, think_close: str | None = THINK_CLOSE
+) -> str:
+    """What follows the forced header (BRPO §5), at most `SEARCH_CHARS` characters of it.
+
+    A header inside the thinking is not the forced one: it is looked for after the think-close
+    marker, the first one there. Where no marker is used, the last header of the text counts.
+    A text without the header is searched from the marker on, or from its start.
+    """
+    start = 0
+    marked = think_close is not None and think_close in text
+    if marked:
+        start = text.index(think_close) + len(think_close)
+    if header:
+        at = text.find(header, start) if marked else text.rfind(header)
+        if at >= 0:
+            start = at + len(header)
+    return text[start : start + SEARCH_CHARS]
+
+
+def find_answer(
+    text: str, header: str | None = HEADER, think_close: str | None = THINK_CLOSE
+) -> str | None:
+    """The answer that a text gives, or None.
+
+    The first complete box after the forced header (`\\boxed`, `\\fbox`, `\\framebox`, nested
+    braces); boxes joined by nothing but a comma, "and" or "or" are one answer. Without any box, the
+    last formula or number of the first paragraph; without those, its first line. A box that is not
+    closed is cut-off text, never an answer.
+
+    Args:
+        text: Thinking as cut, forced text and summary, decoded; or any text with an answer.
+        header: The forced summary header; None where the text has none.
+        think_close: The think-close marker; None where the model has none.
+    """
+    region = answer_region(text, header, think_close)
+    boxed = find_boxed(region)
+    if boxed is not None:
+        return boxed
+    paragraph = _first_paragraph(region)
+    return _last_formula(paragraph) or first_line(region)
+
+
+def find_boxed(region: str) -> str | None:
+    """Content of the first complete box, with any that directly follow, joined by ", "."""
+    found: list[str] = []
+    end = 0
+    for match in _BOX.finditer(region):
+        if match.start() < end:
+            continue  # a box inside the box already taken
+        if found:
+            joint = _JOINT.match(region, end)
+            if joint is None or joint.end() < match.start():
+                break
+        content = _content(region, match.end())
+        if content is None:
+            if found:
+                break
+            continue
+        value, end = content
+        if value and value not in found:
+            found.append(value)
+    return ", ".join(found) if found else None
+
+
+def first_line(region: str) -> str | None:
+    """The first line that is not blank, without emphasis and a lead such as "The answer is"."""
+    region = _without_open_box(region)
+    for line in region.splitlines():
+        line = _LEAD.sub("", line.strip().strip("*").strip()).strip().strip("*").strip()
+        if line.strip("#*_`$.: -"):
+            return line.removesuffix(".").strip() or None
+    return None
+
+
+def _content(region: str, start: int) -> tuple[str, int] | None:
+    """(content, end) of the braces at `start`, or of a bare token; None where they never close."""
+    while (option := _OPTION.match(region, start)) is not None:
+        start = option.end()
+    if start >= len(region):
+        return None
+    if region[start] != "{":
+        bare = _BARE_BOX.match(region, start)
+        # A bare token that runs to the end of the text may be cut off.
+        return (bare.group(), bare.end()) if bare and bare.end() < len(region) else None
+    depth = 0
+    at = start
+    while at < len(region):
+        character = region[at]
+        if character == "\\":
+            at += 2
+            continue
+        if character == "{":
+            depth += 1
+        elif character == "}":
+            depth -= 1
+            if depth == 0:
+                return region[start + 1 : at].strip(), at + 1
+        at += 1
+    return None
+
+
+def _without_open_box(region: str) -> str:
+    """The region up to its first box (called where no box is complete)."""
+    match = _BOX.search(region)
+    return region if match is None else region[: match.start()]
+
+
+def _first_paragraph(region: str) -> str:
+    """The first paragraph; with the next one where it only announces it ("… is:")."""
+    parts = [part for part in _PARAGRAPH.split(_without_open_box(region).strip(), 2) if part]
+    if not parts:
+        return ""
+    announces = parts[0].rstrip("* \n").endswith((":", " is", " is given by", " ="))
+    return " ".join(parts[:2]) if announces else parts[0]
+
+
+def _last_formula(paragraph: str) -> str | None:
+    """The last formula or number; the whole paragraph where it is a formula without delimiters."""
+    line = _LEAD.sub("", paragraph.strip().strip("*").strip()).removesuffix(".").strip()
+    if not line:
+        return None
+    plain = "\n" not in line and "$" not in line and "\\(" not in line and "\\[" not in line
+    if plain and len(line) <= 2000 and not any(m.group(1) for m in _WORD.finditer(line)):
+        return line.strip("*` ") or None
+    formulas = list(_FORMULA.finditer(paragraph))
+    covered = formulas[-1].end() if formulas else 0
+    numbers = [m for m in _NUMBER.finditer(paragraph, covered)]
+    if numbers:
+        return numbers[-1].group("number").strip()
+    if formulas:
+        return next(group for group in formulas[-1].groups() if group is not None).strip()
+    return None
