@@ -44,9 +44,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     vocab = {word: i for i, word in enumerate(dict.fromkeys(words))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     longest_first = sorted(PIECES, key=len, reverse=True)
-    pattern = "|".join(
-        [*map(_escape, longest_first), "[1-9][0-9](?![0-9])", "[0-9]", r"[\s\S]"]
-    )
+    pattern = "|".join([*map(_escape, longest_first), "[1-9][0-9](?![0-9])", "[0-9]", r"[\s\S]"])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     # Thinking tags are plain tokens, as in Qwen3: decoding keeps them.

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from anytime_lab.embedded import build_model, build_tokenizer
+from anytime_lab.grading.countdown import read_expression
 from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens
 from anytime_lab.tasks.countdown import Problem, Rules, Trial, countdown_problems, sample_trial
 
@@ -137,7 +140,9 @@ def warm_start_rows(
     rng = random.Random(f"warm start {config.seed}")
     left = config.steps * config.batch_size if count is None else count
     while left > 0:  # in blocks: the tokenizer is far quicker on many texts at once
-        drawn = [_draw_row(rng.choice(problems), rules, config, rng) for _ in range(min(left, 1000))]
+        drawn = [
+            _draw_row(rng.choice(problems), rules, config, rng) for _ in range(min(left, 1000))
+        ]
         left -= len(drawn)
         thinkings = tokenizer([d[1] for d in drawn], add_special_tokens=False)["input_ids"]
         summaries = tokenizer([d[3] for d in drawn], add_special_tokens=False)["input_ids"]
@@ -219,9 +224,62 @@ def warm_start(output_dir: str | Path, config: WarmStartConfig, **sft_options) -
     return output_dir
 
 
-def arithmetic_share(text: str, max_value: int = 99) -> tuple[int, int]:
-    """(right, all) of the steps `a+b=c` that stand in a text."""
-    rules = Rules("+-*/", max_value)
-    steps = STEP.findall(text)
-    right = sum(rules.apply(int(a), op, int(b)) == int(c) for a, op, b, c in steps)
-    return right, len(steps)
+def solved_at(thinking: str, answer: str, rules: Rules) -> int | None:
+    """Characters of a thinking after which a solution stands there; None if none ever does.
+
+    A line counts when its steps are right, it arrives at the target and it carries the mark.
+    """
+    target = read_expression(answer).value
+    end = 0
+    for line in thinking.splitlines(keepends=True):
+        end += len(line)
+        steps = STEP.findall(line)
+        right = all(rules.apply(int(a), op, int(b)) == int(c) for a, op, b, c in steps)
+        if steps and right and line.endswith("✓\n") and int(steps[-1][3]) == target:
+            return end
+    return None
+
+
+def trace_quality(
+    records: pd.DataFrame,
+    thinkings: pd.DataFrame,
+    rules: Rules = Rules(),  # noqa: B008  (frozen)
+) -> dict[str, float]:
+    """How good a start is for study, from its evaluation on Countdown problems.
+
+    Args:
+        records: One row per summary, as `read_records` gives them.
+        thinkings: One row per thinking, as `read_thinkings` gives them.
+        rules: The rules the problems were made under.
+
+    Returns:
+        Shares: `arithmetic_right` of the steps in all thinkings; `solution_stated` of the summaries
+        whose truncated thinking holds a solution; `smallest_budget`, `largest_budget` accuracies;
+        `closed` of the thinkings.
+    """
+    steps = [step for text in thinkings["thinking"] for step in STEP.findall(text)]
+    right = [rules.apply(int(a), op, int(b)) == int(c) for a, op, b, c in steps]
+    solved = [
+        _token_of(solved_at(row.thinking, row.gold, rules), row.token_ends)
+        for row in thinkings.itertuples()
+    ]
+    keys = ["problem_id", "sample"]
+    merged = records.astype({"problem_id": str}).merge(
+        thinkings[keys].assign(solved=solved), on=keys, validate="many_to_one"
+    )
+    holds = merged[merged["cut"] >= merged["solved"]]
+    by_budget = merged.groupby("budget")["correct"].mean()
+    return {
+        "arithmetic_right": float(np.mean(right)) if right else float("nan"),
+        "solution_stated": float(holds["correct"].mean()),
+        "smallest_budget": float(by_budget.iloc[0]),
+        "largest_budget": float(by_budget.iloc[-1]),
+        "closed": float((thinkings["end"] == "closed").mean()),
+    }
+
+
+def _token_of(character: int | None, token_ends) -> float:
+    # tokens that are needed to reach a character; infinite where there is none
+    if character is None:
+        return float("inf")
+    return float(np.searchsorted(token_ends, character) + 1)
