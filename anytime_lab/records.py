@@ -11,7 +11,7 @@ A run folder holds
 
 Every file but the jsonl is written beside its place, flushed to disk and moved over it, so a reader
 sees a whole file or none. Leftovers of a killed writer end in ``.tmp`` and are ignored.
-The prior is not in a record: a record holds what happened at a budget, a reader weights the budgets.
+The prior is not in a record: a record tells what happened at a budget, a reader weights budgets.
 """
 
 from __future__ import annotations
