@@ -22,9 +22,17 @@ from trl import SFTConfig, SFTTrainer
 from anytime_lab.embedded import build_model, build_tokenizer
 from anytime_lab.grading.countdown import read_expression
 from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens
-from anytime_lab.tasks.countdown import Problem, Rules, Trial, countdown_problems, sample_trial
+from anytime_lab.tasks.countdown import (
+    Problem,
+    Rules,
+    Trial,
+    countdown_problems,
+    sample_trial,
+    solve,
+)
 
 STEP_TOKENS = 6  # `7`, `-`, `6`, `=`, `1` and the separator or mark
+PRACTICE_SUCCESS = 0.35  # share of trials in practice rows that hit the target
 STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 
 
@@ -41,6 +49,9 @@ class WarmStartConfig:
         max_trials: Length limit of a trace.
         go_on: Probability of one more trial after a success, asked again after each.
         closed_share: Share of rows whose thinking ended by itself (where the trace allows).
+        practice_share: Share of rows that train only what follows from the rest (results, marks, a
+            stated solution). Free choices are noise that hides these from the optimiser: without
+            practice, marks were no better than chance after 2,500 steps.
         high: Largest number shown; `numbers`, `ops`, `max_value`, `min_success` as in the task.
         hidden_size: Width of the model.
         layers: Depth of the model.
@@ -54,6 +65,7 @@ class WarmStartConfig:
     max_trials: int = 10
     go_on: float = 0.4
     closed_share: float = 0.4
+    practice_share: float = 0.6
     numbers: int = 3
     high: int = 20
     ops: str = "+-*"
@@ -66,7 +78,7 @@ class WarmStartConfig:
         for name in ("steps", "batch_size", "max_trials", "hidden_size", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        for name in ("go_on", "closed_share"):
+        for name in ("go_on", "closed_share", "practice_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a share in 0…1.")
         if self.go_on == 1:
@@ -117,10 +129,62 @@ def summary_expression(
     return trial.expression
 
 
+@dataclass(frozen=True)
+class _Draw:
+    question: str
+    trace: str
+    kept: int | None  # tokens of the trace, or None where the thinking ended itself
+    answer: str
+    practice: bool  # train only what follows from the rest: results, marks, a stated solution
+    solved: bool  # a solution stands in what is kept of the trace
+
+
+def _draw(problem: Problem, rules: Rules, config: WarmStartConfig, rng: random.Random) -> _Draw:
+    shown = Problem(tuple(rng.sample(problem.numbers, config.numbers)), problem.target)
+    practice = rng.random() < config.practice_share
+    if practice:
+        closed = False
+        trials = [
+            solve(shown, rules, rng)
+            if rng.random() < PRACTICE_SUCCESS
+            else sample_trial(shown.numbers, rules, rng)
+            for _ in range(rng.randint(1, config.max_trials))
+        ]
+    else:
+        trials, closed = sample_trace(shown, rules, config, rng)
+    per_trial = STEP_TOKENS * (config.numbers - 1)
+    length = len(trials) * per_trial
+    closed = closed and rng.random() < config.closed_share
+    if closed:
+        kept = length
+    else:  # cut anywhere; practice keeps all but a part of the last trial
+        kept = rng.randint(length - per_trial + 1 if practice else 1, length)
+    return _Draw(
+        question=shown.question,
+        trace="".join(trial.text(shown.target) for trial in trials),
+        kept=None if closed else kept,
+        answer=f"\\boxed{{{summary_expression(shown, trials, kept, rules, rng)}}}",
+        practice=practice,
+        solved=any(t.value == shown.target for t in trials[: (kept + 1) // per_trial]),
+    )
+
+
+def _labels(thinking: list[int], summary: list[int], draw: _Draw) -> tuple[list[int], list[int]]:
+    # In practice rows operands and operators are no targets: they were drawn to succeed often,
+    # which the model shall not imitate. A guess (no solution stands there) is none either.
+    if not draw.practice:
+        return thinking, summary
+    follows = [t if i % STEP_TOKENS >= 3 else -100 for i, t in enumerate(thinking)]
+    return follows, summary if draw.solved else [-100] * len(summary)
+
+
 def warm_start_rows(
     tokenizer: PreTrainedTokenizerBase, config: WarmStartConfig, count: int | None = None
 ) -> Iterator[dict[str, list[int]]]:
     """Training rows `input_ids`, `labels`: prompt and forced text are not targets (-100).
+
+    Two kinds: traces to imitate, and practice in computing, checking and stating (see
+    `WarmStartConfig.practice_share`).
 
     Args:
         tokenizer: The embedded tokenizer.
@@ -140,37 +204,26 @@ def warm_start_rows(
     rng = random.Random(f"warm start {config.seed}")
     left = config.steps * config.batch_size if count is None else count
     while left > 0:  # in blocks: the tokenizer is far quicker on many texts at once
-        drawn = [
-            _draw_row(rng.choice(problems), rules, config, rng) for _ in range(min(left, 1000))
-        ]
-        left -= len(drawn)
-        thinkings = tokenizer([d[1] for d in drawn], add_special_tokens=False)["input_ids"]
-        summaries = tokenizer([d[3] for d in drawn], add_special_tokens=False)["input_ids"]
-        for (question, _, kept, _), thinking, summary in zip(
-            drawn, thinkings, summaries, strict=True
-        ):
-            closed = kept is None
-            thinking = [*thinking, tokens.close_id] if closed else thinking[:kept]
+        draws = [_draw(rng.choice(problems), rules, config, rng) for _ in range(min(left, 1000))]
+        left -= len(draws)
+        thinkings = tokenizer([d.trace for d in draws], add_special_tokens=False)["input_ids"]
+        summaries = tokenizer([d.answer for d in draws], add_special_tokens=False)["input_ids"]
+        for draw, thinking, summary in zip(draws, thinkings, summaries, strict=True):
+            closed = draw.kept is None
+            thinking = [*thinking, tokens.close_id] if closed else thinking[: draw.kept]
+            summary = [*summary, tokenizer.eos_token_id]
             forced = list(tokens.header_ids if closed else tokens.cut_ids)
-            prompt, summary = prompt_of(question), [*summary, tokenizer.eos_token_id]
+            prompt = prompt_of(draw.question)
+            think_labels, summary_labels = _labels(thinking, summary, draw)
             yield {
                 "input_ids": [*prompt, *thinking, *forced, *summary],
-                "labels": [-100] * len(prompt) + thinking + [-100] * len(forced) + summary,
+                "labels": [
+                    *([-100] * len(prompt)),
+                    *think_labels,
+                    *([-100] * len(forced)),
+                    *summary_labels,
+                ],
             }
-
-
-def _draw_row(
-    problem: Problem, rules: Rules, config: WarmStartConfig, rng: random.Random
-) -> tuple[str, str, int | None, str]:
-    # (question, whole trace, tokens kept or None where the thinking ended itself, summary)
-    shown = Problem(tuple(rng.sample(problem.numbers, config.numbers)), problem.target)
-    trials, closed = sample_trace(shown, rules, config, rng)
-    length = len(trials) * STEP_TOKENS * (config.numbers - 1)
-    ended = closed and rng.random() < config.closed_share
-    kept = length if ended else rng.randint(1, length)
-    answer = summary_expression(shown, trials, kept, rules, rng)
-    trace = "".join(trial.text(shown.target) for trial in trials)
-    return shown.question, trace, None if ended else kept, f"\\boxed{{{answer}}}"
 
 
 def warm_start(output_dir: str | Path, config: WarmStartConfig, **sft_options) -> Path:

@@ -1,6 +1,7 @@
 """Warm start: what the generated rows hold, and what is made of an evaluation."""
 
 import random
+import re
 
 import numpy as np
 import pandas as pd
@@ -84,7 +85,7 @@ def test_a_trace_ends_only_after_a_success_and_sometimes_goes_on():
 
 
 def test_rows_train_thinking_and_summary_but_neither_prompt_nor_forced_text(tokenizer):
-    config = WarmStartConfig(steps=1, batch_size=300)
+    config = WarmStartConfig(steps=1, batch_size=300, practice_share=0)
     forced = "...\n\n...\n\n</think>\n\n**Final Answer**\n"
     cut = closed = 0
     for row in warm_start_rows(tokenizer, config):
@@ -109,6 +110,30 @@ def test_rows_train_thinking_and_summary_but_neither_prompt_nor_forced_text(toke
         if solved_at(thinking.removesuffix("</think>"), f"{target}", RULES):
             assert answer.value == target
     assert cut > 100 and closed > 50
+
+
+def test_practice_rows_train_results_marks_and_stated_solutions_only(tokenizer):
+    stated = 0
+    for row in warm_start_rows(tokenizer, WarmStartConfig(practice_share=1), count=200):
+        thinking = tokenizer.decode(row["input_ids"]).partition("<think>\n")[2]
+        thinking = thinking.partition("...")[0]
+        pieces = [tokenizer.decode([t]) for t in row["labels"] if t != -100]
+        solution = "".join(pieces[pieces.index("\\boxed{") :]) if "\\boxed{" in pieces else ""
+        results = "".join(pieces).removesuffix(solution)
+        # what stands before `=` was drawn, what follows it is a consequence
+        lines = re.sub(r"\d+[-+*]\d+=", "=", thinking)
+        unfinished = re.search(r"(\d+([-+*]\d*)?)$", lines)
+        lines = (
+            lines.removesuffix(unfinished[0]) if unfinished and "=" not in unfinished[0] else lines
+        )
+        target = tokenizer.decode(row["input_ids"]).split("Reach ")[1].split(" ")[0]
+        assert results.startswith(lines) or lines.startswith(results)
+        assert abs(len(results) - len(lines)) <= 3
+        if solution:
+            stated += 1
+            answer = solution.removeprefix("\\boxed{").removesuffix("}<|im_end|>")
+            assert read_expression(answer).value == int(target)
+    assert stated > 80
 
 
 def test_rows_are_the_same_for_the_same_seed(tokenizer):

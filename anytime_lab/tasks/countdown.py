@@ -167,11 +167,10 @@ def sample_trial(
     return _finish(parts, tuple(start or ()), rules, rng, target=None)
 
 
-def solve(problem: Problem, rules: Rules) -> str | None:
-    """One solution as an expression (always the same one), or None."""
+def solve(problem: Problem, rules: Rules, rng: random.Random | None = None) -> Trial | None:
+    """A trial that solves the problem, or None: a random one, or always the same without `rng`."""
     parts = [(n, str(n)) for n in problem.numbers]
-    trial = _finish(parts, (), rules, None, target=problem.target)
-    return trial.expression if trial else None
+    return _finish(parts, (), rules, rng, target=problem.target)
 
 
 def countdown_problems(
@@ -284,7 +283,7 @@ def load_countdown(
             {
                 "problem_id": shown.problem_id,
                 "prompt": [{"role": "user", "content": shown.question}],
-                "answer": solve(shown, rules),
+                "answer": solve(shown, rules).expression,
                 "question": shown.question,
                 "numbers": list(shown.numbers),
                 "target": shown.target,
