@@ -1,0 +1,397 @@
+"""Engine + problems + budgets → records: one thinking per sample, sliced at every budget.
+
+The work is cut into chunks of `batch_size` thinkings. A chunk's randomness comes from (seed, chunk)
+alone and its rows reach the disk in one step, so a killed evaluation goes on where it was, and ends
+with the same records as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from anytime_lab.decoding import decode, text_and_ends
+from anytime_lab.engines.base import Engine, Sampling
+from anytime_lab.evaluation_folder import (
+    describe_plainly,
+    describe_weights,
+    model_name,
+    open_folder,
+)
+from anytime_lab.manifest import describe_rows
+from anytime_lab.prompts import (
+    ThinkingFormat,
+    ThinkingTokens,
+    detect_format,
+    prompt_ids,
+    resolve_tokens,
+)
+from anytime_lab.records import (
+    RECORDS,
+    THINKINGS,
+    finished_chunks,
+    write_part,
+    write_progress,
+)
+from anytime_lab.tree import Tree
+from anytime_lab.verify import Verifier
+
+DEFAULT_SAMPLING = Sampling()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem, ready to be asked."""
+
+    id: str
+    question: str
+    gold: Any
+    prompt: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that stays the same over the chunks of an evaluation."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    tokens: ThinkingTokens
+    verifier: Verifier
+    problems: tuple[Problem, ...]
+    budgets: tuple[int, ...]
+    num_samples: int
+    num_summaries: int
+    sampling: Sampling
+    seed: int
+    batch_size: int
+
+    @property
+    def total(self) -> int:
+        """Thinkings in all."""
+        return len(self.problems) * self.num_samples
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks; the last may be smaller."""
+        return -(-self.total // self.batch_size)
+
+    def pairs(self, chunk: int) -> list[tuple[Problem, int]]:
+        """The (problem, sample) pairs of a chunk: all problems once, then all a second time, …
+
+        so that a run which is still being written already speaks of all problems.
+        """
+        first = chunk * self.batch_size
+        last = min(first + self.batch_size, self.total)
+        p = len(self.problems)
+        return [(self.problems[k % p], k // p) for k in range(first, last)]
+
+
+def evaluate(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    verifier: Verifier,
+    budgets: Sequence[int],
+    run_dir: str | Path,
+    *,
+    num_samples: int = 1,
+    num_summaries: int = 1,
+    sampling: Sampling = DEFAULT_SAMPLING,
+    seed: int = 0,
+    fmt: ThinkingFormat | None = None,
+    batch_size: int = 32,
+    model: str | Path | None = None,
+    dataset_name: str = "",
+    dataset_card: str = "",
+    answer_column: str = "answer",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Evaluates a model at every budget and writes the records; resumes what was begun.
+
+    Each sample is one thinking of at most `budgets[-1]` tokens, cut at each budget; at every cut
+    `num_summaries` summaries are drawn and graded. Budgets past the end of a thinking share theirs.
+
+    Args:
+        dataset: columns problem_id, prompt (string or conversation), `answer_column`; question
+            (shown to readers) if there is one.
+        run_dir: may hold other files; what is done there with the same settings is kept.
+        num_samples: thinkings per problem.
+        num_summaries: summaries per thinking and budget.
+        seed: with the chunk number it fixes the randomness of the engine.
+        fmt: thinking format; by what the tokenizer supports if None.
+        batch_size: thinkings per engine call and per part file. A kill loses at most one chunk.
+        model: path or name for the manifest; needed where the engine holds no model to hash.
+        dataset_name, dataset_card: for the manifest, e.g. a path and a sentence.
+        chat_template_kwargs: passed to the chat template.
+        progress: show a progress bar (progress.json is written in any case).
+
+    Returns:
+        run_dir.
+
+    Raises:
+        ValueError: bad budgets, sizes, dataset, or an engine whose context is too short.
+        RunFolderError: the folder holds something else, or an evaluation with other settings.
+    """
+    fmt = detect_format(tokenizer) if fmt is None else fmt
+    _check_sizes(
+        num_samples=num_samples,
+        num_summaries=num_summaries,
+        batch_size=batch_size,
+    )
+    work = Work(
+        engine=engine,
+        tokenizer=tokenizer,
+        tokens=resolve_tokens(tokenizer, fmt),
+        verifier=verifier,
+        problems=_problems(dataset, tokenizer, fmt, answer_column, chat_template_kwargs),
+        budgets=_checked_budgets(budgets),
+        num_samples=num_samples,
+        num_summaries=num_summaries,
+        sampling=sampling,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    _check_context(work)
+    run_dir = Path(run_dir)
+    settings = {
+        "budgets": list(work.budgets),
+        "num_samples": num_samples,
+        "num_summaries": num_summaries,
+        "sampling": asdict(sampling),
+        "seed": seed,
+        "batch_size": batch_size,
+        "format": asdict(fmt),
+        "chat_template_kwargs": dict(chat_template_kwargs or {}),
+        "engine": describe_plainly(engine, ("batch_size",)),
+        "model": describe_weights(engine, model),
+        "dataset": describe_rows(
+            {"id": p.id, "prompt": p.prompt, "gold": p.gold} for p in work.problems
+        )["sha256"],
+        "verifier": describe_plainly(verifier, sorted(vars(verifier))),
+    }
+    about = {
+        "model_path": str(model or model_name(engine)),
+        "dataset": {
+            "name": dataset_name,
+            "problems": len(work.problems),
+            "card": dataset_card,
+        },
+    }
+    open_folder(run_dir, settings, about, work.chunks)
+    _run_chunks(work, run_dir, progress)
+    return run_dir
+
+
+# --- the loop ------------------------------------------------------------------------------------
+
+
+def _run_chunks(work: Work, run_dir: Path, progress: bool) -> None:
+    finished = finished_chunks(run_dir)
+    sizes = [len(work.pairs(chunk)) for chunk in range(work.chunks)]
+    done = done_before = sum(sizes[chunk] for chunk in finished)
+    started = time.time()
+
+    def tell(message: str) -> None:
+        write_progress(
+            run_dir,
+            "evaluate",
+            done,
+            work.total,
+            "thinkings",
+            started=started,
+            done_before=done_before,
+            message=message,
+        )
+
+    right = graded = 0
+    tell("resumed" if done else "started")
+    with tqdm(
+        total=work.total,
+        initial=done,
+        desc=f"evaluate at {len(work.budgets)} budgets",
+        unit="thinking",
+        disable=not progress,
+    ) as bar:
+        for chunk in range(work.chunks):
+            if chunk in finished:
+                continue
+            records, thinkings = evaluate_chunk(work, chunk)
+            write_part(run_dir, THINKINGS, chunk, thinkings)
+            write_part(run_dir, RECORDS, chunk, records)  # last: it makes the chunk finished
+            done += sizes[chunk]
+            last = [r for r in records if r["budget"] == work.budgets[-1]]
+            right += sum(r["correct"] for r in last)
+            graded += sum(r["score"] is not None for r in last)
+            accuracy = f"{right / graded:.1%} right at the largest budget" if graded else ""
+            bar.update(sizes[chunk])
+            bar.set_postfix_str(accuracy)
+            tell(accuracy)
+    tell("finished")
+
+
+def chunk_seed(seed: int, chunk: int) -> int:
+    """The engine's seed for a chunk, in 0 … 2⁶³ − 1; independent of every other chunk's."""
+    digest = hashlib.sha256(f"anytime_lab {seed} {chunk}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def evaluate_chunk(work: Work, chunk: int) -> tuple[list[dict], list[dict]]:
+    """Samples and grades one chunk. Returns the rows of its records and of its thinkings."""
+    pairs = work.pairs(chunk)
+    trees = work.engine.sample_trees(
+        [problem.prompt for problem, _ in pairs],
+        work.budgets,
+        work.num_summaries,
+        work.sampling,
+        seed=chunk_seed(work.seed, chunk),
+        share_cuts=True,
+    )
+    wanted = len(work.budgets) * work.num_summaries
+    if len(trees) != len(pairs) or any(len(tree.leaves) != wanted for tree in trees):
+        raise RuntimeError(
+            f"the engine returned {len(trees)} trees for {len(pairs)} prompts, with "
+            f"{sorted({len(tree.leaves) for tree in trees})} leaves; expected {wanted} each."
+        )
+    records, texts = [], []
+    for (problem, sample), tree in zip(pairs, trees, strict=True):
+        for row, text in _leaf_rows(work, problem, sample, tree):
+            records.append(row)
+            texts.append((problem, text))
+    # budgets past the end of a thinking repeat the same text: grade it once
+    unique = list(dict.fromkeys((problem.id, text) for problem, text in texts))
+    golds = {problem.id: problem.gold for problem, _ in texts}
+    grades = work.verifier.grade([text for _, text in unique], [golds[id] for id, _ in unique])
+    if len(grades) != len(unique):
+        raise RuntimeError(
+            f"the verifier returned {len(grades)} grades for {len(unique)} texts; one each is due."
+        )
+    verdict = dict(zip(unique, grades, strict=True))
+    for row, (problem, text) in zip(records, texts, strict=True):
+        grade = verdict[problem.id, text]
+        row["answer"], row["score"], row["reason"] = grade.answer, grade.score, grade.reason
+        # full marks; a verifier with partial credit gives less than 1 for less
+        row["correct"] = grade.score is not None and grade.score >= 1
+    thinkings = [
+        _thinking_row(work, problem, sample, tree)
+        for (problem, sample), tree in zip(pairs, trees, strict=True)
+    ]
+    return records, thinkings
+
+
+def _leaf_rows(
+    work: Work, problem: Problem, sample: int, tree: Tree
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each leaf's record, not graded yet, and the text to grade."""
+    for number, leaf in enumerate(tree.leaves):
+        budget, summary = divmod(number, work.num_summaries)
+        ids = (*tree.thinking[: leaf.cut], *leaf.forced, *leaf.summary)
+        row = {
+            "problem_id": problem.id,
+            "sample": sample,
+            "budget": work.budgets[budget],
+            "summary": summary,
+            "cut": leaf.cut,
+            "thinking_tokens": len(tree.thinking),
+            "thinking_end": tree.end,
+            "summary_tokens": len(leaf.summary),
+            "finish": "eos" if leaf.finished else "length",
+            "logprob": float(sum(leaf.logprobs)),
+            "summary_text": decode(work.tokenizer, work.tokens, leaf.summary),
+        }
+        yield row, decode(work.tokenizer, work.tokens, ids)
+
+
+def _thinking_row(work: Work, problem: Problem, sample: int, tree: Tree) -> dict[str, Any]:
+    text, ends = text_and_ends(work.tokenizer, work.tokens, tree.thinking)
+    gold = problem.gold
+    return {
+        "problem_id": problem.id,
+        "sample": sample,
+        "question": problem.question,
+        "gold": gold if isinstance(gold, str) else json.dumps(gold, default=str),
+        "thinking": text,
+        "token_ends": ends,
+        "tokens": len(tree.thinking),
+        "end": tree.end,
+    }
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1; got {size!r}.")
+
+
+def _checked_budgets(budgets: Sequence[int]) -> tuple[int, ...]:
+    budgets = tuple(budgets)
+    if not budgets:
+        raise ValueError("budgets is empty; give at least one number of thinking tokens.")
+    if any(isinstance(b, bool) or int(b) != b or b < 1 for b in budgets):
+        raise ValueError(f"budgets must be whole numbers of at least 1 token; got {budgets}.")
+    if any(b <= a for a, b in zip(budgets, budgets[1:], strict=False)):
+        raise ValueError(f"budgets must increase; got {budgets}. Sort them, shortest first.")
+    return tuple(int(b) for b in budgets)
+
+
+def _problems(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    fmt: ThinkingFormat,
+    answer_column: str,
+    chat_template_kwargs: Mapping[str, Any] | None,
+) -> tuple[Problem, ...]:
+    columns = list(dataset.column_names)
+    if missing := [c for c in ("problem_id", "prompt", answer_column) if c not in columns]:
+        raise ValueError(
+            f"the dataset has no column {', '.join(map(repr, missing))}; it has {columns}. Rename "
+            "with dataset.rename_column(), or name the golds with answer_column=…."
+        )
+    if not len(dataset):
+        raise ValueError("the dataset is empty; give at least one problem.")
+    seen: set[str] = set()
+    problems = []
+    for number, row in enumerate(dataset):
+        id = row["problem_id"]
+        if id is None or str(id) in seen:
+            raise ValueError(
+                f"row {number} of the dataset has problem_id {id!r}, "
+                + ("which is missing" if id is None else "which an earlier row has")
+                + "; every problem needs an id of its own."
+            )
+        seen.add(str(id))
+        prompt = row["prompt"]
+        shown = row.get("question") or (
+            prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        )
+        ids = prompt_ids(prompt, tokenizer, fmt, dict(chat_template_kwargs or {}))
+        problems.append(Problem(str(id), str(shown), row[answer_column], tuple(ids)))
+    return tuple(problems)
+
+
+def _check_context(work: Work) -> None:
+    context = getattr(work.engine, "context_length", None)
+    if context is None:
+        return
+    longest = max(work.problems, key=lambda problem: len(problem.prompt))
+    forced = max(len(work.tokens.cut_ids), len(work.tokens.header_ids))
+    parts = (len(longest.prompt), work.budgets[-1], forced, work.sampling.max_summary_tokens)
+    if sum(parts) > context:
+        raise ValueError(
+            f"the engine's context is {context} tokens, and problem {longest.id!r} needs "
+            f"{sum(parts)}: prompt {parts[0]} + thinking {parts[1]} + forced text {parts[2]} + "
+            f"summary {parts[3]}. Lower the largest budget to {context - sum(parts) + parts[1]}, "
+            "or leave the long problems out."
+        )
