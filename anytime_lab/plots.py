@@ -273,7 +273,8 @@ def _layout(figure: go.Figure, title: str | None, template: str, height: int) ->
         title={"text": title, "x": 0, "xref": "paper", "xanchor": "left"} if title else None,
         height=height,
         hovermode="x unified",
-        margin={"l": 64, "r": 24, "t": 56, "b": 56},
+        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},  # nothing leaves the page
+        margin={"l": 64, "r": 24, "t": 56 if title else 36, "b": 56},
         font={"size": 13},
     )
 

@@ -137,6 +137,15 @@ def write_json(path: str | Path, obj: Any, durable: bool = True) -> None:
     _replace(Path(path), lambda file: file.write(text.encode() + b"\n"), durable)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file in one step.
+
+    Raises:
+        RunFolderError: the disk is full or the folder cannot be written.
+    """
+    _replace(Path(path), lambda file: file.write(text.encode()))
+
+
 def read_json(path: str | Path) -> Any:
     """Reads a JSON file.
 

@@ -1,0 +1,295 @@
+"""Runs → one HTML page that needs no network: tables, curves with bands, how it was measured."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from anytime_lab.curves import accuracy_curves, paired_differences, read_tables
+from anytime_lab.plots import plot_accuracy, plot_difference, plot_training
+from anytime_lab.priors import Prior
+from anytime_lab.records import read_manifest, write_text
+from anytime_lab.summary import summary_table, told_percent, told_points, told_table, verdicts
+from anytime_lab.training_curves import read_metrics, training_frame
+
+CSP = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+)
+CSS = """
+:root { color-scheme: light dark; --ink: #1f2733; --soft: #5b6675; --line: #d9dee5; --paper: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8ebef; --soft: #a4aebb; --line: #39424e; --paper: #15181c; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .5rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; }
+h1, p, td, th { overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
+caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
+th, td { text-align: right; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
+thead th { white-space: nowrap; }
+td { min-width: 4.5rem; }
+th:first-child, table.text td, table.text th { text-align: left; }
+thead th { color: var(--soft); font-weight: 600; } tbody th { font-weight: 600; }
+.note { color: var(--soft); font-size: .93rem; } .figure { margin: .5rem 0; }
+summary { cursor: pointer; color: var(--soft); } li { margin: .2rem 0; }
+"""
+DRAW = """
+const dark = matchMedia('(prefers-color-scheme: dark)');
+function layout(figure) {
+  const ink = dark.matches ? '#e8ebef' : '#1f2733', grid = dark.matches ? '#333c48' : '#e6eaef';
+  const out = structuredClone(figure.layout);
+  Object.assign(out, {paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)'});
+  out.font = Object.assign({}, out.font, {color: ink});
+  for (const key of Object.keys(out)) if (/^[xy]axis/.test(key))
+    Object.assign(out[key], {gridcolor: grid, linecolor: grid, zerolinecolor: grid});
+  out.hoverlabel = {bgcolor: dark.matches ? '#23282f' : '#fff', font: {color: ink}};
+  const quiet = {bgcolor: 'rgba(0,0,0,0)', color: dark.matches ? '#6b7685' : '#aab2bd'};
+  out.modebar = Object.assign({activecolor: ink}, quiet, out.modebar);
+  return out;
+}
+const figures = [...document.querySelectorAll('script.figure-data')].map(
+  node => [node.previousElementSibling, JSON.parse(node.textContent)]);
+const config = {responsive: true, displaylogo: false, plotlyServerURL: ''};
+const draw = () => figures.forEach(([at, f]) => Plotly.react(at, f.data, layout(f), config));
+draw();
+dark.addEventListener('change', draw);
+"""
+
+
+def write_report(
+    runs: Mapping[str, str | Path],
+    path: str | Path,
+    *,
+    reference: str | None = None,
+    prior: Prior | None = None,
+    training: Mapping[str, str | Path] | None = None,
+    equal_time: Mapping[str, str | Path] | None = None,
+    equal_time_note: str = "",
+    title: str = "Accuracy at every thinking budget",
+    notes: Sequence[str] = (),
+    allow_partial: bool = False,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Path:
+    """Writes the comparison of evaluated runs as one self-contained HTML page.
+
+    Args:
+        runs: name → run folder of an evaluation.
+        path: the page; written in one step.
+        reference: the run that the others are compared with; the first if None.
+        prior: weights of the anytime accuracy; None is the plain mean over the budgets.
+        training: name → output folder of a training run (its metrics.jsonl). Use the names of
+            `runs`, so that colours agree.
+        equal_time: name → run folder of evaluations after equal wall time of training, the
+            reference among them (under its name in `runs`).
+        equal_time_note: a sentence on how the times were made equal.
+        notes: paragraphs below the title.
+        allow_partial: take runs that are still being written; the page then says so.
+        resamples, seed: of the bootstrap.
+
+    Returns:
+        path.
+
+    Raises:
+        RunFolderError: a folder cannot be read.
+        ValueError: the reference is unknown, or runs cannot be compared.
+    """
+    if not runs:
+        raise ValueError("no runs were given; expected a mapping from a name to its run folder.")
+    reference = next(iter(runs)) if reference is None else reference
+    names = list(dict.fromkeys([*runs, *(training or {}), *(equal_time or {})]))
+    tables = read_tables(runs, allow_partial)
+    body = [_heading(1, title), *(_paragraph(note) for note in notes)]
+    body += _comparison(tables, reference, prior, names, resamples, seed)
+    if training:
+        frame = training_frame({name: read_metrics(run) for name, run in training.items()})
+        body.append(_heading(2, "Training"))
+        body.append(
+            _paragraph(
+                "Scores of the training rollouts at each update; strong: mean of 10 updates."
+            )
+        )
+        body.append(_figure(plot_training(frame, names)))
+        if frame["seconds"].notna().all():
+            body.append(_paragraph("The same against the wall time of training."))
+            body.append(_figure(plot_training(frame, names, over="seconds")))
+    if equal_time:
+        body.append(_heading(2, "At equal wall time of training"))
+        if equal_time_note:
+            body.append(_paragraph(equal_time_note))
+        timed = read_tables(equal_time, allow_partial)
+        body += _comparison(timed, reference, prior, names, resamples, seed, level=3)
+    body.append(_heading(2, "How this was measured"))
+    body += _method({**runs, **(equal_time or {})}, prior, resamples, allow_partial)
+    write_text(path, _page(title, body))
+    return Path(path)
+
+
+def _comparison(tables, reference, prior, names, resamples, seed, level: int = 2) -> list[str]:
+    """Verdict, headline table, accuracy curves and paired differences of one set of runs."""
+    many = len(tables) > 1
+    summary = summary_table(tables, reference if many else None, prior, resamples, seed)
+    parts = []
+    caption = "95 % intervals in brackets, clustered by problem."
+    if many:
+        pairs = paired_differences(tables, reference, prior, resamples, seed)
+        parts += [_paragraph(sentence) for sentence in verdicts(pairs)]
+        caption += f" Differences to {reference} in percentage points, paired over problems."
+    parts.append(_table(told_table(summary), caption))
+    if level == 2:
+        parts.append(_heading(2, "Accuracy by thinking budget"))
+    parts.append(_figure(plot_accuracy(accuracy_curves(tables), names, title="")))
+    if many:
+        if level == 2:
+            parts.append(_heading(2, f"Paired difference to {reference}"))
+        parts.append(_figure(plot_difference(pairs, names, title="")))
+        parts.append(_details("The numbers at every budget", _table(_by_budget(pairs), "")))
+    return parts
+
+
+def _by_budget(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Every budget's accuracies and difference, told for a reader."""
+    curve = pairs[pairs["measure"] == "accuracy"]
+    missing = float("nan")
+    return pd.DataFrame(
+        {
+            "run": curve["run"],
+            "budget": [f"{b:,}" for b in curve["budget"]],
+            "accuracy": [told_percent(v, missing, missing) for v in curve["accuracy_a"]],
+            "reference": [told_percent(v, missing, missing) for v in curve["accuracy_b"]],
+            "difference": [
+                told_points(*row) for row in curve[["difference", "low", "high"]].to_numpy()
+            ],
+            "bootstrap": [
+                told_points(*row).partition(" ")[2]
+                for row in curve[["difference", "boot_low", "boot_high"]].to_numpy()
+            ],
+        }
+    )
+
+
+# --- how it was measured -------------------------------------------------------------------------
+
+
+def _method(runs, prior: Prior | None, resamples: int, partial: bool) -> list[str]:
+    manifests = {name: read_manifest(run) for name, run in runs.items()}
+    weights = "the plain mean over the budgets"
+    if prior is not None:
+        told = ", ".join(f"{b}: {w:.3g}" for b, w in zip(prior.budgets, prior.weights, strict=True))
+        weights = f"the mean under the budget prior {told}"
+    said = [
+        "Each sample is one thinking of the largest budget, cut at every budget, so all points of "
+        "a curve come from the same thinkings. Anytime accuracy is " + weights + "; final accuracy "
+        "is that at the largest budget.",
+        "The problem is the unit of uncertainty: its samples are averaged first. Intervals "
+        "of the table and the bands are Student-t over problems, those of differences are paired "
+        f"over the same problems; the bootstrap draws problems {resamples:,} times, jointly for "
+        "all budgets. The bands are for each budget by itself. They hold what another draw of "
+        "problems would change, not what another training seed would.",
+    ]
+    if partial:
+        said.append("Runs that were still being written were read as far as they were.")
+    rows = {label: [get(m) for m in manifests.values()] for label, get in _FACTS.items()}
+    same = {label: values[0] for label, values in rows.items() if len(set(values)) == 1}
+    differ = {label: values for label, values in rows.items() if label not in same}
+    parts = [_paragraph(text) for text in said]
+    if same:
+        frame = pd.DataFrame({"setting": list(same), "value": list(same.values())})
+        caption = "The same in all runs." if len(runs) > 1 else "Settings of the run."
+        parts.append(_table(frame, caption, text=True))
+    if differ:
+        columns = {name: [v[i] for v in differ.values()] for i, name in enumerate(manifests)}
+        frame = pd.DataFrame({"setting": list(differ), **columns})
+        parts.append(_table(frame, "Different between runs.", text=True))
+    return parts
+
+
+def _sampling(manifest: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in manifest["settings"]["sampling"].items())
+
+
+def _versions(manifest: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in manifest["sessions"][-1]["versions"].items())
+
+
+_FACTS = {
+    "problems": lambda m: f"{m['dataset']['problems']:,}",
+    "dataset": lambda m: m["dataset"]["name"] or "(not named)",
+    "about the dataset": lambda m: m["dataset"]["card"] or "—",
+    "dataset hash": lambda m: m["settings"]["dataset"][:16],
+    "samples per problem": lambda m: str(m["settings"]["num_samples"]),
+    "summaries per budget": lambda m: str(m["settings"]["num_summaries"]),
+    "budgets (tokens)": lambda m: ", ".join(f"{b:,}" for b in m["settings"]["budgets"]),
+    "sampling": _sampling,
+    "seed": lambda m: str(m["settings"]["seed"]),
+    "verifier": lambda m: m["settings"]["verifier"]["class"],
+    "model": lambda m: m["model_path"] or "(in memory)",
+    "model hash": lambda m: m["settings"]["model"][:16],
+    "versions": _versions,
+    "commit": lambda m: m["sessions"][-1]["commit"] or "—",
+    "measured": lambda m: m["sessions"][-1]["time"],
+}
+
+
+# --- HTML ----------------------------------------------------------------------------------------
+
+
+def _heading(level: int, text: str) -> str:
+    return f"<h{level}>{html.escape(text)}</h{level}>"
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>"
+
+
+def _details(summary: str, inner: str) -> str:
+    return f"<details><summary>{html.escape(summary)}</summary>{inner}</details>"
+
+
+def _table(frame: pd.DataFrame, caption: str, text: bool = False) -> str:
+    head = "".join(f'<th scope="col">{html.escape(str(c))}</th>' for c in frame.columns)
+    rows = []
+    for first, *rest in frame.itertuples(index=False):
+        cells = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in rest)
+        if not text:  # the interval below its value, in all rows alike
+            cells = cells.replace(" [", "<br>[")
+        rows.append(f'<tr><th scope="row">{html.escape(str(first))}</th>{cells}</tr>')
+    told = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    kind = ' class="text"' if text else ""
+    return (
+        f'<div class="wide"><table{kind}>{told}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _figure(figure: go.Figure) -> str:
+    """A place for the figure and its JSON, which no text inside can end early."""
+    figure.update_layout(template="none")  # the page's script gives the colours, light or dark
+    data = json.dumps(json.loads(figure.to_json()), ensure_ascii=True)
+    data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return (
+        f'<div class="figure" style="height:{figure.layout.height}px"></div>'
+        f'<script type="application/json" class="figure-data">{data}</script>'
+    )
+
+
+def _page(title: str, body: Sequence[str]) -> str:
+    inner = "\n".join(body)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{CSP}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title>'
+        f"<style>{CSS}</style><script>{get_plotlyjs()}</script></head>\n"
+        f"<body>\n{inner}\n<script>{DRAW}</script></body></html>\n"
+    )
