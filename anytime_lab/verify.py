@@ -5,166 +5,34 @@ A verifier grades batches, says why a score is 0, and is itself a TRL reward fun
 `MathVerifier` and `FunctionVerifier` hand what could hang or blow up to worker processes.
 """
 
-import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from anytime_lab.grading import answers as finding
-from anytime_lab.grading.answers import HEADER, THINK_CLOSE, find_answer
+from anytime_lab.grading.answers import answer_region, find_answer, find_boxed, first_line
+from anytime_lab.grading.base import AnswerVerifier, AsyncReward, Grade, Verifier, check_lengths
 from anytime_lab.grading.countdown import read_expression
+from anytime_lab.grading.latex import UnreadableError
+from anytime_lab.grading.maths import accepted_forms, all_required, decide, gold_text
+from anytime_lab.grading.pool import GradingPool, Outcome
 
 __all__ = [
+    "AnswerVerifier",
+    "AsyncReward",
     "CountdownVerifier",
     "ExactVerifier",
+    "FunctionVerifier",
     "Grade",
+    "MathVerifier",
+    "MultipleChoiceVerifier",
     "Verifier",
     "find_answer",
 ]
 
-
-@dataclass(frozen=True)
-class Grade:
-    """The verdict on one answer.
-
-    Attributes:
-        score: Reward, usually 0 or 1; None where the grader abstains (the gold is unreadable).
-        answer: The answer as found in the text; None where there is none.
-        reason: "correct", "wrong", "no answer", "unparsable", "too long", "timed out",
-            "out of memory", "crashed", "format" (not exactly one think-close marker),
-            "unreadable gold", or what a user's function gave as its error.
-    """
-
-    score: float | None
-    answer: str | None
-    reason: str
-
-
-class Verifier(Protocol):
-    """What trainer and evaluation ask of a grader."""
-
-    def grade(self, texts: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
-        """Grade texts (thinking as cut + forced text + summary, decoded, without EOS)."""
-        ...
-
-    def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> list[float | None]:
-        """The same as a TRL reward function; golds come from a column."""
-        ...
-
-
-class AnswerVerifier:
-    """Format check, answer finding and TRL's signature; a kind of answer adds `grade_answers`.
-
-    Args:
-        header: The forced summary header; the answer is what follows it.
-        think_close: The think-close marker. Exactly one must stand in a text, or the score is 0
-            with reason "format" (BRPO §5). None: the model has no such marker, nothing to check.
-        answer_column: Dataset column that holds the golds when called as a reward function.
-        name: Name under which TRL logs the reward.
-    """
-
-    name = "answer"
-
-    def __init__(
-        self,
-        *,
-        header: str | None = HEADER,
-        think_close: str | None = THINK_CLOSE,
-        answer_column: str = "answer",
-        name: str | None = None,
-    ):
-        self.header = header
-        self.think_close = think_close
-        self.answer_column = answer_column
-        self.__name__ = name or self.name  # TRL names its metrics by it
-
-    def find(self, text: str) -> str | None:
-        """The answer in a text, or None."""
-        return find_answer(text, self.header, self.think_close)
-
-    def grade(self, texts: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
-        """Grade texts that hold thinking, forced text and summary. Order is kept.
-
-        Args:
-            texts: Decoded, without EOS and padding.
-            golds: One per text.
-
-        Raises:
-            ValueError: The two differ in length.
-        """
-        _check_lengths("texts", texts, golds)
-        grades: list[Grade | None] = [None] * len(texts)
-        rows, answers = [], []
-        for row, text in enumerate(texts):
-            if self.think_close is not None and text.count(self.think_close) != 1:
-                grades[row] = Grade(0.0, None, "format")
-                continue
-            answer = self.find(text)
-            if answer is None:
-                grades[row] = Grade(0.0, None, "no answer")
-            else:
-                rows.append(row)
-                answers.append(answer)
-        for row, grade in zip(
-            rows, self.grade_answers(answers, [golds[row] for row in rows]), strict=True
-        ):
-            grades[row] = grade
-        return grades
-
-    def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
-        """Grade answers that are already found (no text around them, no format to check)."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how to grade an answer.")
-
-    def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> list[float | None]:
-        """Scores as a TRL reward function; None (abstained) where the gold is unreadable.
-
-        Args:
-            prompts: Not looked at.
-            completions: Strings or conversations (`[{"role": …, "content": …}]`).
-            columns: The dataset's columns, one value per completion, and TRL's `log_metric`.
-
-        Raises:
-            ValueError: The column of golds is missing.
-        """
-        if self.answer_column not in columns:
-            raise ValueError(
-                f"the data set has no column {self.answer_column!r} to grade against; it has "
-                f"{sorted(columns)}. Name the right one: "
-                f"{type(self).__name__}(answer_column=...)."
-            )
-        texts = [_text(completion) for completion in completions]
-        grades = self.grade(texts, columns[self.answer_column])
-        log_metric = columns.get("log_metric")
-        if log_metric is not None and grades:
-            timed_out = sum(grade.reason == "timed out" for grade in grades)
-            log_metric(f"{self.__name__}/timed_out", float(timed_out))
-        return [grade.score for grade in grades]
-
-    def as_async(self) -> "AsyncReward":
-        """The same reward as a coroutine function, for event loops and TRL's async rewards."""
-        return AsyncReward(self)
-
-
-class AsyncReward:
-    """A verifier whose `__call__` is awaited; the grading runs in a thread of its own."""
-
-    def __init__(self, verifier: AnswerVerifier):
-        self.verifier = verifier
-        self.__name__ = verifier.__name__
-
-    async def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> list[float | None]:
-        """As `AnswerVerifier.__call__`, without blocking the event loop."""
-        return await asyncio.to_thread(self.verifier, prompts, completions, **columns)
-
-    async def grade(self, texts: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
-        """As `AnswerVerifier.grade`, without blocking the event loop."""
-        return await asyncio.to_thread(self.verifier.grade, texts, golds)
+_SYMBOLIC = "anytime_lab.grading.symbolic"
+_FAILED = {"timed out", "out of memory", "crashed"}
 
 
 class CountdownVerifier(AnswerVerifier):
@@ -178,12 +46,11 @@ class CountdownVerifier(AnswerVerifier):
 
     def find(self, text: str) -> str | None:
         """The first box, or else the first line after the header."""
-        region = finding.answer_region(text, self.header, self.think_close)
-        return finding.find_boxed(region) or finding.first_line(region)
+        return _box_or_line(self, text)
 
     def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
         """Grade expressions against solution expressions."""
-        _check_lengths("answers", answers, golds)
+        check_lengths("answers", answers, golds)
         return [_grade_countdown(a, g) for a, g in zip(answers, golds, strict=True)]
 
 
@@ -203,18 +70,289 @@ class ExactVerifier(AnswerVerifier):
 
     def find(self, text: str) -> str | None:
         """The first box, or else the first line after the header."""
-        region = finding.answer_region(text, self.header, self.think_close)
-        return finding.find_boxed(region) or finding.first_line(region)
+        return _box_or_line(self, text)
 
     def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
         """Grade strings; a list or tuple as gold accepts any of its entries."""
-        _check_lengths("answers", answers, golds)
+        check_lengths("answers", answers, golds)
         grades = []
         for answer, gold in zip(answers, golds, strict=True):
             accepted = gold if isinstance(gold, (list, tuple)) else [gold]
             right = self.normalise(answer) in {self.normalise(str(g)) for g in accepted}
-            grades.append(Grade(float(right), answer, "correct" if right else "wrong"))
+            grades.append(_verdict(right, answer))
         return grades
+
+
+class MultipleChoiceVerifier(AnswerVerifier):
+    """The answer is the letter of a choice: "C", "(C)", "\\\\textbf{(C)} 12", "**C.** Paris".
+
+    Args:
+        letters: The choices there are.
+        settings: As `AnswerVerifier`.
+    """
+
+    name = "multiple_choice"
+
+    def __init__(self, *, letters: str = "ABCDE", **settings: Any):
+        if not letters.isalpha() or letters != letters.upper() or len(set(letters)) < len(letters):
+            raise ValueError(f"letters is {letters!r}; expected distinct capitals, e.g. 'ABCDE'.")
+        super().__init__(**settings)
+        some = f"[{letters}{letters.lower()}]"
+        caps = f"[{letters}]"
+        # The whole answer is a letter, with or without brackets, or a letter leads a label.
+        self._label = re.compile(
+            rf"[\s$*(\[{{]*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{{)?[\s*(\[]*(?:"
+            rf"({some})[\s$*)\]}}.:]*\Z|({caps})(?:[\s$}}]*[)\]:.]|\*\*|[\s$]*\}}))"
+        )
+        self._stated = re.compile(
+            rf"(?:answer|choice|option)\s*(?:is|:)?\s*:?[\s$*(\[]*(?:\\\w+\{{)?[\s(]*({caps})(?!\w)"
+            rf"|\(({caps})\)|\*\*\(?({caps})\)?[.:]?\*\*",
+            re.I if letters.islower() else 0,
+        )
+
+    def find(self, text: str) -> str | None:
+        """The first box; or else the letter that the first paragraph states, or its first line."""
+        region = answer_region(text, self.header, self.think_close)
+        boxed = find_boxed(region)
+        if boxed is not None:
+            return boxed
+        line = first_line(region)
+        if line is None or self._label.match(line):
+            return line
+        stated = self._stated.search(
+            region[: region.find("\n\n", len(region) - len(region.lstrip()))]
+        )
+        return next(filter(None, stated.groups())) if stated else line
+
+    def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
+        """Grade letters; a list or tuple as gold accepts any of its entries."""
+        check_lengths("answers", answers, golds)
+        grades = []
+        for answer, gold in zip(answers, golds, strict=True):
+            accepted = gold if isinstance(gold, (list, tuple)) else [gold]
+            wanted = {self._letter(str(entry)) for entry in accepted}
+            letter = self._letter(answer)
+            if None in wanted or not wanted:
+                grades.append(Grade(None, answer, "unreadable gold"))
+            elif letter is None:
+                grades.append(Grade(0.0, answer, "unparsable"))
+            else:
+                grades.append(_verdict(letter in wanted, answer))
+        return grades
+
+    def _letter(self, answer: str) -> str | None:
+        match = self._label.match(answer[:200])
+        return next(filter(None, match.groups())).upper() if match else None
+
+
+class PooledVerifier(AnswerVerifier):
+    """A verifier that settles what it can here and has workers do the rest.
+
+    Equal pairs are graded once, also across calls (`remember` of them); a verdict that a limit
+    cut short is not remembered, so that a busy moment does not decide a whole run.
+
+    Args:
+        workers: Worker processes.
+        seconds: Wall-clock limit of one item.
+        memory_mb: Memory limit of a worker, MiB.
+        remember: Verdicts kept.
+        settings: As `AnswerVerifier`.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int = 2,
+        seconds: float = 3.0,
+        memory_mb: int = 1024,
+        remember: int = 100_000,
+        preload: Sequence[str] = (),
+        warm_up: tuple[str, Sequence[Any]] | None = None,
+        **settings: Any,
+    ):
+        super().__init__(**settings)
+        self.pool = GradingPool(
+            workers=workers,
+            seconds=seconds,
+            memory_mb=memory_mb,
+            preload=preload,
+            warm_up=warm_up,
+        )
+        self.remember = remember
+        self._known: dict[Any, Grade] = {}
+        self._counts: Counter[str] = Counter()
+
+    def metrics(self) -> Mapping[str, int]:
+        """Counts since the start: "graded", "in workers", "timed out", "out of memory", "crashed".
+
+        Items, not distinct pairs, but for "in workers".
+        """
+        names = ("graded", "in workers", "timed out", "out of memory", "crashed")
+        return {name: self._counts[name] for name in names}
+
+    def close(self) -> None:
+        """End the workers; they start again when needed."""
+        self.pool.close()
+
+    def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
+        """Grade answers in order; limits and reasons as the class says."""
+        check_lengths("answers", answers, golds)
+        keys = [(a, _frozen(g)) for a, g in zip(answers, golds, strict=True)]
+        grades: dict[Any, Grade] = {}
+        jobs: dict[Any, tuple[str, Sequence[Any]]] = {}
+        for key, answer, gold in zip(keys, answers, golds, strict=True):
+            if key in grades or key in jobs:
+                continue
+            if key in self._known:
+                grades[key] = self._known[key]
+                continue
+            settled = self._settle(answer, gold)
+            if isinstance(settled, Grade):
+                grades[key] = self._known[key] = settled
+            else:
+                jobs[key] = settled
+        waiting = list(jobs)
+        with contextlib.closing(self.pool.stream(list(jobs.values()))) as stream:
+            for index, outcome in stream:
+                key = waiting[index]
+                self._counts["in workers"] += 1
+                grade = self._conclude(key[0], outcome)
+                grades[key] = grade
+                if grade.reason not in _FAILED:
+                    self._known[key] = grade  # kept even if this call is interrupted
+        while len(self._known) > self.remember:
+            self._known.pop(next(iter(self._known)))
+        for key in keys:
+            self._counts["graded"] += 1
+            self._counts[grades[key].reason] += 1
+        return [grades[key] for key in keys]
+
+    def _settle(self, answer: str, gold: Any) -> Grade | tuple[str, Sequence[Any]]:
+        """The grade, or the job that finds it."""
+        raise NotImplementedError
+
+    def _conclude(self, answer: str, outcome: Outcome) -> Grade:
+        """The grade that a worker's outcome stands for."""
+        raise NotImplementedError
+
+
+class MathVerifier(PooledVerifier):
+    """Mathematical equality: numbers, expressions, tuples, sets, matrices, relations, text.
+
+    Equal strings and numbers are settled in this process; what takes algebra goes to workers that
+    use math-verify's parser and comparison.
+
+    Args:
+        require_all: A list as gold asks for all of its entries, in any order; by default it
+            accepts any one of them.
+        settings: As `PooledVerifier`: workers, seconds, memory_mb, remember, header, think_close,
+            answer_column, name.
+    """
+
+    name = "math"
+
+    def __init__(self, *, require_all: bool = False, **settings: Any):
+        super().__init__(
+            preload=[_SYMBOLIC],
+            # The parser builds its tables on first use; let no item pay for that.
+            warm_up=(f"{_SYMBOLIC}:grade", (r"\frac{x^2}{2}+\sqrt{2}", [r"\frac{x^{2}+1}{2}"])),
+            **settings,
+        )
+        self.require_all = require_all
+
+    def accepted(self, gold: Any) -> list[str]:
+        """The golds of which any is accepted, as text.
+
+        Raises:
+            UnreadableError: The gold is empty, not finite, too long or of a type that is no answer.
+        """
+        many = isinstance(gold, (list, tuple)) or hasattr(gold, "tolist")
+        entries = gold.tolist() if hasattr(gold, "tolist") and not isinstance(gold, str) else gold
+        entries = list(entries) if many and isinstance(entries, (list, tuple)) else [entries]
+        if not entries:
+            raise UnreadableError("unreadable gold")
+        texts = [all_required(entries)] if self.require_all else [gold_text(g) for g in entries]
+        for text in texts:
+            accepted_forms(text)
+        return texts
+
+    def read_golds(self, golds: Sequence[Any]) -> list[str]:
+        """Why each gold cannot be read by the grader; "" where it can."""
+        problems = [""] * len(golds)
+        rows, jobs = [], []
+        for row, gold in enumerate(golds):
+            try:
+                texts = self.accepted(gold)
+            except UnreadableError as error:
+                problems[row] = str(error)
+                continue
+            rows += [row] * len(texts)
+            jobs += [(f"{_SYMBOLIC}:read", [text]) for text in texts]
+        for row, outcome in zip(rows, self.pool.run(jobs), strict=True):
+            problems[row] = problems[row] or outcome.died or outcome.error or outcome.result or ""
+        return problems
+
+    def _settle(self, answer: str, gold: Any) -> Grade | tuple[str, Sequence[Any]]:
+        try:
+            texts = self.accepted(gold)
+        except UnreadableError:
+            return Grade(None, answer, "unreadable gold")
+        try:
+            verdicts = [decide(answer, text) for text in texts]
+        except UnreadableError as error:
+            return Grade(0.0, answer, str(error))
+        if True in verdicts:
+            return Grade(1.0, answer, "correct")
+        if None not in verdicts:
+            return Grade(0.0, answer, "wrong")
+        return f"{_SYMBOLIC}:grade", [answer, texts]
+
+    def _conclude(self, answer: str, outcome: Outcome) -> Grade:
+        if outcome.result == "correct":
+            return Grade(1.0, answer, "correct")
+        return Grade(0.0, answer, outcome.died or outcome.result or "unparsable")
+
+
+class FunctionVerifier(PooledVerifier):
+    """Scores by a user's function in worker processes, under the limits of time and memory.
+
+    Args:
+        function: `"package.module:name"` of a function `(answer, gold) -> score`, a number, a
+            truth value, or None to abstain. Workers import it, so it lives in a file, not in a
+            notebook cell. Golds reach it as JSON.
+        settings: As `PooledVerifier`.
+
+    An exception in the function scores 0 and is the grade's reason.
+    """
+
+    name = "function"
+
+    def __init__(self, function: str, **settings: Any):
+        module, _, name = function.partition(":") if isinstance(function, str) else ("", "", "")
+        if not module or not name:
+            raise ValueError(
+                f"function is {function!r}; expected the path of a function that workers can "
+                f"import, such as 'my_package.my_module:my_function'."
+            )
+        settings.setdefault("name", name.rpartition(".")[2])
+        super().__init__(preload=[module], **settings)
+        self.function = function
+
+    def _settle(self, answer: str, gold: Any) -> Grade | tuple[str, Sequence[Any]]:
+        return self.function, [answer, gold]
+
+    def _conclude(self, answer: str, outcome: Outcome) -> Grade:
+        if outcome.died or outcome.error:
+            return Grade(0.0, answer, outcome.died or outcome.error)
+        if outcome.result is None:
+            return Grade(None, answer, "abstained")
+        score = float(outcome.result)
+        return Grade(score, answer, "correct" if score >= 1 else "wrong")
+
+
+def _box_or_line(verifier: AnswerVerifier, text: str) -> str | None:
+    region = answer_region(text, verifier.header, verifier.think_close)
+    return find_boxed(region) or first_line(region)
 
 
 def _grade_countdown(answer: str, gold: Any) -> Grade:
@@ -224,19 +362,13 @@ def _grade_countdown(answer: str, gold: Any) -> Grade:
     given = read_expression(answer)
     if given is None:
         return Grade(0.0, answer, "unparsable")
-    right = given == wanted
+    return _verdict(given == wanted, answer)
+
+
+def _verdict(right: bool, answer: str) -> Grade:
     return Grade(float(right), answer, "correct" if right else "wrong")
 
 
-def _check_lengths(what: str, given: Sequence[Any], golds: Sequence[Any]) -> None:
-    if len(given) != len(golds):
-        raise ValueError(
-            f"got {len(given)} {what} and {len(golds)} golds; expected one gold for each."
-        )
-
-
-def _text(completion: Any) -> str:
-    """The text of a completion, a string or a conversation."""
-    if isinstance(completion, str):
-        return completion
-    return "".join(message["content"] or "" for message in completion)
+def _frozen(gold: Any) -> Any:
+    """A gold as a dictionary key; equal keys are golds of equal type and text."""
+    return (type(gold).__name__, repr(gold))

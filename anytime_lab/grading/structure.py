@@ -1,0 +1,359 @@
+"""The outer form of an answer: number, expression, words, tuple, list, union, matrix, relation.
+
+The forms are read without sympy, so that `(1, 2)`, `[1, 2]` and `\\{1, 2\\}` stay apart whatever a
+parser makes of them. What is inside is compared by `compare`.
+"""
+
+import re
+from dataclasses import dataclass
+
+from anytime_lab.grading.latex import braced_end, clean, key, split_top
+from anytime_lab.grading.numbers import Number, read_number
+from anytime_lab.grading.units import Unit, strip_unit
+
+MAX_ITEMS = 64
+
+
+@dataclass(frozen=True)
+class Atom:
+    """A number or an expression; `text` is cleaned, without its unit."""
+
+    text: str
+    number: Number | None = None
+    unit: Unit | None = None
+
+
+@dataclass(frozen=True)
+class Words:
+    """A text answer or a choice: lower case, one space between words."""
+
+    text: str
+    choice: str | None = None  # the letter of "(E)" or of "(E) 12"
+    rest: str = ""  # what follows the letter
+
+
+@dataclass(frozen=True)
+class Group:
+    """A tuple, point or interval: order and brackets count."""
+
+    opening: str
+    closing: str
+    items: tuple["Form", ...]
+
+
+@dataclass(frozen=True)
+class Many:
+    """Several answers; order does not count. `braced` where written as a set."""
+
+    items: tuple["Form", ...]
+    braced: bool = False
+
+
+@dataclass(frozen=True)
+class Union:
+    """A union of intervals or sets; order does not count."""
+
+    items: tuple["Form", ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows of a matrix or vector."""
+
+    rows: tuple[tuple["Form", ...], ...]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """`a = b = c`, `2 < x \\le 3`: the members and the signs between them."""
+
+    members: tuple["Form", ...]
+    signs: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+Form = Atom | Words | Group | Many | Union | Matrix | Relation
+
+_CHOICE = re.compile(r"(?:\\text\{)?\s*\(?\s*([A-J])\s*(?:[).:]\s*\}?|\}\s*[).:]?)\s*(.*)", re.S)
+_ALL_TEXT = re.compile(r"(?:\\text\{[^{}]*\}|[\s\-,.'\"()]|\d)*")
+_PROSE = re.compile(r"[a-zA-Z][a-zA-Z'\-]*(?: [a-zA-Z][a-zA-Z'\-]*)+|[A-Z][a-z]{2,}|[a-z]{4,}")
+_NO_PROSE = re.compile(
+    r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|frac|theta|alpha|beta)\b"
+    r"|^(?:[a-zA-Z] )+[a-zA-Z]$"
+)
+_LEAD = re.compile(
+    r"^(?:\\text\{[^{}]{0,80}?(?:\bis|=|:|\bare)\s*\}|(?:the )?(?:final )?answer is:?)\s*(?=\S)",
+    re.I,
+)
+_ENVIRONMENT = re.compile(
+    r"\\begin\{(p|b|B|small)?(?:matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1?(?:matrix|array)\}",
+    re.S,
+)
+_SIGN = re.compile(r"\\(?:le|ge|ne|approx|equiv|in|lt|gt)(?![a-zA-Z])|[=<>]")
+_NAME = re.compile(
+    r"\\?[a-zA-Z]+(?:_\{?[\w,]+\}?)?'*(?:\([\w, \\]*\))?"  # x, a_n, f(x), \theta
+    r"|\\text\{[^{}]*\}|(?:[a-zA-Z](?:_\w)?|\\angle [A-Z]+)(?:\s*[+\-]\s*[a-zA-Z](?:_\w)?)*"
+)
+_SYMBOL = re.compile(r"\\?[a-zA-Z]+(?:_\w)?(?:\(\\?[a-zA-Z]+\))?")
+_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
+_SEMI = ";"
+
+
+def read_form(text: str) -> Form:
+    """Read an answer or a gold.
+
+    Raises:
+        UnreadableError: Too long, too deeply nested, or empty after cleaning.
+    """
+    return _read(clean(text), 0)
+
+
+def _read(text: str, depth: int) -> Form:
+    text = _strip_braces(_LEAD.sub("", text.strip()))
+    if depth > 12:
+        return Atom(text)
+    words = _read_words(text)
+    if words is not None:
+        return words
+    number = read_number(text)
+    if number is not None:
+        return Atom(text, number)
+    rest, unit = strip_unit(text)
+    if unit is not None and (number := read_number(rest)) is not None:
+        return Atom(rest, number, unit)
+    for reader in (_read_list, _read_relation, _read_union, _read_enclosed, _read_matrix):
+        form = reader(text, depth + 1)
+        if form is not None:
+            return form
+    if unit is not None:
+        inner = _read(rest, depth + 1)
+        return Atom(inner.text, inner.number, unit) if isinstance(inner, Atom) else inner
+    return Atom(text, None, None)
+
+
+def _strip_braces(text: str) -> str:
+    while text.startswith("{") and braced_end(text, 0) == len(text):
+        text = text[1:-1].strip()
+    return text
+
+
+def _read_words(text: str) -> Words | None:
+    """Text answers: `\\text{...}` wholly, plain prose, or a choice letter."""
+    choice = _CHOICE.fullmatch(text)
+    if choice is None and re.fullmatch(r"\(?[A-J]\)?|\(?\\text\{\s*\(?[A-J]\)?\s*\}\)?", text):
+        letter = re.sub(r"\\text|[^A-J]", "", text)
+        return Words(letter.lower(), letter)
+    if choice is not None and not choice.group(2).startswith((",", "=")):
+        rest = choice.group(2).strip()
+        return Words(_fold_words(text), choice.group(1), rest)
+    if "\\text" in text and re.search("[a-zA-Z]", text):
+        letters = re.sub(r"\\text\{[^{}]*\}", "", text)
+        if _ALL_TEXT.fullmatch(text) and not re.search(r"\d", letters):
+            return Words(_fold_words(text))
+        return None
+    if _PROSE.fullmatch(text) and not _NO_PROSE.search(text):
+        return Words(_fold_words(text))
+    return None
+
+
+def _fold_words(text: str) -> str:
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(r"[^\w\s]|_", " ", text.lower())
+    return re.sub(r"^(?:the|an?) (?=\w{2})", "", " ".join(text.split()))
+
+
+def _read_list(text: str, depth: int) -> Form | None:
+    """Parts between top-level semicolons, or else commas; ± stands for two."""
+    parts = split_top(text, _SEMI)
+    if len(parts) == 1:
+        parts = split_top(text, ",")
+    parts = [part.strip() for part in parts if part.strip()]
+    if len(parts) == 1:
+        both = _both_signs(parts[0])
+        return Many(tuple(_read(part, depth) for part in both)) if len(both) == 2 else None
+    if not parts or len(parts) > MAX_ITEMS:
+        return None
+    both_each = [sign for part in parts for sign in _both_signs(part)]
+    return Many(_shared_unit([_read(part, depth) for part in both_each]))
+
+
+def _both_signs(text: str) -> list[str]:
+    """`a \\pm b` as its two values. Several ± stay one expression: they may or may not agree."""
+    if len(_PLUS_MINUS.findall(text)) != 1 or "\\mp" in text:
+        return [text]
+    if split_top(text, ",") != [text] or text.startswith(("(", "[", "\\{")):
+        return [text]
+    return [_PLUS_MINUS.sub(lambda _: "+", text).lstrip("+ "), _PLUS_MINUS.sub("-", text)]
+
+
+def _shared_unit(items: list[Form]) -> tuple[Form, ...]:
+    """`3, 4 \\text{ cm}`: the last unit stands for all."""
+    last = items[-1]
+    if isinstance(last, Atom) and last.unit is not None:
+        return tuple(
+            Atom(item.text, item.number, last.unit)
+            if isinstance(item, Atom) and item.unit is None
+            else item
+            for item in items
+        )
+    return tuple(items)
+
+
+def _read_relation(text: str, depth: int) -> Form | None:
+    """Relations at the top level; `x \\in S` is S, bounds on one name are intervals."""
+    spans = list(_SIGN.finditer(text))
+    if not spans:
+        return None
+    outside = _outside(text)
+    spans = [span for span in spans if outside[span.start()]]
+    if not spans or len(spans) > 7:
+        return None
+    texts, start = [], 0
+    for span in spans:
+        texts.append(text[start : span.start()].strip())
+        start = span.end()
+    texts.append(text[start:].strip())
+    signs = tuple(_plain_sign(span.group()) for span in spans)
+    if not all(texts[1:]):
+        return None
+    if signs == ("\\in",):
+        return _read(texts[1], depth)
+    bounds = _bounds(texts, signs, depth)
+    if bounds is not None:
+        return bounds
+    if not texts[0]:
+        texts, signs = texts[1:], signs[1:]
+        if not signs:
+            return _read(texts[0], depth)
+    return Relation(tuple(_read(part, depth) for part in texts), signs, tuple(texts))
+
+
+def _plain_sign(sign: str) -> str:
+    return {"\\lt": "<", "\\gt": ">", "\\equiv": "="}.get(sign, sign)
+
+
+def _outside(text: str) -> list[bool]:
+    """For each character, whether it stands outside all brackets."""
+    depth, outside = 0, []
+    for character in text:
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        outside.append(depth == 0)
+    return outside
+
+
+_LESS, _MORE = ("<", "\\le"), (">", "\\ge")
+
+
+def _bounds(texts: list[str], signs: tuple[str, ...], depth: int) -> Form | None:
+    """`-2 \\le x < 7`, `x > 3`, `x \\ne 1` as intervals; None where it is anything else."""
+    infinity, minus = Atom("\\infty"), Atom("-\\infty")
+    if len(texts) == 3 and _SYMBOL.fullmatch(texts[1]):
+        low, high = texts[0], texts[2]
+        opening, closing = signs
+        if set(signs) <= set(_MORE):
+            low, high, opening, closing = high, low, closing, opening
+        elif not set(signs) <= set(_LESS):
+            return None
+        open_low = "(" if opening in "<>" else "["
+        open_high = ")" if closing in "<>" else "]"
+        return Group(open_low, open_high, (_read(low, depth), _read(high, depth)))
+    if len(texts) != 2:
+        return None
+    name, bound = texts
+    sign = signs[0]
+    if not _SYMBOL.fullmatch(name):
+        name, bound = bound, name
+        sign = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}.get(sign, sign)
+    if not _SYMBOL.fullmatch(name) or re.search("[a-zA-Z]", key_letters(bound)):
+        return None
+    value = _read(bound, depth)
+    if sign in _LESS:
+        return Group("(", ")" if sign == "<" else "]", (minus, value))
+    if sign in _MORE:
+        return Group("(" if sign == ">" else "[", ")", (value, infinity))
+    if sign == "\\ne":
+        return Union((Group("(", ")", (minus, value)), Group("(", ")", (value, infinity))))
+    return None
+
+
+def key_letters(text: str) -> str:
+    """The text without LaTeX commands: what letters are left are names."""
+    return re.sub(r"\\[a-zA-Z]+", "", text)
+
+
+def _read_union(text: str, depth: int) -> Form | None:
+    if text.replace(" ", "") in (r"\mathbb{R}", "R", r"\text{allrealnumbers}"):
+        return Group("(", ")", (Atom("-\\infty"), Atom("\\infty")))
+    parts = re.split(r"\\cup(?![a-zA-Z])", text)
+    if len(parts) < 2 or len(parts) > MAX_ITEMS or not all(part.strip() for part in parts):
+        return _read_complement(text, depth)
+    return Union(tuple(_read(part, depth) for part in parts))
+
+
+def _read_complement(text: str, depth: int) -> Form | None:
+    """`\\mathbb{R} \\setminus \\{1, 2\\}` with numbers as the union of the intervals between."""
+    match = re.fullmatch(
+        r"\(?(?:\\mathbb\{R\}|\(-\\infty, ?\\infty\))\s*(?:\\setminus|-|\\)\s*\\\{(.*)\\\}\)?", text
+    )
+    if match is None:
+        return None
+    points = [_read(part, depth) for part in split_top(match.group(1), ",")]
+    if not all(isinstance(p, Atom) and p.number is not None for p in points):
+        return None
+    points = sorted(points, key=lambda point: point.number.value)
+    ends = [Atom("-\\infty"), *points, Atom("\\infty")]
+    return Union(tuple(Group("(", ")", (a, b)) for a, b in zip(ends, ends[1:], strict=False)))
+
+
+def _read_enclosed(text: str, depth: int) -> Form | None:
+    """A set in braces, or a tuple or interval in brackets, around the whole text."""
+    if text.startswith("\\{") and text.endswith("\\}"):
+        inner = text[2:-2].strip()
+        if "|" in inner or ":" in inner or "\\}" in inner:
+            return None
+        if not inner:
+            return Many((), braced=True)
+        form = _read(inner, depth)
+        return Many(form.items if isinstance(form, Many) else (form,), braced=True)
+    if text == "\\emptyset":
+        return Many((), braced=True)
+    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or not _closes_last(text):
+        return None
+    parts = [part.strip() for part in split_top(text[1:-1], ",")]
+    if len(parts) == 1 and text[0] == "(" and text[-1] == ")":
+        return _read(text[1:-1], depth)
+    if not all(parts) or len(parts) > MAX_ITEMS:
+        return None
+    return Group(text[0], text[-1], tuple(_read(part, depth) for part in parts))
+
+
+def _closes_last(text: str) -> bool:
+    """Whether the first bracket is closed by the last character."""
+    depth = 0
+    for at, character in enumerate(text):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+            if depth == 0:
+                return at == len(text) - 1
+    return False
+
+
+def _read_matrix(text: str, depth: int) -> Form | None:
+    match = _ENVIRONMENT.fullmatch(re.sub(r"^[(\[]\s*(?=\\begin)|(?<=\})\s*[)\]]$", "", text))
+    if match is None or "\\begin" in match.group(2):
+        return None
+    rows = [row for row in re.split(r"\\\\", match.group(2).replace("\\hline", "")) if row.strip()]
+    cells = [row.split("&") for row in rows]
+    if not cells or len(cells) * max(map(len, cells)) > MAX_ITEMS:
+        return None
+    return Matrix(tuple(tuple(_read(cell, depth) for cell in row) for row in cells))
+
+
+def is_name(text: str) -> bool:
+    """Whether a relation's left side only names the answer: `x`, `f(x)`, `m+n`, `\\text{Area}`."""
+    return _NAME.fullmatch(key(text)) is not None or _NAME.fullmatch(text) is not None

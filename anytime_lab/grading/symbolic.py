@@ -1,0 +1,224 @@
+"""Decide two expressions with sympy, by way of math-verify. Only worker processes import this.
+
+Expressions are evaluated to many digits at fixed points, which settles nearly all of them either
+way and is faster than simplifying; what cannot be evaluated goes to `math_verify.verify`.
+"""
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import sympy
+from latex2sympy2_extended.latex2sympy2 import (
+    ConversionConfig,
+    NormalizationConfig,
+    latex2sympy,
+)
+from math_verify import verify
+from sympy.core.function import AppliedUndef
+from sympy.core.random import seed
+
+from anytime_lab.grading.maths import accepted_forms, atoms_alike, decide, equal
+from anytime_lab.grading.numbers import close, read_based
+from anytime_lab.grading.structure import Atom
+
+DIGITS = 60
+EXACT = Fraction(1, 10**45)  # relative; two expressions that agree so far are equal
+POINTS = 4  # at which expressions in letters are compared
+ENOUGH = 2  # of them must be defined
+
+_NORMALIZE = NormalizationConfig(
+    basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none"
+)
+# Capitals are other names: `r` is not `R`.
+_CONVERT = ConversionConfig(lowercase_symbols=False)
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?|\\?[a-zA-Z]+)\s*\^\\circ")
+_RELATION = re.compile(r"\\relation(\\le|\\ge|\\ne|[<>=])(.*)\\to (.*)", re.S)
+_DECIMAL = re.compile(r"\d\.\d|(?<!\d)\.\d")
+
+
+class UnparsableError(ValueError):
+    """The answer is no expression that the parser understands."""
+
+
+def parse(text: str) -> Any:
+    """A cleaned expression as a sympy object, unevaluated as far as the parser leaves it.
+
+    Raises:
+        UnparsableError: It is none.
+    """
+    text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
+    text = text.replace("%", r"\cdot\frac{1}{100}")
+    try:
+        parsed = latex2sympy(text, normalization_config=_NORMALIZE, conversion_config=_CONVERT)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the parser throws means the same
+        raise UnparsableError(str(error)[:200]) from None
+    if not isinstance(parsed, (sympy.Basic, sympy.MatrixBase)):
+        raise UnparsableError(f"parsed into a {type(parsed).__name__}")
+    return parsed
+
+
+def atoms_equal(answer: Atom, gold: Atom) -> bool | None:
+    """Whether two expressions are equal; the same verdict on every call and every machine.
+
+    Raises:
+        UnparsableError: The answer cannot be parsed.
+    """
+    alike = atoms_alike(answer, gold)
+    if alike is not None:
+        return alike
+    seed(0)
+    given, wanted = _RELATION.fullmatch(answer.text), _RELATION.fullmatch(gold.text)
+    if given and wanted:
+        return _relations_equal(given, wanted)
+    left = parse(answer.text)
+    try:
+        right = parse(gold.text)
+    except UnparsableError:
+        return False  # a gold that is no expression is met by its own text only
+    decimal = _DECIMAL.search(answer.text + " " + gold.text) is not None
+    verdict = _evaluated_equal(left, right, decimal)
+    return _verified(right, left) if verdict is None else verdict
+
+
+def _verified(gold: Any, answer: Any) -> bool:
+    return bool(verify(gold, answer, timeout_seconds=None, float_rounding=6))
+
+
+def _evaluated_equal(left: Any, right: Any, decimal: bool) -> bool | None:
+    """Equality by value, at several points where there are letters; None if undefined there."""
+    if not isinstance(left, sympy.Expr) or not isinstance(right, sympy.Expr):
+        return None
+    left, right = _named_functions(left), _named_functions(right)
+    names = sorted({*left.free_symbols, *right.free_symbols} - _constants(), key=str)
+    compared = 0
+    for point in _points(names) if names else [{}]:
+        values = _value(left, point), _value(right, point)
+        if None in values:
+            continue
+        if not _close(*values, decimal):
+            return False
+        compared += 1
+    if compared == 0 or (names and compared < ENOUGH):
+        return None
+    return True
+
+
+def _relations_equal(given: re.Match[str], wanted: re.Match[str]) -> bool | None:
+    """Whether `a - b` and `c - d` differ by a constant factor only, of the right sign."""
+    sign, turned = given.group(1), given.group(1) != wanted.group(1)
+    left = parse(given.group(2)) - parse(given.group(3))
+    try:
+        right = parse(wanted.group(2)) - parse(wanted.group(3))
+    except UnparsableError:
+        return False
+    left, right = _named_functions(left), _named_functions(right)
+    names = sorted({*left.free_symbols, *right.free_symbols} - _constants(), key=str)
+    ratios = []
+    for point in _points(names):
+        a, b = _value(left, point), _value(right, point)
+        if a is None or b is None:
+            continue
+        if a == 0 or b == 0:
+            if a == b:
+                continue
+            return False
+        ratios.append(a / b)
+    if len(ratios) < ENOUGH:
+        return False
+    if not all(_close(ratio, ratios[0], decimal=False) for ratio in ratios[1:]):
+        return False
+    if sign in ("=", "\\ne"):
+        return True
+    real = sympy.im(ratios[0]) == 0
+    return bool(real and (ratios[0] < 0) == turned)
+
+
+def _constants() -> set[sympy.Symbol]:
+    return {sympy.Symbol("i"), sympy.Symbol("e")}
+
+
+def _named_functions(expression: sympy.Expr) -> sympy.Expr:
+    """Calls of unknown functions, such as `I(0)`, as names of their own."""
+    calls = expression.atoms(AppliedUndef)
+    return expression.xreplace({call: sympy.Symbol(f"call {call}") for call in calls})
+
+
+def _points(names: list[sympy.Symbol]) -> Iterator[dict[sympy.Symbol, sympy.Rational]]:
+    """Fixed rational points, of both signs, none of them special."""
+    for number in range(POINTS):
+        point = {}
+        for index, name in enumerate(names):
+            size = sympy.Rational(1009 + 377 * index + 613 * number, 701 + 89 * number)
+            point[name] = -size if (number >> (index % 2)) & 1 else size
+        yield point
+
+
+def _value(expression: sympy.Expr, point: dict) -> sympy.Expr | None:
+    """A finite complex value to `DIGITS` digits, or None."""
+    values = {**point, sympy.Symbol("i"): sympy.I, sympy.Symbol("e"): sympy.E}
+    try:
+        value = expression.xreplace(values).doit().evalf(DIGITS, chop=False)
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+    if not value.is_number or not value.is_finite or value.has(sympy.nan, sympy.zoo, sympy.oo):
+        return None
+    return value if (sympy.re(value).is_Number and sympy.im(value).is_Number) else None
+
+
+def _close(a: sympy.Expr, b: sympy.Expr, decimal: bool) -> bool:
+    """Equality of two values; real and imaginary part may each be a rounded decimal."""
+    parts = [tuple(_exact(part(x)) for x in (a, b)) for part in (sympy.re, sympy.im)]
+    size = max(abs(x) for pair in parts for x in pair)
+    for left, right in parts:
+        if abs(left - right) <= EXACT * size:
+            continue
+        if not close(left, right, decimal):
+            return False
+    return True
+
+
+def _exact(number: sympy.Expr) -> Fraction:
+    rational = sympy.Rational(number)
+    return Fraction(int(rational.p), int(rational.q))
+
+
+def grade(answer: str, golds: list[str]) -> str:
+    """Reason for the verdict on an answer against golds of which any is accepted (a worker's job).
+
+    Returns "correct", "wrong" or "unparsable".
+    """
+    reason = "wrong"
+    for gold in golds:
+        try:
+            if decide(answer, gold, atoms_equal):
+                return "correct"
+        except UnparsableError:
+            reason = "unparsable"
+    return reason
+
+
+def read(gold: str) -> str:
+    """Why a gold cannot be read, or "" (a worker's job): every expression in it must parse, and
+    sympy must find it equal to itself."""
+    problems: list[str] = []
+
+    def atom_reads(atom: Atom, _: Atom) -> bool:
+        if atom.number is None and "\\infty" not in atom.text and read_based(atom.text) is None:
+            try:
+                parsed = parse(atom.text)
+            except UnparsableError as error:
+                problems.append(f"{atom.text}: {error}")
+                return True
+            if not _verified(parsed, parsed):
+                problems.append(f"{atom.text}: not equal to itself")
+        return True
+
+    for form in accepted_forms(gold):
+        equal(form, form, atom_reads)
+    return "; ".join(problems)

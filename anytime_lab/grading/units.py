@@ -1,0 +1,212 @@
+"""Split a unit off an answer, and compare two of them.
+
+A unit in the gold or in the answer alone is commentary and is dropped; two units that are known
+must measure the same thing, and then 5 m is 500 cm, not 5 cm.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+# kind of quantity -> unit names -> how many of the kind's base unit one is
+_KINDS: dict[str, dict[str, Fraction]] = {
+    "length": {
+        "nm|nanometer|nanometre": Fraction(1, 10**9),
+        r"\mum|um|micrometer|micron": Fraction(1, 10**6),
+        "mm|millimeter|millimetre": Fraction(1, 1000),
+        "cm|centimeter|centimetre": Fraction(1, 100),
+        "m|meter|metre": Fraction(1),
+        "km|kilometer|kilometre": Fraction(1000),
+        "in|inch|inches": Fraction(254, 10**4),
+        "ft|foot|feet": Fraction(3048, 10**4),
+        "yd|yard": Fraction(9144, 10**4),
+        "mi|mile": Fraction(1609344, 1000),
+        "pc|parsec": Fraction(30857, 1) * 10**12,
+        "AU|astronomical unit": Fraction(1495978707, 1) * 100,
+    },
+    "mass": {
+        "mg|milligram": Fraction(1, 1000),
+        "g|gram": Fraction(1),
+        "kg|kilogram": Fraction(1000),
+        "lb|lbs|pound": Fraction(45359237, 10**5),
+        "oz|ounce": Fraction(45359237, 16 * 10**5),
+    },
+    "time": {
+        "ms|millisecond": Fraction(1, 1000),
+        "s|sec|second": Fraction(1),
+        "min|minute": Fraction(60),
+        "h|hr|hour": Fraction(3600),
+        "day": Fraction(86400),
+        "week": Fraction(7 * 86400),
+        "month": Fraction(30 * 86400),
+        "yr|year": Fraction(365 * 86400),
+    },
+    "money": {"dollar|usd|bucks": Fraction(1), "cent|cents": Fraction(1, 100)},
+    "angle": {"degree|deg": Fraction(1)},
+    "radian": {"radian|rad": Fraction(1)},
+    "volume": {"mL|ml|milliliter": Fraction(1, 1000), "L|l|liter|litre": Fraction(1)},
+    "energy": {
+        "J|joule": Fraction(1), "kJ|kilojoule": Fraction(1000), "erg|ergs": Fraction(1, 10**7),
+        "eV|electronvolt": Fraction(1602176634, 10**28),
+        "keV": Fraction(1602176634, 10**25), "MeV": Fraction(1602176634, 10**22),
+    },
+    "force": {"N|newton": Fraction(1), "kN": Fraction(1000), "dyne": Fraction(1, 10**5)},
+    "power": {"W|watt": Fraction(1), "kW|kilowatt": Fraction(1000), "MW": Fraction(10**6)},
+    "pressure": {
+        "Pa|pascal": Fraction(1), "kPa": Fraction(1000), "MPa": Fraction(10**6),
+        "GPa": Fraction(10**9), "atm|atmosphere": Fraction(101325), "bar": Fraction(10**5),
+    },
+    "temperature": {"K|kelvin": Fraction(1)},
+    "celsius": {"celsius": Fraction(1)},
+    "fahrenheit": {"fahrenheit": Fraction(1)},
+    "frequency": {"Hz|hertz": Fraction(1), "kHz": Fraction(1000), "MHz": Fraction(10**6)},
+    "voltage": {"V|volt": Fraction(1), "mV": Fraction(1, 1000), "kV": Fraction(1000)},
+    "current": {"A|amp|ampere": Fraction(1), "mA": Fraction(1, 1000)},
+    "charge": {"C|coulomb": Fraction(1)},
+    "resistance": {r"ohm|\Omega": Fraction(1), r"kohm|k\Omega": Fraction(1000)},
+    "amount": {"mol|mole": Fraction(1)},
+    "speed": {"mph": Fraction(1609344, 3600 * 1000), "kmh|kph": Fraction(10, 36)},
+    "area": {"acre": Fraction(1), "hectare": Fraction(247105, 10**5)},
+}  # fmt: skip
+_NAMES = {
+    name: (kind, factor)
+    for kind, names in _KINDS.items()
+    for spelled, factor in names.items()
+    for name in spelled.split("|")
+}
+_SCALES = {
+    word: Fraction(10**zeros)
+    for word, zeros in {"hundred": 2, "thousand": 3, "million": 6, "billion": 9}.items()
+}
+_MODIFIERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+# Bare words (outside `\\text`) that say what is counted.
+_COUNTED = frozenset(
+    {"unit", "people", "way", "student", "apple", "coin", "ticket", "point", "block", "triangle"}
+    | {"time", "euro", "rupee", "page", "card", "ball", "book", "child", "children", "men", "word"}
+    | {"solution", "integer", "pair", "square unit", "revolution", "player", "team", "person"}
+)
+_FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
+_LETTER = re.compile(r"[a-zA-Z]")
+# Any other bare word after a number; not a function or letter whose backslash is missing.
+_COMMENT = re.compile(
+    r"(?!a?r?c?(?:sin|cos|tan|cot|sec|csc)|log|exp|sqrt|frac|theta|alpha|beta|gamma|delta|sigma"
+    r"|lambda|omega|infty|times)[a-zA-Z]{4,20}"
+)
+_POWER = r"(?:\s?\^\s?(?:\{\s?-?\d\s?\}|-?\d))?"
+_TOKEN = rf"(?:\\text\{{[^{{}}]*\}}|\\mu\s?m|\\Omega|[a-zA-Z]{{1,20}}){_POWER}"
+_TRAILING = re.compile(rf"(?<=[\d\s}})\]%])({_TOKEN}(?:\s?(?:\\cdot|\*|/)?\s?{_TOKEN}){{0,5}})\.?$")
+_DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\text\{\s*)?([CF]|)\s*\}?$")
+_MONEY = re.compile(
+    r"(?P<sign>[-+]?)\s*(?P<name>\\\$|US\s?\\?\$|[€£¥₹]|\\text\{\s*(?:Rs\.?|USD|US)\s*\})\s*"
+)
+_WORD = re.compile(r"\\mu\s?m|\\Omega|\\text|\\cdot|[a-zA-Z]+|\^\s?\{?\s?(-?\d)|/")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit as far as it is understood.
+
+    parts: sorted (kind, power) of a unit that is understood wholly, else ().
+    factor: how many base units one of it is.
+    """
+
+    parts: tuple[tuple[str, int], ...]
+    factor: Fraction
+
+
+def strip_unit(text: str) -> tuple[str, Unit | None]:
+    """(text without its unit, the unit) of a cleaned answer; None where it has none.
+
+    Letters are a unit only where they are `\\text{…}` after something, or where a known name
+    follows a plain number, a single letter after a space: `2s` stays an expression.
+    """
+    money = _MONEY.match(text)
+    if money is not None and money.end() < len(text):
+        rest, unit = strip_unit(text[money.end() :])
+        dollars = money.group("name")[0] in "\\U" and "R" not in money.group("name")
+        if unit is None or not unit.parts:
+            unit = Unit((("money", 1),), Fraction(1)) if dollars else Unit((), Fraction(1))
+        return money.group("sign") + rest, unit
+    degree = _DEGREE.search(text)
+    if degree is not None and degree.start() > 0 and not _FUNCTION.search(text):
+        kind = {"C": "celsius", "F": "fahrenheit"}.get(degree.group(1), "angle")
+        return text[: degree.start()], Unit(((kind, 1),), Fraction(1))
+    tail = max(0, len(text) - 160)  # units are short; the search stays so, too
+    match = _TRAILING.search(text, tail)
+    if match is None:
+        return text, None
+    rest = text[: match.start()].rstrip().removesuffix("\\cdot").rstrip()
+    written = match.group(1)
+    if not rest or rest.endswith(("^", "_", "\\", "+", "-", "=", "/", ",")):
+        return text, None
+    bare = "\\text" not in written
+    letters = re.sub(r"[^a-zA-Z]", "", written)
+    spaced = text[match.start() - 1].isspace()
+    if bare and (_LETTER.search(_COMMAND.sub("", rest)) or (len(letters) == 1 and not spaced)):
+        return text, None  # algebra: a letter elsewhere, or a single one right after a number
+    unit, scale = _read_unit(written, bare)
+    if unit is None:
+        return text, None
+    if scale != 1:
+        rest = f"{rest}\\times 10^{{{len(str(scale)) - 1}}}"
+    return rest, unit
+
+
+def unit_factor(answer: Unit | None, gold: Unit | None) -> Fraction | None:
+    """What an answer in its unit is multiplied with; None where the two measure different things.
+
+    1 where either has no unit that is understood.
+    """
+    if answer is None or gold is None or not answer.parts or not gold.parts:
+        return Fraction(1)
+    return answer.factor / gold.factor if answer.parts == gold.parts else None
+
+
+def _read_unit(written: str, bare: bool) -> tuple[Unit | None, Fraction]:
+    """(unit, scale such as a million). A bare word that is no unit makes it None."""
+    powers: dict[str, int] = {}
+    factor, scale, sign, modifier = Fraction(1), Fraction(1), 1, 1
+    last: tuple[str, Fraction, int] | None = None
+    understood = True
+    for match in _WORD.finditer(written):
+        word = match.group()
+        lower = word.lower()
+        singular = lower.removesuffix("s")
+        if word in ("\\text", "\\cdot"):
+            continue
+        if word == "/" or lower == "per":
+            sign = -1
+        elif match.group(1):
+            if last is not None:
+                kind, base, how = last
+                more = (int(match.group(1)) - 1) * how
+                powers[kind] += more
+                factor *= base**more
+        elif lower in _MODIFIERS:
+            modifier = _MODIFIERS[lower]
+        elif singular in _SCALES:
+            scale *= _SCALES[singular]
+        elif (known := _known(word)) is not None:
+            kind, base = known
+            powers[kind] = powers.get(kind, 0) + sign * modifier
+            factor *= base ** (sign * modifier)
+            last, modifier = (kind, base, sign), 1
+        elif bare and singular not in _COUNTED and not _COMMENT.fullmatch(word):
+            return None, scale
+        else:
+            understood = False
+    if not understood or not powers or modifier != 1:
+        return Unit((), Fraction(1)), scale
+    return Unit(tuple(sorted((k, p) for k, p in powers.items() if p)), factor), scale
+
+
+def _known(word: str) -> tuple[str, Fraction] | None:
+    """A unit name; plural and capitals are forgiven in long ones only (`Pa`, not `pa`)."""
+    word = word.replace(" ", "")
+    if word in _NAMES:
+        return _NAMES[word]
+    lower = word.lower()
+    if len(word) > 3:
+        return _NAMES.get(lower) or _NAMES.get(lower.removesuffix("s"))
+    return None
