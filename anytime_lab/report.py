@@ -31,7 +31,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .5rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; }
 h1, p, td, th { overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
 caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
 th, td { text-align: right; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
@@ -167,10 +167,12 @@ def _by_budget(pairs: pd.DataFrame) -> pd.DataFrame:
             "budget": [f"{b:,}" for b in curve["budget"]],
             "accuracy": [told_percent(v, missing, missing) for v in curve["accuracy_a"]],
             "reference": [told_percent(v, missing, missing) for v in curve["accuracy_b"]],
-            "difference": [
-                told_points(*row) for row in curve[["difference", "low", "high"]].to_numpy()
+            "difference": [told_points(v, missing, missing) for v in curve["difference"]],
+            "95 % interval": [
+                told_points(*row).partition(" ")[2]
+                for row in curve[["difference", "low", "high"]].to_numpy()
             ],
-            "bootstrap": [
+            "by bootstrap": [
                 told_points(*row).partition(" ")[2]
                 for row in curve[["difference", "boot_low", "boot_high"]].to_numpy()
             ],

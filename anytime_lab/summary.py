@@ -79,7 +79,7 @@ def told_table(summary: pd.DataFrame) -> pd.DataFrame:
                 told_points(*values)
                 for values in summary[[column, f"{column}_low", f"{column}_high"]].to_numpy()
             ]
-    out["thinking tokens"] = [f"{tokens:,.1f}" for tokens in summary["thinking_length"]]
+    out["thinking tokens"] = [f"{tokens:,.0f}" for tokens in summary["thinking_length"]]
     return pd.DataFrame(out)
 
 
@@ -121,10 +121,11 @@ def terminal_table(summary: pd.DataFrame, title: str = "") -> Table:
             justify="left" if left else "right",
             overflow="fold",
             no_wrap=not left,
-            min_width=10 if left else None,
+            min_width=12 if left else None,
         )
     for run, *cells in told.itertuples(index=False):
-        table.add_row(Text(run), *(Text(cell.replace(" [", "\n[")) for cell in cells))
+        stacked = [cell.replace(" [", "\n[").replace(f",{NBSP}", ",") for cell in cells]
+        table.add_row(Text(run), *map(Text, stacked))
     return table
 
 

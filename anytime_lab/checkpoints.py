@@ -1,0 +1,63 @@
+"""Which checkpoints can be resumed: they are written in place, so a killed run leaves parts."""
+
+import json
+from pathlib import Path
+
+STATE_FILE = "brpo_state.json"  # written last: its presence says that all the rest was written
+
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "pytorch_model_fsdp_0",
+    "pytorch_model_fsdp.bin",
+)
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "optimizer_0.bin")
+
+
+def missing_parts(checkpoint: str | Path) -> list[str]:
+    """What a checkpoint lacks to be resumed; empty if it is complete.
+
+    Args:
+        checkpoint: a folder `checkpoint-<step>` that a `BRPOTrainer` wrote.
+    """
+    folder = Path(checkpoint)
+    missing = []
+    for name in ("trainer_state.json", STATE_FILE):
+        try:
+            json.loads((folder / name).read_text())
+        except (OSError, ValueError):
+            missing.append(name)
+    # DeepSpeed keeps weights and optimizer in one folder named after the step.
+    if not any(folder.glob("global_step*")):
+        if not any((folder / name).exists() for name in _WEIGHTS):
+            missing.append("the model's weights")
+        if not any((folder / name).exists() for name in _OPTIMIZER):
+            missing.append("optimizer.pt")
+    if not (folder / "scheduler.pt").exists():
+        missing.append("scheduler.pt")
+    if not any(folder.glob("rng_state*.pth")):
+        missing.append("rng_state.pth")
+    return missing
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+    """The complete checkpoint of the highest step under `output_dir`, or None.
+
+    For `trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))`, which
+    starts from the beginning where there is none.
+    """
+    found = []
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        step = folder.name.removeprefix("checkpoint-")
+        if step.isdecimal() and folder.is_dir() and not missing_parts(folder):
+            found.append((int(step), str(folder)))
+    return max(found)[1] if found else None
+
+
+def read_state(checkpoint: str | Path) -> dict[str, float]:
+    """The counters that `BRPOTrainer` adds to a checkpoint; empty where there are none."""
+    path = Path(checkpoint) / STATE_FILE
+    return json.loads(path.read_text()) if path.exists() else {}

@@ -1,0 +1,441 @@
+"""`BRPOTrainer`: TRL's `GRPOTrainer` on rollout trees (BRPO, arXiv 2505.13438).
+
+A row is a tree: one thinking of b_m tokens and the summaries that branch off it at the budgets.
+What TRL does stays TRL's: data order, reward functions, reference model, loss, optimiser, logs and
+checkpoints. Overridden are its seams: rollouts, rewards, advantages, log-probs of packed trees.
+"""
+
+import json
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from datasets import Dataset, IterableDataset
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl import GRPOTrainer
+from trl.data_utils import is_conversational
+from trl.models.utils import unwrap_model_for_generation
+
+from anytime_lab import checks
+from anytime_lab.advantages import (
+    summary_advantages,
+    thinking_advantages,
+    token_advantages,
+)
+from anytime_lab.checkpoints import last_complete_checkpoint, missing_parts
+from anytime_lab.config import BRPOConfig
+from anytime_lab.engines.base import Sampling
+from anytime_lab.engines.hf import HFEngine
+from anytime_lab.metrics import combine_rewards, generation_metrics, prior_mean
+from anytime_lab.prompts import ThinkingFormat, detect_format, resolve_tokens
+from anytime_lab.rollouts import (
+    TreeNumbers,
+    TreeRows,
+    count_trees,
+    leaf_texts,
+    leaf_token_ids,
+    stack_rows,
+)
+from anytime_lab.runlog import StepRecorder
+from anytime_lab.tree import PackedTree, Tree, pack
+from anytime_lab.tree_scoring import resolve_backend, score_rows, trim_columns
+
+logger = logging.getLogger(__name__)
+
+
+class BRPOTrainer(GRPOTrainer):
+    """Trains thinking and summary policy on rollout trees.
+
+    Args:
+        model: a causal language model, its name or path, or a PeftModel.
+        reward_funcs: a verifier, or what TRL takes: functions (sync or async) of
+            `(prompts, completions, **columns)`, sequence classifiers, or a list of them. They are
+            called with one row per summary; the completion is the thinking as cut, the forced text
+            and the summary, with special tokens kept but for EOS and padding. None abstains.
+        args: the settings; `anytime_lab.presets` has the published ones.
+        train_dataset: problems with a `prompt` (text or conversation) and what the rewards need.
+        eval_dataset: the same, or a dict of them, for `evaluate`.
+        processing_class: the tokenizer; by default the model's.
+        reward_processing_classes: as in TRL.
+        callbacks: as in TRL.
+        optimizers: as in TRL.
+        quantization_config: as in TRL.
+        peft_config: as in TRL.
+        thinking_format: thinking tags, forced text and header; by default what the tokenizer has.
+
+    Raises:
+        TypeError, ValueError: before any work, where settings, data, tokenizer and model do not go
+            together; the message says the fix.
+    """
+
+    _tag_names = ["trl", "grpo", "brpo"]
+    _name = "BRPO"
+    _paper = {
+        "title": "Optimizing Anytime Reasoning via Budget Relative Policy Optimization",
+        "id": "2505.13438",
+        "citation": (
+            "@article{qi2025anytime,\n"
+            "    title = {{Optimizing Anytime Reasoning via Budget Relative Policy Optimization}},\n"
+            "    author = {Penghui Qi and others},\n"
+            "    year   = 2025,\n"
+            "    eprint = {arXiv:2505.13438},\n"
+            "}"
+        ),
+    }
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any,
+        args: BRPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Any] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Any = None,
+        callbacks: list | None = None,
+        optimizers: tuple = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        thinking_format: ThinkingFormat | None = None,
+    ):
+        name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+        if args is None:
+            args = BRPOConfig(f"{name.rstrip('/').split('/')[-1]}-BRPO")
+        if not isinstance(args, BRPOConfig):
+            raise TypeError(
+                f"args is a {type(args).__name__}; expected a BRPOConfig, which has the budgets. "
+                "Use anytime_lab.presets or BRPOConfig(budgets=[...], ...)."
+            )
+        functions = checks.as_reward_functions(reward_funcs)
+        model_config = _model_config(model, args)
+        checks.check_model(
+            model_config, args, peft_config is not None or hasattr(model, "peft_config")
+        )
+        tokenizer = checks.check_tokenizer(processing_class or _load_tokenizer(name, args))
+        fmt = thinking_format or detect_format(tokenizer)
+        self.tokens = resolve_tokens(tokenizer, fmt)
+        self.encode_prompt = checks.prompt_encoder(tokenizer, fmt, args.chat_template_kwargs)
+        self.sampling = Sampling(
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k or 0,
+            min_p=args.min_p or 0.0,
+            max_summary_tokens=checks.new_tokens_per_summary(args, self.tokens),
+        )
+        problems = args.generation_batch_size // args.num_generations
+        checks.check_dataset("train_dataset", train_dataset, functions, problems)
+        checks.check_lengths("train_dataset", train_dataset, model_config, args, self.encode_prompt)
+        evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+        for key, dataset in evaluations.items():
+            if dataset is not None:
+                label = f"eval_dataset[{key!r}]" if key else "eval_dataset"
+                checks.check_eval_batches(args)
+                checks.check_dataset(label, dataset, functions, 1)
+                checks.check_lengths(label, dataset, model_config, args, self.encode_prompt)
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+            super().__init__(
+                model=model,
+                reward_funcs=functions,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=tokenizer,
+                reward_processing_classes=reward_processing_classes,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                rollout_func=_sample_rollouts,
+            )
+        self.tree_backend = resolve_backend(self.model, args.tree_backend)
+        logger.info("trees are run by the %s backend", self.tree_backend)
+        device = self.accelerator.device
+        self._prior = torch.tensor(args.budget_prior.weights, device=device)
+        self._summary_prior = torch.tensor(args.summary_weights, device=device)
+        self._mix = args.mix
+        self._unseen = self.tokens.eos_ids | {self.tokens.pad_id}
+        self._recorder = StepRecorder(args.output_dir, self._metrics["train"])
+        self.add_callback(self._recorder)
+        self._trees: list[Tree] = []
+        self._rows: TreeRows | None = None  # layout of the rows that are being scored
+        self._graded: tuple[torch.Tensor, TreeNumbers] | None = None
+
+    def keep_rollouts(self, trees: list[Tree], packed: list[PackedTree]) -> None:
+        """Remember the trees of the generation that TRL is about to score."""
+        self._trees = trees
+        self._rows = stack_rows(packed, self.accelerator.device, self.pad_to_multiple_of)
+
+    # --- rollouts and scores ---------------------------------------------------------------------
+
+    def sample_trees(self, prompts: list[Any]) -> list[Tree]:
+        """One tree for each prompt, sampled by the model as it is now (global RNG).
+
+        Args:
+            prompts: texts or conversations; a group is the same prompt several times.
+        """
+        encoded: dict[str, list[int]] = {}
+        ids = []
+        for prompt in prompts:
+            key = repr(prompt)
+            if key not in encoded:
+                encoded[key] = self.encode_prompt(prompt)
+            ids.append(encoded[key])
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            engine = HFEngine(model, self.tokens, batch_size=self.args.rollout_batch_size)
+            return engine.sample_trees(
+                ids, self.args.budgets, self.args.num_summaries, self.sampling
+            )
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        """Grade every leaf; return the value of each tree per reward function, (W B, F)."""
+        start = time.perf_counter()
+        budgets, summaries = len(self.args.budgets), self.args.num_summaries
+        leaves = budgets * summaries
+        token_ids = leaf_token_ids(self._trees)
+        texts = leaf_texts(token_ids, self._tokenizer, self._unseen)
+        if is_conversational({"prompt": prompts[0]}):
+            texts = [[{"role": "assistant", "content": text}] for text in texts]
+        rewards = super()._calculate_rewards(
+            [row for row in inputs for _ in range(leaves)],
+            [prompt for prompt in prompts for _ in range(leaves)],
+            texts,
+            token_ids,
+        )
+        for column, values in self._pending_extra_logs.items():
+            if len(values) == len(token_ids):  # TRL's table has one row per tree
+                self._pending_extra_logs[column] = [
+                    values[i : i + leaves] for i in range(0, len(values), leaves)
+                ]
+        counted = count_trees(
+            self._trees, self.tokens.close_id, budgets, summaries, self.accelerator.device
+        )
+        numbers = TreeNumbers.from_flat(gather(counted.flat()), budgets, summaries)
+        rewards = rewards.view(-1, budgets, summaries, rewards.shape[-1])
+        scores = combine_rewards(rewards, self.reward_weights)
+        if self.args.check_format:
+            scores = scores.where((numbers.formatted == 1) | scores.isnan(), 0.0)
+        self._graded = scores, numbers
+        self._recorder.add("time/scoring", time.perf_counter() - start)
+        return prior_mean(rewards.nanmean(dim=2).transpose(1, 2), self._prior)
+
+    def _generate_and_score_completions(self, inputs):
+        """TRL's batch, with token advantages (B, C) and the layout of the trees."""
+        start = time.perf_counter()
+        mode = "train" if self.model.training else "eval"
+        output = super()._generate_and_score_completions(inputs)
+        scores, numbers = self._graded
+        group = self.num_generations if mode == "train" else self.num_generations_eval
+        thinking, summary = self._advantages(scores, numbers, group)
+        first = self.accelerator.process_index * len(inputs)
+        own = slice(first, first + len(inputs))
+        rows = self._rows
+        output["advantages"] = token_advantages(
+            thinking.flatten(0, 1)[own],
+            summary.flatten(0, 1)[own],
+            rows.leaf,
+            rows.branch,
+            self.args.budgets,
+        )
+        output["tree_leaf"], output["tree_branch"] = rows.leaf, rows.branch
+        self._log_generation(mode, scores, numbers, group)
+        self._trees, self._rows, self._graded = [], None, None
+        self._recorder.add("time/rollout", time.perf_counter() - start)
+        return output
+
+    def _advantages(
+        self, scores: torch.Tensor, numbers: TreeNumbers, group: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Advantages of all processes' trees: thinking (P, G, J) and summaries (P, G, J, S)."""
+        cuts = numbers.cuts.unflatten(0, (-1, group))
+        leaf = scores.unflatten(0, (-1, group))
+        returns = leaf.nanmean(dim=3)
+        thinking = thinking_advantages(returns, self._prior, self._mix, self.args.discount)
+        return thinking, summary_advantages(leaf, cuts, self._summary_prior)
+
+    # --- packed trees in TRL's loss --------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **multimodal,
+    ):
+        """Log-probs (and entropies) of the last C columns of packed trees; 0 on forced tokens."""
+        rows = self._rows
+        size = batch_size or len(input_ids)
+        logps, entropies = [], []
+        for start in range(0, len(input_ids), size):
+            end = min(start + size, len(input_ids))
+            with self.accelerator.autocast():
+                scored = score_rows(
+                    model,
+                    self.tree_backend,
+                    input_ids[start:end],
+                    attention_mask[start:end],
+                    rows.rows(start, end),
+                )
+            logps.append(scored.log_probs)
+            entropies.append(scored.entropy)
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+    def _compute_loss(self, model, inputs):
+        """TRL's loss on the columns that these rows use."""
+        inputs = trim_columns(inputs)
+        mask = inputs["completion_mask"] * inputs["tool_mask"]
+        self._rows = TreeRows(inputs["tree_leaf"], inputs["tree_branch"], mask)
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._rows = None
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One micro-batch; its loss and time go to the step's line."""
+        start = time.perf_counter()
+        sampling = self._recorder.value("time/rollout")
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._recorder.add_loss(self.accelerator.gather(loss).mean().item())
+        sampling -= self._recorder.value("time/rollout")
+        self._recorder.add("time/update", time.perf_counter() - start + sampling)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._recorder.note({"grad_norm": norm})
+        return norm
+
+    # --- records and checkpoints -----------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """Train; as in transformers, but an incomplete checkpoint is never resumed.
+
+        Args:
+            resume_from_checkpoint: a folder, or True for the last complete one in `output_dir`.
+                Exact (bit-equal to an unbroken run) where new rollouts begin, which is every
+                optimiser step unless rollouts are used for several.
+
+        Raises:
+            ValueError: there is no such checkpoint, or it lacks a part.
+        """
+        path = resume_from_checkpoint or None
+        if path is True:
+            path = last_complete_checkpoint(self.args.output_dir)
+            if path is None:
+                raise ValueError(
+                    f"no complete checkpoint lies in {self.args.output_dir}. Start with "
+                    "resume_from_checkpoint=None, or pass last_complete_checkpoint(output_dir), "
+                    "which is None where there is none."
+                )
+        self._step, self._buffered_inputs = 0, None
+        if path is not None:
+            missing = missing_parts(path)
+            if missing:
+                raise ValueError(
+                    f"{path} cannot be resumed: {', '.join(missing)} missing, as when a run was "
+                    "killed while writing. Pass last_complete_checkpoint(output_dir)."
+                )
+            step = json.loads((Path(path) / "trainer_state.json").read_text())["global_step"]
+            self._step = step * self.args.gradient_accumulation_steps
+            if not self.args.is_generation_boundary(step):
+                logger.warning(
+                    "step %d lies between two generations: its rollouts are sampled again, so the "
+                    "run goes on, but not bit by bit as an unbroken one.",
+                    step,
+                )
+        self._recorder.resumed_from = path
+        return super().train(resume_from_checkpoint=path, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # the marker must not precede another rank's files
+        if self.args.should_save:
+            folder = (
+                Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            )
+            self._recorder.save(folder)
+
+    def _log_generation(
+        self, mode: str, scores: torch.Tensor, numbers: TreeNumbers, group: int
+    ) -> None:
+        """Numbers of one generation to TRL's logger and, in training, to the step's line."""
+        metrics = generation_metrics(scores, numbers, self._prior, self.args.budgets)
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+        for name in _MISLEADING:
+            self._metrics[mode].pop(name, None)
+        if mode == "train":
+            self._recorder.note(metrics)
+            self._recorder.count(
+                {
+                    "total/thinking_tokens": metrics["tokens/thinking"],
+                    "total/summary_tokens": metrics["tokens/summary"],
+                }
+            )
+
+
+# TRL reads them off the last token of a row, which here is the last summary's.
+_MISLEADING = (
+    "completions/clipped_ratio",
+    "completions/mean_terminated_length",
+    "completions/min_terminated_length",
+    "completions/max_terminated_length",
+)
+
+
+def _sample_rollouts(prompts: list[Any], trainer: BRPOTrainer) -> dict[str, list]:
+    """TRL's `rollout_func`: sample trees and lay each out as one row."""
+    start = time.perf_counter()
+    trees = trainer.sample_trees(prompts)
+    packed = [pack(tree) for tree in trees]
+    trainer.keep_rollouts(trees, packed)
+    trainer._recorder.add("time/generation", time.perf_counter() - start)
+    return {
+        "prompt_ids": [list(tree.prompt) for tree in trees],
+        "completion_ids": [list(row.ids) for row in packed],
+        "logprobs": [list(row.logprobs) for row in packed],
+        "env_mask": [list(row.trained) for row in packed],
+    }
+
+
+def _model_config(model, args: BRPOConfig):
+    """The model's configuration, without loading weights."""
+    if not isinstance(model, str):
+        return model.config
+    kwargs = args.model_init_kwargs or {}
+    return AutoConfig.from_pretrained(
+        model, revision=kwargs.get("revision"), trust_remote_code=args.trust_remote_code
+    )
+
+
+def _load_tokenizer(name: str, args: BRPOConfig) -> PreTrainedTokenizerBase:
+    if not name:
+        raise ValueError(
+            "the model object has no name to load a tokenizer from. Pass processing_class=..."
+        )
+    kwargs = args.model_init_kwargs or {}
+    return AutoTokenizer.from_pretrained(
+        name,
+        revision=kwargs.get("revision"),
+        trust_remote_code=args.trust_remote_code,
+        padding_side="left",
+        truncation_side="left",
+    )
