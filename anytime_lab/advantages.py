@@ -1,0 +1,320 @@
+"""Advantages of thinking and summary tokens (BRPO, arXiv 2505.13438, §3 and §4), as pure functions.
+
+P problems, G thinkings per problem (the group), J budgets, S summaries per budget, B packed rows,
+C completion length. A score is any real number; NaN means that the verifier abstained, and such a
+summary leaves every mean.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BaselineMix:
+    """How much the progress and the group baseline count at each budget: V = p V1 + g V2.
+
+    Attributes:
+        progress: (J,) weight of the progress baseline V1.
+        group: (J,) weight of the group baseline V2.
+    """
+
+    progress: tuple[float, ...]
+    group: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.progress) != len(self.group):
+            raise ValueError(
+                f"the mix has {len(self.progress)} progress and {len(self.group)} group weights; "
+                "give one of each for every budget."
+            )
+
+    @classmethod
+    def brpo(cls, num_budgets: int) -> "BaselineMix":
+        """Weighted by the budget's index: (j-1)/m and (m-j+1)/m (BRPO eq. 9)."""
+        return cls._of([j / num_budgets for j in range(num_budgets)])
+
+    @classmethod
+    def brpo_tokens(cls, budgets: Sequence[int]) -> "BaselineMix":
+        """Weighted by tokens: b_{j-1}/b_m and (b_m - b_{j-1})/b_m (the paper's figure 1).
+
+        The same as `brpo` where budgets are evenly spaced.
+        """
+        return cls._of([b / budgets[-1] for b in [0, *budgets[:-1]]])
+
+    @classmethod
+    def progress_only(cls, num_budgets: int) -> "BaselineMix":
+        """V = V1."""
+        return cls._of([1.0] * num_budgets)
+
+    @classmethod
+    def group_only(cls, num_budgets: int) -> "BaselineMix":
+        """V = V2, as in GRPO."""
+        return cls._of([0.0] * num_budgets)
+
+    @classmethod
+    def none(cls, num_budgets: int) -> "BaselineMix":
+        """V = 0, plain REINFORCE."""
+        zero = (0.0,) * num_budgets
+        return cls(zero, zero)
+
+    @classmethod
+    def _of(cls, progress: Sequence[float]) -> "BaselineMix":
+        return cls(tuple(progress), tuple(1.0 - p for p in progress))
+
+
+def _check_scores(scores: Tensor, prior: Tensor) -> None:
+    if scores.ndim != 3 or prior.shape != scores.shape[-1:]:
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and prior {tuple(prior.shape)}; expected (P, G, J) and "
+            "(J,)."
+        )
+
+
+def _from_here_on(values: Tensor) -> Tensor:
+    """Sum over k >= j along the last dimension."""
+    return values.flip(-1).cumsum(-1).flip(-1)
+
+
+def returns(scores: Tensor, prior: Tensor) -> Tensor:
+    """Prior-weighted return from each budget on, R_j = sum over k >= j of P_k r_k (BRPO §3).
+
+    Args:
+        scores: (P, G, J) mean score of the summaries at each budget; NaN counts nothing.
+        prior: (J,) P_j.
+
+    Returns:
+        (P, G, J), in reward units.
+    """
+    _check_scores(scores, prior)
+    return _from_here_on((scores * prior).nan_to_num(0.0))
+
+
+def progress_baseline(scores: Tensor, prior: Tensor, discount: float) -> Tensor:
+    """What this thinking's own earlier budgets lead one to expect, V1 (BRPO eq. 7).
+
+    The mean of the earlier scores, weighted by discount**(j - i), times the prior that is left.
+    0 at the first budget, and where no earlier budget has a score.
+
+    Args:
+        scores: (P, G, J), NaN where nothing was scored.
+        prior: (J,) P_j.
+        discount: lambda, in 0…1.
+
+    Returns:
+        (P, G, J).
+    """
+    _check_scores(scores, prior)
+    known = (~scores.isnan()).to(scores)
+    filled = scores.nan_to_num(0.0)
+    left = _from_here_on(prior * known)
+    total = torch.zeros_like(filled[..., 0])
+    weight = torch.zeros_like(total)
+    columns = []
+    for j in range(scores.shape[-1]):
+        columns.append(torch.where(weight > 0, total / weight.clamp_min(1e-30), 0.0))
+        # Each step to the right multiplies every earlier weight by the discount.
+        total = discount * (total + filled[..., j])
+        weight = discount * (weight + known[..., j])
+    return torch.stack(columns, dim=-1) * left
+
+
+def group_baseline(scores: Tensor, prior: Tensor) -> Tensor:
+    """Mean return of the group, V2 (BRPO eq. 8; includes the thinking itself).
+
+    Where a thinking lacks the score of a budget, that budget leaves its baseline as it leaves its
+    return, and leaves the mean of the others.
+
+    Args:
+        scores: (P, G, J), NaN where nothing was scored.
+        prior: (J,) P_j.
+
+    Returns:
+        (P, G, J); the same for all thinkings of a group unless scores are missing.
+    """
+    _check_scores(scores, prior)
+    mean = scores.nanmean(dim=1, keepdim=True)
+    return returns(mean.expand_as(scores).masked_fill(scores.isnan(), torch.nan), prior)
+
+
+def thinking_advantages(
+    scores: Tensor, prior: Tensor, mix: BaselineMix, discount: float
+) -> Tensor:
+    """Advantage of the thinking tokens that lead to each budget, R_j - V_j (BRPO eq. 6 and 9).
+
+    No division by a standard deviation: it over-weights nearly solved problems.
+
+    Args:
+        scores: (P, G, J) mean score of the summaries at each budget, NaN where nothing was scored.
+        prior: (J,) P_j.
+        mix: weights of the two baselines.
+        discount: lambda of the progress baseline.
+
+    Returns:
+        (P, G, J).
+    """
+    _check_scores(scores, prior)
+    if len(mix.progress) != scores.shape[-1]:
+        raise ValueError(
+            f"the mix is for {len(mix.progress)} budgets, but scores have {scores.shape[-1]}."
+        )
+    return returns(scores, prior) - _mixed(scores, prior, mix, discount)
+
+
+def _mixed(scores: Tensor, prior: Tensor, mix: BaselineMix, discount: float) -> Tensor:
+    progress, group = (
+        scores.new_tensor(weights) for weights in (mix.progress, mix.group)
+    )
+    return progress * progress_baseline(
+        scores, prior, discount
+    ) + group * group_baseline(scores, prior)
+
+
+def summary_advantages(
+    leaf_scores: Tensor, cuts: Tensor, summary_prior: Tensor
+) -> Tensor:
+    """Advantage of each summary, decoupled from the thinking (BRPO eq. 10).
+
+    With S > 1 the baseline is the mean score of the summaries on the same truncated thinking:
+    budgets at or past its end share it, so theirs form one group. With S = 1 it is the mean over
+    the group's thinkings at the same budget. Weighted by P'_j / S, since the gradient takes the
+    mean over summaries.
+
+    Args:
+        leaf_scores: (P, G, J, S), NaN where the verifier abstained.
+        cuts: (P, G, J) thinking tokens that the summaries at a budget stand on.
+        summary_prior: (J,) P'_j.
+
+    Returns:
+        (P, G, J, S); 0 where the verifier abstained.
+    """
+    if leaf_scores.ndim != 4 or cuts.shape != leaf_scores.shape[:3]:
+        raise ValueError(
+            f"leaf_scores {tuple(leaf_scores.shape)} and cuts {tuple(cuts.shape)}; expected "
+            "(P, G, J, S) and (P, G, J)."
+        )
+    summaries = leaf_scores.shape[-1]
+    if summaries == 1:
+        baseline = leaf_scores.nanmean(dim=1, keepdim=True)
+    else:
+        same = (cuts[..., :, None] == cuts[..., None, :]).to(
+            leaf_scores
+        )  # (P, G, J, J)
+        known = (~leaf_scores.isnan()).to(leaf_scores).sum(-1)
+        total = leaf_scores.nan_to_num(0.0).sum(-1)
+        baseline = (same @ total[..., None]) / (same @ known[..., None])
+    weight = summary_prior.to(leaf_scores)[:, None] / summaries
+    return ((leaf_scores - baseline) * weight).nan_to_num(0.0)
+
+
+def token_advantages(
+    thinking: Tensor,
+    summary: Tensor,
+    leaf: Tensor,
+    branch: Tensor,
+    budgets: Sequence[int],
+) -> Tensor:
+    """Lay advantages out over the tokens of packed trees.
+
+    A thinking token at position t (from 1) gets the advantage of the smallest budget >= t; a leaf
+    token that of its summary. Forced tokens get their leaf's, too: the loss masks them.
+
+    Args:
+        thinking: (B, J).
+        summary: (B, J, S).
+        leaf: (B, C) leaf number j·S + s; -1 on the trunk, -2 on padding.
+        branch: (B, C) t - 1 on trunk token t.
+        budgets: J increasing budgets; the last one bounds every thinking.
+
+    Returns:
+        (B, C); 0 on padding.
+    """
+    grid = torch.as_tensor(list(budgets), device=branch.device, dtype=branch.dtype)
+    serves = torch.searchsorted(grid, branch + 1).clamp(max=len(grid) - 1)
+    on_trunk = thinking.gather(1, serves)
+    on_leaf = summary.flatten(1).gather(1, leaf.clamp(min=0))
+    return torch.where(leaf >= 0, on_leaf, on_trunk).masked_fill(leaf < -1, 0.0)
+
+
+def variance_diagnostics(
+    scores: Tensor, prior: Tensor, discount: float
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """How much of the return's variance each baseline explains (the paper's figure 3).
+
+    Args:
+        scores: (P, G, J), NaN where nothing was scored.
+        prior: (J,).
+        discount: lambda.
+
+    Returns:
+        For "progress", "group" and "brpo": corr(V, R) and Var[R - V] / Var[R], both (J,), over all
+        P·G thinkings; NaN where R, or for the correlation V, does not vary.
+    """
+    target = returns(scores, prior).flatten(0, 1)
+    baselines = {
+        "progress": progress_baseline(scores, prior, discount),
+        "group": group_baseline(scores, prior),
+        "brpo": _mixed(scores, prior, BaselineMix.brpo(scores.shape[-1]), discount),
+    }
+    return {name: _explained(v.flatten(0, 1), target) for name, v in baselines.items()}
+
+
+def _explained(baseline: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    centred, wanted = baseline - baseline.mean(0), target - target.mean(0)
+    spread, variance = centred.square().mean(0), wanted.square().mean(0)
+    # Rounding leaves a trace of variance in what is constant.
+    varies = variance > 1e-12
+    correlation = (centred * wanted).mean(0) / (spread * variance).sqrt()
+    ratio = (wanted - centred).square().mean(0) / variance
+    none = torch.full_like(ratio, torch.nan)
+    return (
+        torch.where(varies & (spread > 1e-12), correlation, none),
+        torch.where(varies, ratio, none),
+    )
+
+
+def linear_length_penalty(
+    leaf_scores: Tensor, cuts: Tensor, largest: int, alpha: float
+) -> Tensor:
+    """Scores that fall with the length of the thinking: r (1 - alpha |z| / b_m) (L1).
+
+    Only positive scores fall; a wrong answer is no better for being short.
+
+    Args:
+        leaf_scores: (P, G, J, S).
+        cuts: (P, G, J) thinking tokens that the summaries stand on.
+        largest: b_m.
+        alpha: strength, 0.2 as published.
+
+    Returns:
+        (P, G, J, S).
+    """
+    factor = 1 - alpha * cuts.to(leaf_scores) / largest
+    return torch.where(leaf_scores > 0, leaf_scores * factor[..., None], leaf_scores)
+
+
+def group_length_penalty(leaf_scores: Tensor, cuts: Tensor, alpha: float) -> Tensor:
+    """Scores that fall with the length relative to the group's right thinkings.
+
+    r (1 - alpha sigmoid((|z| - mean) / std)), mean and (population) std over the lengths of the
+    thinkings of the same problem and budget whose score is positive (Arora & Zanette, 2502.04463).
+
+    Args:
+        leaf_scores: (P, G, J, S).
+        cuts: (P, G, J) thinking tokens that the summaries stand on.
+        alpha: strength, 0.2 as published.
+
+    Returns:
+        (P, G, J, S).
+    """
+    right = leaf_scores > 0
+    lengths = cuts.to(leaf_scores)[..., None].expand_as(leaf_scores)
+    count = right.sum(dim=(1, 3), keepdim=True).clamp(min=1)
+    mean = (lengths * right).sum(dim=(1, 3), keepdim=True) / count
+    variance = ((lengths - mean).square() * right).sum(dim=(1, 3), keepdim=True) / count
+    relative = (lengths - mean) / variance.sqrt().clamp_min(1e-6)
+    return torch.where(
+        right, leaf_scores * (1 - alpha * relative.sigmoid()), leaf_scores
+    )

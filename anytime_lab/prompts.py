@@ -1,0 +1,190 @@
+"""Thinking tags, the forced text after a thinking, and prompts that end where a thinking begins.
+
+A thinking that its budget cuts is followed by `cut_suffix + header`, one that ended itself by
+`header`; then the summary is sampled (BRPO §5). The inserted tokens are never trained. Which ids
+these are comes from the tokenizer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Ends of a turn in the vocabularies of common chat models, besides the tokenizer's own EOS.
+TURN_ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>")
+
+
+@dataclass(frozen=True)
+class ThinkingFormat:
+    """How a family of models writes a thinking and a final answer.
+
+    Attributes:
+        name: For manifests.
+        think_open: Ends every prompt.
+        think_close: Ends a thinking; one token of the vocabulary.
+        cut_suffix: Inserted after a thinking that its budget cut; holds `think_close` once.
+        header: Inserted before every summary.
+        chat_template: Whether conversations go through the tokenizer's chat template.
+    """
+
+    name: str = "chat"
+    think_open: str = "<think>\n"
+    think_close: str = "</think>"
+    cut_suffix: str = "...\n\n...\n\n</think>"
+    header: str = "\n\n**Final Answer**\n"
+    chat_template: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.think_close or self.cut_suffix.count(self.think_close) != 1:
+            raise ValueError(
+                f"cut_suffix {self.cut_suffix!r} must hold think_close {self.think_close!r} exactly"
+                " once: it ends the thinking that a budget cut."
+            )
+        if self.think_close in self.header:
+            raise ValueError(
+                f"header {self.header!r} holds think_close {self.think_close!r}; leave it out, the "
+                "thinking has ended there."
+            )
+
+
+R1 = ThinkingFormat(name="r1")  # DeepSeek-R1 and its distillations; the published runs
+QWEN3 = ThinkingFormat(name="qwen3")
+COUNTDOWN = ThinkingFormat(name="countdown")  # the embedded model
+PLAIN = ThinkingFormat(
+    name="plain", chat_template=False
+)  # base models: text in, text out
+
+
+@dataclass(frozen=True)
+class ThinkingTokens:
+    """What an engine needs of a format, in token ids.
+
+    Attributes:
+        close_id: The think-end marker.
+        eos_ids: Tokens that end a turn.
+        pad_id: Fills rows; never attended to.
+        cut_ids: Inserted after a thinking that its budget cut.
+        header_ids: Inserted after a thinking that ended itself.
+    """
+
+    close_id: int
+    eos_ids: frozenset[int]
+    pad_id: int
+    cut_ids: tuple[int, ...]
+    header_ids: tuple[int, ...]
+
+    def forced(self, end: str, cut: int, length: int) -> tuple[int, ...]:
+        """What is inserted after the first `cut` tokens of a thinking of `length` tokens.
+
+        Args:
+            end: How the thinking ended: `closed`, `eos` or `length`.
+            cut: Tokens kept, at most `length`.
+            length: Tokens of the whole thinking.
+        """
+        return self.cut_ids if cut < length or end == "length" else self.header_ids
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def resolve_tokens(tokenizer: Any, fmt: ThinkingFormat) -> ThinkingTokens:
+    """The ids of a format in a tokenizer's vocabulary.
+
+    Raises:
+        ValueError: the think-end marker is not one token, or there is no EOS token.
+    """
+    close = _encode(tokenizer, fmt.think_close)
+    if len(close) != 1 or close[0] == tokenizer.unk_token_id:
+        raise ValueError(
+            f"the think-end marker {fmt.think_close!r} is {len(close)} tokens ({close}) in this "
+            "tokenizer; expected one token, so that a thinking can be seen to end. Pass a format "
+            "with the model's own marker (ThinkingFormat(think_close=..., cut_suffix=...)), or add "
+            f"it: tokenizer.add_tokens([{fmt.think_close!r}]) and "
+            "model.resize_token_embeddings(len(tokenizer))."
+        )
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer has no EOS token, so a summary could never end. Set "
+            "tokenizer.eos_token."
+        )
+    known = dict(
+        zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    )
+    ends = {known[text] for text in TURN_ENDS if text in known}
+    pad = tokenizer.pad_token_id
+    return ThinkingTokens(
+        close_id=close[0],
+        eos_ids=frozenset({tokenizer.eos_token_id, *ends}),
+        pad_id=tokenizer.eos_token_id if pad is None else pad,
+        cut_ids=tuple(_encode(tokenizer, fmt.cut_suffix + fmt.header)),
+        header_ids=tuple(_encode(tokenizer, fmt.header)),
+    )
+
+
+def prompt_ids(
+    prompt: str | Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    fmt: ThinkingFormat,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Token ids of a prompt; the think-open marker ends it, exactly once.
+
+    Args:
+        prompt: A text, taken as it is, or a conversation, which goes through the chat template
+            (its contents joined by blank lines where the format has none).
+        tokenizer: Of the model that will think.
+        fmt: The model's format.
+        chat_template_kwargs: For the chat template, such as `{"enable_thinking": True}`.
+
+    Raises:
+        ValueError: the template closes the thinking, or there is no template.
+    """
+    text = _text(prompt, tokenizer, fmt, chat_template_kwargs)
+    marker = fmt.think_open.strip()
+    if text.rstrip().endswith(fmt.think_close):
+        raise ValueError(
+            f"the prompt ends with {fmt.think_close!r}: the chat template switches thinking off. "
+            "Pass chat_template_kwargs={'enable_thinking': True}, or leave enable_thinking out."
+        )
+    if text.rstrip().endswith(marker):
+        text = text.rstrip().removesuffix(marker)
+    text += fmt.think_open
+    bos = getattr(tokenizer, "bos_token", None)
+    plain = (
+        isinstance(prompt, str) or not fmt.chat_template
+    )  # a template writes BOS itself
+    special = plain and not (bos and text.startswith(bos))
+    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def _text(
+    prompt: Any, tokenizer: Any, fmt: ThinkingFormat, kwargs: Mapping | None
+) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    if not fmt.chat_template:
+        return "\n\n".join(str(message["content"]) for message in prompt) + "\n\n"
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError(
+            "the prompt is a conversation, but the tokenizer has no chat template. Pass the format "
+            "PLAIN (anytime_lab.prompts) for a base model, or set tokenizer.chat_template."
+        )
+    return tokenizer.apply_chat_template(
+        list(prompt), add_generation_prompt=True, tokenize=False, **dict(kwargs or {})
+    )
+
+
+def detect_format(tokenizer: Any) -> ThinkingFormat:
+    """The format that a tokenizer speaks, by its chat template and vocabulary.
+
+    Returns `R1` or `QWEN3` where the template shows the family, `PLAIN` where there is none.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if template is None:
+        return PLAIN
+    if len(_encode(tokenizer, COUNTDOWN.header)) == 1:
+        return COUNTDOWN
+    text = template if isinstance(template, str) else str(template)
+    if "<｜Assistant｜>" in text:
+        return R1
+    return QWEN3 if "enable_thinking" in text else ThinkingFormat()
