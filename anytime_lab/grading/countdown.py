@@ -8,7 +8,17 @@ MAX_CHARS = 1000  # an expression over a handful of numbers; longer ones are noi
 
 _TOKEN = re.compile(r"\s*(\d{1,9}(?!\d)|[-+*/()])")
 _SIGNS = str.maketrans(
-    {"×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "∕": "/", "−": "-", "–": "-", "＋": "+"}
+    {
+        "×": "*",
+        "·": "*",
+        "⋅": "*",
+        "∗": "*",
+        "÷": "/",
+        "∕": "/",
+        "−": "-",
+        "–": "-",
+        "＋": "+",
+    }
     | {"（": "(", "）": ")", "[": "(", "]": ")", "＝": "=", "$": " ", "`": " "}
     | {chr(0xFF10 + d): str(d) for d in range(10)}
 )
@@ -51,7 +61,9 @@ def read_expression(text: str) -> Expression | None:
     if expression is None or not equals:
         return expression
     stated = _evaluate(right)
-    return expression if stated is not None and stated.value == expression.value else None
+    return (
+        expression if stated is not None and stated.value == expression.value else None
+    )
 
 
 def _evaluate(text: str) -> Expression | None:

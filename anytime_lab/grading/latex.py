@@ -96,7 +96,10 @@ _PLAIN = (
 _ARGUMENT = r"\s*(\d|[a-zA-Z]|\\pi(?![a-zA-Z])|\\[a-zA-Z]+(?=[\s\d}]))"
 _BRACED = r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
 _MISSING_BRACES = (
-    (re.compile(r"\\(frac|binom)(?![a-zA-Z])" + _ARGUMENT + _ARGUMENT), r"\\\1{\2}{\3}"),
+    (
+        re.compile(r"\\(frac|binom)(?![a-zA-Z])" + _ARGUMENT + _ARGUMENT),
+        r"\\\1{\2}{\3}",
+    ),
     (re.compile(r"\\(frac|binom)(?![a-zA-Z])" + _ARGUMENT + r"\s*(?=\{)"), r"\\\1{\2}"),
     (re.compile(r"\\(frac|binom)(?![a-zA-Z])" + _BRACED + _ARGUMENT), r"\\\1{\2}{\3}"),
     (re.compile(r"\\sqrt(?![a-zA-Z])" + _ARGUMENT), r"\\sqrt{\1}"),
@@ -110,8 +113,11 @@ _JOINING_TEXT = re.compile(
 _PERCENT = re.compile(
     r"\s*(?:\\text\{\s*(?:percent|per cent|pct)\s*\}|(?<![a-zA-Z])(?:percent|pct)(?![a-zA-Z]))"
 )
-_SCIENTIFIC = re.compile(r"(?<![a-zA-Z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]\{?([-+]?\d{1,4})\}?(?![\w.])")
+_SCIENTIFIC = re.compile(
+    r"(?<![a-zA-Z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]\{?([-+]?\d{1,4})\}?(?![\w.])"
+)
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d)(?:,\\!|\{,\}(?:\\!)?)\s*(?=\d{3})")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
 _GROUPED = re.compile(r"(?<![\d.,{])\d{1,3}(?:(?:\\,|\\ | )\d{3})+(?!\d)")  # 10\,000
 _KEPT_SPACE = re.compile(r"(\\[a-zA-Z]+ (?=\s*[a-zA-Z]))\s*|\s+")
 _CLOCK = re.compile(r"(\d:\d\d)\s*(?:\\text\{)?\s*([apAP])\.?\s?[mM]\.?\s*\}?$")
@@ -123,7 +129,9 @@ _WHOLE = (
     re.compile(r"\\\[(?P<in>.*)\\\]", re.S),
     re.compile(r"\*\*(?P<in>.*)\*\*", re.S),
     re.compile(r"`(?P<in>.*)`", re.S),
-    re.compile(r"\\begin\{(equation|align|gather|math)\*?\}(?P<in>.*)\\end\{\1\*?\}", re.S),
+    re.compile(
+        r"\\begin\{(equation|align|gather|math)\*?\}(?P<in>.*)\\end\{\1\*?\}", re.S
+    ),
 )
 _WHOLE_BOX = re.compile(r"\\(?:boxed|fbox|framebox|ensuremath|displaylines)\s*(?=\{)")
 
@@ -146,7 +154,7 @@ def clean(text: str) -> str:
     text = _unwrap(text)
     text = _TEXT_COMMAND.sub(r"\\text", text)
     text = _OLD_FONT.sub(r"\\text{\1}", text)
-    text = _COMMA_IN_NUMBER.sub(",", text)
+    text = _COMMA_IN_NUMBER.sub("", text)
     text = _DROPPED.sub("", text)
     text = _GROUPED.sub(lambda m: re.sub(r"[^\d]", "", m.group()), text)
     text = _SPACE.sub(" ", text)
@@ -191,6 +199,22 @@ def split_top(text: str, separators: str) -> list[str]:
         at += 1
     parts.append(text[start:])
     return parts
+
+
+def split_commas(text: str) -> list[str]:
+    """Split at commas outside all brackets, but not within numbers such as `1,000`.
+
+    Without a space after any comma `1,000` is still one number if that leaves a single part;
+    otherwise all commas part.
+    """
+    parts = split_top(without_separators(text), ",")
+    spaced = any(part[:1].isspace() for part in parts[1:])
+    return parts if len(parts) == 1 or spaced else split_top(text, ",")
+
+
+def without_separators(text: str) -> str:
+    """The text with `1,000` as `1000`."""
+    return _THOUSANDS.sub(lambda m: m.group().replace(",", ""), text)
 
 
 def braced_end(text: str, start: int) -> int:

@@ -15,7 +15,16 @@ _SCIENTIFIC = re.compile(
     rf"(?:({_UNSIGNED})\s*(?:\\times|\\cdot|\*|x)\s*)?10\s*\^\s*(?:\{{\s*([-+]?\d{{1,3}})\s*\}}|(\d))"
 )
 _BASED = re.compile(r"([0-9a-zA-Z]+)_(?:\{(\d{1,2})\}|\{?\\text\{([a-z]+)\}\}?|(\d))")
-_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "ten": 10}
+_BASES = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "ten": 10,
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,9 @@ def read_number(text: str) -> Number | None:
     percent = text.endswith("%")
     if percent:
         text = text[:-1].rstrip()
-    while text.startswith("(") and text.endswith(")") and "(" not in text[1:]:
+    while (
+        text.startswith("(") and text.endswith(")") and not {"(", ","} & set(text[1:])
+    ):
         text = text[1:-1].strip()
     if text.startswith("{") and text.endswith("}") and "{" not in text[1:]:
         text = text[1:-1].strip()

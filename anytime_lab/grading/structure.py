@@ -7,7 +7,7 @@ parser makes of them. What is inside is compared by `compare`.
 import re
 from dataclasses import dataclass
 
-from anytime_lab.grading.latex import braced_end, clean, key, split_top
+from anytime_lab.grading.latex import braced_end, clean, key, split_commas, split_top
 from anytime_lab.grading.numbers import Number, read_number
 from anytime_lab.grading.units import Unit, strip_unit
 
@@ -74,9 +74,13 @@ class Relation:
 
 Form = Atom | Words | Group | Many | Union | Matrix | Relation
 
-_CHOICE = re.compile(r"(?:\\text\{)?\s*\(?\s*([A-J])\s*(?:[).:]\s*\}?|\}\s*[).:]?)\s*(.*)", re.S)
+_CHOICE = re.compile(
+    r"(?:\\text\{)?\s*\(?\s*([A-J])\s*(?:[).:]\s*\}?|\}\s*[).:]?)\s*(.*)", re.S
+)
 _ALL_TEXT = re.compile(r"(?:\\text\{[^{}]*\}|[\s\-,.'\"()]|\d)*")
-_PROSE = re.compile(r"[a-zA-Z][a-zA-Z'\-]*(?: [a-zA-Z][a-zA-Z'\-]*)+|[A-Z][a-z]{2,}|[a-z]{4,}")
+_PROSE = re.compile(
+    r"[a-zA-Z][a-zA-Z'\-]*(?: [a-zA-Z][a-zA-Z'\-]*)+|[A-Z][a-z]{2,}|[a-z]{4,}"
+)
 _NO_PROSE = re.compile(
     r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|frac|theta|alpha|beta)\b"
     r"|^(?:[a-zA-Z] )+[a-zA-Z]$"
@@ -121,13 +125,21 @@ def _read(text: str, depth: int) -> Form:
     rest, unit = strip_unit(text)
     if unit is not None and (number := read_number(rest)) is not None:
         return Atom(rest, number, unit)
-    for reader in (_read_list, _read_relation, _read_union, _read_enclosed, _read_matrix):
+    for reader in (
+        _read_list,
+        _read_relation,
+        _read_union,
+        _read_enclosed,
+        _read_matrix,
+    ):
         form = reader(text, depth + 1)
         if form is not None:
             return form
     if unit is not None:
         inner = _read(rest, depth + 1)
-        return Atom(inner.text, inner.number, unit) if isinstance(inner, Atom) else inner
+        return (
+            Atom(inner.text, inner.number, unit) if isinstance(inner, Atom) else inner
+        )
     return Atom(text, None, None)
 
 
@@ -140,7 +152,9 @@ def _strip_braces(text: str) -> str:
 def _read_words(text: str) -> Words | None:
     """Text answers: `\\text{...}` wholly, plain prose, or a choice letter."""
     choice = _CHOICE.fullmatch(text)
-    if choice is None and re.fullmatch(r"\(?[A-J]\)?|\(?\\text\{\s*\(?[A-J]\)?\s*\}\)?", text):
+    if choice is None and re.fullmatch(
+        r"\(?[A-J]\)?|\(?\\text\{\s*\(?[A-J]\)?\s*\}\)?", text
+    ):
         letter = re.sub(r"\\text|[^A-J]", "", text)
         return Words(letter.lower(), letter)
     if choice is not None and not choice.group(2).startswith((",", "=")):
@@ -166,11 +180,13 @@ def _read_list(text: str, depth: int) -> Form | None:
     """Parts between top-level semicolons, or else commas; ± stands for two."""
     parts = split_top(text, _SEMI)
     if len(parts) == 1:
-        parts = split_top(text, ",")
+        parts = split_commas(text)
     parts = [part.strip() for part in parts if part.strip()]
     if len(parts) == 1:
         both = _both_signs(parts[0])
-        return Many(tuple(_read(part, depth) for part in both)) if len(both) == 2 else None
+        return (
+            Many(tuple(_read(part, depth) for part in both)) if len(both) == 2 else None
+        )
     if not parts or len(parts) > MAX_ITEMS:
         return None
     both_each = [sign for part in parts for sign in _both_signs(part)]
@@ -181,9 +197,12 @@ def _both_signs(text: str) -> list[str]:
     """`a \\pm b` as its two values. Several ± stay one expression: they may or may not agree."""
     if len(_PLUS_MINUS.findall(text)) != 1 or "\\mp" in text:
         return [text]
-    if split_top(text, ",") != [text] or text.startswith(("(", "[", "\\{")):
+    if len(split_commas(text)) > 1 or text.startswith(("(", "[", "\\{")):
         return [text]
-    return [_PLUS_MINUS.sub(lambda _: "+", text).lstrip("+ "), _PLUS_MINUS.sub("-", text)]
+    return [
+        _PLUS_MINUS.sub(lambda _: "+", text).lstrip("+ "),
+        _PLUS_MINUS.sub("-", text),
+    ]
 
 
 def _shared_unit(items: list[Form]) -> tuple[Form, ...]:
@@ -275,7 +294,9 @@ def _bounds(texts: list[str], signs: tuple[str, ...], depth: int) -> Form | None
     if sign in _MORE:
         return Group("(" if sign == ">" else "[", ")", (value, infinity))
     if sign == "\\ne":
-        return Union((Group("(", ")", (minus, value)), Group("(", ")", (value, infinity))))
+        return Union(
+            (Group("(", ")", (minus, value)), Group("(", ")", (value, infinity)))
+        )
     return None
 
 
@@ -288,7 +309,11 @@ def _read_union(text: str, depth: int) -> Form | None:
     if text.replace(" ", "") in (r"\mathbb{R}", "R", r"\text{allrealnumbers}"):
         return Group("(", ")", (Atom("-\\infty"), Atom("\\infty")))
     parts = re.split(r"\\cup(?![a-zA-Z])", text)
-    if len(parts) < 2 or len(parts) > MAX_ITEMS or not all(part.strip() for part in parts):
+    if (
+        len(parts) < 2
+        or len(parts) > MAX_ITEMS
+        or not all(part.strip() for part in parts)
+    ):
         return _read_complement(text, depth)
     return Union(tuple(_read(part, depth) for part in parts))
 
@@ -296,7 +321,8 @@ def _read_union(text: str, depth: int) -> Form | None:
 def _read_complement(text: str, depth: int) -> Form | None:
     """`\\mathbb{R} \\setminus \\{1, 2\\}` with numbers as the union of the intervals between."""
     match = re.fullmatch(
-        r"\(?(?:\\mathbb\{R\}|\(-\\infty, ?\\infty\))\s*(?:\\setminus|-|\\)\s*\\\{(.*)\\\}\)?", text
+        r"\(?(?:\\mathbb\{R\}|\(-\\infty, ?\\infty\))\s*(?:\\setminus|-|\\)\s*\\\{(.*)\\\}\)?",
+        text,
     )
     if match is None:
         return None
@@ -305,7 +331,9 @@ def _read_complement(text: str, depth: int) -> Form | None:
         return None
     points = sorted(points, key=lambda point: point.number.value)
     ends = [Atom("-\\infty"), *points, Atom("\\infty")]
-    return Union(tuple(Group("(", ")", (a, b)) for a, b in zip(ends, ends[1:], strict=False)))
+    return Union(
+        tuple(Group("(", ")", (a, b)) for a, b in zip(ends, ends[1:], strict=False))
+    )
 
 
 def _read_enclosed(text: str, depth: int) -> Form | None:
@@ -320,9 +348,16 @@ def _read_enclosed(text: str, depth: int) -> Form | None:
         return Many(form.items if isinstance(form, Many) else (form,), braced=True)
     if text == "\\emptyset":
         return Many((), braced=True)
-    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or not _closes_last(text):
+    if (
+        text[:1] not in ("(", "[")
+        or text[-1:] not in (")", "]")
+        or not _closes_last(text)
+    ):
         return None
-    parts = [part.strip() for part in split_top(text[1:-1], ",")]
+    parts = split_commas(text[1:-1])
+    if len(parts) == 1:
+        parts = split_top(text[1:-1], ",")  # "(100,101)" is a point
+    parts = [part.strip() for part in parts]
     if len(parts) == 1 and text[0] == "(" and text[-1] == ")":
         return _read(text[1:-1], depth)
     if not all(parts) or len(parts) > MAX_ITEMS:
@@ -344,10 +379,16 @@ def _closes_last(text: str) -> bool:
 
 
 def _read_matrix(text: str, depth: int) -> Form | None:
-    match = _ENVIRONMENT.fullmatch(re.sub(r"^[(\[]\s*(?=\\begin)|(?<=\})\s*[)\]]$", "", text))
+    match = _ENVIRONMENT.fullmatch(
+        re.sub(r"^[(\[]\s*(?=\\begin)|(?<=\})\s*[)\]]$", "", text)
+    )
     if match is None or "\\begin" in match.group(2):
         return None
-    rows = [row for row in re.split(r"\\\\", match.group(2).replace("\\hline", "")) if row.strip()]
+    rows = [
+        row
+        for row in re.split(r"\\\\", match.group(2).replace("\\hline", ""))
+        if row.strip()
+    ]
     cells = [row.split("&") for row in rows]
     if not cells or len(cells) * max(map(len, cells)) > MAX_ITEMS:
         return None

@@ -19,6 +19,7 @@ from math_verify import verify
 from sympy.core.function import AppliedUndef
 from sympy.core.random import seed
 
+from anytime_lab.grading.latex import without_separators
 from anytime_lab.grading.maths import accepted_forms, atoms_alike, decide, equal
 from anytime_lab.grading.numbers import close, read_based
 from anytime_lab.grading.structure import Atom
@@ -49,9 +50,11 @@ def parse(text: str) -> Any:
         UnparsableError: It is none.
     """
     text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
-    text = text.replace("%", r"\cdot\frac{1}{100}")
+    text = without_separators(text.replace("%", r"\cdot\frac{1}{100}"))
     try:
-        parsed = latex2sympy(text, normalization_config=_NORMALIZE, conversion_config=_CONVERT)
+        parsed = latex2sympy(
+            text, normalization_config=_NORMALIZE, conversion_config=_CONVERT
+        )
     except MemoryError:
         raise
     except Exception as error:  # whatever the parser throws means the same
@@ -166,7 +169,11 @@ def _value(expression: sympy.Expr, point: dict) -> sympy.Expr | None:
         raise
     except Exception:
         return None
-    if not value.is_number or not value.is_finite or value.has(sympy.nan, sympy.zoo, sympy.oo):
+    if (
+        not value.is_number
+        or not value.is_finite
+        or value.has(sympy.nan, sympy.zoo, sympy.oo)
+    ):
         return None
     return value if (sympy.re(value).is_Number and sympy.im(value).is_Number) else None
 
@@ -209,7 +216,8 @@ def read(gold: str) -> str:
     problems: list[str] = []
 
     def atom_reads(atom: Atom, _: Atom) -> bool:
-        if atom.number is None and "\\infty" not in atom.text and read_based(atom.text) is None:
+        plain = atom.number is not None or "\\infty" in atom.text or ":" in atom.text
+        if not plain and read_based(atom.text) is None:
             try:
                 parsed = parse(atom.text)
             except UnparsableError as error:

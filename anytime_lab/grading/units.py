@@ -81,9 +81,41 @@ _SCALES = {
 _MODIFIERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 # Bare words (outside `\\text`) that say what is counted.
 _COUNTED = frozenset(
-    {"unit", "people", "way", "student", "apple", "coin", "ticket", "point", "block", "triangle"}
-    | {"time", "euro", "rupee", "page", "card", "ball", "book", "child", "children", "men", "word"}
-    | {"solution", "integer", "pair", "square unit", "revolution", "player", "team", "person"}
+    {
+        "unit",
+        "people",
+        "way",
+        "student",
+        "apple",
+        "coin",
+        "ticket",
+        "point",
+        "block",
+        "triangle",
+    }
+    | {
+        "time",
+        "euro",
+        "rupee",
+        "page",
+        "card",
+        "ball",
+        "book",
+        "child",
+        "children",
+        "men",
+        "word",
+    }
+    | {
+        "solution",
+        "integer",
+        "pair",
+        "square unit",
+        "revolution",
+        "player",
+        "team",
+        "person",
+    }
 )
 _FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
@@ -95,7 +127,9 @@ _COMMENT = re.compile(
 )
 _POWER = r"(?:\s?\^\s?(?:\{\s?-?\d\s?\}|-?\d))?"
 _TOKEN = rf"(?:\\text\{{[^{{}}]*\}}|\\mu\s?m|\\Omega|[a-zA-Z]{{1,20}}){_POWER}"
-_TRAILING = re.compile(rf"(?<=[\d\s}})\]%])({_TOKEN}(?:\s?(?:\\cdot|\*|/)?\s?{_TOKEN}){{0,5}})\.?$")
+_TRAILING = re.compile(
+    rf"(?<=[\d\s}})\]%])({_TOKEN}(?:\s?(?:\\cdot|\*|/)?\s?{_TOKEN}){{0,5}})\.?$"
+)
 _DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\text\{\s*)?([CF]|)\s*\}?$")
 _MONEY = re.compile(
     r"(?P<sign>[-+]?)\s*(?P<name>\\\$|US\s?\\?\$|[€£¥₹]|\\text\{\s*(?:Rs\.?|USD|US)\s*\})\s*"
@@ -126,7 +160,9 @@ def strip_unit(text: str) -> tuple[str, Unit | None]:
         rest, unit = strip_unit(text[money.end() :])
         dollars = money.group("name")[0] in "\\U" and "R" not in money.group("name")
         if unit is None or not unit.parts:
-            unit = Unit((("money", 1),), Fraction(1)) if dollars else Unit((), Fraction(1))
+            unit = (
+                Unit((("money", 1),), Fraction(1)) if dollars else Unit((), Fraction(1))
+            )
         return money.group("sign") + rest, unit
     degree = _DEGREE.search(text)
     if degree is not None and degree.start() > 0 and not _FUNCTION.search(text):
@@ -143,8 +179,13 @@ def strip_unit(text: str) -> tuple[str, Unit | None]:
     bare = "\\text" not in written
     letters = re.sub(r"[^a-zA-Z]", "", written)
     spaced = text[match.start() - 1].isspace()
-    if bare and (_LETTER.search(_COMMAND.sub("", rest)) or (len(letters) == 1 and not spaced)):
-        return text, None  # algebra: a letter elsewhere, or a single one right after a number
+    if bare and (
+        _LETTER.search(_COMMAND.sub("", rest)) or (len(letters) == 1 and not spaced)
+    ):
+        return (
+            text,
+            None,
+        )  # algebra: a letter elsewhere, or a single one right after a number
     unit, scale = _read_unit(written, bare)
     if unit is None:
         return text, None
