@@ -34,7 +34,9 @@ def prior_mean(scores: Tensor, prior: Tensor) -> Tensor:
     """
     weights = prior.to(scores).expand_as(scores).masked_fill(scores.isnan(), 0.0)
     total = weights.sum(-1)
-    return (weights * scores.nan_to_num(0.0)).sum(-1) / total.masked_fill(total == 0, torch.nan)
+    return (weights * scores.nan_to_num(0.0)).sum(-1) / total.masked_fill(
+        total == 0, torch.nan
+    )
 
 
 def overthinking(scores: Tensor) -> Tensor:
@@ -80,4 +82,28 @@ def generation_metrics(
     per_budget = scores.nanmean(dim=0)
     metrics |= {f"score/{b}": per_budget[j] for j, b in enumerate(budgets)}
     names, values = list(metrics), torch.stack([v.double() for v in metrics.values()])
-    return dict(zip(names, values.tolist(), strict=True))  # one transfer from the device
+    return dict(
+        zip(names, values.tolist(), strict=True)
+    )  # one transfer from the device
+
+
+def variance_metrics(
+    explained: dict[str, tuple[Tensor, Tensor]], budgets: Sequence[int]
+) -> dict[str, float]:
+    """`variance/corr/BASELINE/BUDGET` and `variance/ratio/BASELINE/BUDGET` (the paper's figure 3).
+
+    Args:
+        explained: as `variance_diagnostics` returns it.
+        budgets: J token budgets.
+    """
+    rows = {
+        f"variance/{measure}/{name}": values
+        for name, pair in explained.items()
+        for measure, values in zip(("corr", "ratio"), pair, strict=True)
+    }
+    numbers = torch.stack(list(rows.values())).tolist()  # one transfer from the device
+    return {
+        f"{name}/{budget}": value
+        for name, row in zip(rows, numbers, strict=True)
+        for budget, value in zip(budgets, row, strict=True)
+    }

@@ -7,6 +7,7 @@ checkpoints. Overridden are its seams: rollouts, rewards, advantages, log-probs 
 
 import json
 import logging
+import math
 import time
 import warnings
 from pathlib import Path
@@ -15,7 +16,12 @@ from typing import Any
 import torch
 from accelerate.utils import gather
 from datasets import Dataset, IterableDataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.models.utils import unwrap_model_for_generation
@@ -25,12 +31,18 @@ from anytime_lab.advantages import (
     summary_advantages,
     thinking_advantages,
     token_advantages,
+    variance_diagnostics,
 )
 from anytime_lab.checkpoints import last_complete_checkpoint, missing_parts
 from anytime_lab.config import BRPOConfig
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
-from anytime_lab.metrics import combine_rewards, generation_metrics, prior_mean
+from anytime_lab.metrics import (
+    combine_rewards,
+    generation_metrics,
+    prior_mean,
+    variance_metrics,
+)
 from anytime_lab.prompts import ThinkingFormat, detect_format, resolve_tokens
 from anytime_lab.rollouts import (
     TreeNumbers,
@@ -42,7 +54,7 @@ from anytime_lab.rollouts import (
 )
 from anytime_lab.runlog import StepRecorder
 from anytime_lab.tree import PackedTree, Tree, pack
-from anytime_lab.tree_scoring import resolve_backend, score_rows, trim_columns
+from anytime_lab.tree_scoring import choose_backend, score_rows, trim_columns
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +91,8 @@ class BRPOTrainer(GRPOTrainer):
         "id": "2505.13438",
         "citation": (
             "@article{qi2025anytime,\n"
-            "    title = {{Optimizing Anytime Reasoning via Budget Relative Policy Optimization}},\n"
+            "    title = {{Optimizing Anytime Reasoning via Budget Relative Policy "
+            "Optimization}},\n"
             "    author = {Penghui Qi and others},\n"
             "    year   = 2025,\n"
             "    eprint = {arXiv:2505.13438},\n"
@@ -102,7 +115,11 @@ class BRPOTrainer(GRPOTrainer):
         peft_config: Any = None,
         thinking_format: ThinkingFormat | None = None,
     ):
-        name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+        name = (
+            model
+            if isinstance(model, str)
+            else getattr(model.config, "_name_or_path", "")
+        )
         if args is None:
             args = BRPOConfig(f"{name.rstrip('/').split('/')[-1]}-BRPO")
         if not isinstance(args, BRPOConfig):
@@ -115,10 +132,14 @@ class BRPOTrainer(GRPOTrainer):
         checks.check_model(
             model_config, args, peft_config is not None or hasattr(model, "peft_config")
         )
-        tokenizer = checks.check_tokenizer(processing_class or _load_tokenizer(name, args))
+        tokenizer = checks.check_tokenizer(
+            processing_class or _load_tokenizer(name, args)
+        )
         fmt = thinking_format or detect_format(tokenizer)
         self.tokens = resolve_tokens(tokenizer, fmt)
-        self.encode_prompt = checks.prompt_encoder(tokenizer, fmt, args.chat_template_kwargs)
+        self.encode_prompt = checks.prompt_encoder(
+            tokenizer, fmt, args.chat_template_kwargs
+        )
         self.sampling = Sampling(
             temperature=args.temperature,
             top_p=args.top_p,
@@ -128,14 +149,20 @@ class BRPOTrainer(GRPOTrainer):
         )
         problems = args.generation_batch_size // args.num_generations
         checks.check_dataset("train_dataset", train_dataset, functions, problems)
-        checks.check_lengths("train_dataset", train_dataset, model_config, args, self.encode_prompt)
-        evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+        checks.check_lengths(
+            "train_dataset", train_dataset, model_config, args, self.encode_prompt
+        )
+        evaluations = (
+            eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+        )
         for key, dataset in evaluations.items():
             if dataset is not None:
                 label = f"eval_dataset[{key!r}]" if key else "eval_dataset"
                 checks.check_eval_batches(args)
                 checks.check_dataset(label, dataset, functions, 1)
-                checks.check_lengths(label, dataset, model_config, args, self.encode_prompt)
+                checks.check_lengths(
+                    label, dataset, model_config, args, self.encode_prompt
+                )
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
@@ -153,12 +180,18 @@ class BRPOTrainer(GRPOTrainer):
                 peft_config=peft_config,
                 rollout_func=_sample_rollouts,
             )
-        self.tree_backend = resolve_backend(self.model, args.tree_backend)
-        logger.info("trees are run by the %s backend", self.tree_backend)
+        backend = choose_backend(self.model, args.tree_backend)
+        if self.ref_model is not None:
+            choose_backend(self.ref_model, backend.name)
+        self.tree_backend = backend.name
+        logger.info(
+            "packed trees are run by the %s backend: %s", backend.name, backend.reason
+        )
         device = self.accelerator.device
         self._prior = torch.tensor(args.budget_prior.weights, device=device)
         self._summary_prior = torch.tensor(args.summary_weights, device=device)
         self._mix = args.mix
+        self._penalised = args.penalised
         self._unseen = self.tokens.eos_ids | {self.tokens.pad_id}
         self._recorder = StepRecorder(args.output_dir, self._metrics["train"])
         self.add_callback(self._recorder)
@@ -169,7 +202,9 @@ class BRPOTrainer(GRPOTrainer):
     def keep_rollouts(self, trees: list[Tree], packed: list[PackedTree]) -> None:
         """Remember the trees of the generation that TRL is about to score."""
         self._trees = trees
-        self._rows = stack_rows(packed, self.accelerator.device, self.pad_to_multiple_of)
+        self._rows = stack_rows(
+            packed, self.accelerator.device, self.pad_to_multiple_of
+        )
 
     # --- rollouts and scores ---------------------------------------------------------------------
 
@@ -196,7 +231,9 @@ class BRPOTrainer(GRPOTrainer):
             torch.no_grad(),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
-            engine = HFEngine(model, self.tokens, batch_size=self.args.rollout_batch_size)
+            engine = HFEngine(
+                model, self.tokens, batch_size=self.args.rollout_batch_size
+            )
             return engine.sample_trees(
                 ids, self.args.budgets, self.args.num_summaries, self.sampling
             )
@@ -222,7 +259,11 @@ class BRPOTrainer(GRPOTrainer):
                     values[i : i + leaves] for i in range(0, len(values), leaves)
                 ]
         counted = count_trees(
-            self._trees, self.tokens.close_id, budgets, summaries, self.accelerator.device
+            self._trees,
+            self.tokens.close_id,
+            budgets,
+            summaries,
+            self.accelerator.device,
         )
         numbers = TreeNumbers.from_flat(gather(counted.flat()), budgets, summaries)
         rewards = rewards.view(-1, budgets, summaries, rewards.shape[-1])
@@ -262,9 +303,11 @@ class BRPOTrainer(GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Advantages of all processes' trees: thinking (P, G, J) and summaries (P, G, J, S)."""
         cuts = numbers.cuts.unflatten(0, (-1, group))
-        leaf = scores.unflatten(0, (-1, group))
-        returns = leaf.nanmean(dim=3)
-        thinking = thinking_advantages(returns, self._prior, self._mix, self.args.discount)
+        leaf = self._penalised(scores.unflatten(0, (-1, group)), cuts)
+        means = leaf.nanmean(dim=3)
+        thinking = thinking_advantages(
+            means, self._prior, self._mix, self.args.discount
+        )
         return thinking, summary_advantages(leaf, cuts, self._summary_prior)
 
     # --- packed trees in TRL's loss --------------------------------------------------------------
@@ -293,6 +336,7 @@ class BRPOTrainer(GRPOTrainer):
                     input_ids[start:end],
                     attention_mask[start:end],
                     rows.rows(start, end),
+                    self.accelerator.unwrap_model,
                 )
             logps.append(scored.log_probs)
             entropies.append(scored.entropy)
@@ -353,7 +397,9 @@ class BRPOTrainer(GRPOTrainer):
                     f"{path} cannot be resumed: {', '.join(missing)} missing, as when a run was "
                     "killed while writing. Pass last_complete_checkpoint(output_dir)."
                 )
-            step = json.loads((Path(path) / "trainer_state.json").read_text())["global_step"]
+            step = json.loads((Path(path) / "trainer_state.json").read_text())[
+                "global_step"
+            ]
             self._step = step * self.args.gradient_accumulation_steps
             if not self.args.is_generation_boundary(step):
                 logger.warning(
@@ -369,7 +415,8 @@ class BRPOTrainer(GRPOTrainer):
         self.accelerator.wait_for_everyone()  # the marker must not precede another rank's files
         if self.args.should_save:
             folder = (
-                Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+                Path(self._get_output_dir(trial=trial))
+                / f"checkpoint-{self.state.global_step}"
             )
             self._recorder.save(folder)
 
@@ -378,8 +425,14 @@ class BRPOTrainer(GRPOTrainer):
     ) -> None:
         """Numbers of one generation to TRL's logger and, in training, to the step's line."""
         metrics = generation_metrics(scores, numbers, self._prior, self.args.budgets)
+        by_problem = scores.nanmean(dim=2).unflatten(0, (-1, group))
+        explained = variance_diagnostics(by_problem, self._prior, self.args.discount)
+        metrics |= variance_metrics(explained, self.args.budgets)
         for name, value in metrics.items():
-            self._metrics[mode][name].append(value)
+            if not math.isnan(
+                value
+            ):  # e.g. the correlation with a baseline that is constant
+                self._metrics[mode][name].append(value)
         for name in _MISLEADING:
             self._metrics[mode].pop(name, None)
         if mode == "train":
