@@ -139,9 +139,7 @@ def group_baseline(scores: Tensor, prior: Tensor) -> Tensor:
     return returns(mean.expand_as(scores).masked_fill(scores.isnan(), torch.nan), prior)
 
 
-def thinking_advantages(
-    scores: Tensor, prior: Tensor, mix: BaselineMix, discount: float
-) -> Tensor:
+def thinking_advantages(scores: Tensor, prior: Tensor, mix: BaselineMix, discount: float) -> Tensor:
     """Advantage of the thinking tokens that lead to each budget, R_j - V_j (BRPO eq. 6 and 9).
 
     No division by a standard deviation: it over-weights nearly solved problems.
@@ -164,17 +162,13 @@ def thinking_advantages(
 
 
 def _mixed(scores: Tensor, prior: Tensor, mix: BaselineMix, discount: float) -> Tensor:
-    progress, group = (
-        scores.new_tensor(weights) for weights in (mix.progress, mix.group)
+    progress, group = (scores.new_tensor(weights) for weights in (mix.progress, mix.group))
+    return progress * progress_baseline(scores, prior, discount) + group * group_baseline(
+        scores, prior
     )
-    return progress * progress_baseline(
-        scores, prior, discount
-    ) + group * group_baseline(scores, prior)
 
 
-def summary_advantages(
-    leaf_scores: Tensor, cuts: Tensor, summary_prior: Tensor
-) -> Tensor:
+def summary_advantages(leaf_scores: Tensor, cuts: Tensor, summary_prior: Tensor) -> Tensor:
     """Advantage of each summary, decoupled from the thinking (BRPO eq. 10).
 
     With S > 1 the baseline is the mean score of the summaries on the same truncated thinking:
@@ -199,9 +193,7 @@ def summary_advantages(
     if summaries == 1:
         baseline = leaf_scores.nanmean(dim=1, keepdim=True)
     else:
-        same = (cuts[..., :, None] == cuts[..., None, :]).to(
-            leaf_scores
-        )  # (P, G, J, J)
+        same = (cuts[..., :, None] == cuts[..., None, :]).to(leaf_scores)  # (P, G, J, J)
         known = (~leaf_scores.isnan()).to(leaf_scores).sum(-1)
         total = leaf_scores.nan_to_num(0.0).sum(-1)
         baseline = (same @ total[..., None]) / (same @ known[..., None])
@@ -210,11 +202,7 @@ def summary_advantages(
 
 
 def token_advantages(
-    thinking: Tensor,
-    summary: Tensor,
-    leaf: Tensor,
-    branch: Tensor,
-    budgets: Sequence[int],
+    thinking: Tensor, summary: Tensor, leaf: Tensor, branch: Tensor, budgets: Sequence[int]
 ) -> Tensor:
     """Lay advantages out over the tokens of packed trees.
 
@@ -275,9 +263,7 @@ def _explained(baseline: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def linear_length_penalty(
-    leaf_scores: Tensor, cuts: Tensor, largest: int, alpha: float
-) -> Tensor:
+def linear_length_penalty(leaf_scores: Tensor, cuts: Tensor, largest: int, alpha: float) -> Tensor:
     """Scores that fall with the length of the thinking: r (1 - alpha |z| / b_m) (L1).
 
     Only positive scores fall; a wrong answer is no better for being short.
@@ -315,6 +301,4 @@ def group_length_penalty(leaf_scores: Tensor, cuts: Tensor, alpha: float) -> Ten
     mean = (lengths * right).sum(dim=(1, 3), keepdim=True) / count
     variance = ((lengths - mean).square() * right).sum(dim=(1, 3), keepdim=True) / count
     relative = (lengths - mean) / variance.sqrt().clamp_min(1e-6)
-    return torch.where(
-        right, leaf_scores * (1 - alpha * relative.sigmoid()), leaf_scores
-    )
+    return torch.where(right, leaf_scores * (1 - alpha * relative.sigmoid()), leaf_scores)

@@ -94,9 +94,7 @@ def tree_plan(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> TreePlan:
         below[..., :prompt] &= prompt_mask.bool()[:, None]
         own = (number[:, :, None] == number[:, None, :]) & real[:, None, :]
         own &= place[:, None] >= place[None, :]
-        own |= torch.eye(
-            count, dtype=torch.bool, device=device
-        )  # no row of a softmax is empty
+        own |= torch.eye(count, dtype=torch.bool, device=device)  # no row of a softmax is empty
         mask = torch.cat([below & real[..., None], own], dim=2)[:, None]
         segments.append(Segment(prefix, torch.where(real, columns + prompt, 0), mask))
         rows, places = real.nonzero(as_tuple=True)
@@ -119,12 +117,7 @@ def _segment_bounds(leaf: Tensor, branch: Tensor) -> list[tuple[int, int]]:
 
 
 def _tree_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    plan: TreePlan,
-    scale: float | None,
-    dropout: float,
+    query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, scale: float | None, dropout: float
 ) -> Tensor:
     """(B, H, L, D) from (B, H, L, D) queries and (B, H, L, D) keys and values."""
     end = plan.trunk
@@ -140,12 +133,8 @@ def _tree_attention(
         )
     ]
     for segment in plan.segments:
-        keys = torch.cat(
-            [key[:, :, : segment.prefix], _take(key, segment.tokens)], dim=2
-        )
-        values = torch.cat(
-            [value[:, :, : segment.prefix], _take(value, segment.tokens)], dim=2
-        )
+        keys = torch.cat([key[:, :, : segment.prefix], _take(key, segment.tokens)], dim=2)
+        values = torch.cat([value[:, :, : segment.prefix], _take(value, segment.tokens)], dim=2)
         parts.append(
             scaled_dot_product_attention(
                 _take(query, segment.tokens),
@@ -189,14 +178,7 @@ def tree_attention_forward(
                 'pass keyword arguments on. Set tree_backend="unrolled".'
             )
         return sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=scaling,
-            dropout=dropout,
-            **kwargs,
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     if kwargs.get("softcap") is not None:
         raise RuntimeError(
@@ -225,9 +207,7 @@ def why_not_trees(model: PreTrainedModel) -> str:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         return f"its layers are {', '.join(sorted(kinds))}, not full attention only"
-    if getattr(config, "use_sliding_window", True) and getattr(
-        config, "sliding_window", None
-    ):
+    if getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None):
         return "its attention has a sliding window"
     if not getattr(inner, "_supports_attention_backend", False):
         return f"{type(inner).__name__} does not use transformers' attention interface"

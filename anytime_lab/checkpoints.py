@@ -61,3 +61,37 @@ def read_state(checkpoint: str | Path) -> dict[str, float]:
     """The counters that `BRPOTrainer` adds to a checkpoint; empty where there are none."""
     path = Path(checkpoint) / STATE_FILE
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def checkpoint_to_resume(output_dir: str | Path, wanted: str | bool | None) -> str | None:
+    """The folder that `resume_from_checkpoint` means; None to start from the beginning.
+
+    Args:
+        output_dir: of the run.
+        wanted: a folder, True for the last complete one in `output_dir`, or None or False.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it lacks a part.
+    """
+    if not wanted:
+        return None
+    if wanted is True:
+        path = last_complete_checkpoint(output_dir)
+        if path is None:
+            raise ValueError(
+                f"no complete checkpoint lies in {output_dir}. Start with "
+                "resume_from_checkpoint=None, or pass last_complete_checkpoint(output_dir), "
+                "which is None where there is none."
+            )
+        return path
+    if missing := missing_parts(wanted):
+        raise ValueError(
+            f"{wanted} cannot be resumed: {', '.join(missing)} missing, as when a run was "
+            "killed while writing. Pass last_complete_checkpoint(output_dir)."
+        )
+    return str(wanted)
+
+
+def step_of(checkpoint: str | Path) -> int:
+    """Optimiser steps that a complete checkpoint has behind it."""
+    return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]

@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 from trl import GRPOConfig
 
-from anytime_lab.advantages import (
-    BaselineMix,
-    group_length_penalty,
-    linear_length_penalty,
-)
+from anytime_lab.advantages import BaselineMix, group_length_penalty, linear_length_penalty
 from anytime_lab.config_checks import (
     check_batch_arithmetic,
     check_brpo_fields,
@@ -27,9 +23,7 @@ from anytime_lab.priors import Prior
 
 def _is_numeric(annotation: object) -> type | None:
     """The number type of a field annotated `int`, `float`, or either of them `| None`."""
-    members = (
-        set(typing.get_args(annotation)) if _is_union(annotation) else {annotation}
-    )
+    members = set(typing.get_args(annotation)) if _is_union(annotation) else {annotation}
     members.discard(types.NoneType)
     return next(iter(members)) if members in ({int}, {float}) else None
 
@@ -76,9 +70,7 @@ class BRPOConfig(GRPOConfig):
     )
     num_summaries: int = field(
         default=4,
-        metadata={
-            "help": "Summaries sampled for each (thinking, budget): A in the paper."
-        },
+        metadata={"help": "Summaries sampled for each (thinking, budget): A in the paper."},
     )
     baseline: str = field(
         default="brpo",
@@ -90,9 +82,7 @@ class BRPOConfig(GRPOConfig):
     )
     discount: float = field(
         default=0.5,
-        metadata={
-            "help": "Discount of earlier scores in the progress baseline, in [0, 1]."
-        },
+        metadata={"help": "Discount of earlier scores in the progress baseline, in [0, 1]."},
     )
     train_summaries: str = field(
         default="all",
@@ -117,9 +107,7 @@ class BRPOConfig(GRPOConfig):
     )
     length_penalty_alpha: float = field(
         default=0.2,
-        metadata={
-            "help": "Strength of the length penalty; used when length_penalty is set."
-        },
+        metadata={"help": "Strength of the length penalty; used when length_penalty is set."},
     )
     check_format: bool = field(
         default=True,
@@ -163,25 +151,17 @@ class BRPOConfig(GRPOConfig):
     )
     scale_rewards: str = field(
         default="none",
-        metadata={
-            "help": "Must be 'none' (or False): BRPO never divides by a standard deviation."
-        },
+        metadata={"help": "Must be 'none' (or False): BRPO never divides by a standard deviation."},
     )
     beta: float = field(
         default=0.0, metadata={"help": "KL coefficient; 0 loads no reference model."}
     )
-    epsilon: float = field(
-        default=0.2, metadata={"help": "Clip range of the importance ratio."}
-    )
+    epsilon: float = field(default=0.2, metadata={"help": "Clip range of the importance ratio."})
     temperature: float = field(
         default=1.0, metadata={"help": "Sampling temperature of the rollouts."}
     )
-    max_grad_norm: float = field(
-        default=1.0, metadata={"help": "Largest gradient norm."}
-    )
-    learning_rate: float = field(
-        default=1e-6, metadata={"help": "Initial learning rate of AdamW."}
-    )
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Largest gradient norm."})
+    learning_rate: float = field(default=1e-6, metadata={"help": "Initial learning rate of AdamW."})
     max_completion_length: int | None = field(
         default=None,
         metadata={
@@ -216,17 +196,10 @@ class BRPOConfig(GRPOConfig):
             number = _is_numeric(item.type)
             if number is not None and isinstance(value, str):
                 setattr(self, item.name, coerce_numbers(item.name, value, number))
-        for name, number in (
-            ("budgets", int),
-            ("prior", float),
-            ("summary_prior", float),
-        ):
+        for name, number in (("budgets", int), ("prior", float), ("summary_prior", float)):
             value = from_json_text(name, getattr(self, name))
             if isinstance(value, (list, tuple)):
-                value = [
-                    coerce_numbers(f"{name}[{i}]", v, number)
-                    for i, v in enumerate(value)
-                ]
+                value = [coerce_numbers(f"{name}[{i}]", v, number) for i, v in enumerate(value)]
             setattr(self, name, value)
 
     def _derive_loss_length(self) -> None:
@@ -282,9 +255,7 @@ class BRPOConfig(GRPOConfig):
         alpha = self.length_penalty_alpha
         makers = {
             None: lambda scores, cuts: scores,
-            "linear": partial(
-                linear_length_penalty, largest=self.budgets[-1], alpha=alpha
-            ),
+            "linear": partial(linear_length_penalty, largest=self.budgets[-1], alpha=alpha),
             "group": partial(group_length_penalty, alpha=alpha),
         }
         return makers[self.length_penalty]

@@ -34,9 +34,7 @@ def prior_mean(scores: Tensor, prior: Tensor) -> Tensor:
     """
     weights = prior.to(scores).expand_as(scores).masked_fill(scores.isnan(), 0.0)
     total = weights.sum(-1)
-    return (weights * scores.nan_to_num(0.0)).sum(-1) / total.masked_fill(
-        total == 0, torch.nan
-    )
+    return (weights * scores.nan_to_num(0.0)).sum(-1) / total.masked_fill(total == 0, torch.nan)
 
 
 def overthinking(scores: Tensor) -> Tensor:
@@ -82,9 +80,7 @@ def generation_metrics(
     per_budget = scores.nanmean(dim=0)
     metrics |= {f"score/{b}": per_budget[j] for j, b in enumerate(budgets)}
     names, values = list(metrics), torch.stack([v.double() for v in metrics.values()])
-    return dict(
-        zip(names, values.tolist(), strict=True)
-    )  # one transfer from the device
+    return dict(zip(names, values.tolist(), strict=True))  # one transfer from the device
 
 
 def variance_metrics(

@@ -49,9 +49,7 @@ class ThinkingFormat:
 R1 = ThinkingFormat(name="r1")  # DeepSeek-R1 and its distillations; the published runs
 QWEN3 = ThinkingFormat(name="qwen3")
 COUNTDOWN = ThinkingFormat(name="countdown")  # the embedded model
-PLAIN = ThinkingFormat(
-    name="plain", chat_template=False
-)  # base models: text in, text out
+PLAIN = ThinkingFormat(name="plain", chat_template=False)  # base models: text in, text out
 
 
 @dataclass(frozen=True)
@@ -104,12 +102,9 @@ def resolve_tokens(tokenizer: Any, fmt: ThinkingFormat) -> ThinkingTokens:
         )
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            "the tokenizer has no EOS token, so a summary could never end. Set "
-            "tokenizer.eos_token."
+            "the tokenizer has no EOS token, so a summary could never end. Set tokenizer.eos_token."
         )
-    known = dict(
-        zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
-    )
+    known = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     ends = {known[text] for text in TURN_ENDS if text in known}
     pad = tokenizer.pad_token_id
     return ThinkingTokens(
@@ -150,16 +145,12 @@ def prompt_ids(
         text = text.rstrip().removesuffix(marker)
     text += fmt.think_open
     bos = getattr(tokenizer, "bos_token", None)
-    plain = (
-        isinstance(prompt, str) or not fmt.chat_template
-    )  # a template writes BOS itself
+    plain = isinstance(prompt, str) or not fmt.chat_template  # a template writes BOS itself
     special = plain and not (bos and text.startswith(bos))
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
-def _text(
-    prompt: Any, tokenizer: Any, fmt: ThinkingFormat, kwargs: Mapping | None
-) -> str:
+def _text(prompt: Any, tokenizer: Any, fmt: ThinkingFormat, kwargs: Mapping | None) -> str:
     if isinstance(prompt, str):
         return prompt
     if not fmt.chat_template:

@@ -8,11 +8,7 @@ from torch import Tensor
 
 from anytime_lab.tree import PADDING, PackedTree, Tree
 
-ENDS = (
-    "closed",
-    "eos",
-    "length",
-)  # how a thinking ended; the order is the code in tensors
+ENDS = ("closed", "eos", "length")  # how a thinking ended; the order is the code in tensors
 
 
 @dataclass(frozen=True)
@@ -31,9 +27,7 @@ class TreeRows:
 
     def rows(self, start: int, end: int) -> "TreeRows":
         """The rows start … end - 1."""
-        return TreeRows(
-            self.leaf[start:end], self.branch[start:end], self.trained[start:end]
-        )
+        return TreeRows(self.leaf[start:end], self.branch[start:end], self.trained[start:end])
 
 
 def stack_rows(
@@ -51,9 +45,7 @@ def stack_rows(
         length = -(-length // multiple_of) * multiple_of
 
     def padded(rows: list[Sequence[int]], value: int) -> Tensor:
-        return torch.tensor(
-            [[*row, *[value] * (length - len(row))] for row in rows], device=device
-        )
+        return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], device=device)
 
     return TreeRows(
         leaf=padded([tree.leaf for tree in packed], PADDING),
@@ -71,18 +63,14 @@ def leaf_token_ids(trees: Sequence[Tree]) -> list[list[int]]:
     ]
 
 
-def leaf_texts(
-    token_ids: Sequence[Sequence[int]], tokenizer, unseen: frozenset[int]
-) -> list[str]:
+def leaf_texts(token_ids: Sequence[Sequence[int]], tokenizer, unseen: frozenset[int]) -> list[str]:
     """Decode leaves; special tokens stay, `unseen` ones (EOS and padding) are left out.
 
     Equal leaves are decoded once: near the end of training most summaries of a cut agree.
     """
     keys = [tuple(t for t in ids if t not in unseen) for ids in token_ids]
     distinct = list(dict.fromkeys(keys))
-    texts = tokenizer.batch_decode(
-        [list(key) for key in distinct], skip_special_tokens=False
-    )
+    texts = tokenizer.batch_decode([list(key) for key in distinct], skip_special_tokens=False)
     decoded = dict(zip(distinct, texts, strict=True))
     return [decoded[key] for key in keys]
 
@@ -110,23 +98,17 @@ class TreeNumbers:
     def flat(self) -> Tensor:
         """(N, 2 + J + 3 J S), to gather."""
         parts = [self.lengths[:, None], self.ends[:, None], self.cuts]
-        parts += [
-            t.flatten(1) for t in (self.formatted, self.finished, self.summary_tokens)
-        ]
+        parts += [t.flatten(1) for t in (self.formatted, self.finished, self.summary_tokens)]
         return torch.cat(parts, dim=1)
 
     @classmethod
-    def from_flat(
-        cls, flat: Tensor, num_budgets: int, num_summaries: int
-    ) -> "TreeNumbers":
+    def from_flat(cls, flat: Tensor, num_budgets: int, num_summaries: int) -> "TreeNumbers":
         """Undo `flat`."""
         leaves = num_budgets * num_summaries
         sizes = [1, 1, num_budgets, leaves, leaves, leaves]
         lengths, ends, cuts, *per_leaf = flat.split(sizes, dim=1)
         shape = (-1, num_budgets, num_summaries)
-        return cls(
-            lengths[:, 0], ends[:, 0], cuts, *(t.reshape(shape) for t in per_leaf)
-        )
+        return cls(lengths[:, 0], ends[:, 0], cuts, *(t.reshape(shape) for t in per_leaf))
 
 
 def count_trees(
@@ -138,10 +120,7 @@ def count_trees(
         # The marker can stand in a thinking as its last token only: sampling stops there.
         last = len(tree.thinking) if close_id in tree.thinking else None
         formatted = [
-            (leaf.cut == last)
-            + leaf.forced.count(close_id)
-            + leaf.summary.count(close_id)
-            == 1
+            (leaf.cut == last) + leaf.forced.count(close_id) + leaf.summary.count(close_id) == 1
             for leaf in tree.leaves
         ]
         cuts = [leaf.cut for leaf in tree.leaves[::num_summaries]]

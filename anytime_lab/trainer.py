@@ -5,7 +5,6 @@ What TRL does stays TRL's: data order, reward functions, reference model, loss, 
 checkpoints. Overridden are its seams: rollouts, rewards, advantages, log-probs of packed trees.
 """
 
-import json
 import logging
 import math
 import time
@@ -16,34 +15,22 @@ from typing import Any
 import torch
 from accelerate.utils import gather
 from datasets import Dataset, IterableDataset
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.models.utils import unwrap_model_for_generation
 
-from anytime_lab import checks
 from anytime_lab.advantages import (
     summary_advantages,
     thinking_advantages,
     token_advantages,
     variance_diagnostics,
 )
-from anytime_lab.checkpoints import last_complete_checkpoint, missing_parts
+from anytime_lab.checkpoints import checkpoint_to_resume, step_of
 from anytime_lab.config import BRPOConfig
-from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
-from anytime_lab.metrics import (
-    combine_rewards,
-    generation_metrics,
-    prior_mean,
-    variance_metrics,
-)
-from anytime_lab.prompts import ThinkingFormat, detect_format, resolve_tokens
+from anytime_lab.metrics import combine_rewards, generation_metrics, prior_mean, variance_metrics
+from anytime_lab.prompts import ThinkingFormat
 from anytime_lab.rollouts import (
     TreeNumbers,
     TreeRows,
@@ -52,6 +39,7 @@ from anytime_lab.rollouts import (
     leaf_token_ids,
     stack_rows,
 )
+from anytime_lab.run_setup import prepare_run
 from anytime_lab.runlog import StepRecorder
 from anytime_lab.tree import PackedTree, Tree, pack
 from anytime_lab.tree_scoring import choose_backend, score_rows, trim_columns
@@ -115,54 +103,19 @@ class BRPOTrainer(GRPOTrainer):
         peft_config: Any = None,
         thinking_format: ThinkingFormat | None = None,
     ):
-        name = (
-            model
-            if isinstance(model, str)
-            else getattr(model.config, "_name_or_path", "")
+        setup = prepare_run(
+            model,
+            reward_funcs,
+            args,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            peft_config,
+            thinking_format,
         )
-        if args is None:
-            args = BRPOConfig(f"{name.rstrip('/').split('/')[-1]}-BRPO")
-        if not isinstance(args, BRPOConfig):
-            raise TypeError(
-                f"args is a {type(args).__name__}; expected a BRPOConfig, which has the budgets. "
-                "Use anytime_lab.presets or BRPOConfig(budgets=[...], ...)."
-            )
-        functions = checks.as_reward_functions(reward_funcs)
-        model_config = _model_config(model, args)
-        checks.check_model(
-            model_config, args, peft_config is not None or hasattr(model, "peft_config")
-        )
-        tokenizer = checks.check_tokenizer(
-            processing_class or _load_tokenizer(name, args)
-        )
-        fmt = thinking_format or detect_format(tokenizer)
-        self.tokens = resolve_tokens(tokenizer, fmt)
-        self.encode_prompt = checks.prompt_encoder(
-            tokenizer, fmt, args.chat_template_kwargs
-        )
-        self.sampling = Sampling(
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k or 0,
-            min_p=args.min_p or 0.0,
-            max_summary_tokens=checks.new_tokens_per_summary(args, self.tokens),
-        )
-        problems = args.generation_batch_size // args.num_generations
-        checks.check_dataset("train_dataset", train_dataset, functions, problems)
-        checks.check_lengths(
-            "train_dataset", train_dataset, model_config, args, self.encode_prompt
-        )
-        evaluations = (
-            eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
-        )
-        for key, dataset in evaluations.items():
-            if dataset is not None:
-                label = f"eval_dataset[{key!r}]" if key else "eval_dataset"
-                checks.check_eval_batches(args)
-                checks.check_dataset(label, dataset, functions, 1)
-                checks.check_lengths(
-                    label, dataset, model_config, args, self.encode_prompt
-                )
+        args, functions = setup.args, setup.functions
+        self.tokens, self.encode_prompt = setup.tokens, setup.encode_prompt
+        self.sampling = setup.sampling
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
@@ -172,7 +125,7 @@ class BRPOTrainer(GRPOTrainer):
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
-                processing_class=tokenizer,
+                processing_class=setup.tokenizer,
                 reward_processing_classes=reward_processing_classes,
                 callbacks=callbacks,
                 optimizers=optimizers,
@@ -184,9 +137,7 @@ class BRPOTrainer(GRPOTrainer):
         if self.ref_model is not None:
             choose_backend(self.ref_model, backend.name)
         self.tree_backend = backend.name
-        logger.info(
-            "packed trees are run by the %s backend: %s", backend.name, backend.reason
-        )
+        logger.info("packed trees are run by the %s backend: %s", backend.name, backend.reason)
         device = self.accelerator.device
         self._prior = torch.tensor(args.budget_prior.weights, device=device)
         self._summary_prior = torch.tensor(args.summary_weights, device=device)
@@ -202,9 +153,7 @@ class BRPOTrainer(GRPOTrainer):
     def keep_rollouts(self, trees: list[Tree], packed: list[PackedTree]) -> None:
         """Remember the trees of the generation that TRL is about to score."""
         self._trees = trees
-        self._rows = stack_rows(
-            packed, self.accelerator.device, self.pad_to_multiple_of
-        )
+        self._rows = stack_rows(packed, self.accelerator.device, self.pad_to_multiple_of)
 
     # --- rollouts and scores ---------------------------------------------------------------------
 
@@ -231,9 +180,7 @@ class BRPOTrainer(GRPOTrainer):
             torch.no_grad(),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
-            engine = HFEngine(
-                model, self.tokens, batch_size=self.args.rollout_batch_size
-            )
+            engine = HFEngine(model, self.tokens, batch_size=self.args.rollout_batch_size)
             return engine.sample_trees(
                 ids, self.args.budgets, self.args.num_summaries, self.sampling
             )
@@ -259,11 +206,7 @@ class BRPOTrainer(GRPOTrainer):
                     values[i : i + leaves] for i in range(0, len(values), leaves)
                 ]
         counted = count_trees(
-            self._trees,
-            self.tokens.close_id,
-            budgets,
-            summaries,
-            self.accelerator.device,
+            self._trees, self.tokens.close_id, budgets, summaries, self.accelerator.device
         )
         numbers = TreeNumbers.from_flat(gather(counted.flat()), budgets, summaries)
         rewards = rewards.view(-1, budgets, summaries, rewards.shape[-1])
@@ -305,9 +248,7 @@ class BRPOTrainer(GRPOTrainer):
         cuts = numbers.cuts.unflatten(0, (-1, group))
         leaf = self._penalised(scores.unflatten(0, (-1, group)), cuts)
         means = leaf.nanmean(dim=3)
-        thinking = thinking_advantages(
-            means, self._prior, self._mix, self.args.discount
-        )
+        thinking = thinking_advantages(means, self._prior, self._mix, self.args.discount)
         return thinking, summary_advantages(leaf, cuts, self._summary_prior)
 
     # --- packed trees in TRL's loss --------------------------------------------------------------
@@ -380,26 +321,10 @@ class BRPOTrainer(GRPOTrainer):
         Raises:
             ValueError: there is no such checkpoint, or it lacks a part.
         """
-        path = resume_from_checkpoint or None
-        if path is True:
-            path = last_complete_checkpoint(self.args.output_dir)
-            if path is None:
-                raise ValueError(
-                    f"no complete checkpoint lies in {self.args.output_dir}. Start with "
-                    "resume_from_checkpoint=None, or pass last_complete_checkpoint(output_dir), "
-                    "which is None where there is none."
-                )
+        path = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
         self._step, self._buffered_inputs = 0, None
         if path is not None:
-            missing = missing_parts(path)
-            if missing:
-                raise ValueError(
-                    f"{path} cannot be resumed: {', '.join(missing)} missing, as when a run was "
-                    "killed while writing. Pass last_complete_checkpoint(output_dir)."
-                )
-            step = json.loads((Path(path) / "trainer_state.json").read_text())[
-                "global_step"
-            ]
+            step = step_of(path)
             self._step = step * self.args.gradient_accumulation_steps
             if not self.args.is_generation_boundary(step):
                 logger.warning(
@@ -415,8 +340,7 @@ class BRPOTrainer(GRPOTrainer):
         self.accelerator.wait_for_everyone()  # the marker must not precede another rank's files
         if self.args.should_save:
             folder = (
-                Path(self._get_output_dir(trial=trial))
-                / f"checkpoint-{self.state.global_step}"
+                Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             )
             self._recorder.save(folder)
 
@@ -429,9 +353,7 @@ class BRPOTrainer(GRPOTrainer):
         explained = variance_diagnostics(by_problem, self._prior, self.args.discount)
         metrics |= variance_metrics(explained, self.args.budgets)
         for name, value in metrics.items():
-            if not math.isnan(
-                value
-            ):  # e.g. the correlation with a baseline that is constant
+            if not math.isnan(value):  # e.g. the correlation with a baseline that is constant
                 self._metrics[mode][name].append(value)
         for name in _MISLEADING:
             self._metrics[mode].pop(name, None)
@@ -467,28 +389,3 @@ def _sample_rollouts(prompts: list[Any], trainer: BRPOTrainer) -> dict[str, list
         "logprobs": [list(row.logprobs) for row in packed],
         "env_mask": [list(row.trained) for row in packed],
     }
-
-
-def _model_config(model, args: BRPOConfig):
-    """The model's configuration, without loading weights."""
-    if not isinstance(model, str):
-        return model.config
-    kwargs = args.model_init_kwargs or {}
-    return AutoConfig.from_pretrained(
-        model, revision=kwargs.get("revision"), trust_remote_code=args.trust_remote_code
-    )
-
-
-def _load_tokenizer(name: str, args: BRPOConfig) -> PreTrainedTokenizerBase:
-    if not name:
-        raise ValueError(
-            "the model object has no name to load a tokenizer from. Pass processing_class=..."
-        )
-    kwargs = args.model_init_kwargs or {}
-    return AutoTokenizer.from_pretrained(
-        name,
-        revision=kwargs.get("revision"),
-        trust_remote_code=args.trust_remote_code,
-        padding_side="left",
-        truncation_side="left",
-    )

@@ -69,14 +69,10 @@ def choose_backend(model: PreTrainedModel, name: str = "auto") -> TreeBackend:
         return TreeBackend(name, "asked for")
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     inner.set_attn_implementation(BACKEND)
-    return TreeBackend(
-        "segmented", "asked for" if name != "auto" else "the model supports it"
-    )
+    return TreeBackend("segmented", "asked for" if name != "auto" else "the model supports it")
 
 
-def _segmented_inputs(
-    model: Any, rows: TreeRows, prompt_mask: Tensor
-) -> dict[str, Any]:
+def _segmented_inputs(model: Any, rows: TreeRows, prompt_mask: Tensor) -> dict[str, Any]:
     return {
         "attention_mask": no_mask(rows.leaf),
         "tree": tree_plan(rows.leaf, rows.branch, prompt_mask),
@@ -97,9 +93,7 @@ def _packed(inputs_of: Callable) -> Callable:
         columns = rows.leaf.shape[1]
         prompt_mask = attention_mask[:, :-columns]
         labels = torch.full_like(input_ids, -100)
-        labels[:, -columns:] = input_ids[:, -columns:].masked_fill(
-            rows.trained == 0, -100
-        )
+        labels[:, -columns:] = input_ids[:, -columns:].masked_fill(rows.trained == 0, -100)
         out = model(
             input_ids=input_ids,
             position_ids=tree_positions(rows.leaf, rows.branch, prompt_mask),
@@ -124,9 +118,7 @@ def _unrolled(model, input_ids: Tensor, attention_mask: Tensor, rows: TreeRows, 
         rows.leaf,
         rows.branch,
     )
-    trained = rows.trained.flatten()[taken.source.clamp(min=0)].bool() & (
-        taken.source >= 0
-    )
+    trained = rows.trained.flatten()[taken.source.clamp(min=0)].bool() & (taken.source >= 0)
     out = model(
         input_ids=taken.ids,
         attention_mask=taken.mask,
@@ -185,9 +177,7 @@ def trim_columns(inputs: dict[str, Any]) -> dict[str, Any]:
     for key, value in inputs.items():
         if key in ("prompt_ids", "prompt_mask"):
             value = value[:, prompt_start:]
-        elif (
-            isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == columns
-        ):
+        elif isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == columns:
             value = value[:, :used]
         trimmed[key] = value
     return trimmed

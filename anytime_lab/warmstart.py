@@ -78,14 +78,10 @@ class WarmStartConfig:
     def __post_init__(self):
         for name in ("steps", "batch_size", "max_trials", "hidden_size", "layers"):
             if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; expected at least 1."
-                )
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
         for name in ("go_on", "closed_share", "practice_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; expected a share in 0…1."
-                )
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a share in 0…1.")
         if self.go_on == 1:
             raise ValueError("go_on is 1: no trace would ever end. Set it below 1.")
         if self.hidden_size % 64:
@@ -126,9 +122,7 @@ def summary_expression(
     for trial in trials[:whole]:
         if trial.value == problem.target:
             return trial.expression
-    begun = (
-        rest + 3
-    ) // STEP_TOKENS  # steps of the unfinished trial whose operands stand there
+    begun = (rest + 3) // STEP_TOKENS  # steps of the unfinished trial whose operands stand there
     if begun == len(problem.numbers) - 1:
         return trials[whole].expression
     start = trials[whole].steps[:begun] if begun else None
@@ -142,15 +136,11 @@ class _Draw:
     trace: str
     kept: int | None  # tokens of the trace, or None where the thinking ended itself
     answer: str
-    practice: (
-        bool  # train only what follows from the rest: results, marks, a stated solution
-    )
+    practice: bool  # train only what follows from the rest: results, marks, a stated solution
     solved: bool  # a solution stands in what is kept of the trace
 
 
-def _draw(
-    problem: Problem, rules: Rules, config: WarmStartConfig, rng: random.Random
-) -> _Draw:
+def _draw(problem: Problem, rules: Rules, config: WarmStartConfig, rng: random.Random) -> _Draw:
     shown = Problem(tuple(rng.sample(problem.numbers, config.numbers)), problem.target)
     practice = rng.random() < config.practice_share
     if practice:
@@ -179,9 +169,7 @@ def _draw(
     )
 
 
-def _labels(
-    thinking: list[int], summary: list[int], draw: _Draw
-) -> tuple[list[int], list[int]]:
+def _labels(thinking: list[int], summary: list[int], draw: _Draw) -> tuple[list[int], list[int]]:
     # In practice rows operands and operators are no targets: they were drawn to succeed often,
     # which the model shall not imitate. A guess (no solution stands there) is none either.
     if not draw.practice:
@@ -191,9 +179,7 @@ def _labels(
 
 
 def warm_start_rows(
-    tokenizer: PreTrainedTokenizerBase,
-    config: WarmStartConfig,
-    count: int | None = None,
+    tokenizer: PreTrainedTokenizerBase, config: WarmStartConfig, count: int | None = None
 ) -> Iterator[dict[str, list[int]]]:
     """Training rows `input_ids`, `labels`: prompt and forced text are not targets (-100).
 
@@ -220,17 +206,10 @@ def warm_start_rows(
     rng = random.Random(f"warm start {config.seed}")
     left = config.steps * config.batch_size if count is None else count
     while left > 0:  # in blocks: the tokenizer is far quicker on many texts at once
-        draws = [
-            _draw(rng.choice(problems), rules, config, rng)
-            for _ in range(min(left, 1000))
-        ]
+        draws = [_draw(rng.choice(problems), rules, config, rng) for _ in range(min(left, 1000))]
         left -= len(draws)
-        thinkings = tokenizer([d.trace for d in draws], add_special_tokens=False)[
-            "input_ids"
-        ]
-        summaries = tokenizer([d.answer for d in draws], add_special_tokens=False)[
-            "input_ids"
-        ]
+        thinkings = tokenizer([d.trace for d in draws], add_special_tokens=False)["input_ids"]
+        summaries = tokenizer([d.answer for d in draws], add_special_tokens=False)["input_ids"]
         for draw, thinking, summary in zip(draws, thinkings, summaries, strict=True):
             closed = draw.kept is None
             thinking = [*thinking, tokens.close_id] if closed else thinking[: draw.kept]
@@ -269,8 +248,7 @@ def warm_start(output_dir: str | Path, config: WarmStartConfig, **sft_options) -
     rows = Dataset.from_generator(
         lambda: warm_start_rows(tokenizer, config),
         cache_dir=str(output_dir / "cache"),
-        fingerprint="warmstart-"
-        + hashlib.sha256(repr(config).encode()).hexdigest()[:16],
+        fingerprint="warmstart-" + hashlib.sha256(repr(config).encode()).hexdigest()[:16],
     )
     options = {
         "max_steps": config.steps,

@@ -28,21 +28,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(
-                f"temperature is {self.temperature}; expected 0 (greedy) or more."
-            )
+            raise ValueError(f"temperature is {self.temperature}; expected 0 (greedy) or more.")
         if not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"top_p is {self.top_p}; expected above 0 and at most 1 (all)."
-            )
+            raise ValueError(f"top_p is {self.top_p}; expected above 0 and at most 1 (all).")
         if self.top_k < 0:
-            raise ValueError(
-                f"top_k is {self.top_k}; expected 0 (all) or a count of tokens."
-            )
+            raise ValueError(f"top_k is {self.top_k}; expected 0 (all) or a count of tokens.")
         if not 0 <= self.min_p < 1:
-            raise ValueError(
-                f"min_p is {self.min_p}; expected 0 (all) or more, below 1."
-            )
+            raise ValueError(f"min_p is {self.min_p}; expected 0 (all) or more, below 1.")
         if self.max_summary_tokens < 1:
             raise ValueError(
                 f"max_summary_tokens is {self.max_summary_tokens}; expected at least 1."

@@ -52,9 +52,7 @@ class Trunks:
         width = max(map(len, distinct))
         pad = self.tokens.pad_id
         device = self.model.device
-        ids = torch.tensor(
-            [[pad] * (width - len(p)) + [*p] for p in distinct], device=device
-        )
+        ids = torch.tensor([[pad] * (width - len(p)) + [*p] for p in distinct], device=device)
         mask = torch.tensor(
             [[0] * (width - len(p)) + [1] * len(p) for p in distinct], device=device
         )
@@ -101,9 +99,7 @@ class Trunks:
 
     def _feed(self, sampled: Tensor) -> None:
         positions = self.attended[:, : self.width].sum(1) + self.length
-        self.attended = torch.cat(
-            [self.attended, torch.ones_like(self.attended[:, :1])], dim=1
-        )
+        self.attended = torch.cat([self.attended, torch.ones_like(self.attended[:, :1])], dim=1)
         out = self.model(
             input_ids=sampled[:, None],
             attention_mask=self.attended,
@@ -128,9 +124,7 @@ class Trunks:
 
     def trees(self, leaves: Sequence[Sequence[Leaf]]) -> list[Tree]:
         """The finished rows as trees with their leaves; what is still open ended by `length`."""
-        rows = zip(
-            self.prompts, self.thinkings, self.logprobs, self.ends, leaves, strict=True
-        )
+        rows = zip(self.prompts, self.thinkings, self.logprobs, self.ends, leaves, strict=True)
         return [
             Tree(prompt, tuple(thinking), tuple(logprobs), end or "length", tuple(row))
             for prompt, thinking, logprobs, end, row in rows
@@ -169,9 +163,7 @@ class _LeafBlock:
         self.count = max(map(len, self.cuts))
         forced = [
             [self.tokens.forced(end or "length", cut, len(thinking)) for cut in row]
-            for row, thinking, end in zip(
-                self.cuts, trunks.thinkings, trunks.ends, strict=True
-            )
+            for row, thinking, end in zip(self.cuts, trunks.thinkings, trunks.ends, strict=True)
         ]
         self.forced = forced
         self.longest = max(len(ids) for row in forced for ids in row)
@@ -182,9 +174,7 @@ class _LeafBlock:
             + [[pad] * self.longest] * (missing - len(row))
             for row in forced
         ]
-        lengths = [
-            [len(leaf) for leaf in row] + [0] * (missing - len(row)) for row in forced
-        ]
+        lengths = [[len(leaf) for leaf in row] + [0] * (missing - len(row)) for row in forced]
         self.ids = torch.tensor(ids, device=device).transpose(1, 2)  # (R, F, N)
         self.lengths = torch.tensor(lengths, device=device)  # (R, N)
         filled = [row + [0] * (missing - len(row)) for row in self.cuts]
@@ -206,8 +196,7 @@ class _LeafBlock:
             leaves,
         )
         is_open = torch.tensor(
-            [[n < len(row) for n in range(leaves)] for row in self.cuts],
-            device=start.device,
+            [[n < len(row) for n in range(leaves)] for row in self.cuts], device=start.device
         )
         ends = torch.tensor(sorted(self.tokens.eos_ids), device=start.device)
         tokens, logprobs, opened = [], [], []
@@ -225,9 +214,7 @@ class _LeafBlock:
                 start + self.lengths + step,
                 leaves,
             )
-        return self._leaves(
-            torch.stack(tokens), torch.stack(logprobs), torch.stack(opened)
-        )
+        return self._leaves(torch.stack(tokens), torch.stack(logprobs), torch.stack(opened))
 
     def _masks(self, steps: int) -> tuple[Tensor, Tensor]:
         """Who sees whom: the trunk up to the cut, then the leaf itself.
@@ -243,16 +230,10 @@ class _LeafBlock:
         below = column < self.trunks.width + self.cut[..., None]
         on_trunk = attended[:, None] & below  # (R, N, T)
         time = torch.arange(depth, device=device)
-        real = (
-            time[None, :, None] >= (depth - self.lengths)[:, None]
-        )  # (R, F, N): not padding
+        real = time[None, :, None] >= (depth - self.lengths)[:, None]  # (R, F, N): not padding
         same = torch.eye(leaves, dtype=torch.bool, device=device)
-        causal = (time[:, None] >= time[None, :])[:, None, :, None] & same[
-            None, :, None, :
-        ]
-        own = (causal[None] & real[:, None, None]).reshape(
-            rows, depth * leaves, depth * leaves
-        )
+        causal = (time[:, None] >= time[None, :])[:, None, :, None] & same[None, :, None, :]
+        own = (causal[None] & real[:, None, None]).reshape(rows, depth * leaves, depth * leaves)
         # Padding sees itself, so that no softmax is empty.
         own = own | torch.eye(depth * leaves, dtype=torch.bool, device=device)
         forced = torch.cat([on_trunk.repeat(1, depth, 1), own], dim=2)
@@ -262,9 +243,7 @@ class _LeafBlock:
         after = same.repeat(1, steps).expand(rows, -1, -1)
         return forced, torch.cat([on_trunk, before, after], dim=2)
 
-    def _forward(
-        self, ids: Tensor, mask: Tensor, positions: Tensor, leaves: int
-    ) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, leaves: int) -> Tensor:
         model = self.trunks.model
         mask = mask[:, None]
         if model.config._attn_implementation == "eager":  # adds its mask to the scores
@@ -280,13 +259,8 @@ class _LeafBlock:
         )
         return out.logits[:, -leaves:]
 
-    def _leaves(
-        self, tokens: Tensor, logprobs: Tensor, opened: Tensor
-    ) -> list[list[Leaf]]:
-        drawn, values = (
-            tokens.permute(1, 2, 0).tolist(),
-            logprobs.permute(1, 2, 0).tolist(),
-        )
+    def _leaves(self, tokens: Tensor, logprobs: Tensor, opened: Tensor) -> list[list[Leaf]]:
+        drawn, values = (tokens.permute(1, 2, 0).tolist(), logprobs.permute(1, 2, 0).tolist())
         sizes = opened.sum(0).tolist()
         made = []
         for row, cuts in enumerate(self.cuts):

@@ -31,9 +31,7 @@ def why_not_branching(model: PreTrainedModel) -> str:
     if windowed and getattr(config, "sliding_window", None):
         return "its attention has a sliding window"
     if model.config._attn_implementation not in MASKED_ATTENTION:
-        return (
-            f"attention {model.config._attn_implementation!r} takes no mask of its own"
-        )
+        return f"attention {model.config._attn_implementation!r} takes no mask of its own"
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     parameters = inspect.signature(inner.forward).parameters
     if "position_ids" not in parameters or "logits_to_keep" not in parameters:
@@ -57,15 +55,10 @@ class HFEngine:
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokens: ThinkingTokens,
-        batch_size: int | None = None,
+        self, model: PreTrainedModel, tokens: ThinkingTokens, batch_size: int | None = None
     ):
         if batch_size is not None and batch_size < 1:
-            raise ValueError(
-                f"batch_size is {batch_size}; expected 1 or more, or None for all."
-            )
+            raise ValueError(f"batch_size is {batch_size}; expected 1 or more, or None for all.")
         self.model, self.tokens, self.batch_size = model, tokens, batch_size
         self._reason = why_not_branching(model)
         if self._reason:
@@ -91,9 +84,7 @@ class HFEngine:
         if num_summaries < 1:
             raise ValueError(f"num_summaries is {num_summaries}; expected at least 1.")
         if any(not prompt for prompt in prompts):
-            raise ValueError(
-                "a prompt is empty; expected at least the think-open marker."
-            )
+            raise ValueError("a prompt is empty; expected at least the think-open marker.")
         generator = None
         if seed is not None:
             generator = torch.Generator(self.model.device).manual_seed(seed)
@@ -112,9 +103,7 @@ class HFEngine:
                     trees += _grow(trunks, budgets, num_summaries, share_cuts)
         return trees
 
-    def think(
-        self, prompt: Sequence[int], sampling: Sampling, seed: int | None = None
-    ) -> Trunks:
+    def think(self, prompt: Sequence[int], sampling: Sampling, seed: int | None = None) -> Trunks:
         """Begin one thinking, to go on token by token with `step` and branch off by `answers`.
 
         Raises:
@@ -161,10 +150,7 @@ def _grow(
             for thinking in part.thinkings
         ]
         leaves = sample_leaves(part, [unique for unique, _ in wanted])
-        rows = [
-            [made[i] for i in places]
-            for made, (_, places) in zip(leaves, wanted, strict=True)
-        ]
+        rows = [[made[i] for i in places] for made, (_, places) in zip(leaves, wanted, strict=True)]
         trees.update(zip(numbers, part.trees(rows), strict=True))
 
     while trunks.length < budgets[-1] and not all(trunks.ends):

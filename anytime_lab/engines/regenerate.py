@@ -25,26 +25,15 @@ def sample_trees_by_generate(
     """As `Engine.sample_trees`, prefixes read anew for each cut."""
     with _seeded(model, generator):
         thinkings = _generate(
-            model,
-            tokens,
-            prompts,
-            budgets[-1],
-            sampling,
-            {tokens.close_id, *tokens.eos_ids},
+            model, tokens, prompts, budgets[-1], sampling, {tokens.close_id, *tokens.eos_ids}
         )
         ends = [_end(ids, tokens) for ids, _ in thinkings]
-        jobs: dict[
-            tuple[int, int, int], Sequence[int]
-        ] = {}  # (row, cut or leaf, summary)
-        for row, (prompt, (ids, _), end) in enumerate(
-            zip(prompts, thinkings, ends, strict=True)
-        ):
+        jobs: dict[tuple[int, int, int], Sequence[int]] = {}  # (row, cut or leaf, summary)
+        for row, (prompt, (ids, _), end) in enumerate(zip(prompts, thinkings, ends, strict=True)):
             for j, cut in enumerate(cuts(len(ids), budgets)):
                 for s in range(num_summaries):
                     key = (row, cut if share_cuts else j, s)
-                    jobs.setdefault(
-                        key, [*prompt, *ids[:cut], *tokens.forced(end, cut, len(ids))]
-                    )
+                    jobs.setdefault(key, [*prompt, *ids[:cut], *tokens.forced(end, cut, len(ids))])
         made = _generate(
             model, tokens, list(jobs.values()), sampling.max_summary_tokens, sampling,
             set(tokens.eos_ids),
@@ -78,9 +67,7 @@ def _end(thinking: Sequence[int], tokens: ThinkingTokens) -> str:
 
 
 @contextlib.contextmanager
-def _seeded(
-    model: PreTrainedModel, generator: torch.Generator | None
-) -> Iterator[None]:
+def _seeded(model: PreTrainedModel, generator: torch.Generator | None) -> Iterator[None]:
     # `generate` knows the global random state only: give it ours, and put its own back.
     if generator is None:
         yield
@@ -104,12 +91,8 @@ def _generate(
     width = max(map(len, prefixes))
     pad = tokens.pad_id
     device = model.device
-    ids = torch.tensor(
-        [[pad] * (width - len(p)) + [*p] for p in prefixes], device=device
-    )
-    mask = torch.tensor(
-        [[0] * (width - len(p)) + [1] * len(p) for p in prefixes], device=device
-    )
+    ids = torch.tensor([[pad] * (width - len(p)) + [*p] for p in prefixes], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prefixes], device=device)
     greedy = sampling.temperature == 0
     drawn = {} if greedy else {
         "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
@@ -130,16 +113,12 @@ def _generate(
     logits = torch.stack(out.logits, dim=1).float()
     logprobs = (logits if greedy else logits / sampling.temperature).log_softmax(-1)
     values = logprobs.gather(-1, new[..., None])[..., 0]
-    return [
-        _until_stop(row, value, stops) for row, value in zip(new, values, strict=True)
-    ]
+    return [_until_stop(row, value, stops) for row, value in zip(new, values, strict=True)]
 
 
 def _until_stop(
     ids: Tensor, values: Tensor, stops: set[int]
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     listed = ids.tolist()
-    stop = next(
-        (n for n, token in enumerate(listed) if token in stops), len(listed) - 1
-    )
+    stop = next((n for n, token in enumerate(listed) if token in stops), len(listed) - 1)
     return tuple(listed[: stop + 1]), tuple(values.tolist()[: stop + 1])

@@ -39,15 +39,11 @@ def _kept(logprobs: Tensor, sampling: Sampling) -> Tensor:
         smallest = logprobs.topk(sampling.top_k, dim=-1).values[..., -1:]
         logprobs = logprobs.masked_fill(logprobs < smallest, -torch.inf)
     if sampling.min_p > 0:
-        smallest = (
-            logprobs.max(-1, keepdim=True).values + torch.tensor(sampling.min_p).log()
-        )
+        smallest = logprobs.max(-1, keepdim=True).values + torch.tensor(sampling.min_p).log()
         logprobs = logprobs.masked_fill(logprobs < smallest, -torch.inf)
     if sampling.top_p < 1:
         ordered, order = logprobs.softmax(-1).sort(dim=-1, descending=True)
         above = ordered.cumsum(-1) - ordered  # probability of the likelier ones
-        out = torch.zeros_like(above, dtype=torch.bool).scatter(
-            -1, order, above >= sampling.top_p
-        )
+        out = torch.zeros_like(above, dtype=torch.bool).scatter(-1, order, above >= sampling.top_p)
         logprobs = logprobs.masked_fill(out, -torch.inf)
     return logprobs
