@@ -178,9 +178,9 @@ def countdown_problems(
     *,
     numbers: int = 3,
     low: int = 1,
-    high: int = 9,
+    high: int = 20,
     rules: Rules = Rules(),  # noqa: B008  (frozen)
-    min_success: float = 0.15,
+    min_success: float = 0.12,
     max_success: float = 1.0,
 ) -> list[Problem]:
     """Every problem of one split whose success rate lies in the given range, in a fixed order.
@@ -232,10 +232,10 @@ def load_countdown(
     *,
     numbers: int = 3,
     low: int = 1,
-    high: int = 9,
+    high: int = 20,
     ops: str = "+-*",
     max_value: int = 99,
-    min_success: float = 0.15,
+    min_success: float = 0.12,
     max_success: float = 1.0,
 ) -> Dataset:
     """Countdown problems as a dataset, drawn without replacement.
