@@ -7,16 +7,12 @@ import re
 
 HEADER = "**Final Answer**"
 THINK_CLOSE = "</think>"
-SEARCH_CHARS = (
-    20_000  # a summary is some 128 tokens; what lies further off is no answer
-)
+SEARCH_CHARS = 20_000  # a summary is some 128 tokens; what lies further off is no answer
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])[ \t\r\n]{0,20}")
 _BARE_BOX = re.compile(r"[^\s{}$\\,;.]+(?:\.\d+)?")
 _OPTION = re.compile(r"\[[^\[\]{}]{0,40}\]")  # \framebox[3cm][c]{...}
-_JOINT = re.compile(
-    r"[\s$,;&.]*(?:\\(?:text|mathrm)\{)?\s*(?:and|or)?\s*\}?[\s$,;\\()\[\]]*"
-)
+_JOINT = re.compile(r"[\s$,;&.]*(?:\\(?:text|mathrm)\{)?\s*(?:and|or)?\s*\}?[\s$,;\\()\[\]]*")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 _FORMULA = re.compile(
     r"\$\$(?P<display>[^$]{1,2000})\$\$"
@@ -148,9 +144,7 @@ def _without_open_box(region: str) -> str:
 
 def _first_paragraph(region: str) -> str:
     """The first paragraph; with the next one where it only announces it ("… is:")."""
-    parts = [
-        part for part in _PARAGRAPH.split(_without_open_box(region).strip(), 2) if part
-    ]
+    parts = [part for part in _PARAGRAPH.split(_without_open_box(region).strip(), 2) if part]
     if not parts:
         return ""
     announces = parts[0].rstrip("* \n").endswith((":", " is", " is given by", " ="))
@@ -162,14 +156,8 @@ def _last_formula(paragraph: str) -> str | None:
     line = _LEAD.sub("", paragraph.strip().strip("*").strip()).removesuffix(".").strip()
     if not line:
         return None
-    plain = (
-        "\n" not in line and "$" not in line and "\\(" not in line and "\\[" not in line
-    )
-    if (
-        plain
-        and len(line) <= 2000
-        and not any(m.group(1) for m in _WORD.finditer(line))
-    ):
+    plain = "\n" not in line and "$" not in line and "\\(" not in line and "\\[" not in line
+    if plain and len(line) <= 2000 and not any(m.group(1) for m in _WORD.finditer(line)):
         return line.strip("*` ") or None
     formulas = list(_FORMULA.finditer(paragraph))
     covered = formulas[-1].end() if formulas else 0
@@ -177,7 +165,5 @@ def _last_formula(paragraph: str) -> str | None:
     if numbers:
         return numbers[-1].group("number").strip()
     if formulas:
-        return next(
-            group for group in formulas[-1].groups() if group is not None
-        ).strip()
+        return next(group for group in formulas[-1].groups() if group is not None).strip()
     return None

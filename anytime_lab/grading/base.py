@@ -98,13 +98,9 @@ class AnswerVerifier:
             grades[row] = grade
         return grades
 
-    def grade_answers(
-        self, answers: Sequence[str], golds: Sequence[Any]
-    ) -> list[Grade]:
+    def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
         """Grade answers that are already found (no text around them, no format to check)."""
-        raise NotImplementedError(
-            f"{type(self).__name__} does not say how to grade an answer."
-        )
+        raise NotImplementedError(f"{type(self).__name__} does not say how to grade an answer.")
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any

@@ -61,9 +61,7 @@ def read_expression(text: str) -> Expression | None:
     if expression is None or not equals:
         return expression
     stated = _evaluate(right)
-    return (
-        expression if stated is not None and stated.value == expression.value else None
-    )
+    return expression if stated is not None and stated.value == expression.value else None
 
 
 def _evaluate(text: str) -> Expression | None:

@@ -16,9 +16,7 @@ def encode(message: dict[str, Any]) -> bytes:
     """A message as bytes. Lone surrogates survive; they are escaped."""
     body = json.dumps(message, ensure_ascii=True).encode("ascii")
     if len(body) > MAX_BYTES:
-        raise ValueError(
-            f"a message of {len(body)} bytes; expected at most {MAX_BYTES}."
-        )
+        raise ValueError(f"a message of {len(body)} bytes; expected at most {MAX_BYTES}.")
     return _LENGTH.pack(len(body)) + body
 
 

@@ -73,7 +73,7 @@ _SYNONYMS = [
         (r"\\(?:ldots|dots|cdots)", "..."),
         (r"\\(?:newline|nonumber|par)", " "),
         (r"\\mathbb\s*R", r"\\mathbb{R}"),
-        (r"(?<![a-zA-Z\\])(?:infinity|infty|Infinity)", r"\\infty"),
+        (r"(?<![a-zA-Z\\])(?:infinity|infty|Infinity|inf)", r"\\infty"),
         (r"(?<![a-zA-Z\\])(?:pi|Pi)", r"\\pi"),
         (r"(?<![a-zA-Z\\])sqrt\s*\(([^()]{1,400})\)", r"\\sqrt{\1}"),
         (r"(?<![a-zA-Z\\])sqrt(?=\s*[\d{])", r"\\sqrt"),
@@ -113,9 +113,7 @@ _JOINING_TEXT = re.compile(
 _PERCENT = re.compile(
     r"\s*(?:\\text\{\s*(?:percent|per cent|pct)\s*\}|(?<![a-zA-Z])(?:percent|pct)(?![a-zA-Z]))"
 )
-_SCIENTIFIC = re.compile(
-    r"(?<![a-zA-Z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]\{?([-+]?\d{1,4})\}?(?![\w.])"
-)
+_SCIENTIFIC = re.compile(r"(?<![a-zA-Z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]\{?([-+]?\d{1,4})\}?(?![\w.])")
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d)(?:,\\!|\{,\}(?:\\!)?)\s*(?=\d{3})")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
 _GROUPED = re.compile(r"(?<![\d.,{])\d{1,3}(?:(?:\\,|\\ | )\d{3})+(?!\d)")  # 10\,000
@@ -129,9 +127,7 @@ _WHOLE = (
     re.compile(r"\\\[(?P<in>.*)\\\]", re.S),
     re.compile(r"\*\*(?P<in>.*)\*\*", re.S),
     re.compile(r"`(?P<in>.*)`", re.S),
-    re.compile(
-        r"\\begin\{(equation|align|gather|math)\*?\}(?P<in>.*)\\end\{\1\*?\}", re.S
-    ),
+    re.compile(r"\\begin\{(equation|align|gather|math)\*?\}(?P<in>.*)\\end\{\1\*?\}", re.S),
 )
 _WHOLE_BOX = re.compile(r"\\(?:boxed|fbox|framebox|ensuremath|displaylines)\s*(?=\{)")
 
@@ -154,7 +150,7 @@ def clean(text: str) -> str:
     text = _unwrap(text)
     text = _TEXT_COMMAND.sub(r"\\text", text)
     text = _OLD_FONT.sub(r"\\text{\1}", text)
-    text = _COMMA_IN_NUMBER.sub("", text)
+    text = _COMMA_IN_NUMBER.sub("", text).replace(r"\text{:}", ":")
     text = _DROPPED.sub("", text)
     text = _GROUPED.sub(lambda m: re.sub(r"[^\d]", "", m.group()), text)
     text = _SPACE.sub(" ", text)

@@ -64,9 +64,7 @@ def accepted_forms(gold: str) -> list[Form]:
         if set(form.signs) == {"\\approx"}:
             return list(form.members)
         cut = form.signs.index("\\approx")
-        head = Relation(
-            form.members[: cut + 1], form.signs[:cut], form.texts[: cut + 1]
-        )
+        head = Relation(form.members[: cut + 1], form.signs[:cut], form.texts[: cut + 1])
         return [head, form.members[-1]]
     return [form]
 
@@ -101,14 +99,8 @@ def equal(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
         if isinstance(answer, Group):
             same = (answer.opening, answer.closing) == (gold.opening, gold.closing)
             return same and _in_order(answer.items, gold.items, atoms)
-        if (
-            isinstance(answer, Many)
-            and not answer.braced
-            and gold.opening + gold.closing == "()"
-        ):
-            return _in_order(
-                answer.items, gold.items, atoms
-            )  # a point without its brackets
+        if isinstance(answer, Many) and not answer.braced and gold.opening + gold.closing == "()":
+            return _in_order(answer.items, gold.items, atoms)  # a point without its brackets
         return _single(answer, gold, atoms)
     if isinstance(answer, Many) and isinstance(gold, Many):
         return _unordered(answer.items, gold.items, atoms)
@@ -121,14 +113,12 @@ def atoms_alike(answer: Atom, gold: Atom) -> bool | None:
     """Numbers by value, equal texts as equal; None for all else."""
     if answer.number is not None and gold.number is not None:
         return numbers_equal(answer.number, gold.number)
-    if key(answer.text) == key(gold.text):
+    if key(answer.text).lstrip("+") == key(gold.text).lstrip("+"):
         return True
     given, wanted = read_based(answer.text), read_based(gold.text)
     if given and wanted and (given[1] or wanted[1]):
         # A base that one side alone names is taken for granted on the other.
-        return given[0] == wanted[0] and (
-            given[1] == wanted[1] or None in (given[1], wanted[1])
-        )
+        return given[0] == wanted[0] and (given[1] == wanted[1] or None in (given[1], wanted[1]))
     if _infinite(answer) or _infinite(gold):
         return False
     return _colons_alike(answer.text, gold.text)
@@ -139,14 +129,10 @@ def _colons_alike(answer: str, gold: str) -> bool | None:
     if not _COLONS.fullmatch(answer) or not _COLONS.fullmatch(gold):
         return None
     given, wanted = ([int(part) for part in text.split(":")] for text in (answer, gold))
-    clock = any(
-        len(part) == 2 for text in (answer, gold) for part in text.split(":")[1:]
-    )
+    clock = any(len(part) == 2 for text in (answer, gold) for part in text.split(":")[1:])
     if clock or given[0] == 0 or wanted[0] == 0 or len(given) != len(wanted):
         return given == wanted
-    return all(
-        a * wanted[0] == b * given[0] for a, b in zip(given, wanted, strict=True)
-    )
+    return all(a * wanted[0] == b * given[0] for a, b in zip(given, wanted, strict=True))
 
 
 def _infinite(atom: Atom) -> bool:
@@ -160,9 +146,7 @@ def _units_and_atoms(answer: Atom, gold: Atom, atoms: AtomsEqual) -> bool | None
     if factor == 1:
         return atoms(answer, gold)
     if answer.number is None:
-        scaled = (
-            rf"({answer.text})\cdot\frac{{{factor.numerator}}}{{{factor.denominator}}}"
-        )
+        scaled = rf"({answer.text})\cdot\frac{{{factor.numerator}}}{{{factor.denominator}}}"
         return atoms(Atom(scaled), gold)
     value = answer.number.value * factor
     return atoms(Atom(_plain(value), replace(answer.number, value=value)), gold)
@@ -179,11 +163,7 @@ def _words(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
                 return gold.choice == answer.choice
             return answer.text == gold.text
         if isinstance(answer, Atom):
-            if (
-                gold.choice
-                and not gold.rest
-                and key(answer.text) == gold.choice.lower()
-            ):
+            if gold.choice and not gold.rest and key(answer.text) == gold.choice.lower():
                 return True
             if gold.rest and answer.number is not None:
                 return equal(answer, read_form(gold.rest), atoms)
@@ -194,24 +174,21 @@ def _words(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
             return equal(read_form(answer.rest), gold, atoms)
         if isinstance(gold, Atom) and gold.number is None:
             folded = key(gold.text).lower()
-            return (
-                True
-                if folded == answer.text.replace(" ", "") and len(folded) > 1
-                else None
-            )
+            return True if folded == answer.text.replace(" ", "") and len(folded) > 1 else None
         if isinstance(gold, Many) and len(gold.items) == 1:
             return equal(answer, gold.items[0], atoms)
+        return isinstance(gold, Many) and _same_words(gold.items, answer.text)
     return False
 
 
-def _same_words(items: Sequence[Form], gold: str) -> bool:
+def _same_words(items: Sequence[Form], text: str) -> bool:
     """A list of words against one text such as "A, B": in any order if it lists letters."""
     if not all(isinstance(item, Words) for item in items):
         return False
-    given, wanted = [item.text for item in items], gold.split()
+    given, wanted = [item.text for item in items], text.split()
     if all(len(word) == 1 for word in wanted):
         return sorted(given) == sorted(wanted)
-    return " ".join(given) == gold
+    return " ".join(given) == text
 
 
 def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
@@ -225,11 +202,7 @@ def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
         if given is not None and wanted is not None:
             if key(answer.texts[0]) != key(gold.texts[0]) and is_name(answer.texts[0]):
                 if is_name(gold.texts[0]):
-                    return (
-                        _algebra(answer, gold, atoms)
-                        if _has_names(answer, gold)
-                        else False
-                    )
+                    return _algebra(answer, gold, atoms) if _has_names(answer, gold) else False
             elif given is not None:
                 return equal(given, wanted, atoms)
         return _algebra(answer, gold, atoms)
@@ -244,9 +217,7 @@ def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
 def _value(relation: Relation) -> Form | None:
     """What `name = … = value` gives; None where the left side is more than a name."""
     first = relation.members[0]
-    named = is_name(relation.texts[0]) or (
-        isinstance(first, Atom) and first.number is not None
-    )
+    named = is_name(relation.texts[0]) or (isinstance(first, Atom) and first.number is not None)
     if set(relation.signs) <= {"=", "\\approx"} and named:
         exact = relation.signs.index("\\approx") if "\\approx" in relation.signs else -1
         return relation.members[exact if exact > 0 else -1]
@@ -258,11 +229,7 @@ def _stated(relation: Relation) -> Form | None:
     if not set(relation.signs) <= {"=", "\\approx"}:
         return None
     left = key_letters(key(relation.texts[0]))
-    if (
-        left[:1].isdigit()
-        and any(c.isalpha() for c in left)
-        and not is_name(relation.texts[0])
-    ):
+    if left[:1].isdigit() and any(c.isalpha() for c in left) and not is_name(relation.texts[0]):
         return None
     if "\\approx" in relation.signs:
         before = relation.signs.index("\\approx")
@@ -295,11 +262,7 @@ def _algebra(answer: Relation, gold: Relation, atoms: AtomsEqual) -> bool | None
 def _matrices(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
     given, wanted = _rows(answer), _rows(gold)
     if given is None or wanted is None:
-        return (
-            False
-            if not isinstance(answer, Atom) and not isinstance(gold, Atom)
-            else None
-        )
+        return False if not isinstance(answer, Atom) and not isinstance(gold, Atom) else None
     if [len(row) for row in given] != [len(row) for row in wanted]:
         return False
     return _all(
@@ -332,17 +295,13 @@ def _single(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
     return False
 
 
-def _in_order(
-    answers: Sequence[Form], golds: Sequence[Form], atoms: AtomsEqual
-) -> bool | None:
+def _in_order(answers: Sequence[Form], golds: Sequence[Form], atoms: AtomsEqual) -> bool | None:
     if len(answers) != len(golds):
         return False
     return _all(equal(a, g, atoms) for a, g in zip(answers, golds, strict=True))
 
 
-def _unordered(
-    answers: Sequence[Form], golds: Sequence[Form], atoms: AtomsEqual
-) -> bool | None:
+def _unordered(answers: Sequence[Form], golds: Sequence[Form], atoms: AtomsEqual) -> bool | None:
     """Each gold has its own equal answer, and none is left over; repetitions count once."""
     if _names(golds) and not any(isinstance(a, Relation) for a in answers):
         return _in_order(answers, golds, atoms)  # "x = 1, y = 2" asks for an order

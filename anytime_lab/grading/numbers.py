@@ -50,9 +50,7 @@ def read_number(text: str) -> Number | None:
     percent = text.endswith("%")
     if percent:
         text = text[:-1].rstrip()
-    while (
-        text.startswith("(") and text.endswith(")") and not {"(", ","} & set(text[1:])
-    ):
+    while text.startswith("(") and text.endswith(")") and not {"(", ","} & set(text[1:]):
         text = text[1:-1].strip()
     if text.startswith("{") and text.endswith("}") and "{" not in text[1:]:
         text = text[1:-1].strip()

@@ -88,9 +88,7 @@ class GradingPool:
     def __getstate__(self) -> dict[str, Any]:
         """Settings only: a copy, pickled or deep, starts workers of its own."""
         hidden = ("_lock", "_workers", "_pid", "_finalizer")
-        return {
-            name: value for name, value in self.__dict__.items() if name not in hidden
-        }
+        return {name: value for name, value in self.__dict__.items() if name not in hidden}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -104,9 +102,7 @@ class GradingPool:
                 outcomes[index] = outcome
         return outcomes
 
-    def stream(
-        self, jobs: Sequence[tuple[str, Sequence[Any]]]
-    ) -> Iterator[tuple[int, Outcome]]:
+    def stream(self, jobs: Sequence[tuple[str, Sequence[Any]]]) -> Iterator[tuple[int, Outcome]]:
         """Run jobs and yield `(index, outcome)` as they finish.
 
         Other calls wait until the stream is closed: use it under `contextlib.closing`.
@@ -138,9 +134,7 @@ class GradingPool:
         """Process ids of the workers."""
         return [worker.process.pid for worker in self._workers]
 
-    def _stream(
-        self, jobs: Sequence[tuple[str, Sequence[Any]]]
-    ) -> Iterator[tuple[int, Outcome]]:
+    def _stream(self, jobs: Sequence[tuple[str, Sequence[Any]]]) -> Iterator[tuple[int, Outcome]]:
         waiting = deque(range(len(jobs)))
         attempts = [0] * len(jobs)
         left = len(jobs)
@@ -277,11 +271,7 @@ class _Worker:
         """Why a worker that never got ready did not."""
         self.errors.seek(0)
         said = self.errors.read().decode("utf-8", "replace").strip()[-2000:]
-        took = (
-            f"did not start within {START_SECONDS:.0f} s"
-            if now >= self.deadline
-            else "ended"
-        )
+        took = f"did not start within {START_SECONDS:.0f} s" if now >= self.deadline else "ended"
         return f"a grading worker {took} before its first job. It said:\n{said or '(nothing)'}"
 
     def end(self) -> None:

@@ -74,13 +74,9 @@ class Relation:
 
 Form = Atom | Words | Group | Many | Union | Matrix | Relation
 
-_CHOICE = re.compile(
-    r"(?:\\text\{)?\s*\(?\s*([A-J])\s*(?:[).:]\s*\}?|\}\s*[).:]?)\s*(.*)", re.S
-)
+_CHOICE = re.compile(r"(?:\\text\{)?\s*\(?\s*([A-J])\s*(?:[).:]\s*\}?|\}\s*[).:]?)\s*(.*)", re.S)
 _ALL_TEXT = re.compile(r"(?:\\text\{[^{}]*\}|[\s\-,.'\"()]|\d)*")
-_PROSE = re.compile(
-    r"[a-zA-Z][a-zA-Z'\-]*(?: [a-zA-Z][a-zA-Z'\-]*)+|[A-Z][a-z]{2,}|[a-z]{4,}"
-)
+_PROSE = re.compile(r"[a-zA-Z][a-zA-Z'\-]*(?: [a-zA-Z][a-zA-Z'\-]*)+|[A-Z][a-z]{2,}|[a-z]{4,}")
 _NO_PROSE = re.compile(
     r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|frac|theta|alpha|beta)\b"
     r"|^(?:[a-zA-Z] )+[a-zA-Z]$"
@@ -137,9 +133,7 @@ def _read(text: str, depth: int) -> Form:
             return form
     if unit is not None:
         inner = _read(rest, depth + 1)
-        return (
-            Atom(inner.text, inner.number, unit) if isinstance(inner, Atom) else inner
-        )
+        return Atom(inner.text, inner.number, unit) if isinstance(inner, Atom) else inner
     return Atom(text, None, None)
 
 
@@ -152,9 +146,7 @@ def _strip_braces(text: str) -> str:
 def _read_words(text: str) -> Words | None:
     """Text answers: `\\text{...}` wholly, plain prose, or a choice letter."""
     choice = _CHOICE.fullmatch(text)
-    if choice is None and re.fullmatch(
-        r"\(?[A-J]\)?|\(?\\text\{\s*\(?[A-J]\)?\s*\}\)?", text
-    ):
+    if choice is None and re.fullmatch(r"\(?[A-J]\)?|\(?\\text\{\s*\(?[A-J]\)?\s*\}\)?", text):
         letter = re.sub(r"\\text|[^A-J]", "", text)
         return Words(letter.lower(), letter)
     if choice is not None and not choice.group(2).startswith((",", "=")):
@@ -184,9 +176,7 @@ def _read_list(text: str, depth: int) -> Form | None:
     parts = [part.strip() for part in parts if part.strip()]
     if len(parts) == 1:
         both = _both_signs(parts[0])
-        return (
-            Many(tuple(_read(part, depth) for part in both)) if len(both) == 2 else None
-        )
+        return Many(tuple(_read(part, depth) for part in both)) if len(both) == 2 else None
     if not parts or len(parts) > MAX_ITEMS:
         return None
     both_each = [sign for part in parts for sign in _both_signs(part)]
@@ -294,9 +284,7 @@ def _bounds(texts: list[str], signs: tuple[str, ...], depth: int) -> Form | None
     if sign in _MORE:
         return Group("(" if sign == ">" else "[", ")", (value, infinity))
     if sign == "\\ne":
-        return Union(
-            (Group("(", ")", (minus, value)), Group("(", ")", (value, infinity)))
-        )
+        return Union((Group("(", ")", (minus, value)), Group("(", ")", (value, infinity))))
     return None
 
 
@@ -309,11 +297,7 @@ def _read_union(text: str, depth: int) -> Form | None:
     if text.replace(" ", "") in (r"\mathbb{R}", "R", r"\text{allrealnumbers}"):
         return Group("(", ")", (Atom("-\\infty"), Atom("\\infty")))
     parts = re.split(r"\\cup(?![a-zA-Z])", text)
-    if (
-        len(parts) < 2
-        or len(parts) > MAX_ITEMS
-        or not all(part.strip() for part in parts)
-    ):
+    if len(parts) < 2 or len(parts) > MAX_ITEMS or not all(part.strip() for part in parts):
         return _read_complement(text, depth)
     return Union(tuple(_read(part, depth) for part in parts))
 
@@ -331,9 +315,7 @@ def _read_complement(text: str, depth: int) -> Form | None:
         return None
     points = sorted(points, key=lambda point: point.number.value)
     ends = [Atom("-\\infty"), *points, Atom("\\infty")]
-    return Union(
-        tuple(Group("(", ")", (a, b)) for a, b in zip(ends, ends[1:], strict=False))
-    )
+    return Union(tuple(Group("(", ")", (a, b)) for a, b in zip(ends, ends[1:], strict=False)))
 
 
 def _read_enclosed(text: str, depth: int) -> Form | None:
@@ -348,11 +330,7 @@ def _read_enclosed(text: str, depth: int) -> Form | None:
         return Many(form.items if isinstance(form, Many) else (form,), braced=True)
     if text == "\\emptyset":
         return Many((), braced=True)
-    if (
-        text[:1] not in ("(", "[")
-        or text[-1:] not in (")", "]")
-        or not _closes_last(text)
-    ):
+    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or not _closes_last(text):
         return None
     parts = split_commas(text[1:-1])
     if len(parts) == 1:
@@ -379,16 +357,10 @@ def _closes_last(text: str) -> bool:
 
 
 def _read_matrix(text: str, depth: int) -> Form | None:
-    match = _ENVIRONMENT.fullmatch(
-        re.sub(r"^[(\[]\s*(?=\\begin)|(?<=\})\s*[)\]]$", "", text)
-    )
+    match = _ENVIRONMENT.fullmatch(re.sub(r"^[(\[]\s*(?=\\begin)|(?<=\})\s*[)\]]$", "", text))
     if match is None or "\\begin" in match.group(2):
         return None
-    rows = [
-        row
-        for row in re.split(r"\\\\", match.group(2).replace("\\hline", ""))
-        if row.strip()
-    ]
+    rows = [row for row in re.split(r"\\\\", match.group(2).replace("\\hline", "")) if row.strip()]
     cells = [row.split("&") for row in rows]
     if not cells or len(cells) * max(map(len, cells)) > MAX_ITEMS:
         return None

@@ -36,6 +36,14 @@ _NORMALIZE = NormalizationConfig(
 _CONVERT = ConversionConfig(lowercase_symbols=False)
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|\\?[a-zA-Z]+)\s*\^\\circ")
 _RELATION = re.compile(r"\\relation(\\le|\\ge|\\ne|[<>=])(.*)\\to (.*)", re.S)
+_BARE_FUNCTION = re.compile(
+    r"(?<![a-zA-Z\\{])(?:np\.|math\.)?((?:arc)?(?:sin|cos|tan)|(?:sin|cos|tan)h|cot|sec|csc|ln|log|exp)"
+    r"(?![a-zA-Z])"
+)
+# The parser takes `E_1`, `e_1` and `I_1` for the constants.
+_NUMBERED_CONSTANT = re.compile(r"(?<![a-zA-Z\\])([eEI])(?=_)")
+_POINT_AT_END = re.compile(r"(?<=\d)\.(?!\d)")
+_PRIMES = re.compile(r"(?:[a-zA-Z0-9]|\}|\))'+")
 _DECIMAL = re.compile(r"\d\.\d|(?<!\d)\.\d")
 
 
@@ -51,10 +59,10 @@ def parse(text: str) -> Any:
     """
     text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
     text = without_separators(text.replace("%", r"\cdot\frac{1}{100}"))
+    text = _BARE_FUNCTION.sub(r"\\\1 ", _NUMBERED_CONSTANT.sub(r"\\mathrm{\1}", text))
+    text = _POINT_AT_END.sub("", text)
     try:
-        parsed = latex2sympy(
-            text, normalization_config=_NORMALIZE, conversion_config=_CONVERT
-        )
+        parsed = latex2sympy(text, normalization_config=_NORMALIZE, conversion_config=_CONVERT)
     except MemoryError:
         raise
     except Exception as error:  # whatever the parser throws means the same
@@ -77,6 +85,8 @@ def atoms_equal(answer: Atom, gold: Atom) -> bool | None:
     given, wanted = _RELATION.fullmatch(answer.text), _RELATION.fullmatch(gold.text)
     if given and wanted:
         return _relations_equal(given, wanted)
+    if sorted(_PRIMES.findall(answer.text)) != sorted(_PRIMES.findall(gold.text)):
+        return False  # the parser drops them: `x'` would be `x`
     left = parse(answer.text)
     try:
         right = parse(gold.text)
@@ -169,11 +179,7 @@ def _value(expression: sympy.Expr, point: dict) -> sympy.Expr | None:
         raise
     except Exception:
         return None
-    if (
-        not value.is_number
-        or not value.is_finite
-        or value.has(sympy.nan, sympy.zoo, sympy.oo)
-    ):
+    if not value.is_number or not value.is_finite or value.has(sympy.nan, sympy.zoo, sympy.oo):
         return None
     return value if (sympy.re(value).is_Number and sympy.im(value).is_Number) else None
 

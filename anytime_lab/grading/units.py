@@ -128,7 +128,7 @@ _COMMENT = re.compile(
 _POWER = r"(?:\s?\^\s?(?:\{\s?-?\d\s?\}|-?\d))?"
 _TOKEN = rf"(?:\\text\{{[^{{}}]*\}}|\\mu\s?m|\\Omega|[a-zA-Z]{{1,20}}){_POWER}"
 _TRAILING = re.compile(
-    rf"(?<=[\d\s}})\]%])({_TOKEN}(?:\s?(?:\\cdot|\*|/)?\s?{_TOKEN}){{0,5}})\.?$"
+    rf"(?:(?<=[\d\s}})\]%])|(?=\\text))({_TOKEN}(?:\s?(?:\\cdot|\*|/)?\s?{_TOKEN}){{0,5}})\.?$"
 )
 _DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\text\{\s*)?([CF]|)\s*\}?$")
 _MONEY = re.compile(
@@ -160,9 +160,7 @@ def strip_unit(text: str) -> tuple[str, Unit | None]:
         rest, unit = strip_unit(text[money.end() :])
         dollars = money.group("name")[0] in "\\U" and "R" not in money.group("name")
         if unit is None or not unit.parts:
-            unit = (
-                Unit((("money", 1),), Fraction(1)) if dollars else Unit((), Fraction(1))
-            )
+            unit = Unit((("money", 1),), Fraction(1)) if dollars else Unit((), Fraction(1))
         return money.group("sign") + rest, unit
     degree = _DEGREE.search(text)
     if degree is not None and degree.start() > 0 and not _FUNCTION.search(text):
@@ -179,9 +177,7 @@ def strip_unit(text: str) -> tuple[str, Unit | None]:
     bare = "\\text" not in written
     letters = re.sub(r"[^a-zA-Z]", "", written)
     spaced = text[match.start() - 1].isspace()
-    if bare and (
-        _LETTER.search(_COMMAND.sub("", rest)) or (len(letters) == 1 and not spaced)
-    ):
+    if bare and (_LETTER.search(_COMMAND.sub("", rest)) or (len(letters) == 1 and not spaced)):
         return (
             text,
             None,

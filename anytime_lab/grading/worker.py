@@ -81,9 +81,7 @@ def _serve(config: dict[str, Any], replies: int, current: mmap.mmap) -> int:
     """Answer jobs until the input ends; returns the exit code."""
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-        signal.signal(
-            signal.SIGALRM, signal.SIG_DFL
-        )  # ends the process, whatever it is doing
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever it is doing
         limit = config["memory_bytes"]
         if limit:
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
