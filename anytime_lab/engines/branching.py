@@ -75,6 +75,7 @@ class Trunks:
         """Tokens sampled for the rows that still go on."""
         return self.attended.shape[1] - self.width
 
+    @torch.no_grad()
     def step(self) -> list[int]:
         """Sample one token for every open row and feed it.
 
