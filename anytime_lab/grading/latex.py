@@ -45,17 +45,18 @@ _DROPPED = re.compile(
 )
 _SPACE = re.compile(r"(?<!\\)\\(?:quad|qquad|enspace|thinspace|;|:|,|>| |\n)|~")
 _SYNONYMS = [
-    (re.compile(pattern + (_COMMAND_END if pattern[-1].isalpha() else "")), replacement)
+    (re.compile(pattern + (_COMMAND_END if pattern.rstrip(")")[-1].isalpha() else "")), replacement)
     for pattern, replacement in [
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\[dt]binom", r"\\binom"),
         (r"\\(?:leqslant|leqq|leq)", r"\\le"),
         (r"\\(?:geqslant|geqq|geq)", r"\\ge"),
-        (r"\\(?:neq|not\s*=)", r"\\ne "),
+        (r"\\neq", r"\\ne "),
+        (r"\\not\s*=", r"\\ne "),
         (r"\\lt", "<"),
         (r"\\gt", ">"),
         (r"\\(?:varnothing|O)", r"\\emptyset"),
-        (r"\\(?:lbrace|lbrace)", r"\\{"),
+        (r"\\lbrace", r"\\{"),
         (r"\\rbrace", r"\\}"),
         (r"\\lbrack", "["),
         (r"\\rbrack", "]"),
