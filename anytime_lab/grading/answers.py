@@ -11,6 +11,7 @@ SEARCH_CHARS = 20_000  # a summary is some 128 tokens; what lies further off is 
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])[ \t\r\n]{0,20}")
 _BARE_BOX = re.compile(r"[^\s{}$\\,;.]+(?:\.\d+)?")
+_BRACE = re.compile(r"\\.|[{}]", re.S)  # an escaped brace is none
 _OPTION = re.compile(r"\[[^\[\]{}]{0,40}\]")  # \framebox[3cm][c]{...}
 _JOINT = re.compile(r"[\s$,;&.]*(?:\\(?:text|mathrm)\{)?\s*(?:and|or)?\s*\}?[\s$,;\\()\[\]]*")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
@@ -80,6 +81,7 @@ def find_answer(
 def find_boxed(region: str) -> str | None:
     """Content of the first complete box, with any that directly follow, joined by ", "."""
     found: list[str] = []
+    closings = _closings(region)
     end = 0
     for match in _BOX.finditer(region):
         if match.start() < end:
@@ -88,7 +90,7 @@ def find_boxed(region: str) -> str | None:
             joint = _JOINT.match(region, end)
             if joint is None or joint.end() < match.start():
                 break
-        content = _content(region, match.end())
+        content = _content(region, match.end(), closings)
         if content is None:
             if found:
                 break
@@ -109,7 +111,7 @@ def first_line(region: str) -> str | None:
     return None
 
 
-def _content(region: str, start: int) -> tuple[str, int] | None:
+def _content(region: str, start: int, closings: dict[int, int]) -> tuple[str, int] | None:
     """(content, end) of the braces at `start`, or of a bare token; None where they never close."""
     while (option := _OPTION.match(region, start)) is not None:
         start = option.end()
@@ -119,21 +121,20 @@ def _content(region: str, start: int) -> tuple[str, int] | None:
         bare = _BARE_BOX.match(region, start)
         # A bare token that runs to the end of the text may be cut off.
         return (bare.group(), bare.end()) if bare and bare.end() < len(region) else None
-    depth = 0
-    at = start
-    while at < len(region):
-        character = region[at]
-        if character == "\\":
-            at += 2
-            continue
-        if character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return region[start + 1 : at].strip(), at + 1
-        at += 1
-    return None
+    if start not in closings:
+        return None
+    return region[start + 1 : closings[start]].strip(), closings[start] + 1
+
+
+def _closings(region: str) -> dict[int, int]:
+    """Where each brace that is closed closes. One pass: many open boxes cost no more than one."""
+    closings, open_braces = {}, []
+    for match in _BRACE.finditer(region):
+        if match.group() == "{":
+            open_braces.append(match.start())
+        elif match.group() == "}" and open_braces:
+            closings[open_braces.pop()] = match.start()
+    return closings
 
 
 def _without_open_box(region: str) -> str:
