@@ -1,0 +1,114 @@
+"""Hostile text → HTML that shows it and does nothing else; the look that the views share.
+
+Model output and problem text are never trusted. A character that could act on the page, the
+terminal or the order of reading is replaced by a visible one, one for one, so that offsets into
+the text stay true; then everything is escaped.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+
+LIMIT = 20_000  # characters of one text that are sent to the page
+NO_MATHS = "tex2jax_ignore mathjax_ignore"  # $ and \( are text here
+
+# Bidirectional controls, characters without width or meaning, lone surrogates, C1, tag letters.
+_UNSEEN = re.compile(
+    "[\u0080-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")  # all of C0 but tab and newline; ANSI begins so
+
+STYLE = """<style>
+.anytime-lab { color: var(--jp-ui-font-color1, inherit); font-size: 14px; line-height: 1.45; }
+.anytime-lab table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.anytime-lab th, .anytime-lab td { text-align: right; padding: 3px 14px 3px 0; border: 0;
+  border-bottom: 1px solid var(--jp-border-color2, #8886); vertical-align: top;
+  background: transparent; }
+.anytime-lab th:first-child, .anytime-lab .text td { text-align: left; overflow-wrap: anywhere;
+  max-width: 22em; }
+.anytime-lab caption { text-align: left; caption-side: top; padding: 0 0 4px;
+  color: var(--jp-ui-font-color2, inherit); }
+.anytime-lab p { margin: 4px 0; max-width: 72em; overflow-wrap: anywhere; }
+.anytime-lab .note { color: var(--jp-ui-font-color2, inherit); }
+.anytime-lab .wide { overflow-x: auto; }
+.anytime-lab .model { white-space: pre-wrap; overflow-wrap: anywhere; overflow: auto;
+  max-height: 24em; contain: paint; unicode-bidi: isolate; direction: ltr; margin: 4px 0;
+  font-family: var(--jp-code-font-family, monospace); font-size: 13px; padding: 8px;
+  border: 1px solid var(--jp-border-color2, #8886); }
+.anytime-lab .kept { font-weight: 600; }
+.anytime-lab .rest { opacity: .55; }
+.anytime-lab .mark { font: 600 11px system-ui, sans-serif; padding: 1px 5px; margin: 0 2px;
+  border-radius: 3px; border: 1px solid currentColor; opacity: 1; }
+.anytime-lab .right { color: #007a5a; } .anytime-lab .wrong { color: #b84a00; }
+[data-jp-theme-light="false"] .anytime-lab .right { color: #2fc79a; }
+[data-jp-theme-light="false"] .anytime-lab .wrong { color: #ff9450; }
+.anytime-lab-figure .xtick text, .anytime-lab-figure .ytick text, .anytime-lab-figure .gtitle,
+.anytime-lab-figure .infolayer .xtitle, .anytime-lab-figure .infolayer .ytitle,
+.anytime-lab-figure .legendtext, .anytime-lab-figure .annotation-text {
+  fill: var(--jp-ui-font-color1, #1f2733) !important; }
+.anytime-lab-figure .gridlayer path { stroke: var(--jp-border-color2, #8884) !important; }
+.anytime-lab-figure .hoverlayer .bg { fill: var(--jp-layout-color1, #fff) !important; }
+.anytime-lab-figure .hoverlayer text { fill: var(--jp-ui-font-color1, #1f2733) !important; }
+</style>"""
+
+
+def plain(text: object) -> str:
+    """The text with every character that could act replaced by a visible one, one for one."""
+    shown = _CONTROL.sub(lambda m: chr(0x2421 if m[0] == "\x7f" else 0x2400 + ord(m[0])), str(text))
+    return _UNSEEN.sub("\ufffd", shown)
+
+
+def escaped(text: object, limit: int = LIMIT) -> str:
+    """Text for the inside of an element or of a quoted attribute; cut in the middle if too long."""
+    text = str(text)
+    if len(text) > limit:
+        head = limit * 3 // 4
+        tail = limit - head
+        left = len(text) - limit
+        text = f"{text[:head]} … {left:,} characters left out … {text[-tail:]}"
+    return html.escape(plain(text))
+
+
+def short(text: object, limit: int = 60) -> str:
+    """The beginning of a text on one line, as plain text (not escaped): for menus and labels."""
+    text = str(text)
+    line = " ".join(plain(text[: 4 * limit]).split())
+    return line[: limit - 1] + "…" if len(line) > limit or len(text) > 4 * limit else line
+
+
+def paragraph(text: object, kind: str = "") -> str:
+    """One sentence or more, escaped."""
+    return f'<p class="{html.escape(kind)}">{escaped(text)}</p>'
+
+
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", kind: str = ""
+) -> str:
+    """A table whose first column names its rows; everything is escaped."""
+    head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
+    body = "".join(
+        f'<tr><th scope="row">{escaped(first)}</th>'
+        + "".join(f"<td>{escaped(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
+    told = f"<caption>{escaped(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="wide"><table class="{html.escape(kind)}">{told}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def region(label: str, parts: Iterable[str]) -> str:
+    """Finished HTML of a model's or a problem's text: scrolls by key, named for screen readers."""
+    named = f'tabindex="0" role="region" aria-label="{escaped(label)}"'
+    return f'<div class="model" {named}>{"".join(parts)}</div>'
+
+
+def block(*parts: str, live: bool = False) -> str:
+    """Wraps finished HTML in the views' style; `live` has screen readers tell its changes."""
+    said = ' role="status" aria-live="polite"' if live else ""
+    return f'<div class="anytime-lab {NO_MATHS}"{said}>{"".join(parts)}</div>'
