@@ -7,6 +7,7 @@ A verifier grades batches, says why a score is 0, and is itself a TRL reward fun
 
 import contextlib
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -344,9 +345,12 @@ class FunctionVerifier(PooledVerifier):
     def _conclude(self, answer: str, outcome: Outcome) -> Grade:
         if outcome.died or outcome.error:
             return Grade(0.0, answer, outcome.died or outcome.error)
-        if outcome.result is None:
+        score = outcome.result
+        if score is None or score != score:
             return Grade(None, answer, "abstained")
-        score = float(outcome.result)
+        if not isinstance(score, (bool, int, float)) or abs(score) > sys.float_info.max:
+            return Grade(0.0, answer, f"{self.function} gave {score!r:.60}; expected a number")
+        score = float(score)
         return Grade(score, answer, "correct" if score >= 1 else "wrong")
 
 

@@ -25,6 +25,7 @@ from anytime_lab.grading import frames
 
 START_SECONDS = 120.0  # for a worker to import what it needs, on a machine under load
 GRACE_SECONDS = 2.0  # after which a job that outlived its own timer is ended from here
+KILLED_STARTS = 3  # in a row, by a hand or a system short of memory, after which to give up
 ATTEMPTS = 2  # a job whose worker died for no reason of its own is given to another one
 
 
@@ -82,12 +83,13 @@ class GradingPool:
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
+        self._killed_starts = 0
         self._pid = os.getpid()
         self._finalizer = weakref.finalize(self, _end_all, self._workers, self._pid)
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings only: a copy, pickled or deep, starts workers of its own."""
-        hidden = ("_lock", "_workers", "_pid", "_finalizer")
+        hidden = ("_lock", "_workers", "_killed_starts", "_pid", "_finalizer")
         return {name: value for name, value in self.__dict__.items() if name not in hidden}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -173,8 +175,12 @@ class GradingPool:
         for place, worker in enumerate(self._workers):
             if not worker.ended and now < worker.deadline:
                 continue
-            if not worker.ready:
-                raise RuntimeError(worker.failure(now))
+            if any(w is worker and "ready" in message for w, message in messages):
+                self._killed_starts = 0
+            elif not worker.ready:
+                self._killed_starts += 1
+                if not worker.was_killed() or self._killed_starts > KILLED_STARTS:
+                    raise RuntimeError(worker.failure(now))
             if worker.job is not None and not any(w is worker for w, _ in messages):
                 cause = "crashed" if worker.ended else "timed out"
                 messages.append((worker, {"id": worker.job, "died": cause}))
@@ -266,6 +272,14 @@ class _Worker:
         return message["id"], Outcome(
             message.get("result"), message.get("died", ""), message.get("error", "")
         )
+
+    def was_killed(self) -> bool:
+        """Whether a signal from outside ended the process."""
+        if not self.ended:
+            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(1.0) in (-signal.SIGKILL, -signal.SIGTERM)
+        return False
 
     def failure(self, now: float) -> str:
         """Why a worker that never got ready did not."""

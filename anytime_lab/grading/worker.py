@@ -52,13 +52,17 @@ def main() -> None:
         if server == 0:
             os._exit(_serve(config, replies, current))
         status = _wait(server, parent)
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == ENDED:
-            return
-        if os.WIFSIGNALED(status):
-            (job,) = _ID.unpack_from(current, 0)
-            cause = "timed out" if os.WTERMSIG(status) == signal.SIGALRM else "crashed"
+        (job,) = _ID.unpack_from(current, 0)
+        if job >= 0:  # it was at a job, however it ended: graded code may exit, too
+            killed_by_timer = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
             with contextlib.suppress(BrokenPipeError):
-                frames.send(replies, {"id": job, "died": cause})
+                frames.send(
+                    replies, {"id": job, "died": "timed out" if killed_by_timer else "crashed"}
+                )
+        elif not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == RECYCLE):
+            # The end of the input; or killed from outside, perhaps with half a job read: then the
+            # pool sees this process end, too, and gives the job to another worker.
+            return
 
 
 def _wait(server: int, parent: int) -> int:
@@ -94,8 +98,8 @@ def _serve(config: dict[str, Any], replies: int, current: mmap.mmap) -> int:
             signal.setitimer(signal.ITIMER_REAL, config["seconds"])
             reply = _answer(job)
             signal.setitimer(signal.ITIMER_REAL, 0)
+            _ID.pack_into(current, 0, -1)  # before the reply, which brings the next job
             frames.send(replies, {"id": job["id"], **reply})
-            _ID.pack_into(current, 0, -1)
             if reply.get("died"):
                 return RECYCLE  # after running out of memory, start clean
         return RECYCLE
@@ -106,7 +110,9 @@ def _serve(config: dict[str, Any], replies: int, current: mmap.mmap) -> int:
 
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
     try:
-        return {"result": _resolve(job["call"])(*job["args"])}
+        result = _resolve(job["call"])(*job["args"])
+        frames.encode({"result": result})  # an error of the job, not of the worker
+        return {"result": result}
     except MemoryError:
         return {"died": "out of memory"}
     except Exception as error:
