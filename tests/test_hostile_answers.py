@@ -15,7 +15,7 @@ from anytime_lab.verify import (
     find_answer,
 )
 
-SECONDS = 1.0  # limit of one item; short, so that what runs into it costs little
+SECONDS = 0.6  # limit of one item; short, so that what runs into it costs little
 MEMORY_MB = 1024
 HEADER = "thought</think>\n\n**Final Answer**\n"
 # An algebra neighbour with an answer of its own each time, so that none is remembered.

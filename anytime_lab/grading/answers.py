@@ -30,7 +30,8 @@ _NUMBER = re.compile(
 )
 _WORD = re.compile(r"\\[a-zA-Z]+(?:\{[a-zA-Z ]{0,40}\})?|([a-zA-Z]{3,})")
 _LEAD = re.compile(
-    r"^(?:so|thus|hence|therefore)?,?\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?\s*",
+    r"^(?:so|thus|hence|therefore)?,?\s*"
+    r"(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?|(?:it|this|that)\s+(?:is|equals)\b)\s*",
     re.I,
 )
 
