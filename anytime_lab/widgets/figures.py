@@ -28,6 +28,7 @@ MARKS = {  # how a turn of the answer is marked: symbol, colour, words
     "first_right": ("star", RIGHT, "first right"),
     "lost": ("x", WRONG, "right before, lost here"),
 }
+TURNS = (-0.1, 1.5)  # accuracy axis with room for the marks above it
 RULE_WORDS = {
     "fixed budget": "fixed budget",
     "agreement": "stop when k budgets agree",
@@ -143,7 +144,7 @@ def plot_calibration(
     _layout(figure, title, template, 380)
     figure.update_xaxes(title="Confidence of the answer", tickformat=".0%", range=[-0.02, 1.02])
     figure.update_yaxes(title="Share right", tickformat=".0%", range=[-0.02, 1.02])
-    return figure.update_layout(showlegend=False)
+    return figure.update_layout(showlegend=False, margin={"t": 56 if title else 24})
 
 
 DIAGONAL = {
@@ -195,7 +196,9 @@ def plot_thinking(
     figure = go.Figure(thinking_traces(path))
     _layout(figure, title, template, 260)
     figure.update_xaxes(title="Thinking budget (tokens)", **budget_ticks(path["budget"]))
-    figure.update_yaxes(title="Summaries right", tickformat=".0%", range=[-0.08, 1.2])
+    figure.update_yaxes(
+        title="Summaries right", tickformat=".0%", range=TURNS, tickvals=[0, 0.5, 1]
+    )
     return figure
 
 
@@ -226,7 +229,7 @@ def thinking_traces(path: pd.DataFrame) -> list[dict]:
             {
                 "type": "scatter",
                 "x": part["budget"].tolist(),
-                "y": [1.14 if column == "flip" else 1.07] * len(part),
+                "y": [1.38 if column == "flip" else 1.2] * len(part),
                 "mode": "markers",
                 "name": words,
                 "marker": {"symbol": symbol, "size": 10 + height, "color": colour},
@@ -246,11 +249,18 @@ def plot_published(
         published: the frame of published_table() for one benchmark.
         runs: the runs of the figure; the published ones take the styles after theirs.
     """
-    out = go.Figure(figure).update_layout(template=template)
+    out = go.Figure(figure)
+    out.update_traces(showlegend=True, selector={"mode": "lines+markers"})
     out.add_traces(published_traces(published, runs))
     spread = published[["final", "anytime"]]
     low, high = figure.layout.yaxis.range or (0, 1)
     low, high = min(low, spread.min().min() - 0.02), max(high, spread.max().max() + 0.02)
+    _layout(out, figure.layout.title.text or "", template, 500)
+    # curves may now end before the axis does, so a legend names them
+    out.layout.annotations = ()
+    out.update_layout(margin={"t": 120}, title={"y": 0.97, "yanchor": "top"})
+    ticks = {"tickmode": "auto", "tickvals": None, "tickangle": None}
+    out.update_xaxes(range=None, autorange=True, **ticks)
     return out.update_yaxes(range=[low, high])
 
 

@@ -22,7 +22,8 @@ KINDS = [
     ("geometric: a ratio from budget to budget", GEOMETRIC),
     ("by hand: drawn, or set below", HAND),
 ]
-PAIR = re.compile(r"(-?[\d.]+(?:e-?\d+)?)[ ,]+(-?[\d.]+(?:e-?\d+)?)", re.IGNORECASE)
+NUMBER = r"(-?\d*\.?\d+(?:e[+-]?\d+)?)"
+PAIR = re.compile(NUMBER + "[ ,]+" + NUMBER, re.IGNORECASE)
 TOLD = 12  # weights told in words; more are read from the bars
 
 
@@ -68,6 +69,7 @@ class PriorEditor(widgets.VBox):
             framed(self.panel),
             self.told,
         ]
+        self._changed()
         self.set_budgets(budgets)
 
     def set_budgets(self, budgets: Sequence[int]) -> None:
@@ -85,6 +87,7 @@ class PriorEditor(widgets.VBox):
             self._hand = np.ones(len(budgets))
         self._setting = True
         self.place.options = [(f"{b:,}", j) for j, b in enumerate(budgets)]
+        self.place.value = 0 if budgets else None
         self._setting = False
         spaced = range(0, len(budgets), max(1, len(budgets) // 12))
         self.panel.update_xaxes(
@@ -101,6 +104,7 @@ class PriorEditor(widgets.VBox):
         left and right of the line keep the weights they had.
         """
         points = np.array([(float(x), float(y)) for x, y in PAIR.findall(path)])
+        points = points.reshape(-1, 2)[np.isfinite(points.reshape(-1, 2)).all(axis=1)]
         if not len(points) or not self.budgets:
             return
         points = points[np.argsort(points[:, 0], kind="stable")]
@@ -122,10 +126,12 @@ class PriorEditor(widgets.VBox):
         self._setting = False
         self._changed()
 
-    def _drawn(self, _layout, shapes) -> None:
-        paths = [shape.path for shape in shapes if shape.path]
+    def _drawn(self, layout, _shapes) -> None:
+        # plotly hands over the shapes it knew before; those just drawn are in the layout's JSON
+        shapes = layout.to_plotly_json().get("shapes") or ()
+        paths = [shape["path"] for shape in shapes if shape.get("path")]
         if paths:
-            self.panel.layout.shapes = ()
+            self.panel.plotly_relayout({"shapes": []})
             self.draw(paths[-1])
 
     def _kind_chosen(self, _change) -> None:

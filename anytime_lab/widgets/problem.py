@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from anytime_lab.widgets.canvas import LABEL, framed, live_figure, row, style_sheet, text
 from anytime_lab.widgets.catalogue import Runs, Tables, find_evaluations, told_error
 from anytime_lab.widgets.comparison import all_budgets
-from anytime_lab.widgets.figures import plot_thinking, thinking_traces
+from anytime_lab.widgets.figures import TURNS, plot_thinking, thinking_traces
 from anytime_lab.widgets.html import block, escaped, paragraph, region, short
 from anytime_lab.widgets.problem_data import (
     ORDERS,
@@ -65,7 +65,7 @@ class InsideProblem(widgets.VBox):
             "Summaries right",
         )
         self.live.update_xaxes(title="Thinking budget (tokens)", tickformat=",d")
-        self.live.update_yaxes(tickformat=".0%", range=[-0.08, 1.22], tickvals=[0, 0.5, 1])
+        self.live.update_yaxes(tickformat=".0%", range=TURNS, tickvals=[0, 0.5, 1])
         line = {"color": "#888", "width": 1.5, "dash": "dot"}
         self.live.add_shape(type="line", xref="x", yref="paper", x0=0, x1=0, y0=0, y1=1, line=line)
         self.children = [

@@ -229,13 +229,16 @@ def order_problems(
     rows = [(n, float(v), float(theirs.get(n, np.nan))) for n, v in zip(names, mine, strict=True)]
 
     def lead(row: tuple[str, float, float]) -> float:
-        other = 0.0 if np.isnan(row[2]) else row[2]
-        return float(np.nan_to_num(row[1])) - other
+        pair = row[1:] if b else (row[1], 0.0)
+        return pair[0] - pair[1]
+
+    def after(key: float) -> float:  # what cannot be compared comes last
+        return np.inf if np.isnan(key) else key
 
     keys = {
-        "a over b": lambda row: (-lead(row), row[0]),
-        "b over a": lambda row: (lead(row), row[0]),
-        "hard": lambda row: (float(np.nan_to_num(row[1], nan=2.0)), row[0]),
+        "a over b": lambda row: (after(-lead(row)), row[0]),
+        "b over a": lambda row: (after(lead(row)), row[0]),
+        "hard": lambda row: (after(row[1]), row[0]),
         "name": lambda row: (0.0, row[0]),
     }
     return sorted(rows, key=keys[order])
