@@ -5,6 +5,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -248,6 +249,26 @@ class BRPOConfig(GRPOConfig):
             "none": lambda: BaselineMix.none(len(budgets)),
         }
         return makers[self.baseline]()
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """What makes this run this method: the fields that BRPO adds, as they act."""
+        return {
+            "budgets": self.budgets,
+            "prior": [round(w, 4) for w in self.budget_prior.weights],
+            "summary_prior": [round(w, 4) for w in self.summary_weights],
+            "num_summaries": self.num_summaries,
+            "num_generations": self.num_generations,
+            "baseline": self.baseline,
+            "discount": self.discount,
+            "length_penalty": self.length_penalty
+            and (
+                self.length_penalty,
+                self.length_penalty_alpha,
+            ),
+            "loss_length": self.max_completion_length,
+            "problems_per_generation": self.generation_batch_size // self.num_generations,
+        }
 
     @property
     def penalised(self) -> Callable[[Tensor, Tensor], Tensor]:
