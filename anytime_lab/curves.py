@@ -266,16 +266,21 @@ def paired_differences(
     """`paired_difference` of every run to `reference`, with first columns run and reference.
 
     Raises:
-        ValueError: the reference is not among the runs.
+        ValueError: the reference is not among the runs, or is the only one; two runs cannot be
+            compared.
     """
     if reference not in runs:
         raise ValueError(f"reference {reference!r} is not one of the runs {list(runs)}.")
     tables = {name: problem_table(records) for name, records in runs.items()}
-    frames = [
-        paired_difference(table, tables[reference], prior, resamples, seed).assign(run=name)
-        for name, table in tables.items()
-        if name != reference
-    ]
+    frames = []
+    for name, table in tables.items():
+        if name == reference:
+            continue
+        try:
+            pair = paired_difference(table, tables[reference], prior, resamples, seed)
+        except ValueError as error:
+            raise ValueError(f"{name!r} against {reference!r}: {error}") from error
+        frames.append(pair.assign(run=name))
     if not frames:
         raise ValueError(f"{reference!r} is the only run; give one more to compare it with.")
     whole = pd.concat(frames, ignore_index=True).assign(reference=reference)

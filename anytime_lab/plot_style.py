@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
+from anytime_lab.widgets.html import plain
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star")
 BAND_OPACITY = 0.16
 LABEL_CHARACTERS = 24
+LINE_PIXELS = 16
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,30 @@ def run_styles(runs: Sequence[str]) -> dict[str, RunStyle]:
 
 
 def safe_text(text: str) -> str:
-    """Text that plotly shows as it is: no pseudo-HTML, no LaTeX."""
-    return html.escape(str(text)).replace("$", "&#36;")
+    """Text that plotly shows as it is: no pseudo-HTML, no LaTeX, no hover template, no controls."""
+    return html.escape(plain(text)).replace("$", "&#36;").replace("%{", "&#37;{")
 
 
-def short_text(name: str) -> str:
-    name = str(name)
-    cut = len(name) > LABEL_CHARACTERS
-    return safe_text(name[: LABEL_CHARACTERS - 1] + "…" if cut else name)
+def short_text(name: str, limit: int = 2 * LABEL_CHARACTERS) -> str:
+    """A name in one line, safe for plotly; a long one keeps its beginning and its end."""
+    return safe_text(_shortened(name, limit))
+
+
+def _shortened(name: str, limit: int) -> str:
+    # the middle goes: names of runs often differ in their last words only
+    name = " ".join(plain(name).split())
+    head = (limit - 1) // 2
+    return name if len(name) <= limit else name[:head] + "…" + name[head + 1 - limit :]
+
+
+def label_lines(name: str) -> list[str]:
+    """A name as one or two lines of at most LABEL_CHARACTERS, as plain text."""
+    name = _shortened(name, 2 * LABEL_CHARACTERS)
+    if len(name) <= LABEL_CHARACTERS:
+        return [name]
+    cuts = [i for i in range(LABEL_CHARACTERS, 0, -1) if len(name[i:].lstrip()) <= LABEL_CHARACTERS]
+    at = next((i for i in cuts if name[i] == " " or name[i - 1] in " -_/"), cuts[0])
+    return [name[:at].rstrip(), name[at:].lstrip()]
 
 
 def budget_ticks(budgets: Sequence[int], most: int = 12) -> dict:
@@ -94,14 +113,12 @@ def label_ends(
     if frame["run"].nunique() == 1 and (frame["run"] == "accuracy").all():
         return figure
     ends = frame.sort_values("budget").groupby("run", sort=False)[value].last().dropna()
+    ends = ends.sort_values()
     low, high = figure.layout.yaxis.range
     plot_pixels = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
-    gap = 18 / plot_pixels * (high - low)
-    places = _apart(ends.sort_values(), gap, low, high)
-    longest = 0
-    for run, y in places.items():
-        text = short_text(run)
-        longest = max(longest, len(html.unescape(text)))
+    lines = {run: label_lines(run) for run in ends.index}
+    sizes = [(2 + LINE_PIXELS * len(lines[run])) / plot_pixels * (high - low) for run in ends.index]
+    for run, y in zip(ends.index, apart(ends.tolist(), sizes, low, high), strict=True):
         figure.add_annotation(
             x=1,
             xref="paper",
@@ -109,11 +126,13 @@ def label_ends(
             xshift=8,
             y=y,
             yanchor="middle",
-            text=f"<b>{text}</b>",
+            align="left",
+            text=f"<b>{'<br>'.join(safe_text(line) for line in lines[run])}</b>",
             font={"color": styles[run].colour},
             hovertext=safe_text(run),
             showarrow=False,
         )
+    longest = max((len(line) for told in lines.values() for line in told), default=0)
     figure.update_layout(margin={"r": 20 + round(7.8 * longest)})
     least, most = frame["budget"].min(), frame["budget"].max()  # curves end where names begin
     if figure.layout.xaxis.type == "log":
@@ -122,22 +141,36 @@ def label_ends(
     return figure.update_xaxes(range=[least - room, most + room])
 
 
-def _apart(ends: pd.Series, gap: float, low: float, high: float) -> dict[str, float]:
-    """Heights of the labels of sorted curve ends, at least `gap` apart and inside the axis."""
-    clusters: list[tuple[list[str], float]] = []  # names from below, mean height
-    for run, y in ends.items():
-        clusters.append(([run], float(y)))
+def apart(wanted: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
+    """Centres nearest to the wanted ones for blocks of the given sizes that must not overlap.
+
+    Args:
+        wanted: centres, increasing.
+        sizes: height of each block, in the same unit.
+        low, high: what the blocks stay inside, if they fit.
+    """
+    clusters: list[tuple[list[int], float]] = []  # blocks from below, lower edge of the lowest
+    for i in range(len(wanted)):
+        clusters.append(_cluster([i], wanted, sizes, low, high))
         while len(clusters) > 1:
-            (below, mean_below), (above, mean_above) = clusters[-2:]
-            if mean_above - mean_below >= gap * (len(below) + len(above)) / 2:
+            (below, edge), (above, next_edge) = clusters[-2:]
+            if edge + sum(sizes[k] for k in below) <= next_edge + 1e-12:
                 break
-            size = len(below) + len(above)
-            mean = (mean_below * len(below) + mean_above * len(above)) / size
-            reach = gap * (size - 1) / 2
-            mean = min(max(mean, low + reach), high - reach)
-            clusters[-2:] = [(below + above, mean)]
-    return {
-        run: mean + gap * (i - (len(names) - 1) / 2)
-        for names, mean in clusters
-        for i, run in enumerate(names)
-    }
+            clusters[-2:] = [_cluster(below + above, wanted, sizes, low, high)]
+    centres = []
+    for blocks, edge in clusters:
+        for k in blocks:
+            centres.append(edge + sizes[k] / 2)
+            edge += sizes[k]
+    return centres
+
+
+def _cluster(
+    blocks: list[int], wanted: Sequence[float], sizes: Sequence[float], low: float, high: float
+) -> tuple[list[int], float]:
+    """Blocks stacked on each other, and the lower edge that is right for them on average."""
+    edges, height = [], 0.0
+    for k in blocks:
+        edges.append(wanted[k] - sizes[k] / 2 - height)
+        height += sizes[k]
+    return blocks, max(min(sum(edges) / len(edges), high - height), low)

@@ -139,8 +139,11 @@ def plot_training(
     _layout(figure, None, template, height=340)
     figure.update_xaxes(title="Update" if over == "step" else "Seconds of training")
     for column, measure in enumerate(measures, start=1):
-        percent = "accuracy" in measure
-        figure.update_yaxes(tickformat=".0%" if percent else None, row=1, col=column)
+        if "accuracy" not in measure:
+            continue
+        values = frame.loc[frame["measure"] == measure, ["value", "smooth"]]
+        span = axis_span(values, 0.0, 1.0)
+        figure.update_yaxes(tickformat=".0%", range=span, row=1, col=column)
     return _legend_above(figure, top=76)
 
 

@@ -258,8 +258,10 @@ def write_part(
 
 def finished_chunks(run_dir: str | Path) -> set[int]:
     """The chunks whose records are on disk. A chunk's records are written after its thinkings."""
-    parts = (Path(run_dir) / RECORDS).glob("part-*.parquet")
-    return {int(path.stem.removeprefix("part-")) for path in parts}
+    numbers = (
+        p.stem.removeprefix("part-") for p in (Path(run_dir) / RECORDS).glob("part-*.parquet")
+    )
+    return {int(number) for number in numbers if number.isdecimal()}
 
 
 def remove_leftovers(run_dir: str | Path) -> list[Path]:
@@ -308,7 +310,13 @@ def _read_table(
     run_dir: str | Path, table: str, columns: Sequence[str] | None, allow_partial: bool
 ) -> pd.DataFrame:
     manifest = read_manifest(run_dir)
-    done, wanted = finished_chunks(run_dir), set(range(int(manifest["chunks"])))
+    chunks = manifest.get("chunks")
+    if not isinstance(chunks, int) or isinstance(chunks, bool) or chunks < 1:
+        raise RunFolderError(
+            f"{Path(run_dir) / MANIFEST} says {chunks!r} parts; expected 1 or more. It was "
+            "changed by hand or is damaged: evaluate into a new folder."
+        )
+    done, wanted = finished_chunks(run_dir), set(range(chunks))
     if done - wanted:
         raise RunFolderError(
             f"{run_dir} holds parts that its manifest does not know: {sorted(done - wanted)[:5]} "

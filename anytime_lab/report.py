@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,17 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from anytime_lab.curves import accuracy_curves, paired_differences, read_tables
+from anytime_lab.curves import accuracy_curve, accuracy_curves, paired_differences, read_tables
 from anytime_lab.plots import plot_accuracy, plot_difference, plot_training
 from anytime_lab.priors import Prior
-from anytime_lab.records import read_manifest, write_text
+from anytime_lab.records import finished_chunks, read_manifest, write_text
 from anytime_lab.summary import summary_table, told_percent, told_points, told_table, verdicts
-from anytime_lab.training_curves import read_metrics, training_frame
+from anytime_lab.training_curves import read_metrics, trained_at_fewer, training_frame
+from anytime_lab.widgets.html import escaped
 
+NUMBERS = "The numbers at every budget"
+NO_SCRIPT = "The figures are drawn by a script inside this page; without it the tables remain."
+SMOOTHED = 10  # updates that a point of a strong training curve averages
 CSP = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 )
@@ -37,7 +40,7 @@ caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
 th, td { text-align: right; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 thead th { white-space: nowrap; }
-td { min-width: 4.5rem; }
+td { min-width: 4.5rem; } tbody th { min-width: 12rem; } .figure { min-width: 38rem; }
 th:first-child, table.text td, table.text th { text-align: left; }
 thead th { color: var(--soft); font-weight: 600; } tbody th { font-weight: 600; }
 .note { color: var(--soft); font-size: .93rem; } .figure { margin: .5rem 0; }
@@ -45,6 +48,11 @@ summary { cursor: pointer; color: var(--soft); } li { margin: .2rem 0; }
 """
 DRAW = """
 const dark = matchMedia('(prefers-color-scheme: dark)');
+function readable(colour) {  // names of curves: text needs more contrast than lines
+  const to = dark.matches ? 255 : 0;
+  return 'rgb(' + [1, 3, 5].map(i =>
+    Math.round(.7 * parseInt(colour.slice(i, i + 2), 16) + .3 * to)) + ')';
+}
 function layout(figure) {
   const ink = dark.matches ? '#e8ebef' : '#1f2733', grid = dark.matches ? '#333c48' : '#e6eaef';
   const out = structuredClone(figure.layout);
@@ -52,6 +60,8 @@ function layout(figure) {
   out.font = Object.assign({}, out.font, {color: ink});
   for (const key of Object.keys(out)) if (/^[xy]axis/.test(key))
     Object.assign(out[key], {gridcolor: grid, linecolor: grid, zerolinecolor: grid});
+  for (const a of out.annotations || []) if (a.font && /^#/.test(a.font.color))
+    a.font.color = readable(a.font.color);
   out.hoverlabel = {bgcolor: dark.matches ? '#23282f' : '#fff', font: {color: ink}};
   const quiet = {bgcolor: 'rgba(0,0,0,0)', color: dark.matches ? '#6b7685' : '#aab2bd'};
   out.modebar = Object.assign({activecolor: ink}, quiet, out.modebar);
@@ -112,17 +122,8 @@ def write_report(
     body = [_heading(1, title), *(_paragraph(note) for note in notes)]
     body += _comparison(tables, reference, prior, names, resamples, seed)
     if training:
-        frame = training_frame({name: read_metrics(run) for name, run in training.items()})
         body.append(_heading(2, "Training"))
-        body.append(
-            _paragraph(
-                "Scores of the training rollouts at each update; strong: mean of 10 updates."
-            )
-        )
-        body.append(_figure(plot_training(frame, names)))
-        if frame["seconds"].notna().all():
-            body.append(_paragraph("The same against the wall time of training."))
-            body.append(_figure(plot_training(frame, names, over="seconds")))
+        body += _training({name: read_metrics(run) for name, run in training.items()}, names)
     if equal_time:
         body.append(_heading(2, "At equal wall time of training"))
         if equal_time_note:
@@ -130,7 +131,12 @@ def write_report(
         timed = read_tables(equal_time, allow_partial)
         body += _comparison(timed, reference, prior, names, resamples, seed, level=3)
     body.append(_heading(2, "How this was measured"))
-    body += _method({**runs, **(equal_time or {})}, prior, resamples, allow_partial)
+    timed_apart = {
+        f"{name} (equal time)": run
+        for name, run in (equal_time or {}).items()
+        if name not in runs or Path(run) != Path(runs[name])
+    }
+    body += _method({**runs, **timed_apart}, prior, resamples)
     write_text(path, _page(title, body))
     return Path(path)
 
@@ -140,7 +146,8 @@ def _comparison(tables, reference, prior, names, resamples, seed, level: int = 2
     many = len(tables) > 1
     summary = summary_table(tables, reference if many else None, prior, resamples, seed)
     parts = []
-    caption = "95 % intervals in brackets, clustered by problem."
+    caption = "95 % intervals in brackets, clustered by problem; thinking tokens: mean at the "
+    caption += "largest budget."
     if many:
         pairs = paired_differences(tables, reference, prior, resamples, seed)
         parts += [_paragraph(sentence) for sentence in verdicts(pairs)]
@@ -148,13 +155,45 @@ def _comparison(tables, reference, prior, names, resamples, seed, level: int = 2
     parts.append(_table(told_table(summary), caption))
     if level == 2:
         parts.append(_heading(2, "Accuracy by thinking budget"))
-    parts.append(_figure(plot_accuracy(accuracy_curves(tables), names, title="")))
-    if many:
+    curves = plot_accuracy(accuracy_curves(tables), names, title="")
+    parts.append(_figure(curves, "Accuracy by thinking budget"))
+    if not many:
+        parts.append(_details(NUMBERS, _table(_curve_told(*tables.values()), "")))
+    else:
         if level == 2:
             parts.append(_heading(2, f"Paired difference to {reference}"))
-        parts.append(_figure(plot_difference(pairs, names, title="")))
-        parts.append(_details("The numbers at every budget", _table(_by_budget(pairs), "")))
+        difference = plot_difference(pairs, names, title="")
+        parts.append(_figure(difference, f"Paired difference to {reference} by thinking budget"))
+        parts.append(_details(NUMBERS, _table(_by_budget(pairs), "")))
     return parts
+
+
+def _training(metrics: Mapping[str, pd.DataFrame], names: Sequence[str]) -> list[str]:
+    frame = training_frame(metrics, SMOOTHED)
+    said = f"Scores of the training rollouts at each update; strong: mean of {SMOOTHED} updates."
+    if fewer := trained_at_fewer(metrics):
+        said += (
+            f" Rollouts of {', '.join(fewer)} were scored at fewer budgets; their mean is another "
+            "quantity and is not drawn under anytime accuracy."
+        )
+    parts = [_paragraph(said), _figure(plot_training(frame, names), "Training by update")]
+    if frame["seconds"].notna().all():
+        parts.append(_paragraph("The same against the wall time of training."))
+        timed = plot_training(frame, names, over="seconds")
+        parts.append(_figure(timed, "Training by wall time"))
+    return parts
+
+
+def _curve_told(records) -> pd.DataFrame:
+    curve = accuracy_curve(records)
+    told = [told_percent(*row) for row in curve[["accuracy", "low", "high"]].to_numpy()]
+    return pd.DataFrame(
+        {
+            "budget": [f"{b:,}" for b in curve["budget"]],
+            "accuracy": [cell.partition(" [")[0] for cell in told],
+            "95 % interval": [cell.partition(" ")[2] for cell in told],
+        }
+    )
 
 
 def _by_budget(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -183,8 +222,11 @@ def _by_budget(pairs: pd.DataFrame) -> pd.DataFrame:
 # --- how it was measured -------------------------------------------------------------------------
 
 
-def _method(runs, prior: Prior | None, resamples: int, partial: bool) -> list[str]:
+def _method(runs: Mapping[str, str | Path], prior: Prior | None, resamples: int) -> list[str]:
     manifests = {name: read_manifest(run) for name, run in runs.items()}
+    rows = {label: [_fact(get, m) for m in manifests.values()] for label, get in _FACTS.items()}
+    same = {label: values[0] for label, values in rows.items() if len(set(values)) == 1}
+    differ = {label: values for label, values in rows.items() if label not in same}
     weights = "the plain mean over the budgets"
     if prior is not None:
         told = ", ".join(f"{b}: {w:.3g}" for b, w in zip(prior.budgets, prior.weights, strict=True))
@@ -199,11 +241,15 @@ def _method(runs, prior: Prior | None, resamples: int, partial: bool) -> list[st
         "all budgets. The bands are for each budget by itself. They hold what another draw of "
         "problems would change, not what another training seed would.",
     ]
-    if partial:
-        said.append("Runs that were still being written were read as far as they were.")
-    rows = {label: [get(m) for m in manifests.values()] for label, get in _FACTS.items()}
-    same = {label: values[0] for label, values in rows.items() if len(set(values)) == 1}
-    differ = {label: values for label, values in rows.items() if label not in same}
+    if "dataset hash" in differ:
+        said.append(
+            "The runs were not all evaluated on the same set of problems; differences are over the "
+            "problems that two runs share by their id."
+        )
+    for name, manifest in manifests.items():
+        done, chunks = len(finished_chunks(runs[name])), manifest["chunks"]
+        if done < chunks:
+            said.append(f"{name} was still being written: {done} of {chunks} parts were read.")
     parts = [_paragraph(text) for text in said]
     if same:
         frame = pd.DataFrame({"setting": list(same), "value": list(same.values())})
@@ -216,12 +262,25 @@ def _method(runs, prior: Prior | None, resamples: int, partial: bool) -> list[st
     return parts
 
 
+def _fact(get: Callable[[Mapping[str, Any]], str], manifest: Mapping[str, Any]) -> str:
+    try:
+        return get(manifest)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        return "not recorded"
+
+
 def _sampling(manifest: Mapping[str, Any]) -> str:
     return ", ".join(f"{k} {v}" for k, v in manifest["settings"]["sampling"].items())
 
 
 def _versions(manifest: Mapping[str, Any]) -> str:
     return ", ".join(f"{k} {v}" for k, v in manifest["sessions"][-1]["versions"].items())
+
+
+def _short_commit(commit: str | None) -> str:
+    if commit is None:
+        return "—"
+    return commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 _FACTS = {
@@ -238,7 +297,7 @@ _FACTS = {
     "model": lambda m: m["model_path"] or "(in memory)",
     "model hash": lambda m: m["settings"]["model"][:16],
     "versions": _versions,
-    "commit": lambda m: m["sessions"][-1]["commit"] or "—",
+    "commit": lambda m: _short_commit(m["sessions"][-1]["commit"]),
     "measured": lambda m: m["sessions"][-1]["time"],
 }
 
@@ -247,26 +306,26 @@ _FACTS = {
 
 
 def _heading(level: int, text: str) -> str:
-    return f"<h{level}>{html.escape(text)}</h{level}>"
+    return f"<h{level}>{escaped(text)}</h{level}>"
 
 
 def _paragraph(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>"
+    return f"<p>{escaped(text)}</p>"
 
 
 def _details(summary: str, inner: str) -> str:
-    return f"<details><summary>{html.escape(summary)}</summary>{inner}</details>"
+    return f"<details><summary>{escaped(summary)}</summary>{inner}</details>"
 
 
 def _table(frame: pd.DataFrame, caption: str, text: bool = False) -> str:
-    head = "".join(f'<th scope="col">{html.escape(str(c))}</th>' for c in frame.columns)
+    head = "".join(f'<th scope="col">{escaped(c)}</th>' for c in frame.columns)
     rows = []
     for first, *rest in frame.itertuples(index=False):
-        cells = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in rest)
+        cells = "".join(f"<td>{escaped(cell)}</td>" for cell in rest)
         if not text:  # the interval below its value, in all rows alike
             cells = cells.replace(" [", "<br>[")
-        rows.append(f'<tr><th scope="row">{html.escape(str(first))}</th>{cells}</tr>')
-    told = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+        rows.append(f'<tr><th scope="row">{escaped(first)}</th>{cells}</tr>')
+    told = f"<caption>{escaped(caption)}</caption>" if caption else ""
     kind = ' class="text"' if text else ""
     return (
         f'<div class="wide"><table{kind}>{told}<thead><tr>{head}</tr></thead>'
@@ -274,14 +333,15 @@ def _table(frame: pd.DataFrame, caption: str, text: bool = False) -> str:
     )
 
 
-def _figure(figure: go.Figure) -> str:
+def _figure(figure: go.Figure, label: str) -> str:
     """A place for the figure and its JSON, which no text inside can end early."""
     figure.update_layout(template="none")  # the page's script gives the colours, light or dark
     data = json.dumps(json.loads(figure.to_json()), ensure_ascii=True)
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return (
-        f'<div class="figure" style="height:{figure.layout.height}px"></div>'
-        f'<script type="application/json" class="figure-data">{data}</script>'
+        f'<div class="wide"><div class="figure" aria-label="{escaped(label)}" role="figure" '
+        f'style="height:{figure.layout.height}px"></div>'
+        f'<script type="application/json" class="figure-data">{data}</script></div>'
     )
 
 
@@ -291,7 +351,7 @@ def _page(title: str, body: Sequence[str]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{CSP}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title>'
+        f'<link rel="icon" href="data:,"><title>{escaped(title)}</title>'
         f"<style>{CSS}</style><script>{get_plotlyjs()}</script></head>\n"
-        f"<body>\n{inner}\n<script>{DRAW}</script></body></html>\n"
+        f"<body>\n<noscript><p>{NO_SCRIPT}</p></noscript>\n{inner}\n<script>{DRAW}</script></body></html>\n"
     )

@@ -19,6 +19,7 @@ from anytime_lab.curves import (
     thinking_length,
 )
 from anytime_lab.priors import Prior
+from anytime_lab.widgets.html import plain
 
 MINUS, NBSP = "−", "\u00a0"  # a value and its interval may part, an interval may not
 
@@ -125,12 +126,12 @@ def terminal_table(summary: pd.DataFrame, title: str = "") -> Table:
         )
     for run, *cells in told.itertuples(index=False):
         stacked = [cell.replace(" [", "\n[").replace(f",{NBSP}", ",") for cell in cells]
-        table.add_row(Text(run), *map(Text, stacked))
+        table.add_row(Text(plain(run)), *map(Text, stacked))
     return table
 
 
 def verdicts(differences: pd.DataFrame) -> list[str]:
-    """What the paired differences say in words, one sentence per run.
+    """What the paired differences say in words, one paragraph per run.
 
     Args:
         differences: the frame of `paired_differences`.
@@ -144,6 +145,13 @@ def verdicts(differences: pd.DataFrame) -> list[str]:
             f"95 % interval {_points(anytime['low'])} to {_points(anytime['high'])}, "
             f"{anytime['n_problems']:,} problems"
         )
+        if pd.isna(anytime["low"]):
+            sentences.append(
+                f"{run} and {reference} share one problem with a score: a difference of "
+                f"{_points(anytime['difference'])} points of anytime accuracy, without an interval."
+            )
+            continue
+        final = part[part["measure"] == "final"].iloc[0]
         if anytime["low"] > 0:
             says = f"{run} is above {reference} by {points} ({bounds})"
         elif anytime["high"] < 0:
@@ -151,7 +159,11 @@ def verdicts(differences: pd.DataFrame) -> list[str]:
         else:
             says = f"{run} is not distinguishable from {reference} in anytime accuracy ({bounds})"
         above, below = int((curve["low"] > 0).sum()), int((curve["high"] < 0).sum())
-        places = [f"{word} 0 at {n}" for word, n in (("above", above), ("below", below)) if n]
-        where = " and ".join(places) + " of" if places else "on neither side of 0 at any of"
-        sentences.append(f"{says}; budget by budget the interval is {where} {len(curve)} budgets.")
+        places = [f"above 0 at {above}" if above else "", f"below 0 at {below}" if below else ""]
+        where = " and ".join(filter(None, places)) or "above or below 0 at none"
+        sentences.append(
+            f"{says}. Budget by budget, the interval is {where} of {len(curve)}. Final accuracy "
+            f"differs by {_points(final['difference'])} points ({_points(final['low'])} to "
+            f"{_points(final['high'])})."
+        )
     return sentences

@@ -11,11 +11,13 @@ import pandas as pd
 
 from anytime_lab.records import METRICS, RunFolderError, read_jsonl
 
+ANYTIME = "anytime accuracy"
 PANELS = {
-    "anytime_accuracy": "anytime accuracy",
+    "anytime_accuracy": ANYTIME,
     "final_accuracy": "final accuracy",
     "thinking/length": "thinking length",
 }
+SCORE = re.compile(r"score/(?P<budget>\d+)$")
 VARIANCE = re.compile(r"variance/(?P<measure>corr|ratio)/(?P<baseline>\w+)/(?P<budget>\d+)$")
 
 
@@ -26,7 +28,7 @@ def read_metrics(run_dir: str | Path) -> pd.DataFrame:
         RunFolderError: there is no metrics.jsonl, or it holds no step yet.
     """
     path = Path(run_dir) / METRICS
-    rows = [row for row in read_jsonl(path) if isinstance(row, dict) and "step" in row]
+    rows = [r for r in read_jsonl(path) if isinstance(r, dict) and isinstance(r.get("step"), int)]
     if not rows:
         found = "holds no step yet" if path.exists() else "does not exist"
         raise RunFolderError(f"{path} {found}; give the output folder of a training run.")
@@ -36,6 +38,10 @@ def read_metrics(run_dir: str | Path) -> pd.DataFrame:
 def training_frame(runs: Mapping[str, pd.DataFrame], window: int = 10) -> pd.DataFrame:
     """The three panels of several runs: anytime accuracy, final accuracy, thinking length.
 
+    Anytime accuracy is the plain mean over the budgets of training, whatever prior a run was
+    trained under, so that runs can be compared. The runs of `trained_at_fewer` are left out of that
+    panel: where only the largest budget is scored, its mean is the final accuracy.
+
     Args:
         runs: name → metrics, one row per step.
         window: steps of the running mean (fewer at the start).
@@ -44,7 +50,7 @@ def training_frame(runs: Mapping[str, pd.DataFrame], window: int = 10) -> pd.Dat
     """
     if window < 1:
         raise ValueError(f"window must be at least 1 step; got {window}.")
-    frames = []
+    frames, left_out = [], trained_at_fewer(runs)
     for name, metrics in runs.items():
         if missing := [c for c in ("step", *PANELS) if c not in metrics]:
             raise ValueError(
@@ -52,6 +58,10 @@ def training_frame(runs: Mapping[str, pd.DataFrame], window: int = 10) -> pd.Dat
             )
         seconds = metrics.get("seconds", np.nan)
         for column, measure in PANELS.items():
+            if measure == ANYTIME and name in left_out:
+                continue
+            if measure == ANYTIME and "uniform_accuracy" in metrics:
+                column = "uniform_accuracy"
             value = metrics[column].astype(float)
             smooth = value.rolling(window, min_periods=1).mean()
             frames.append(
@@ -61,6 +71,16 @@ def training_frame(runs: Mapping[str, pd.DataFrame], window: int = 10) -> pd.Dat
             )
     whole = pd.concat(frames, ignore_index=True)
     return whole[["run", "step", "seconds", "measure", "value", "smooth"]]
+
+
+def trained_at_fewer(runs: Mapping[str, pd.DataFrame]) -> list[str]:
+    """The runs whose rollouts were not scored at the budgets of the run that has most of them."""
+    budgets = {
+        name: {int(m["budget"]) for column in metrics.columns if (m := SCORE.match(column))}
+        for name, metrics in runs.items()
+    }
+    most = max(budgets.values(), key=len, default=set())
+    return [name for name, own in budgets.items() if own != most]
 
 
 def variance_frame(metrics: pd.DataFrame, last: int = 50) -> pd.DataFrame:

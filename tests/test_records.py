@@ -143,7 +143,9 @@ def test_a_damaged_part_is_named(run_dir):
 
 
 def test_a_foreign_part_is_named(run_dir):
-    pq.write_table(pq.read_table(part_path(run_dir, "thinkings", 0)), part_path(run_dir, "records", 1))
+    pq.write_table(
+        pq.read_table(part_path(run_dir, "thinkings", 0)), part_path(run_dir, "records", 1)
+    )
     with pytest.raises(RunFolderError, match="part-00001.parquet.*not a part|damaged"):
         read_records(run_dir)
 
