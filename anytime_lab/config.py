@@ -186,6 +186,8 @@ class BRPOConfig(GRPOConfig):
         if self.bf16 is None and not self.fp16 and not torch.cuda.is_available():
             # bf16 autocast gains nothing on a small model on CPU and breaks exact comparisons.
             self.bf16 = False
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False  # it would only warn
         check_batch_arithmetic(self)
         super().__post_init__()
 
