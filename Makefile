@@ -3,49 +3,73 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
-	&& echo $$p && break; done)
-# Without an NVIDIA device the CPU build of torch; the other one brings gigabytes of CUDA.
-TORCH := torch==2.13.0 $(shell nvidia-smi -L >/dev/null 2>&1 || \
-	echo --extra-index-url https://download.pytorch.org/whl/cpu)
-# JupyterLab and its kernels keep to this folder.
-JUPYTER := JUPYTER_PREFER_ENV_PATH=1 JUPYTER_CONFIG_DIR=$(CURDIR)/$(VENV)/etc/jupyter \
-	JUPYTER_DATA_DIR=$(CURDIR)/$(VENV)/share/jupyter
-QUIET := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+CANDIDATES := python3 python3.13 python3.12 python3.11 python
+# The first that pyproject.toml admits and that can make a virtual environment.
+PYTHON = $(shell for p in $(CANDIDATES); do \
+	$$p -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	2>/dev/null && echo $$p && break; done)
+TORCH_PIN = $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+# On Linux the plain build of torch brings gigabytes of CUDA. Without an NVIDIA device, ask for the
+# CPU build by name, so that no other is taken. Your own choice: make TORCH="torch==... --index-url ..."
+TORCH = $(TORCH_PIN)$(shell test "$$(uname -s)" != Linux || nvidia-smi -L 2>/dev/null | grep -q GPU \
+	|| echo "+cpu --retries 2 --extra-index-url https://download.pytorch.org/whl/cpu")
 
-.PHONY: help install lab test test-slow lint jupyter clean
+# Jupyter and its kernels keep to this folder.
+export JUPYTER_PREFER_ENV_PATH := 1
+export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/etc/jupyter
+export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/share/jupyter
+export IPYTHONDIR := $(CURDIR)/$(VENV)/etc/ipython
+TESTING := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help install lab jupyter test test-slow lint clean
 
 help: ## Show the targets
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile \
+		| while IFS='|' read -r name what; do printf '  make %-11s %s\n' "$$name" "$$what"; done
 
-install: $(STAMP) ## Create .venv and install the project
+install: $(STAMP) ## Create .venv and install the project, after a change of pyproject.toml again
 
 $(STAMP): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "No Python 3.11 to 3.13 found (python3 is $$(python3 --version 2>&1)). Install one, or: make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade "pip>=25"
-	@echo "Installing torch, then the project (about 2.5 GB, a few minutes) ..."
-	$(PY) -c "import torch" 2>/dev/null || $(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet -e ".[test]"
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+		if test -z "$(PYTHON)"; then \
+			echo "No Python 3.11, 3.12 or 3.13 with venv. Found:" >&2; \
+			for p in $(CANDIDATES); do \
+				if command -v $$p >/dev/null; then echo "  $$p: $$($$p --version 2>&1)" >&2; fi; \
+			done; \
+			echo "Install one (Debian: python3 and python3-venv), or name it:" >&2; \
+			echo "  make PYTHON=/path/to/python3.12" >&2; \
+			exit 1; \
+		fi; \
+		echo "Creating $(VENV) with $(PYTHON)"; \
+		$(PYTHON) -m venv $(VENV); \
+	fi
+	@$(PY) -m pip install --quiet "pip>=25"
+	@echo "Installing torch (200 MB for the CPU, some GB for CUDA)"
+	@$(PY) -c "from importlib.metadata import version as v; \
+		assert 'torch==' + v('torch').split('+')[0] == '$(TORCH_PIN)'" 2>/dev/null \
+		|| $(PY) -m pip install --quiet $(TORCH)
+	@echo "Installing the project and its packages (300 MB, a few minutes)"
+	@$(PY) -m pip install --quiet -e ".[dev]"
 	@touch $(STAMP)
 
 lab: $(STAMP) ## Train GRPO and AnytimeReasoner, evaluate, compare (ARGS="--seed 1 --fresh")
 	@$(PY) -m anytime_lab.lab $(ARGS)
 
+jupyter: $(STAMP) ## Open JupyterLab on the notebooks (ARGS="--no-browser --port 8899")
+	@$(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
+		--LabApp.default_url=/lab/tree/notebooks $(ARGS)
+
 test: $(STAMP) ## The fast tests (ARGS="tests/test_tree.py -k pack")
-	$(QUIET) $(PY) -m pytest -q $(ARGS)
+	$(TESTING) $(PY) -m pytest -q $(ARGS)
 
 test-slow: $(STAMP) ## The slow tests, among them the whole main job at smoke scale
-	$(QUIET) $(PY) -m pytest -q -m slow $(ARGS)
+	$(TESTING) $(PY) -m pytest -q -m slow --timeout 900 $(ARGS)
 
-lint: $(STAMP) ## Check style
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
+lint: $(STAMP) ## Check style and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
-jupyter: $(STAMP) ## Open JupyterLab on the notebooks
-	$(JUPYTER) $(VENV)/bin/jupyter lab --notebook-dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks $(ARGS)
-
-clean: ## Remove runs and caches; .venv stays
-	rm -rf runs .pytest_cache .ruff_cache build *.egg-info
+clean: ## Remove results of runs and caches; .venv stays
+	rm -rf runs exports .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
