@@ -362,24 +362,24 @@ def calibration(
     return pd.DataFrame(rows, columns=["confidence", "accuracy", "se", "low", "high", "answers"])
 
 
-def calibration_measures(
-    replay: Replay, budget: int | None = None, per_token: bool = False, bins: int = 10
-) -> dict[str, float]:
-    """Expected calibration error over the bins of `calibration`, and AUROC.
+def calibration_error(calibration: pd.DataFrame) -> float:
+    """Mean distance of confidence and accuracy over the answers in the bins; NaN without any."""
+    answers = calibration["answers"]
+    distance = (calibration["confidence"] - calibration["accuracy"]).abs()
+    return float((distance * answers).sum() / answers.sum()) if len(calibration) else math.nan
 
-    AUROC is the chance that a right answer is more confident than a wrong one (ties half); NaN
-    where all are right or all wrong.
+
+def confidence_auroc(replay: Replay, budget: int | None = None, per_token: bool = False) -> float:
+    """The chance that a right answer is more confident than a wrong one (ties half).
+
+    NaN where all answers are right, or all wrong. Budgets as in `calibration`.
     """
-    frame = calibration(replay, budget, per_token, bins)
     confidence, right, _ = _judged(replay, budget, per_token)
-    total = frame["answers"].sum()
-    error = ((frame["confidence"] - frame["accuracy"]).abs() * frame["answers"]).sum()
     good, bad = right.sum(), (1 - right).sum()
-    area = math.nan
-    if good and bad:
-        ranks = pd.Series(confidence).rank().to_numpy()
-        area = float((ranks[right == 1].sum() - good * (good + 1) / 2) / (good * bad))
-    return {"calibration error": float(error / total) if total else math.nan, "auroc": area}
+    if not good or not bad:
+        return math.nan
+    ranks = pd.Series(confidence).rank().to_numpy()
+    return float((ranks[right == 1].sum() - good * (good + 1) / 2) / (good * bad))
 
 
 def _judged(

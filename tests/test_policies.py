@@ -9,7 +9,8 @@ import pytest
 from anytime_lab.measures import majority_curve
 from anytime_lab.policies import (
     calibration,
-    calibration_measures,
+    calibration_error,
+    confidence_auroc,
     fixed_budgets,
     lay_out,
     majority_votes,
@@ -191,10 +192,9 @@ def test_calibration_bins_hold_confidence_beside_accuracy():
     assert told["answers"].tolist() == [4, 4]
     # low bin: p0 has 0, 1 (off by 0.5 in sum), p1 has 0, 0 (−0.5): sqrt(0.5 · 2) / 4
     assert told["se"].iloc[0] == pytest.approx(math.sqrt(0.5 * 2) / 4)
-    measures = calibration_measures(replay, bins=2)
-    assert measures["calibration error"] == pytest.approx(0.1)
+    assert calibration_error(told) == pytest.approx(0.1)
     # right: 0.2 0.8 0.9 0.9; wrong: 0.1 0.1 0.2 0.8 → 16 pairs, 13 won, 2 tied
-    assert measures["auroc"] == pytest.approx((13 + 2 * 0.5) / 16)
+    assert confidence_auroc(replay) == pytest.approx((13 + 2 * 0.5) / 16)
 
 
 def test_calibration_at_one_budget_reads_that_budget_alone():
@@ -209,7 +209,8 @@ def test_calibration_at_one_budget_reads_that_budget_alone():
 def test_calibration_of_nothing_is_an_empty_frame():
     replay = lay_out(records([[[None] * 4]], ["1"]))
     assert calibration(replay).empty
-    assert math.isnan(calibration_measures(replay)["auroc"])
+    assert math.isnan(calibration_error(calibration(replay)))
+    assert math.isnan(confidence_auroc(replay))
 
 
 def test_thresholds_span_the_confidences():

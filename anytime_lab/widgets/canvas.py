@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import ipywidgets as widgets
-import plotly.graph_objects as go
+from plotly.graph_objects import FigureWidget  # here, so that it is loaded before a view
 
 from anytime_lab.plot_style import RunStyle, safe_text
 from anytime_lab.widgets.html import STYLE, block
@@ -14,9 +14,9 @@ LABEL = {"description_width": "initial"}
 CLEAR = "rgba(0,0,0,0)"
 
 
-def live_figure(traces: Sequence[dict], height: int, title: str = "") -> go.FigureWidget:
+def live_figure(traces: Sequence[dict], height: int, title: str = "") -> FigureWidget:
     """An empty figure without a background of its own, whose traces are updated in place."""
-    figure = go.FigureWidget(
+    figure = FigureWidget(
         data=[{"type": "scatter", **trace} for trace in traces],
         layout={
             "template": "none",
@@ -48,7 +48,7 @@ def live_figure(traces: Sequence[dict], height: int, title: str = "") -> go.Figu
     return figure
 
 
-def framed(figure: go.FigureWidget) -> widgets.Box:
+def framed(figure: FigureWidget) -> widgets.Box:
     """The figure in a box by which the style sheet finds it."""
     box = widgets.Box([figure], layout={"width": "100%", "overflow": "hidden"})
     box.add_class("anytime-lab-figure")

@@ -17,7 +17,8 @@ from anytime_lab.policies import (
     Outcome,
     Replay,
     calibration,
-    calibration_measures,
+    calibration_error,
+    confidence_auroc,
     fixed_budgets,
     lay_out,
     majority_votes,
@@ -26,10 +27,9 @@ from anytime_lab.policies import (
     stop_on_agreement,
     stop_on_confidence,
 )
-from anytime_lab.records import read_records
 from anytime_lab.summary import told_percent, told_points
 from anytime_lab.widgets.canvas import LABEL, framed, live_figure, row, style_sheet, text
-from anytime_lab.widgets.catalogue import Runs, find_evaluations, told_error
+from anytime_lab.widgets.catalogue import Runs, find_evaluations, read_parts, told_error
 from anytime_lab.widgets.comparison import told_side
 from anytime_lab.widgets.figures import (
     COUNT_WORDS,
@@ -74,7 +74,7 @@ class Policies(widgets.VBox):
         self._agreements, self._majorities = tuple(agreements), tuple(majorities)
         self._replays: dict[str, Replay | str] = {}
         self._outcomes: dict[tuple[str, bool], list[Outcome]] = {}
-        self._slots: list = []
+        self._calibrations: dict[tuple, tuple[pd.DataFrame, str]] = {}
         self._busy = False
         self.frame = pd.DataFrame()
         self.notes, self.read_out = text(live=True), text(live=True)
@@ -172,7 +172,8 @@ class Policies(widgets.VBox):
         for control in (self.count, self.confidence, self.log_axis):
             control.observe(self._on(self._draw), "value")
         self.point.observe(self._on(self._read), "value")
-        self.at.observe(self._on(self._calibrate), "value")
+        for control in (self.at, self.confidence):
+            control.observe(self._on(self._calibrate), "value")
 
     def _on(self, then):
         """An observer that keeps still while the view sets its own controls."""
@@ -190,7 +191,7 @@ class Policies(widgets.VBox):
         evaluation = self._names[name]
         if name not in self._replays:
             try:
-                records = read_records(evaluation.path, REPLAY_COLUMNS, allow_partial=True)
+                records = read_parts(evaluation.path, REPLAY_COLUMNS)
                 self._replays[name] = lay_out(records)
             except Exception as error:  # damaged, ragged, nothing written: told, not thrown
                 self._replays[name] = told_error(evaluation.path, error)
@@ -212,6 +213,7 @@ class Policies(widgets.VBox):
         self.at.value = before if before in budgets else 0
         self._busy = False
         self._draw()
+        self._calibrate()
 
     def _votes(self) -> list[int]:
         """The majorities that this run has samples for."""
@@ -284,7 +286,6 @@ class Policies(widgets.VBox):
         self.point.index = labels.index(before) if before in labels else 0
         self._busy = False
         self._read()
-        self._calibrate()
 
     def _read(self) -> None:
         if self.point.value not in self.frame.index:
@@ -298,21 +299,34 @@ class Policies(widgets.VBox):
     def _calibrate(self) -> None:
         if self.replay is None:
             return
-        told = calibration(self.replay, self.at.value or None, self.confidence.value)
+        key = (self.run.value, self.at.value, self.confidence.value)
+        if key not in self._calibrations:
+            at = (self.replay, self.at.value or None, self.confidence.value)
+            told, area = calibration(*at), confidence_auroc(*at)
+            self._calibrations[key] = told, _told_calibration(told, self.at.value, area)
+        told, said = self._calibrations[key]
         with self.reliability.batch_update():
             self.reliability.data[1].update(calibration_trace(told))
-        measures = calibration_measures(self.replay, self.at.value or None, self.confidence.value)
-        where = f"{self.at.value:,} tokens" if self.at.value else "all budgets"
-        if told.empty:
-            said = f"At {where} no summary has both an answer and a verdict."
-        else:
-            said = (
-                f"At {where}, {told['answers'].sum():,} answers: expected calibration error "
-                f"{100 * measures['calibration error']:.1f} points (0 is perfect); a right answer "
-                f"is more confident than a wrong one with chance {measures['auroc']:.2f} "
-                "(0.50 tells nothing)."
-            )
         self.calibrated.value = block(paragraph(said), live=True)
+
+
+def _told_calibration(told: pd.DataFrame, budget: int, area: float) -> str:
+    """How well the confidence is calibrated at a budget (0: at all of them), in words."""
+    where = f"{budget:,} tokens" if budget else "all budgets"
+    if told.empty:
+        return f"At {where} no summary has both an answer and a verdict."
+    ranked = (
+        ""
+        if np.isnan(area)
+        else (
+            f"; a right answer is more confident than a wrong one with chance {area:.2f} (0.50 tells "
+            "nothing)"
+        )
+    )
+    return (
+        f"At {where}, {told['answers'].sum():,} answers: expected calibration error "
+        f"{100 * calibration_error(told):.1f} points (0 is perfect){ranked}."
+    )
 
 
 def _told_point(line: pd.Series) -> str:

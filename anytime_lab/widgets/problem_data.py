@@ -7,7 +7,6 @@ when it is looked at, from the one part that holds it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,7 +115,7 @@ class ThinkingStore:
     ) -> pd.DataFrame:
         path = part_path(self.path, table, part)
         try:
-            whole = pq.read_table(path, columns=columns)
+            whole = pq.ParquetFile(path, pre_buffer=False).read(columns, use_threads=False)
             return whole.filter(pc.equal(whole["problem_id"], problem)).to_pandas()
         except Exception as error:
             raise RunFolderError(
@@ -139,7 +138,7 @@ def find_thinkings(run_dir: str | Path) -> ThinkingStore:
     def ids(chunk: int) -> list[tuple[str, int]]:
         part = part_path(path, THINKINGS, chunk)
         try:
-            table = pq.read_table(part, columns=["problem_id", "sample"])
+            table = pq.ParquetFile(part).read(["problem_id", "sample"], use_threads=False)
         except Exception as error:
             raise RunFolderError(
                 f"{part} is damaged or missing ({str(error).splitlines()[0]}). Run the same "
@@ -148,10 +147,9 @@ def find_thinkings(run_dir: str | Path) -> ThinkingStore:
         return list(zip(table["problem_id"].to_pylist(), table["sample"].to_pylist(), strict=True))
 
     parts: dict[str, dict[int, int]] = {}
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        for chunk, pairs in zip(chunks, pool.map(ids, chunks), strict=True):
-            for problem, sample in pairs:
-                parts.setdefault(problem, {})[sample] = chunk
+    for chunk in chunks:
+        for problem, sample in ids(chunk):
+            parts.setdefault(problem, {})[sample] = chunk
     return ThinkingStore(path, parts)
 
 
