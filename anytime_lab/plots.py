@@ -100,7 +100,8 @@ def plot_training(
         over: the column on the x axis, "step" or "seconds".
     """
     frame = _with_runs(training, [over, "measure", "value", "smooth"])
-    measures = list(dict.fromkeys(frame["measure"]))
+    measures = sorted(set(frame["measure"]))  # whichever run comes first, and the paper's order
+    named = set()
     figure = make_subplots(
         rows=1,
         cols=len(measures),
@@ -115,7 +116,7 @@ def plot_training(
             if not len(part):
                 continue
             shown = "%{y:.1%}" if "accuracy" in measure else "%{y:.1f} tokens"
-            common = {"x": part[over].tolist(), "mode": "lines", "legendgroup": run}
+            common = {"x": part[over].tolist(), "mode": "lines", "legendgroup": safe_text(run)}
             figure.add_scatter(
                 y=part["value"].tolist(),
                 line={"color": style.band.replace(str(BAND_OPACITY), "0.3"), "width": 1},
@@ -130,12 +131,13 @@ def plot_training(
                 y=part["smooth"].tolist(),
                 line={"color": style.colour, "dash": style.dash, "width": 2.2},
                 name=safe_text(run),
-                showlegend=column == 1,
+                showlegend=run not in named,
                 hovertemplate=f"{short_text(run)}: {shown}<extra></extra>",
                 **common,
                 row=1,
                 col=column,
             )
+            named.add(run)
     _layout(figure, None, template, height=340)
     figure.update_xaxes(title="Update" if over == "step" else "Seconds of training")
     for column, measure in enumerate(measures, start=1):
@@ -231,7 +233,7 @@ def _curves_figure(
             line={"width": 0},
             mode="lines",
             name=f"{safe_text(run)} 95 %",
-            legendgroup=run,
+            legendgroup=safe_text(run),
             showlegend=False,
             hoverinfo="skip",
         )
@@ -249,7 +251,7 @@ def _curves_figure(
             ],
             mode="lines+markers",
             name=safe_text(run),
-            legendgroup=run,
+            legendgroup=safe_text(run),
             showlegend=False,
             line={"color": style.colour, "dash": style.dash, "width": 2.4},
             marker={"symbol": style.marker, "size": 7 if len(part) <= 16 else 5},

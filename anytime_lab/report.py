@@ -17,7 +17,7 @@ from anytime_lab.priors import Prior
 from anytime_lab.records import finished_chunks, read_manifest, write_text
 from anytime_lab.summary import summary_table, told_percent, told_points, told_table, verdicts
 from anytime_lab.training_curves import read_metrics, trained_at_fewer, training_frame
-from anytime_lab.widgets.html import escaped
+from anytime_lab.widgets.html import escaped, plain
 
 NUMBERS = "The numbers at every budget"
 NO_SCRIPT = "The figures are drawn by a script inside this page; without it the tables remain."
@@ -116,8 +116,9 @@ def write_report(
     """
     if not runs:
         raise ValueError("no runs were given; expected a mapping from a name to its run folder.")
-    reference = next(iter(runs)) if reference is None else reference
-    names = list(dict.fromkeys([*runs, *(training or {}), *(equal_time or {})]))
+    runs, training, equal_time = _named(runs), _named(training or {}), _named(equal_time or {})
+    reference = next(iter(runs)) if reference is None else plain(reference)
+    names = list(dict.fromkeys([*runs, *training, *equal_time]))
     tables = read_tables(runs, allow_partial)
     body = [_heading(1, title), *(_paragraph(note) for note in notes)]
     body += _comparison(tables, reference, prior, names, resamples, seed)
@@ -132,13 +133,22 @@ def write_report(
         body += _comparison(timed, reference, prior, names, resamples, seed, level=3)
     body.append(_heading(2, "How this was measured"))
     timed_apart = {
-        f"{name} (equal time)": run
-        for name, run in (equal_time or {}).items()
-        if name not in runs or Path(run) != Path(runs[name])
+        f"{name} (equal time)": run for name, run in equal_time.items() if run != runs.get(name)
     }
     body += _method({**runs, **timed_apart}, prior, resamples)
     write_text(path, _page(title, body))
     return Path(path)
+
+
+def _named(folders: Mapping[str, str | Path]) -> dict[str, Path]:
+    """The folders by names whose every character can be shown and saved."""
+    named = {plain(name): Path(folder) for name, folder in folders.items()}
+    if len(named) < len(folders):
+        raise ValueError(
+            f"names of runs differ in characters only that cannot be shown: {list(folders)}. "
+            "Rename one of them."
+        )
+    return named
 
 
 def _comparison(tables, reference, prior, names, resamples, seed, level: int = 2) -> list[str]:

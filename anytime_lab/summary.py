@@ -101,7 +101,8 @@ def told_points(value: float, low: float, high: float) -> str:
 
 
 def _points(fraction: float) -> str:
-    return f"{100 * fraction:+.1f}".replace("-", MINUS)
+    told = f"{100 * fraction:+.1f}"
+    return "0.0" if told in ("+0.0", "-0.0") else told.replace("-", MINUS)
 
 
 def terminal_table(summary: pd.DataFrame, title: str = "") -> Table:
