@@ -45,10 +45,10 @@ $(STAMP): pyproject.toml
 		$(PYTHON) -m venv $(VENV); \
 	fi
 	@$(PY) -m pip install --quiet "pip>=25"
-	@echo "Installing torch (200 MB for the CPU, some GB for CUDA)"
+	@echo "Installing torch (200 MB for the CPU, 500 MB and more for CUDA)"
 	@$(PY) -c "from importlib.metadata import version as v; \
 		assert 'torch==' + v('torch').split('+')[0] == '$(TORCH_PIN)'" 2>/dev/null \
-		|| $(PY) -m pip install --quiet $(TORCH)
+		|| $(PY) -m pip install --quiet --no-deps $(TORCH)
 	@echo "Installing the project and its packages (300 MB, a few minutes)"
 	@$(PY) -m pip install --quiet -e ".[dev]"
 	@touch $(STAMP)
