@@ -259,6 +259,7 @@ def _curves_figure(
             f"[%{{customdata[0]:{sign}.1f}}, %{{customdata[1]:{sign}.1f}}]<extra></extra>",
         )
     _layout(figure, title, template, height=440)
+    figure.update_layout(hoverdistance=-1)  # the nearest budget is read wherever the pointer is
     budgets = sorted(set(frame["budget"]))
     if log_budget:
         figure.update_xaxes(type="log", **log_ticks(budgets))

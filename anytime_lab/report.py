@@ -40,7 +40,9 @@ caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
 th, td { text-align: right; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 thead th { white-space: nowrap; }
-td { min-width: 4.5rem; } tbody th { min-width: 12rem; } .figure { min-width: 38rem; }
+td { min-width: 4.5rem; } table:not(.text) td { white-space: nowrap; }
+tbody th { min-width: 5rem; } table.wordy tbody th { min-width: 12rem; }
+.figure { min-width: 38rem; }
 th:first-child, table.text td, table.text th { text-align: left; }
 thead th { color: var(--soft); font-weight: 600; } tbody th { font-weight: 600; }
 .note { color: var(--soft); font-size: .93rem; } .figure { margin: .5rem 0; }
@@ -174,7 +176,7 @@ def _comparison(tables, reference, prior, names, resamples, seed, level: int = 2
             parts.append(_heading(2, f"Paired difference to {reference}"))
         difference = plot_difference(pairs, names, title="")
         parts.append(_figure(difference, f"Paired difference to {reference} by thinking budget"))
-        parts.append(_details(NUMBERS, _table(_by_budget(pairs), "")))
+        parts.append(_details(NUMBERS, "".join(_by_budget(pairs))))
     return parts
 
 
@@ -206,13 +208,22 @@ def _curve_told(records) -> pd.DataFrame:
     )
 
 
-def _by_budget(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Every budget's accuracies and difference, told for a reader."""
-    curve = pairs[pairs["measure"] == "accuracy"]
+def _by_budget(pairs: pd.DataFrame) -> list[str]:
+    """A table for each run: accuracies and difference at every budget, told for a reader."""
+    curves = pairs[pairs["measure"] == "accuracy"].groupby(["run", "reference"], sort=False)
+    return [
+        _table(
+            _pair_told(curve),
+            f"{run} against {reference}, {curve['n_problems'].iloc[0]:,} problems.",
+        )
+        for (run, reference), curve in curves
+    ]
+
+
+def _pair_told(curve: pd.DataFrame) -> pd.DataFrame:
     missing = float("nan")
     return pd.DataFrame(
         {
-            "run": curve["run"],
             "budget": [f"{b:,}" for b in curve["budget"]],
             "accuracy": [told_percent(v, missing, missing) for v in curve["accuracy_a"]],
             "reference": [told_percent(v, missing, missing) for v in curve["accuracy_b"]],
@@ -336,9 +347,10 @@ def _table(frame: pd.DataFrame, caption: str, text: bool = False) -> str:
             cells = cells.replace(" [", "<br>[")
         rows.append(f'<tr><th scope="row">{escaped(first)}</th>{cells}</tr>')
     told = f"<caption>{escaped(caption)}</caption>" if caption else ""
-    kind = ' class="text"' if text else ""
+    wordy = frame.columns[0] in ("run", "setting")
+    kind = " ".join(["text"] * text + ["wordy"] * wordy)
     return (
-        f'<div class="wide"><table{kind}>{told}<thead><tr>{head}</tr></thead>'
+        f'<div class="wide"><table class="{kind}">{told}<thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
