@@ -302,6 +302,8 @@ class MathVerifier(PooledVerifier):
             verdicts = [decide(answer, text) for text in texts]
         except UnreadableError as error:
             return Grade(0.0, answer, str(error))
+        except RecursionError:
+            return Grade(0.0, answer, "unparsable")
         if True in verdicts:
             return Grade(1.0, answer, "correct")
         if None not in verdicts:

@@ -6,7 +6,7 @@ Nothing is evaluated here, and nothing that could change a value is removed.
 import re
 import unicodedata
 
-MAX_CHARS = 4096  # of one answer; a longer one is no answer
+MAX_CHARS = 1000  # of one answer; a longer one is no answer (the longest of MATH has 160)
 MAX_DEPTH = 40  # of nested brackets
 
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
@@ -43,6 +43,7 @@ _DROPPED = re.compile(
     + _COMMAND_END
     + r"|\\phantom\s*(?:\{[^{}]*\}|[^\s{}])|\\[hv]space\*?\{[^{}]*\}|\\!|\\label\{[^{}]*\}"
 )
+_RUN_OF_SPACES = re.compile(r"\s+")  # patterns with `\s*` on both sides are slow on long ones
 _SPACE = re.compile(r"(?<!\\)\\(?:quad|qquad|enspace|thinspace|;|:|,|>| |\n)|~")
 _SYNONYMS = [
     (re.compile(pattern + (_COMMAND_END if pattern.rstrip(")")[-1].isalpha() else "")), replacement)
@@ -145,7 +146,7 @@ def clean(text: str) -> str:
     """
     if len(text) > MAX_CHARS:
         raise UnreadableError("too long")
-    text = _fold_unicode(text)
+    text = _RUN_OF_SPACES.sub(" ", _fold_unicode(text))
     if _depth(text) > MAX_DEPTH:
         raise UnreadableError("unparsable")
     text = _unwrap(text)
@@ -154,7 +155,7 @@ def clean(text: str) -> str:
     text = _COMMA_IN_NUMBER.sub("", text).replace(r"\text{:}", ":")
     text = _DROPPED.sub("", text)
     text = _GROUPED.sub(lambda m: re.sub(r"[^\d]", "", m.group()), text)
-    text = _SPACE.sub(" ", text)
+    text = _RUN_OF_SPACES.sub(" ", _SPACE.sub(" ", text))
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
     for old, new in _PLAIN:

@@ -166,12 +166,12 @@ def _words(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
             if gold.choice and not gold.rest and key(answer.text) == gold.choice.lower():
                 return True
             if gold.rest and answer.number is not None:
-                return equal(answer, read_form(gold.rest), atoms)
+                return equal(answer, _labelled(gold), atoms)
             return key(answer.text).lower() == gold.text.replace(" ", "")
         return isinstance(answer, Many) and _same_words(answer.items, gold.text)
     if isinstance(answer, Words):
         if answer.choice and answer.rest:
-            return equal(read_form(answer.rest), gold, atoms)
+            return equal(_labelled(answer), gold, atoms)
         if isinstance(gold, Atom) and gold.number is None:
             folded = key(gold.text).lower()
             return True if folded == answer.text.replace(" ", "") and len(folded) > 1 else None
@@ -179,6 +179,12 @@ def _words(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
             return equal(answer, gold.items[0], atoms)
         return isinstance(gold, Many) and _same_words(gold.items, answer.text)
     return False
+
+
+def _labelled(words: Words) -> Form:
+    """What a choice's letter stands for: 12 of `(E) 12`. A second letter is text."""
+    form = read_form(words.rest)
+    return Words(form.text) if isinstance(form, Words) else form
 
 
 def _same_words(items: Sequence[Form], text: str) -> bool:

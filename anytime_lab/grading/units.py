@@ -157,11 +157,15 @@ def strip_unit(text: str) -> tuple[str, Unit | None]:
     """
     money = _MONEY.match(text)
     if money is not None and money.end() < len(text):
-        rest, unit = strip_unit(text[money.end() :])
+        rest, unit = _strip_trailing(text[money.end() :])
         dollars = money.group("name")[0] in "\\U" and "R" not in money.group("name")
         if unit is None or not unit.parts:
             unit = Unit((("money", 1),), Fraction(1)) if dollars else Unit((), Fraction(1))
         return money.group("sign") + rest, unit
+    return _strip_trailing(text)
+
+
+def _strip_trailing(text: str) -> tuple[str, Unit | None]:
     degree = _DEGREE.search(text)
     if degree is not None and degree.start() > 0 and not _FUNCTION.search(text):
         kind = {"C": "celsius", "F": "fahrenheit"}.get(degree.group(1), "angle")
