@@ -1,14 +1,11 @@
-"""What holds for every test: nothing from outside, one thread, no CUDA tests without CUDA."""
+"""What every test needs: no network, few threads, and no browser where there is none."""
 
 import os
 
-# Before torch, tokenizers or the hub client are imported; a value that is set already stays.
-for name, value in {
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",
-}.items():
-    os.environ.setdefault(name, value)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # TRL pings the hub at every trainer start otherwise
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several torch processes spin against each other
+os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel of this environment
 
 import pytest  # noqa: E402
 
