@@ -4,8 +4,9 @@ Columns of every dataset: problem_id, prompt (a conversation), question, answer 
 of strings: accepted or required answers as the verifier reads them).
 """
 
-import hashlib
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,12 @@ import datasets
 from datasets import Dataset
 
 from anytime_lab.manifest import describe_rows
-from anytime_lab.tasks.files import read_rows
+from anytime_lab.tasks.files import problems_from_rows, read_rows
 from anytime_lab.verify import MathVerifier
 
-# What the published runs append to every question (BRPO §7).
-QUESTION_SUFFIX = "\nLet's think step by step and output the final answer within \\boxed{}."
-# Where a file has no column of the asked name, these are tried.
-USUAL = {
-    "question": ("question", "problem", "prompt", "query"),
-    "answer": ("answer", "final_answer", "gold", "solution_answer", "target"),
-    "problem_id": ("problem_id", "id", "unique_id", "ID", "uid"),
-}
+# What the published runs append to every question (BRPO §7), with one space before it.
+QUESTION_SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
+HUB = "https://huggingface.co/datasets"
 
 
 @dataclass(frozen=True)
@@ -33,55 +29,185 @@ class Benchmark:
 
     Attributes:
         path: Repository.
-        name: Configuration, or None.
         split: Of the repository.
-        columns: question, answer and, where there is one, problem_id to the repository's columns.
-        count: Problems it should have; None where it grows.
+        question: Its column of questions.
+        answer: Its column of golds.
+        count: Problems it has.
+        problem_id: Its column of ids; None makes them of the questions.
+        name: Configuration, or None.
+        drop_unusable: Whether problems without an answer, and repeated ones, are left out: a
+            training set may have some, a test set must not.
     """
 
     path: str
     split: str
-    columns: Mapping[str, str]
+    question: str
+    answer: str
+    count: int
+    problem_id: str | None = None
     name: str | None = None
-    count: int | None = None
+    drop_unusable: bool = False
+
+    def columns(self) -> dict[str, str | None]:
+        """This module's columns to the repository's."""
+        return {"question": self.question, "answer": self.answer, "problem_id": self.problem_id}
+
+    def source(self) -> str:
+        """Repository, configuration and split, for people."""
+        return " ".join(filter(None, (self.path, self.name, self.split)))
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "aime24": Benchmark(
-        "HuggingFaceH4/aime_2024",
-        "train",
-        {"question": "problem", "answer": "answer", "problem_id": "id"},
-        count=30,
+        "HuggingFaceH4/aime_2024", "train", "problem", "answer", 30, problem_id="id"
     ),
+    # AMC12 of 2022 and 2023; the paper calls it AMC 2022.
     "amc22_23": Benchmark(
-        "AI-MO/aimo-validation-amc",
-        "train",
-        {"question": "problem", "answer": "answer", "problem_id": "id"},
-        count=83,
+        "AI-MO/aimo-validation-amc", "train", "problem", "answer", 83, problem_id="id"
     ),
     "math500": Benchmark(
-        "HuggingFaceH4/MATH-500",
-        "test",
-        {"question": "problem", "answer": "answer", "problem_id": "unique_id"},
-        count=500,
+        "HuggingFaceH4/MATH-500", "test", "problem", "answer", 500, problem_id="unique_id"
     ),
-    "minerva": Benchmark(
-        "math-ai/minervamath", "test", {"question": "question", "answer": "answer"}, count=272
-    ),
+    "minerva": Benchmark("math-ai/minervamath", "test", "question", "answer", 272),
+    # Open-ended, text-only, mathematics, English, of competitions. The paper's copy has 675.
     "olympiad_bench": Benchmark(
         "Hothan/OlympiadBench",
         "train",
-        {"question": "question", "answer": "final_answer", "problem_id": "id"},
-        name="OE_TO_maths_en_COMP",  # open-ended, text-only, mathematics, English
-        count=674,
+        "question",
+        "final_answer",
+        674,
+        problem_id="id",
+        name="OE_TO_maths_en_COMP",
     ),
+    # For training; a few of its problems have no answer.
     "deepscaler": Benchmark(
         "agentica-org/DeepScaleR-Preview-Dataset",
         "train",
-        {"question": "problem", "answer": "answer"},
-        count=40_315,
+        "problem",
+        "answer",
+        40_315,
+        drop_unusable=True,
     ),
 }
+
+
+def load_benchmark(
+    name: str,
+    path: str | Path | None = None,
+    *,
+    columns: Mapping[str, str | None] | None = None,
+    question_suffix: str = QUESTION_SUFFIX,
+    revision: str | None = None,
+    check: bool = True,
+) -> Dataset:
+    """A benchmark by name, from the hub or from a local file.
+
+    Args:
+        name: One of `BENCHMARKS`.
+        path: A file to read instead of asking the hub.
+        columns: See `load_problems`.
+        question_suffix: Appended to every question.
+        revision: Commit, branch or tag of the hub's repository.
+        check: See `load_problems`.
+
+    Raises:
+        ValueError: the name is unknown, or the rows are not what they should be.
+        ConnectionError: the hub cannot be reached; the message says how to pass a file.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(
+            f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}. For problems of "
+            "your own: load_problems(path)."
+        )
+    benchmark = BENCHMARKS[name]
+    if path is not None:
+        if revision is not None:
+            raise ValueError(f"revision is {revision!r}, but {path} is a file and has none.")
+        rows = read_rows(path)
+        about = {"source": str(path), "columns": columns}
+    else:
+        rows, about = _hub_rows(name, benchmark, columns, revision)
+    if len(rows) != benchmark.count:
+        warnings.warn(
+            f"{name} has {benchmark.count:,} problems, but {about['source']} has {len(rows):,}: "
+            "accuracies on it do not compare with published ones.",
+            stacklevel=2,
+        )
+    made = problems_from_rows(
+        rows, question_suffix=question_suffix, drop_unusable=benchmark.drop_unusable, **about
+    )
+    return _with_golds_checked(made) if check else made
+
+
+def _hub_rows(
+    name: str,
+    benchmark: Benchmark,
+    columns: Mapping[str, str | None] | None,
+    revision: str | None,
+) -> tuple[list[tuple[int, Mapping[str, Any]]], dict[str, Any]]:
+    """Numbered rows of a repository, and what `problems_from_rows` wants to know of them."""
+    try:
+        rows = datasets.load_dataset(
+            benchmark.path, benchmark.name, split=benchmark.split, revision=revision
+        )
+    except Exception as error:
+        said = str(error).split("\n")[0][:200].rstrip(".")
+        raise ConnectionError(
+            f"{name} ({HUB}/{benchmark.path}) could not be loaded: {type(error).__name__}: {said}. "
+            "Check the connection and the revision; or bring the file here by other means and "
+            f'pass it: load_benchmark("{name}", path="{name}.jsonl").'
+        ) from error
+    wanted = {**benchmark.columns(), **(columns or {})}
+    used = [column for column in wanted.values() if column is not None]
+    if missing := sorted(set(used) - set(rows.column_names)):
+        raise ValueError(
+            f"{benchmark.path} has the columns {rows.column_names}, but no {missing}: it has "
+            "changed. Name its columns (columns=...), an older commit (revision=...), or a file "
+            "(path=...)."
+        )
+    commit = _commit(rows) or revision
+    about = {
+        "source": benchmark.source(),
+        "columns": wanted,
+        "homepage": f"{HUB}/{benchmark.path}" + (f"/tree/{commit}" if commit else ""),
+    }
+    return list(enumerate(rows.select_columns(used), start=1)), about
+
+
+def _commit(rows: Dataset) -> str | None:
+    """The repository's commit, which names the folder that the hub's rows are cached in."""
+    parts = {part for file in rows.cache_files for part in Path(file["filename"]).parts}
+    return next((part for part in sorted(parts) if re.fullmatch("[0-9a-f]{40}", part)), None)
+
+
+def load_problems(
+    path: str | Path,
+    *,
+    columns: Mapping[str, str | None] | None = None,
+    question_suffix: str = QUESTION_SUFFIX,
+    drop_unusable: bool = False,
+    check: bool = True,
+) -> Dataset:
+    """Problems from a JSON, JSONL, parquet or CSV file.
+
+    Args:
+        path: See `read_rows`.
+        columns: prompt (or question), answer and problem_id to the file's columns; the usual
+            names (`problem`, `id`, …) are found without it. A problem_id of None, or no column
+            of ids, makes ids of the questions.
+        question_suffix: Appended to every question.
+        drop_unusable: Leave out problems without an answer, and repetitions of a question, instead
+            of refusing the file; a warning tells how many.
+        check: Run `check_golds` with a `MathVerifier` and warn of golds that it cannot read (some
+            seconds for ten thousand problems). Switch it off where another verifier grades.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column is missing, a row is empty or of mixed types, ids repeat; the message
+            names the row.
+    """
+    made = problems_from_rows(read_rows(path), str(path), columns, question_suffix, drop_unusable)
+    return _with_golds_checked(made) if check else made
 
 
 @dataclass(frozen=True)
@@ -90,7 +216,7 @@ class DatasetCard:
 
     Attributes:
         source: Repository or file.
-        revision: Of the repository; "" for a file.
+        revision: Commit of the repository; "" for a file.
         problems: Their number.
         sha256: Of ids, questions and answers in order.
     """
@@ -106,179 +232,35 @@ class DatasetCard:
         return f"{self.source}{revision}: {self.problems:,} problems, sha256 {self.sha256[:16]}"
 
 
-def dataset_card(dataset: Dataset, source: str, revision: str = "") -> DatasetCard:
-    """Describe a dataset of this module's form."""
-    rows = dataset.select_columns(["problem_id", "question", "answer"])
-    said = describe_rows(rows)
-    return DatasetCard(source, revision, said["problems"], said["sha256"])
+def dataset_card(dataset: Dataset) -> DatasetCard:
+    """Describe a dataset that this module loaded, or a part of it."""
+    said = describe_rows(dataset.select_columns(["problem_id", "question", "answer"]))
+    _, _, revision = dataset.info.homepage.partition("/tree/")
+    return DatasetCard(dataset.info.description, revision, said["problems"], said["sha256"])
 
 
-def load_benchmark(
-    name: str,
-    path: str | Path | None = None,
-    *,
-    columns: Mapping[str, str] | None = None,
-    question_suffix: str = QUESTION_SUFFIX,
-    revision: str | None = None,
-) -> Dataset:
-    """A benchmark by name, from the hub or from a local file.
+# --- golds ---------------------------------------------------------------------------------------
 
-    Args:
-        name: One of `BENCHMARKS`.
-        path: A file to read instead of asking the hub.
-        columns: question, answer, problem_id to the file's columns, where they are not the usual.
-        question_suffix: Appended to every question.
-        revision: Of the hub's repository.
-
-    Raises:
-        ValueError: the name is unknown, or the rows are not what they should be.
-        ConnectionError: the hub cannot be reached; the message says how to pass a file.
-    """
-    if name not in BENCHMARKS:
-        raise ValueError(f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}.")
-    benchmark = BENCHMARKS[name]
-    if path is not None:
-        return load_problems(path, columns=columns, question_suffix=question_suffix)
-    try:
-        rows = datasets.load_dataset(
-            benchmark.path, benchmark.name, split=benchmark.split, revision=revision
-        )
-    except Exception as error:
-        raise ConnectionError(
-            f"{name} ({benchmark.path} on the hub) could not be loaded: "
-            f"{type(error).__name__}: {str(error)[:200]}. Without a connection pass a file: "
-            f'load_benchmark("{name}", path="{name}.jsonl").'
-        ) from error
-    if missing := set(benchmark.columns.values()) - set(rows.column_names):
-        raise ValueError(
-            f"{benchmark.path} has the columns {rows.column_names}, but no {sorted(missing)}: it "
-            "has changed. Pass an older revision=..., or a file: path=..."
-        )
-    mapped = {**benchmark.columns, **(columns or {})}
-    return problems_from_rows(list(rows), benchmark.path, mapped, question_suffix)
+# Obvious ways to state a gold. Each gives None where it does not apply.
+VARIANTS: Sequence[tuple[str, Callable[[str], str | None]]] = (
+    ("as it stands", lambda gold: gold),
+    ("in dollars", lambda gold: None if "$" in gold else f"${gold}$"),
+    ("with a full stop", lambda gold: None if gold.endswith(".") else f"{gold}."),
+    ("on a line of its own", lambda gold: f"\n{gold}\n"),
+    ("with large fractions", lambda gold: re.sub(r"\\t?frac(?![a-zA-Z])", r"\\dfrac", gold)),
+    ("without \\left and \\right", lambda gold: _without_left_and_right(gold)),
+    ("without leading zeros", lambda gold: str(int(gold)) if gold.isdecimal() else None),
+    (
+        "with thousands separators",
+        lambda gold: f"{int(gold):,}" if re.fullmatch("[1-9][0-9]{3,19}", gold) else None,
+    ),
+)
 
 
-def load_problems(
-    path: str | Path,
-    *,
-    columns: Mapping[str, str] | None = None,
-    question_suffix: str = QUESTION_SUFFIX,
-    drop_unanswered: bool = False,
-) -> Dataset:
-    """Problems from a JSON, JSONL, parquet or CSV file.
-
-    Args:
-        path: See `read_rows`.
-        columns: question, answer, problem_id to the file's columns; the usual names (`problem`,
-            `id`, …) are found without it.
-        question_suffix: Appended to every question.
-        drop_unanswered: Leave out problems without an answer instead of refusing the file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a column is missing, a row is empty or of mixed types, ids repeat; the message
-            names the row.
-    """
-    return problems_from_rows(read_rows(path), str(path), columns, question_suffix, drop_unanswered)
-
-
-def problems_from_rows(
-    rows: list[Mapping[str, Any]],
-    source: str,
-    columns: Mapping[str, str] | None = None,
-    question_suffix: str = QUESTION_SUFFIX,
-    drop_unanswered: bool = False,
-) -> Dataset:
-    """Rows in this module's form; see `load_problems`."""
-    mapped = _columns(rows, source, columns or {})
-    made, seen = [], {}
-    for number, row in enumerate(rows, start=1):
-        question = row.get(mapped["question"])
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError(
-                f"{source}, row {number}: the question ({mapped['question']!r}) is {question!r}; "
-                "expected text."
-            )
-        if drop_unanswered and row.get(mapped["answer"]) in (None, "", []):
-            continue
-        answer = _answer(row.get(mapped["answer"]), f"{source}, row {number}", mapped["answer"])
-        problem_id = _problem_id(row, mapped.get("problem_id"), question, f"{source}, row {number}")
-        if problem_id in seen:
-            what = "id" if "problem_id" in mapped else "question"
-            raise ValueError(
-                f"{source}, row {number} has the same {what} as row {seen[problem_id]} "
-                f"({problem_id!r}). Remove one of them"
-                + ("." if "problem_id" in mapped else ", or name a column of ids.")
-            )
-        seen[problem_id] = number
-        prompt = [{"role": "user", "content": question.strip() + question_suffix}]
-        made.append((problem_id, prompt, question.strip(), answer))
-    several = any(isinstance(answer, list) for *_, answer in made)
-    return Dataset.from_dict(
-        {
-            "problem_id": [row[0] for row in made],
-            "prompt": [row[1] for row in made],
-            "question": [row[2] for row in made],
-            # One type in a column: lists of answers where any problem has several.
-            "answer": [
-                row[3] if isinstance(row[3], list) or not several else [row[3]] for row in made
-            ],
-        }
-    )
-
-
-def _columns(
-    rows: list[Mapping[str, Any]], source: str, columns: Mapping[str, str]
-) -> dict[str, str]:
-    if unknown := set(columns) - set(USUAL):
-        raise ValueError(
-            f"columns maps {sorted(unknown)}; it can map {', '.join(USUAL)} to columns of the file."
-        )
-    present = list(dict.fromkeys(key for row in rows for key in row))
-    found = {}
-    for role, usual in USUAL.items():
-        wanted = [columns[role]] if role in columns else usual
-        name = next((name for name in wanted if name in present), None)
-        if name is None and (role != "problem_id" or role in columns):
-            raise ValueError(
-                f"{source} has the columns {present}, but none for the {role} (looked for "
-                f'{", ".join(wanted)}). Name it: columns={{"{role}": "..."}}.'
-            )
-        if name is not None:
-            found[role] = name
-    return found
-
-
-def _answer(value: Any, where: str, column: str) -> str | list[str]:
-    if isinstance(value, (list, tuple)):
-        listed = [_answer(one, where, column) for one in value]
-        if not listed or any(isinstance(one, list) for one in listed):
-            raise ValueError(
-                f"{where}: the answer ({column!r}) is {value!r}; expected one or several."
-            )
-        return listed
-    if isinstance(value, bool) or value is None or not isinstance(value, (str, int, float)):
-        raise ValueError(
-            f"{where}: the answer ({column!r}) is {value!r}; expected text, a number or a list. "
-            "drop_unanswered=True leaves such problems out."
-        )
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not str(value).strip():
-        raise ValueError(
-            f"{where}: the answer ({column!r}) is empty. drop_unanswered=True leaves such problems "
-            "out."
-        )
-    return str(value).strip()
-
-
-def _problem_id(row: Mapping[str, Any], column: str | None, question: str, where: str) -> str:
-    if column is None:
-        return hashlib.sha256(question.strip().encode()).hexdigest()[:12]
-    value = row.get(column)
-    if value is None or not str(value).strip():
-        raise ValueError(f"{where}: the id ({column!r}) is {value!r}; every problem needs one.")
-    return str(value).strip()
+def _without_left_and_right(gold: str) -> str | None:
+    if re.search(r"\\(left|right)\s*\.", gold):
+        return None  # an invisible bracket would become a visible full stop
+    return re.sub(r"\\(left|right)(?![a-zA-Z])", "", gold)
 
 
 @dataclass(frozen=True)
@@ -305,12 +287,46 @@ class GoldReport:
 
 
 def check_golds(dataset: Dataset, verifier: MathVerifier) -> GoldReport:
-    """Grade every gold against itself and report what the grader cannot read.
+    """Grade every gold against itself and its obvious variants; report what is not right.
 
     Args:
         dataset: Of this module's form.
         verifier: The one that will grade answers to it.
     """
-    found = verifier.read_golds(dataset["answer"][:])
-    pairs = zip(dataset["problem_id"], found, strict=True)
-    return GoldReport(len(dataset), {id: str(why) for id, why in pairs if why})
+    golds = dataset["answer"][:]
+    distinct = list({str(gold): gold for gold in golds}.values())
+    why = dict(zip(map(str, distinct), verifier.read_golds(distinct), strict=True))
+    asked = [
+        (gold, how, stated)
+        for gold in distinct
+        if not why[str(gold)]
+        for text in verifier.accepted(gold)
+        for how, state in VARIANTS
+        if (stated := state(text)) is not None
+    ]
+    texts = [_final_answer(verifier, stated) for _, _, stated in asked]
+    grades = verifier.grade(texts, [gold for gold, _, _ in asked])
+    for (gold, how, _), grade in zip(asked, grades, strict=True):
+        if grade.score != 1.0 and not why[str(gold)]:
+            why[str(gold)] = f"{gold!r:.60} {how} is graded {grade.reason!r}"
+    ids = zip(dataset["problem_id"][:], golds, strict=True)
+    return GoldReport(len(golds), {id: why[str(gold)] for id, gold in ids if why[str(gold)]})
+
+
+def _final_answer(verifier: MathVerifier, answer: str) -> str:
+    """A text in which an answer is given as the verifier looks for it."""
+    return f"{verifier.think_close or ''}\n\n{verifier.header or ''}\n\\boxed{{{answer}}}"
+
+
+def _with_golds_checked(made: Dataset) -> Dataset:
+    verifier = MathVerifier()
+    try:
+        report = check_golds(made, verifier)
+    finally:
+        verifier.close()
+    if report.unreadable:
+        warnings.warn(
+            f"{made.info.description}: {report.sentence()}",
+            stacklevel=3,
+        )
+    return made
