@@ -1,22 +1,23 @@
-"""Benchmarks and your own files: one form, and errors that name the row."""
+"""Benchmarks by name: from the hub or a file, with a card and a check of their golds."""
 
-import csv
 import dataclasses
 import functools
+import hashlib
+import http.server
 import json
 import os
+import subprocess
+import sys
+import threading
 import warnings
 from pathlib import Path
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from anytime_lab.tasks import benchmarks, files
+from anytime_lab.tasks import benchmarks
 from anytime_lab.tasks.benchmarks import (
     BENCHMARKS,
-    QUESTION_SUFFIX,
     check_golds,
     dataset_card,
 )
@@ -36,202 +37,8 @@ ROWS = [
 
 def written(folder, rows, name="p.jsonl"):
     path = folder / name
-    if name.endswith(".jsonl"):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif name.endswith(".json"):
-        path.write_text(json.dumps(rows))
-    elif name.endswith(".parquet"):
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        header = list(rows[0])
-        lines = [",".join(header), *(",".join(f'"{row[c]}"' for c in header) for row in rows)]
-        path.write_text("\n".join(lines) + "\n")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-@pytest.mark.parametrize("name", ["p.jsonl", "p.json", "p.parquet", "p.csv"])
-def test_every_kind_of_file_gives_the_same_problems(tmp_path, name):
-    made = load_problems(written(tmp_path, ROWS, name))
-    assert made["problem_id"][:] == ["a", "b"]
-    assert made["question"][:] == ["1+1?", "1/2+1?"]
-    assert made["answer"][:] == ["2", "3/2"]
-    assert made[0]["prompt"] == [{"role": "user", "content": "1+1?" + QUESTION_SUFFIX}]
-
-
-@pytest.mark.parametrize("role", ["question", "prompt"])
-def test_columns_can_be_named_and_the_suffix_changed(tmp_path, role):
-    rows = [{"Q": "1+1?", "A": 2.0, "problem": "not this", "n": 7.0}]
-    path = written(tmp_path, rows)
-    columns = {role: "Q", "answer": "A", "problem_id": "n"}
-    made = load_problems(path, columns=columns, question_suffix=" !")
-    assert made[0] == {
-        "problem_id": "7",
-        "prompt": [{"role": "user", "content": "1+1? !"}],
-        "question": "1+1?",
-        "answer": "2",
-    }
-
-
-def test_ids_made_of_questions_depend_on_the_question_alone(tmp_path):
-    rows = [{"problem": "x", "answer": "1", "id": 1}, {"problem": "y", "answer": "2", "id": 1}]
-    path = written(tmp_path, rows)
-    with pytest.raises(ValueError, match=r"row 2 has the same id as row 1 .*problem_id.: None"):
-        load_problems(path)
-    made = load_problems(path, columns={"problem_id": None})["problem_id"][:]
-    changed = [{"answer": "3", "problem": " y "}, {"problem": "z", "answer": "4"}]
-    again = load_problems(written(tmp_path, changed, "q.csv"))["problem_id"][:]
-    assert made[0] != made[1] == again[0] and all(len(one) == 12 for one in made)
-
-
-def test_several_answers_make_the_column_one_of_lists(tmp_path):
-    rows = [{"problem": "x", "answer": ["1", 2]}, {"problem": "y", "answer": "3"}]
-    assert load_problems(written(tmp_path, rows))["answer"][:] == [["1", "2"], ["3"]]
-
-
-def test_an_object_around_the_list_is_looked_through(tmp_path):
-    path = tmp_path / "p.json"
-    path.write_text(json.dumps({"version": 1, "data": ROWS, "notes": ["x"]}))
-    assert len(load_problems(path)) == 2
-
-
-@pytest.mark.parametrize(
-    ("rows", "says"),
-    [
-        ([{"problem": "x"}], r"has the columns \['problem'\], but none for the answer"),
-        ([{"answer": "x"}], "none for the question"),
-        ([*ROWS, {"problem": "z", "answer": "1", "id": "a"}], r"row 3 has the same id as row 1"),
-        ([*ROWS, {"problem": "z", "answer": "1", "id": None}], r"row 3: the id .* is None"),
-        ([*ROWS, {"problem": 7, "answer": "1", "id": "c"}], r"row 3: the question .* is 7"),
-        ([*ROWS, {"problem": "z", "answer": None, "id": "c"}], r"row 3: the answer .* is None"),
-        ([*ROWS, {"problem": "z", "answer": " ", "id": "c"}], r"row 3: the answer .* is empty"),
-        ([*ROWS, {"problem": "z", "answer": True, "id": "c"}], r"row 3: the answer .* is True"),
-        ([*ROWS, {"problem": "z", "answer": {"a": 1}, "id": "c"}], "row 3: the answer"),
-        ([*ROWS, {"problem": "z", "answer": [], "id": "c"}], "row 3: the answer"),
-        ([*ROWS, ["not", "an", "object"]], "row 3: found list"),
-        ([{"problem": "x", "answer": "1"}] * 2, "row 2 has the same question as row 1"),
-        ([*ROWS, {"problem": "z", "answer": float("nan"), "id": "c"}], "row 3: the answer .* nan"),
-        ([*ROWS, {"problem": "z", "answer": [["1"]], "id": "c"}], "row 3: the answer"),
-        ([*ROWS, {"problem": "z", "answer": ["1", None], "id": "c"}], "row 3: the answer .* None"),
-        ([*ROWS, {"problem": "z", "answer": "1", "id": 1.5}], r"row 3: the id .* 1\.5"),
-        ([*ROWS, {"problem": "z", "answer": "1", "id": True}], "row 3: the id .* True"),
-        (
-            [*ROWS, {"problem": "z\ud83d", "answer": "1", "id": "c"}],
-            "row 3: the question holds half",
-        ),
-        ([*ROWS, {"problem": "z", "answer": "\udc00", "id": "c"}], "row 3: the answer holds half"),
-        ([*ROWS, {"problem": "z" * 1_000_001, "answer": "1", "id": "c"}], "row 3: .* 1,000,001 ch"),
-    ],
-)
-@pytest.mark.parametrize("name", ["p.json", "p.jsonl"])
-def test_surprising_rows_are_refused_by_number(tmp_path, rows, says, name):
-    with pytest.raises(ValueError, match=says):
-        load_problems(written(tmp_path, rows, name))
-
-
-def test_unusable_problems_can_be_left_out(tmp_path):
-    rows = [*ROWS, {"problem": "z", "answer": None, "id": "c"}, dict(ROWS[0])]
-    path = written(tmp_path, rows)
-    with pytest.warns(UserWarning, match="1 problems without an answer and 1 repeated ones; 2 are"):
-        assert load_problems(path, drop_unusable=True)["problem_id"][:] == ["a", "b"]
-    rows.append({"problem": "other", "answer": "1", "id": "a"})
-    with pytest.raises(ValueError, match="row 5 has the same id as row 1"):
-        load_problems(written(tmp_path, rows), drop_unusable=True)
-    with pytest.raises(ValueError, match="no problem with an answer"):
-        load_problems(written(tmp_path, [rows[2]]), drop_unusable=True)
-
-
-def test_rows_are_told_by_their_lines_where_blank_lines_lie_between(tmp_path):
-    path = tmp_path / "p.jsonl"
-    lines = [json.dumps(ROWS[0]), "", json.dumps(ROWS[1]), "", '{"problem": "z", "id": "c"}']
-    path.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match="row 5: the answer"):
-        load_problems(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "says"),
-    [
-        ("p.jsonl", b'{"problem": "x", "answer": "1"}\n{"problem": "y', "line 2, column"),
-        (
-            "p.jsonl",
-            b'{"problem": "x", "answer": "1"}\n{"p": "\xff"}\n',
-            "line 2: byte 0xff is no UTF-8",
-        ),
-        ("p.json", b'[{"p": "\xe9"}]', "line 1: byte 0xe9 is no UTF-8"),
-        ("p.json", b'{"problem": "x"}\n{"problem": "y"}', "jsonl"),
-        ("p.json", b'"text"', "holds a str"),
-        ("p.json", b"[]", "holds no problems"),
-        ("p.jsonl", b"\n\n", "holds no problems"),
-        ("p.csv", b"problem,answer\n", "holds no problems"),
-        ("p.csv", b"problem,answer\nx,1,2\n", "row 1 has 1 fields more"),
-        ("p.csv", b"problem,answer\nx\n", "row 1 ends before answer"),
-        ("p.parquet", b"no parquet", "cannot be read as parquet"),
-        ("p.txt", b"x", "expected one of"),
-        ("p.csv", b"problem;answer\nx;1\n", "separated by commas, not by ';'"),
-        ("p.csv", b"problem,answer,answer\nx,1,2\n", "several columns named answer"),
-        ("p.csv", b'problem,answer\nw,0\nx,"1\ny,2\n', "row 2: .*closing quote"),
-        ("p.csv", b"problem,answer\nx,1\n\xe9,2\n", "line 3: byte 0xe9 is no UTF-8"),
-        ("p.csv", "problem,answer\nx,1\n".encode("utf-16"), "is no UTF-8"),
-        ("p.json", b"[" * 200_000, "nested too deeply"),
-        ("p.jsonl", b"\n" + b'{"a":' * 200_000, "line 2 on: brackets nested too deeply"),
-        ("p.jsonl", b'{"problem": "x", "answer": ' + b"9" * 5000 + b"}", "line 1 on: .*a string"),
-    ],
-)
-def test_broken_files_are_refused_with_the_place(tmp_path, name, data, says):
-    path = tmp_path / name
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=says):
-        load_problems(path)
-
-
-def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_LINE", 100)
-    path = tmp_path / "p.jsonl"
-    path.write_text('{"problem": "x", "answer": "1"}\n' + '"' + "x" * 1000)
-    with pytest.raises(ValueError, match="line 2 is longer than 100"):
-        load_problems(path)
-
-
-def test_a_long_field_of_a_table_is_refused_and_the_limit_of_others_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_LINE", 100)
-    before = csv.field_size_limit()
-    path = tmp_path / "p.csv"
-    path.write_text(f"problem,answer\nx,1\n{'y' * 1000},2\n")
-    with pytest.raises(ValueError, match="row 2: field larger than field limit"):
-        load_problems(path)
-    assert csv.field_size_limit() == before
-
-
-@pytest.mark.parametrize("name", ["p.jsonl", "p.json", "p.csv"])
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path, name):
-    path = written(tmp_path, ROWS[:1], name)
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert load_problems(path)["answer"][:] == ["2"]
-
-
-def test_a_field_with_commas_quotes_and_lines_is_one_field(tmp_path):
-    path = tmp_path / "p.csv"
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([["problem", "answer"], ['a,\n"b"', "(1, 2)"]])
-    made = load_problems(path)
-    assert (made["question"][:], made["answer"][:]) == (['a,\n"b"'], ["(1, 2)"])
-
-
-def test_a_missing_file_and_wrong_column_roles_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file"):
-        load_problems(tmp_path / "none.jsonl")
-    with pytest.raises(ValueError, match="is a folder"):
-        load_problems(tmp_path)
-    path = written(tmp_path, ROWS)
-    for columns, says in [
-        ({"gold": "answer"}, r"maps \['gold'\]; it can map prompt"),
-        ({"prompt": "problem", "question": "problem"}, "one and the same"),
-        ({"answer": "gold"}, r"none for the answer \(looked for gold\)"),
-        ({"problem_id": "number"}, r"none for the problem_id \(looked for number\)"),
-        ({"question": None}, "none for the question"),
-    ]:
-        with pytest.raises(ValueError, match=says):
-            load_problems(path, columns=columns)
 
 
 def test_unknown_benchmarks_list_what_exists():
@@ -328,6 +135,72 @@ def test_the_card_holds_the_commit_that_the_rows_are_of(tmp_path, monkeypatch):
     as_hub(monkeypatch, datasets.Dataset.from_list([row]), "aime24")
     assert dataset_card(load_benchmark("aime24", revision="v1")).revision == "v1"
     assert dataset_card(load_benchmark("aime24")).revision == ""
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as one repository of two files takes."""
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    files = {
+        "README.md": b"---\nlicense: mit\n---\n",
+        "train.jsonl": b'{"id": 60, "problem": "1+1?", "answer": "2"}\n',
+    }
+
+    def log_message(self, *_):
+        """Silence."""
+
+    def do_GET(self):
+        repository = "/datasets/HuggingFaceH4/aime_2024"
+        path = self.path.partition("?")[0]
+        if path.startswith(f"{repository}/resolve/"):
+            data = self.files.get(path.removeprefix(f"{repository}/resolve/").partition("/")[2])
+            return self.reply(data, ETag=f'"{hashlib.sha1(data or b"").hexdigest()}"')
+        if path.startswith(f"/api{repository}/tree/"):
+            folder = path.removeprefix(f"/api{repository}/tree/").partition("/")[2]
+            names = [name for name in self.files if str(Path(name).parent) == (folder or ".")]
+            listed = [
+                {"type": "file", "path": name, "size": len(self.files[name]), "oid": "0" * 40}
+                for name in names
+            ]
+        else:
+            listed = {"id": "HuggingFaceH4/aime_2024", "sha": self.commit, "siblings": []}
+        self.reply(json.dumps(listed).encode(), **{"Content-Type": "application/json"})
+
+    do_HEAD = do_GET
+
+    def reply(self, data, **headers):
+        self.send_response(404 if data is None else 200)
+        headers["X-Error-Code"] = "EntryNotFound" if data is None else ""
+        headers |= {"X-Repo-Commit": self.commit, "Content-Length": str(len(data or b""))}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data or b"")
+
+
+@pytest.mark.slow
+def test_a_benchmark_comes_from_a_hub_and_then_from_its_cache(tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = (
+        "from anytime_lab.tasks.benchmarks import dataset_card, load_benchmark\n"
+        "print(dataset_card(load_benchmark('aime24', check=False)).sentence())"
+    )
+    environ = {
+        **os.environ, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "no_proxy": "127.0.0.1",
+    }  # fmt: skip
+    try:
+        for offline in "01":
+            run = subprocess.run(
+                [sys.executable, "-c", code], env={**environ, "HF_HUB_OFFLINE": offline},
+                capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+            assert f"aime_2024 train at {Hub.commit}: 1 problems" in run.stdout, run.stderr
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_the_card_changes_with_the_rows(tmp_path):

@@ -122,7 +122,13 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise ValueError(
             f"{path} cannot be read as parquet: {error}. Is it whole, and no Git LFS pointer?"
         ) from None
-    yield from enumerate(table.to_pylist(), start=1)
+    for number in range(1, table.num_rows + 1):
+        try:
+            yield number, table.slice(number - 1, 1).to_pylist()[0]
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"{path}, row {number}: text that is no UTF-8. Write the table anew as UTF-8."
+            ) from None
 
 
 def _csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
