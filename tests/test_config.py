@@ -1,6 +1,7 @@
 """BRPOConfig: defaults of the method, refusals that say the fix, and round trips."""
 
 import dataclasses
+import shlex
 
 import pytest
 from transformers import HfArgumentParser
@@ -149,8 +150,11 @@ def test_a_config_survives_to_dict_and_replace():
 
 def test_the_command_line_takes_every_field():
     (config,) = HfArgumentParser(BRPOConfig).parse_args_into_dataclasses(
-        "--output_dir unused --budgets 24 48 --prior 0.25 0.75 --num_summaries 2 --num_generations 4 "
-        "--per_device_train_batch_size 4 --max_summary_tokens 20 --baseline group".split()
+        shlex.split(
+            "--output_dir unused --budgets 24 48 --prior 0.25 0.75 --num_summaries 2 "
+            "--num_generations 4 --per_device_train_batch_size 4 --max_summary_tokens 20 "
+            "--baseline group"
+        )
     )
     assert (config.budgets, config.prior) == ([24, 48], [0.25, 0.75])
     assert (config.num_summaries, config.baseline) == (2, "group")

@@ -75,11 +75,10 @@ def test_solve_agrees_with_brute_force_on_every_target():
         reachable = set()
         for a, b, c in itertools.permutations(values):
             for p, q in itertools.product("+-*/", repeat=2):
-                for left, right in ((f"({a}{p}{b})", str(c)), (str(c), f"({a}{p}{b})")):
-                    first = rules.apply(a, p, b)
-                    if first is None:
-                        continue
-                    pair = (first, c) if right == str(c) else (c, first)
+                first = rules.apply(a, p, b)
+                if first is None:
+                    continue
+                for pair in ((first, c), (c, first)):
                     second = rules.apply(pair[0], q, pair[1])
                     if second is not None:
                         reachable.add(second)

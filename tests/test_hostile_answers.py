@@ -297,15 +297,16 @@ def test_verifiers_in_this_process_survive_hostile_answers_quickly(tmp_path, ver
     assert time.monotonic() - start < 10.0
 
 
-PIECES = (
-    r"""
+WORDS = r"""
     ( ) [ ] { } \{ \} \frac \frac{ \sqrt \text{ }{ 1 a x , 1, ; = < \le \cup \pm ^ _ ' ! $ \$ \ & \\
     1/ - + 1e | \left \phantom{ \hspace{ and or percent % : 1: ^\circ cm m/ \mu {\rm sqrt( 1&
     \begin{pmatrix} \end{pmatrix} \operatorname{ \boxed{ ** ` \( \) \[ \] \times10^ (A) \in ½ √ ¹ é
     x_1 ~ \, {,} ,\! .. \mathbb{R}\setminus\{1\} ٤
-""".split()
-    + ["and ", " or ", "cm ", " ", "  ", "\n", "\\pm ", "\\rm ", "A. ", "The answer is "]
-)
+"""
+PIECES = [
+    *WORDS.split(),
+    *["and ", " or ", "cm ", " ", "  ", "\n", "\\pm ", "\\rm ", "A. ", "The answer is "],
+]
 
 
 def test_what_is_settled_in_this_process_takes_no_time_to_speak_of():

@@ -117,7 +117,9 @@ def expected_gradient(trainer, trees, scores):
                 advantages.append(ret[g][j] - (j * v1 + (budgets - j) * v2) / budgets)
             logps = row_logps(model, prompt, list(tree.thinking))
             for t, logp in enumerate(logps, start=1):
-                loss -= advantages[min(j for j, b in enumerate(args.budgets) if b >= t)] * ratio(logp)
+                loss -= advantages[min(j for j, b in enumerate(args.budgets) if b >= t)] * ratio(
+                    logp
+                )
             for number, leaf in enumerate(tree.leaves):
                 j, s = divmod(number, summaries)
                 peers = [scores[p, g, k, q] for k in range(budgets) for q in range(summaries)

@@ -315,14 +315,12 @@ def _told_calibration(told: pd.DataFrame, budget: int, area: float) -> str:
     where = f"{budget:,} tokens" if budget else "all budgets"
     if told.empty:
         return f"At {where} no summary has both an answer and a verdict."
-    ranked = (
-        ""
-        if np.isnan(area)
-        else (
-            f"; a right answer is more confident than a wrong one with chance {area:.2f} (0.50 tells "
-            "nothing)"
+    ranked = ""
+    if not np.isnan(area):
+        ranked = (
+            f"; a right answer is more confident than a wrong one with chance {area:.2f} (0.50 "
+            "tells nothing)"
         )
-    )
     return (
         f"At {where}, {told['answers'].sum():,} answers: expected calibration error "
         f"{100 * calibration_error(told):.1f} points (0 is perfect){ranked}."

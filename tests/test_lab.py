@@ -1,0 +1,71 @@
+"""The main job at smoke scale, as a user runs it, and what its parts decide."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from anytime_lab.lab import GRPO, SCALES, lab_jobs, step_within, training_seconds
+from anytime_lab.records import append_jsonl, read_records
+
+
+def metrics(folder, seconds):
+    folder.mkdir()
+    for step, spent in enumerate(seconds, start=1):
+        append_jsonl(folder / "metrics.jsonl", {"step": step, "seconds": spent})
+
+
+def test_equal_time_takes_the_last_checkpoint_within_it(tmp_path):
+    run = tmp_path / "run"
+    metrics(run, [10.0, 20.0, 30.0, 40.0])
+    for step in (1, 2, 4):
+        (run / f"checkpoint-{step}").mkdir()
+    assert training_seconds(run) == 40.0
+    assert step_within(run, 39.9) == 2
+    assert step_within(run, 40.0) == 4
+    assert step_within(run, 10.0) == 1
+    with pytest.raises(ValueError, match="no checkpoint within 9.0 s"):
+        step_within(run, 9.0)
+
+
+def test_both_runs_differ_in_the_preset_only(tmp_path):
+    jobs = {job.name: job for job in lab_jobs(tmp_path, SCALES["full"], 3)}
+    grpo = dict(jobs["train GRPO"].parameters)
+    ar = dict(jobs["train AnytimeReasoner-uniform"].parameters)
+    assert {k for k in grpo if grpo[k] != ar[k]} == {"preset", "output_dir"}
+    compared = [j for name, j in jobs.items() if name in ("evaluate start", f"evaluate {GRPO}")]
+    first, second = (dict(job.parameters) for job in compared)
+    assert {k for k in first if first[k] != second[k]} == {"model", "output_dir"}
+    assert len(first["budgets"]) >= 12
+
+
+def lab(out, *arguments):
+    command = [sys.executable, "-m", "anytime_lab.lab", "--scale", "smoke", "--out", str(out)]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=900)
+
+
+@pytest.mark.slow
+def test_the_whole_main_job_at_smoke_scale(tmp_path):
+    out = tmp_path / "lab"
+    run = lab(out)
+    assert run.returncode == 0, run.stderr[-3000:]
+    told = json.loads((out / "lab.json").read_text())
+    assert [row["run"] for row in told["summary"]] == ["start", GRPO, "AnytimeReasoner-uniform"]
+    curve = [row for row in told["equal_updates"] if row["measure"] == "accuracy"]
+    assert {row["budget"] for row in curve} == set(SCALES["smoke"].budgets)
+    page = (out / "comparison.html").read_text()
+    assert "AnytimeReasoner-uniform" in page
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    records = read_records(out / "evaluate_ar")
+    assert len(records) == 40 * len(SCALES["smoke"].budgets)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("records/*.parquet")}
+    again = lab(out)
+    assert again.returncode == 0
+    assert "finished earlier" in again.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("records/*.parquet")}
+    (out / "mine.txt").write_text("keep")
+    refused = lab(out, "--fresh")
+    assert refused.returncode != 0 and "mine.txt" in refused.stderr
+    assert (out / "lab.json").exists()
