@@ -38,20 +38,39 @@ def text_and_ends(
 def _pieces_in_context(
     tokenizer: PreTrainedTokenizerBase, tokens: ThinkingTokens, ids: Sequence[int]
 ) -> list[str]:
-    """What each token adds to the text, where tokens do not decode one by one.
+    """What each token adds to the text, where tokens do not decode one by one."""
+    reader = PieceReader(tokenizer, tokens)
+    pieces = [reader.read(i) for i in ids]
+    if pieces:
+        pieces[-1] += reader.rest()
+    return pieces
+
+
+class PieceReader:
+    """What each token adds to a text that grows, in complete characters; linear in the tokens.
 
     As streaming servers do it: decode from a little before the token, and hold back a character
-    until its bytes are complete. Linear in the number of tokens.
+    until its bytes are complete.
     """
-    pieces = []
-    before, read = 0, 0  # ids[before:read] is context whose text is already out
-    for end in range(1, len(ids) + 1):
-        known = decode(tokenizer, tokens, ids[before:read])
-        text = decode(tokenizer, tokens, ids[before:end])
-        complete = not text.endswith("\ufffd") or end == len(ids)
-        if complete and len(text) > len(known):
-            pieces.append(text[len(known) :])
-            before, read = read, end
-        else:
-            pieces.append("")
-    return pieces
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: ThinkingTokens):
+        self.tokenizer, self.tokens = tokenizer, tokens
+        self._ids: list[int] = []  # a known context, then what is not read out yet
+        self._known = 0
+
+    def read(self, token: int) -> str:
+        """The text that a token completes; often its own, sometimes none."""
+        self._ids.append(token)
+        added = self._added()
+        if not added or added.endswith("\ufffd"):
+            return ""
+        self._ids, self._known = self._ids[self._known :], len(self._ids) - self._known
+        return added
+
+    def rest(self) -> str:
+        """What was held back, should no token follow."""
+        return self._added()
+
+    def _added(self) -> str:
+        known = decode(self.tokenizer, self.tokens, self._ids[: self._known])
+        return decode(self.tokenizer, self.tokens, self._ids)[len(known) :]

@@ -15,7 +15,7 @@ MODULES = sorted(
 )
 # Layers of the train and evaluate arm; a module imports from lower layers, or its own below it.
 LAYERS = {
-    0: {"priors", "prompts", "verify", "records", "manifest", "grading"},
+    0: {"priors", "prompts", "verify", "records", "manifest", "grading", "thoughts"},
     1: {"tree", "advantages"},
     2: {
         "attention", "tasks", "engines", "config", "config_checks", "presets", "rollouts",
