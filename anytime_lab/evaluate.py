@@ -331,7 +331,7 @@ def _thinking_row(work: Work, problem: Problem, sample: int, tree: Tree) -> dict
 
 def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1; got {size!r}.")
 
 
