@@ -1,9 +1,19 @@
 """Which checkpoints can be resumed: they are written in place, so a killed run leaves parts."""
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-STATE_FILE = "brpo_state.json"  # written last: its presence says that all the rest was written
+from safetensors import SafetensorError
+from transformers.trainer_utils import rotate_checkpoints
+
+from anytime_lab.records import RunFolderError, write_json
+
+# Written last: its presence says that all the rest was written, and it lists what that is.
+STATE_FILE = "brpo_state.json"
 
 _WEIGHTS = (
     "model.safetensors",
@@ -25,6 +35,9 @@ def missing_parts(checkpoint: str | Path) -> list[str]:
     """
     folder = Path(checkpoint)
     missing = []
+    listed: Mapping[str, int] = {}
+    with contextlib.suppress(OSError, ValueError):
+        listed = read_state(folder).get("files", {})
     for name in ("trainer_state.json", STATE_FILE):
         try:
             json.loads((folder / name).read_text())
@@ -40,7 +53,55 @@ def missing_parts(checkpoint: str | Path) -> list[str]:
         missing.append("scheduler.pt")
     if not any(folder.glob("rng_state*.pth")):
         missing.append("rng_state.pth")
+    for name, size in listed.items():
+        found = folder / name
+        if name not in missing and (not found.is_file() or found.stat().st_size != size):
+            missing.append(name)
     return missing
+
+
+@contextlib.contextmanager
+def whole_checkpoint(folder: Path, args: Any, best: str | None) -> Iterator[None]:
+    """Around all writing of a checkpoint: earlier ones are deleted only once it is whole.
+
+    transformers deletes what `save_total_limit` allows before the last file is there; a run killed
+    then would have nothing to go on from.
+
+    Args:
+        folder: of the checkpoint.
+        args: of the run; `save_total_limit` is off inside the block.
+        best: a checkpoint that is kept in any case.
+
+    Raises:
+        RunFolderError: the disk is full or the folder cannot be written.
+    """
+    limit, args.save_total_limit = args.save_total_limit, None
+    try:
+        if args.should_save:  # of the same step, before the run went back and came here again
+            (folder / STATE_FILE).unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError, RuntimeError, RunFolderError) as error:
+        last = last_complete_checkpoint(folder.parent)
+        kept = f"{last} is whole" if last else "No earlier checkpoint is there"
+        raise RunFolderError(
+            f"could not write {folder}: {error}. {kept}; training goes on from there once there is "
+            "space and the folder can be written. A lower save_total_limit needs less."
+        ) from error
+    finally:
+        args.save_total_limit = limit
+    if args.should_save:
+        rotate_checkpoints(str(folder.parent), limit, best, use_mtime=True)
+
+
+def mark_complete(checkpoint: str | Path, state: Mapping[str, Any]) -> None:
+    """Write the last file of a checkpoint, once all others have reached the disk."""
+    folder, files = Path(checkpoint), {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != STATE_FILE:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            files[str(path.relative_to(folder))] = path.stat().st_size
+    write_json(folder / STATE_FILE, {**state, "files": files})
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
@@ -57,8 +118,8 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     return max(found)[1] if found else None
 
 
-def read_state(checkpoint: str | Path) -> dict[str, float]:
-    """The counters that `BRPOTrainer` adds to a checkpoint; empty where there are none."""
+def read_state(checkpoint: str | Path) -> dict[str, Any]:
+    """What `BRPOTrainer` adds to a checkpoint (`mark_complete`); empty where there is nothing."""
     path = Path(checkpoint) / STATE_FILE
     return json.loads(path.read_text()) if path.exists() else {}
 

@@ -17,6 +17,7 @@ The prior is not in a record: a record tells what happened at a budget, a reader
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -174,9 +175,15 @@ def append_jsonl(path: str | Path, obj: Any) -> None:
             if size and (file.seek(size - 1), file.read(1))[1] != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(line)
+            size = file.seek(0, os.SEEK_END)
+            if file.write(line) != len(line):  # a disk that fills up takes a part, and says nothing
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
-        raise RunFolderError(f"could not append to {path}: {error.strerror or error}.") from error
+        raise RunFolderError(
+            f"could not append to {path}: {error.strerror or error}. What was written before is "
+            "intact; free space or make the folder writable, then run the same command again."
+        ) from error
 
 
 def read_jsonl(path: str | Path) -> list[Any]:

@@ -1,7 +1,6 @@
 """One line per optimiser step in `metrics.jsonl`, and `progress.json`, in the run's folder."""
 
 import json
-import os
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -9,8 +8,15 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from anytime_lab.checkpoints import STATE_FILE, read_state
-from anytime_lab.records import METRICS, append_jsonl, read_jsonl, write_json, write_progress
+from anytime_lab.checkpoints import mark_complete, read_state
+from anytime_lab.records import (
+    METRICS,
+    append_jsonl,
+    read_jsonl,
+    remove_leftovers,
+    write_progress,
+    write_text,
+)
 
 EVAL_METRICS = "eval_metrics.jsonl"
 # What TRL measures in the loss, by the names it logs them under.
@@ -24,9 +30,7 @@ def drop_lines_after(path: str | Path, step: int) -> None:
     kept = [row for row in rows if row["step"] <= step]
     if len(kept) == len(rows):
         return
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
 class StepRecorder(TrainerCallback):
@@ -73,9 +77,7 @@ class StepRecorder(TrainerCallback):
 
     def save(self, checkpoint: str | Path) -> None:
         """Write the sums into a checkpoint; being last, the file marks it as complete."""
-        write_json(
-            Path(checkpoint) / STATE_FILE, {"seconds": self.seconds, "counters": self.counters}
-        )
+        mark_complete(checkpoint, {"seconds": self.seconds, "counters": self.counters})
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Restore the sums, drop the lines that will be written again, and say that it begins."""
@@ -85,6 +87,7 @@ class StepRecorder(TrainerCallback):
         self._started, self._first_step = time.time(), state.global_step
         self._values.clear()
         if state.is_world_process_zero:
+            remove_leftovers(self.folder)
             for name in (METRICS, EVAL_METRICS):
                 drop_lines_after(self.folder / name, state.global_step)
             self._write_progress(state, "training starts")

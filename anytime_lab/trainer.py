@@ -26,7 +26,7 @@ from anytime_lab.advantages import (
     token_advantages,
     variance_diagnostics,
 )
-from anytime_lab.checkpoints import checkpoint_to_resume, step_of
+from anytime_lab.checkpoints import checkpoint_to_resume, step_of, whole_checkpoint
 from anytime_lab.config import BRPOConfig
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.metrics import combine_rewards, generation_metrics, prior_mean, variance_metrics
@@ -336,13 +336,12 @@ class BRPOTrainer(GRPOTrainer):
         return super().train(resume_from_checkpoint=path, **kwargs)
 
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()  # the marker must not precede another rank's files
-        if self.args.should_save:
-            folder = (
-                Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            )
-            self._recorder.save(folder)
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with whole_checkpoint(folder, self.args, self.state.best_model_checkpoint):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # the marker must not precede another rank's files
+            if self.args.should_save:
+                self._recorder.save(folder)
 
     def _log_generation(
         self, mode: str, scores: torch.Tensor, numbers: TreeNumbers, group: int
