@@ -1,0 +1,122 @@
+"""Trees from vLLM in this process: two phases on its prefix cache."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anytime_lab.engines.base import Sampling
+from anytime_lab.engines.two_phase import Continuation, Prefix, sample_trees_in_two_phases
+from anytime_lab.prompts import ThinkingTokens
+from anytime_lab.tree import Tree
+
+logger = logging.getLogger(__name__)
+
+INSTALL = (
+    "Install it: pip install 'anytime-lab[vllm]' (Linux with a CUDA device), or use engine='hf'."
+)
+# What this engine decides itself; another value would change what the records mean.
+FIXED = {
+    "logprobs_mode": "processed_logprobs",  # at the sampling temperature, not at 1
+    "enable_prefix_caching": True,
+    "generation_config": "vllm",  # no sampling defaults from the checkpoint
+}
+
+
+class VLLMEngine:
+    """Samples trees with vLLM, without a server.
+
+    Log-probs are at the sampling temperature (at 1 where that is 0). vLLM has them after top-p,
+    top-k and min-p only: with one of these they are those of the tokens that the filter keeps,
+    while `HFEngine` reports them before it.
+
+    Args:
+        model: A folder or a name on the hub.
+        tokens: The thinking format in the ids of its tokenizer.
+        **options: For `vllm.LLM`, such as `max_model_len`, `gpu_memory_utilization`,
+            `tensor_parallel_size` or `dtype`.
+    """
+
+    def __init__(self, model: str | Path, tokens: ThinkingTokens, **options: Any):
+        for name, value in FIXED.items():
+            if options.get(name, value) != value:
+                raise ValueError(
+                    f"{name} is {options[name]!r}; this engine needs {value!r}. Leave it out."
+                )
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ImportError(f"vLLM cannot be imported ({error}). {INSTALL}") from error
+        self.tokens = tokens
+        self._llm = LLM(str(model), **{**options, **FIXED})
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt, thinking and summary together."""
+        return self._llm.llm_engine.model_config.max_model_len
+
+    def sample_trees(
+        self,
+        prompts: Sequence[Sequence[int]],
+        budgets: Sequence[int],
+        num_summaries: int,
+        sampling: Sampling,
+        seed: int | None = None,
+        share_cuts: bool = False,
+    ) -> list[Tree]:
+        """See `Engine.sample_trees`. Without a seed the engine's own random state decides."""
+        warn_of_filters(sampling)
+
+        def complete(prefixes, limit, stops):
+            return self._complete(prefixes, limit, stops, sampling)
+
+        return sample_trees_in_two_phases(
+            complete, self.tokens, prompts, budgets, num_summaries, sampling, seed, share_cuts
+        )
+
+    def _complete(
+        self, prefixes: list[Prefix], limit: int, stops: frozenset[int], sampling: Sampling
+    ) -> list[list[Continuation]]:
+        from vllm import SamplingParams
+
+        settings = [
+            SamplingParams(
+                n=prefix.count,
+                seed=prefix.seed,
+                max_tokens=limit,
+                stop_token_ids=sorted(stops),
+                ignore_eos=True,  # it is among the stops where it should be
+                logprobs=0,
+                detokenize=False,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+            )
+            for prefix in prefixes
+        ]
+        requests = [{"prompt_token_ids": list(prefix.ids)} for prefix in prefixes]
+        outputs = self._llm.generate(requests, settings, use_tqdm=False)
+        return [
+            [
+                Continuation(tuple(one.token_ids), _sampled(one.token_ids, one.logprobs))
+                for one in sorted(output.outputs, key=lambda one: one.index)
+            ]
+            for output in outputs
+        ]
+
+
+def _sampled(tokens: Sequence[int], logprobs: Sequence[Mapping[int, Any]]) -> tuple[float, ...]:
+    return tuple(at[token].logprob for token, at in zip(tokens, logprobs, strict=True))
+
+
+def warn_of_filters(sampling: Sampling) -> None:
+    """Say that log-probs of these records are not comparable with those of `HFEngine`."""
+    on = [f"{n}={getattr(sampling, n)}" for n in ("top_p", "top_k", "min_p")
+          if getattr(sampling, n) != getattr(Sampling(), n)]  # fmt: skip
+    if on and sampling.temperature > 0:
+        logger.warning(
+            "with %s the log-probs of these records are those of the tokens that the filter "
+            "keeps; the HF engine's are taken before it.",
+            ", ".join(on),
+        )
