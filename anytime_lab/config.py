@@ -142,6 +142,22 @@ class BRPOConfig(GRPOConfig):
         },
     )
 
+    check_logprobs_steps: int = field(
+        default=1,
+        metadata={
+            "help": "With use_vllm, compare vLLM's log-probs of the rollouts with the trainer's "
+            "each so many steps (where new rollouts are sampled) and warn where they differ. 0 is "
+            "off."
+        },
+    )
+    logprobs_tolerance: float = field(
+        default=0.05,
+        metadata={
+            "help": "Mean absolute difference of these log-probs, in nats a token, that is "
+            "warned of. Two bf16 implementations differ by about 0.01, two in fp32 by 1e-5."
+        },
+    )
+
     # TRL's fields with the method's defaults (method section 7).
     loss_type: str = field(
         default="dr_grpo",

@@ -134,6 +134,10 @@ def check_brpo_fields(config: Any) -> None:
         "length_penalty_alpha", config.length_penalty_alpha, 0, 1, "The published runs use 0.2."
     )
     _check_choice("tree_backend", config.tree_backend, TREE_BACKENDS)
+    _check_int("check_logprobs_steps", config.check_logprobs_steps, 0, "0 never compares them.")
+    _check_range(
+        "logprobs_tolerance", config.logprobs_tolerance, 0, math.inf, "It is in nats a token."
+    )
     for name in ("rollout_batch_size", "loss_length"):
         if getattr(config, name) is not None:
             _check_int(name, getattr(config, name), 1, "Leave it out (None) for the default.")
@@ -149,8 +153,6 @@ def check_trl_fields(config: Any) -> None:
         "mask_truncated_completions": "A row is a whole tree; a summary that hit its limit is "
         "scored as it stands.",
         "use_liger_kernel": "It replaces the forward that runs packed trees.",
-        "use_vllm": "vLLM rollouts are not available in this version; trees are sampled by the "
-        "training model.",
         "use_transformers_continuous_batching": "Trees are sampled with a cache of their own.",
         "use_transformers_paged": "Trees are sampled with a cache of their own.",
     }
@@ -161,6 +163,7 @@ def check_trl_fields(config: Any) -> None:
         "generation_kwargs": "Set temperature, top_p, top_k or min_p.",
         "cache_implementation": "The branching sampler needs its own cache.",
         "off_policy_mask_threshold": "It would mask whole trees by one number.",
+        "vllm_structured_outputs_regex": "A thinking and a summary follow no one pattern.",
     }
     for name, reason in unset.items():
         if getattr(config, name) is not None:
@@ -187,6 +190,7 @@ def check_trl_fields(config: Any) -> None:
                 f"{name} is {getattr(config, name)!r}; this method needs {value!r}. {reason}"
             )
     _check_choice("loss_type", config.loss_type, LOSS_TYPES)
+    _check_choice("vllm_mode", config.vllm_mode, ("colocate", "server"))
     if config.temperature <= 0:
         raise ValueError(
             f"temperature is {config.temperature}; training samples from the policy. Set 1.0 (or "
@@ -208,6 +212,12 @@ def _check_truncated_sampling(config: Any) -> None:
     ]
     steps = config.steps_per_generation or config.gradient_accumulation_steps
     reuses_rollouts = config.num_iterations > 1 or steps > config.gradient_accumulation_steps
+    if truncated and config.use_vllm and config.vllm_importance_sampling_correction:
+        raise ValueError(
+            f"{', '.join(truncated)} samples from a truncated distribution, while the correction "
+            "of vLLM's log-probs takes the policy's whole one. Set top_p=1.0, top_k=0 and "
+            "min_p=None, or vllm_importance_sampling_correction=False."
+        )
     if truncated and (reuses_rollouts or config.generation_batch_size is not None):
         raise ValueError(
             f"{', '.join(truncated)} samples from a truncated distribution, while the importance "

@@ -56,6 +56,11 @@ def prepare_run(
             f"args is a {type(args).__name__}; expected a BRPOConfig, which has the budgets. "
             "Use anytime_lab.presets or BRPOConfig(budgets=[...], ...)."
         )
+    if args.use_vllm and args.vllm_mode == "colocate" and not name:
+        raise ValueError(
+            "the model object has no name or folder that vLLM could load. Save it "
+            "(model.save_pretrained, tokenizer.save_pretrained) and pass the folder as the model."
+        )
     functions = checks.as_reward_functions(reward_funcs)
     model_config = _model_config(model, args)
     has_adapter = peft_config is not None or hasattr(model, "peft_config")

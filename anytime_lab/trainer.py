@@ -43,6 +43,7 @@ from anytime_lab.run_setup import prepare_run
 from anytime_lab.runlog import StepRecorder
 from anytime_lab.tree import PackedTree, Tree, pack
 from anytime_lab.tree_scoring import choose_backend, score_rows, trim_columns
+from anytime_lab.vllm_rollouts import check_logprobs, sample_trees_by_vllm
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,8 @@ class BRPOTrainer(GRPOTrainer):
             if key not in encoded:
                 encoded[key] = self.encode_prompt(prompt)
             ids.append(encoded[key])
+        if self.use_vllm:
+            return sample_trees_by_vllm(self, ids)
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -222,6 +225,7 @@ class BRPOTrainer(GRPOTrainer):
         start = time.perf_counter()
         mode = "train" if self.model.training else "eval"
         output = super()._generate_and_score_completions(inputs)
+        check_logprobs(self, output, mode)
         scores, numbers = self._graded
         group = self.num_generations if mode == "train" else self.num_generations_eval
         thinking, summary = self._advantages(scores, numbers, group)

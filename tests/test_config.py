@@ -84,7 +84,11 @@ def test_a_wrong_value_is_refused_with_what_was_found_and_the_fix(settings, mess
 UNSUPPORTED = [
     ({"mask_truncated_completions": True}, "Set mask_truncated_completions=False"),
     ({"use_liger_kernel": True}, "Set use_liger_kernel=False"),
-    ({"use_vllm": True}, "Set use_vllm=False"),
+    ({"use_vllm": True, "top_p": 0.9}, "vllm_importance_sampling_correction=False"),
+    ({"use_vllm": True, "vllm_mode": "remote"}, "'colocate', 'server'"),
+    ({"use_vllm": True, "vllm_structured_outputs_regex": "[0-9]"}, "Leave it out"),
+    ({"check_logprobs_steps": -1}, "at least 0"),
+    ({"logprobs_tolerance": -0.1}, "from 0 to inf"),
     ({"use_transformers_continuous_batching": True}, "=False"),
     ({"generation_kwargs": {"num_beams": 2}}, "Set temperature"),
     ({"cache_implementation": "static"}, "Leave it out"),

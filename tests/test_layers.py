@@ -22,7 +22,7 @@ LAYERS = {
         "metrics", "embedded", "models", "checkpoints", "decoding",
     },
     3: {
-        "trainer", "tree_scoring", "checks", "run_setup", "runlog", "evaluate",
+        "trainer", "vllm_rollouts", "tree_scoring", "checks", "run_setup", "runlog", "evaluate",
         "evaluation_folder", "warmstart",
     },
     4: {"launch", "jobs", "lab", "sweep"},

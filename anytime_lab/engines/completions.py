@@ -15,6 +15,12 @@ import httpx
 
 from anytime_lab.thoughts import ThinkingError
 
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that may be better the next time
+
+
+class PassingError(ThinkingError):
+    """What may pass: no connection, silence, an overload. The same request may succeed later."""
+
 
 class CompletionsClient:
     """One server.
@@ -74,7 +80,9 @@ class Call:
             self._response = self.client.http.send(self.request, stream=True)
             if self._response.is_error:
                 self._response.read()
-                raise ThinkingError(f"{self.where} refused: {_complaint(self._response)}")
+                told = f"{self.where} refused: {_complaint(self._response)}"
+                passing = self._response.status_code in PASSING
+                raise (PassingError if passing else ThinkingError)(told)
         return self
 
     def close(self) -> None:
@@ -134,16 +142,16 @@ class Call:
         try:
             yield
         except httpx.ConnectError as error:
-            raise ThinkingError(
+            raise PassingError(
                 f"no server answers at {self.client.url} ({error}). Start one, such as "
                 "`vllm serve MODEL`, or give the address of one."
             ) from error
         except httpx.TimeoutException as error:
-            raise ThinkingError(
+            raise PassingError(
                 f"{self.where} said nothing for {self.client.timeout:g} seconds."
             ) from error
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
-            raise ThinkingError(f"{self.where} broke off ({error}).") from error
+            raise PassingError(f"{self.where} broke off ({error}).") from error
         except ValueError as error:
             raise ThinkingError(f"{self.where} answered with broken JSON ({error}).") from error
 

@@ -1,5 +1,6 @@
 """The engine of an evaluation by its name: `hf`, `vllm`, or the URL of a server."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ def load_engine(engine: str, model: str | Path, tokens: ThinkingTokens, **option
         tokens: The thinking format in the ids of the model's tokenizer.
         **options: `hf`: `batch_size` of `HFEngine`, and what `load_model` takes; `vllm`: what
             `vllm.LLM` takes; a URL: `served_name` (by default the model's name or folder), and
-            what `ServerEngine` takes.
+            what `ServerEngine` takes. Its key, if it wants one, stands in the environment variable
+            OPENAI_API_KEY.
 
     Raises:
         ValueError: there is no such engine.
         ImportError: vLLM is not installed.
-        ServerError: the server cannot be reached, or serves another model.
+        ThinkingError: the server cannot be reached, or serves another model.
     """
     if engine == "hf":
         size = options.pop("batch_size", None)
@@ -34,6 +36,7 @@ def load_engine(engine: str, model: str | Path, tokens: ThinkingTokens, **option
     if engine == "vllm":
         return VLLMEngine(model_path(model), tokens, **options)
     if engine.startswith(("http://", "https://")):
+        options.setdefault("api_key", os.environ.get("OPENAI_API_KEY"))
         names = options.pop("served_name", None) or [str(model), model_path(model)]
         return ServerEngine(engine, tokens, model=names, **options)
     raise ValueError(

@@ -6,27 +6,23 @@ servers that tell no token ids are refused, since their text cannot be cut at a 
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
-
 from anytime_lab.engines.base import Sampling
+from anytime_lab.engines.completions import CompletionsClient, PassingError
 from anytime_lab.engines.two_phase import Continuation, Prefix, sample_trees_in_two_phases
 from anytime_lab.engines.vllm import warn_of_filters
 from anytime_lab.prompts import ThinkingTokens
+from anytime_lab.thoughts import ThinkingError
 from anytime_lab.tree import Tree
 
 logger = logging.getLogger(__name__)
 
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that may be better the next time
 TOKEN_ID = "token_id:"  # how vLLM writes a token of the log-probs as an id
+LONGER = "Lower the budgets, or start the server with a longer context (vLLM: --max-model-len)."
 COLD = 0.01  # a temperature at which log-probs tell whether they are taken at it
-
-
-class ServerError(RuntimeError):
-    """The server cannot be reached, refuses, or answers with something else than wanted."""
 
 
 class ServerEngine:
@@ -47,7 +43,7 @@ class ServerEngine:
         retries: Times that a request is sent again after a lost connection or an overload.
 
     Raises:
-        ServerError: the server cannot be reached, or serves no such model.
+        ThinkingError: the server cannot be reached, or serves no such model.
     """
 
     def __init__(
@@ -60,25 +56,18 @@ class ServerEngine:
         timeout: float = 3600.0,
         retries: int = 4,
     ):
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"the server's URL is {url!r}; expected http://… or https://….")
         if concurrency < 1:
             raise ValueError(
                 f"concurrency is {concurrency}; expected at least 1 request at a time."
             )
-        url = url.rstrip("/")
-        self.url = url if url.endswith("/v1") else f"{url}/v1"
+        self.client = CompletionsClient(url, api_key, timeout)
+        self.url = self.client.url
         self.tokens, self.concurrency, self.retries = tokens, concurrency, retries
-        self._http = httpx.Client(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(timeout, connect=10.0),
-            limits=httpx.Limits(max_connections=concurrency),
-        )
-        served = {card["id"]: card for card in self._send("GET", "/models").get("data", [])}
+        served = {card["id"]: card for card in self._patiently(self.client.models)}
         names = [model] if isinstance(model, str) else list(model or served)
         found = [name for name in names if name in served]
         if not found or (model is None and len(found) > 1):
-            raise ServerError(
+            raise ThinkingError(
                 f"the server at {self.url} serves {', '.join(map(repr, served)) or 'no model'}; "
                 f"asked for {' or '.join(map(repr, names)) if model else 'its only one'}. Give the "
                 'name that it lists (in notebook 03: engine_options = {"served_name": …}).'
@@ -99,7 +88,7 @@ class ServerEngine:
         """See `Engine.sample_trees`.
 
         Raises:
-            ServerError: a request failed for good, or the answer lacks token ids or log-probs.
+            ThinkingError: a request failed for good, or the answer lacks token ids or log-probs.
         """
         warn_of_filters(sampling)
         if prompts and sampling.temperature not in (0, 1):
@@ -142,9 +131,14 @@ class ServerEngine:
         }
         if prefix.seed is not None:
             body["seed"] = prefix.seed
-        choices = self._send("POST", "/completions", body).get("choices", [])
+        try:
+            choices = self._patiently(lambda: self._post(body)).get("choices", [])
+        except ThinkingError as error:
+            if "context length" in str(error):
+                raise ThinkingError(f"{error} {LONGER}") from error
+            raise
         if len(choices) != prefix.count:
-            raise ServerError(
+            raise ThinkingError(
                 f"the server at {self.url} gave {len(choices)} completions; {prefix.count} were "
                 "asked for (n). It has to support `n`."
             )
@@ -157,13 +151,13 @@ class ServerEngine:
         if ids is None and names and all(str(name).startswith(TOKEN_ID) for name in names):
             ids = [int(name.removeprefix(TOKEN_ID)) for name in names]
         if not ids:
-            raise ServerError(
+            raise ThinkingError(
                 f"the server at {self.url} tells no token ids, so a thinking cannot be cut at a "
                 "budget. Use one that knows `return_token_ids` (vLLM 0.10.2 and later), or "
                 'engine="vllm" or "hf".'
             )
         if len(values) != len(ids):
-            raise ServerError(
+            raise ThinkingError(
                 f"the server at {self.url} gave {len(values)} log-probs for {len(ids)} tokens. "
                 "Start it with log-probs allowed (vLLM: --max-logprobs 1 or more)."
             )
@@ -187,51 +181,15 @@ class ServerEngine:
                 temperature,
             )
 
-    def _send(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        """One request, sent again after what may pass."""
-        for attempt in range(self.retries + 1):
-            last = attempt == self.retries
+    def _patiently(self, send: Callable[[], Any]) -> Any:
+        """What `send` returns; called again after what may pass."""
+        for attempt in range(self.retries):
             try:
-                response = self._http.request(method, self.url + path, json=body)
-            except httpx.TransportError as error:
-                if last:
-                    raise ServerError(
-                        f"no server answers at {self.url} ({type(error).__name__}: {error}; tried "
-                        f"{attempt + 1} times). Start one, such as `vllm serve MODEL`, or give its "
-                        "address."
-                    ) from error
-            else:
-                if response.is_success:
-                    return self._json(response)
-                if last or response.status_code not in PASSING:
-                    raise ServerError(
-                        f"the server at {self.url} refused {path}: {response.status_code} "
-                        f"{_complaint(response)}"
-                    )
-            time.sleep(min(0.25 * 2**attempt, 8.0))
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                return send()
+            except PassingError:
+                time.sleep(min(0.25 * 2**attempt, 8.0))
+        return send()
 
-    def _json(self, response: httpx.Response) -> dict[str, Any]:
-        try:
-            found = response.json()
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise ServerError(
-                f"{response.url} answered with no JSON object; is this an OpenAI-compatible server?"
-            )
-        return found
-
-
-def _complaint(response: httpx.Response) -> str:
-    try:
-        told = response.json()
-    except ValueError:
-        return response.text[:300]
-    error = told.get("error", told) if isinstance(told, dict) else told
-    text = str(error.get("message", error) if isinstance(error, dict) else error)[:500]
-    if "context" in text or "max_model_len" in text:
-        text += (
-            " Lower the budgets, or start the server with a longer context (vLLM: --max-model-len)."
-        )
-    return text
+    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        with self.client.complete(body) as call:
+            return call.json()

@@ -45,8 +45,11 @@ class VLLMEngine:
                 )
         try:
             from vllm import LLM
+            from vllm.platforms import current_platform
         except ImportError as error:
             raise ImportError(f"vLLM cannot be imported ({error}). {INSTALL}") from error
+        if current_platform.is_cpu():  # its seeded sampler fails on prompts read in pieces
+            options.setdefault("enable_chunked_prefill", False)
         self.tokens = tokens
         self._llm = LLM(str(model), **{**options, **FIXED})
 

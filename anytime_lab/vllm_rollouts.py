@@ -1,0 +1,154 @@
+"""Rollouts by vLLM in training, and whether its log-probs are the trainer's.
+
+TRL starts vLLM, sends it the weights and puts it to sleep (`trl.generation.vllm_generation`); here
+its `generate` is called twice, for the thinkings and for the summaries on their cached prefixes.
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anytime_lab.engines.two_phase import Continuation, sample_trees_in_two_phases
+from anytime_lab.tree import Tree
+
+
+class LogprobMismatch(UserWarning):
+    """The engine that samples and the model that trains are not the same policy."""
+
+
+def sample_trees_by_vllm(trainer: Any, prompts: Sequence[Sequence[int]]) -> list[Tree]:
+    """One tree for each prompt, sampled by the trainer's vLLM, whose weights are in step.
+
+    Args:
+        trainer: A `BRPOTrainer` with `use_vllm`.
+        prompts: Token ids; a group is the same prompt several times, one after the other.
+    """
+    engine, tokens = trainer.vllm_generation, trainer.tokens
+    group = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+
+    def complete(prefixes, limit, stops):
+        thinks = tokens.close_id in stops
+        count = group if thinks else prefixes[0].count  # neighbours that share a prefix
+        rows = [list(prefix.ids) for prefix in prefixes for _ in range(prefix.count)]
+        with _settings(engine, limit, stops), _awake(engine, thinks):
+            _, sampled, logprobs, _ = engine.generate(rows, None, count)
+        made = [
+            Continuation(tuple(ids), tuple(_value(at) for at in values))
+            for ids, values in zip(sampled, logprobs, strict=True)
+        ]
+        ends = iter(made)
+        return [[next(ends) for _ in range(prefix.count)] for prefix in prefixes]
+
+    return sample_trees_in_two_phases(
+        complete, tokens, prompts, trainer.args.budgets, trainer.args.num_summaries,
+        trainer.sampling,
+    )  # fmt: skip
+
+
+def _value(at: Sequence[float | None]) -> float:
+    return math.nan if at[0] is None else at[0]  # TRL takes NaN as no correction for the token
+
+
+@contextlib.contextmanager
+def _settings(engine: Any, limit: int, stops: frozenset[int]) -> Iterator[None]:
+    """The length and the stop tokens of one phase."""
+    before = engine.max_completion_length, engine.generation_kwargs
+    engine.max_completion_length = limit
+    engine.generation_kwargs = {"stop_token_ids": sorted(stops), "ignore_eos": True}
+    try:
+        yield
+    finally:
+        engine.max_completion_length, engine.generation_kwargs = before
+
+
+@contextlib.contextmanager
+def _awake(engine: Any, wanted: bool) -> Iterator[None]:
+    """Keep a sleeping engine awake after this call, with its prefix cache, if `wanted`.
+
+    TRL puts it to sleep after each `generate`: between the phases that would throw the cache of
+    the thinkings away, and send all weights a second time.
+    """
+    if not (wanted and engine.mode == "colocate" and engine.enable_sleep_mode):
+        yield
+        return
+    if engine._llm_weights_sleeping:
+        engine.sync_weights()
+    engine.llm.wake_up(tags=["kv_cache"])
+    engine.enable_sleep_mode = False
+    try:
+        yield
+    finally:
+        engine.enable_sleep_mode = True
+
+
+def check_logprobs(trainer: Any, batch: dict[str, Any], mode: str) -> None:
+    """Compare vLLM's log-probs of sampled tokens with the trainer's; warn where they differ.
+
+    Log-probs that drift apart mean that rollouts come from another policy than the one that is
+    trained: weights that did not arrive (such as a head tied to the embeddings), another precision,
+    or a log-prob at another temperature. Nothing else would show it.
+
+    Args:
+        trainer: A `BRPOTrainer` that still knows the layout of the rows; without `use_vllm`
+            nothing is compared.
+        batch: What TRL made of the generation.
+        mode: `train` or `eval`.
+    """
+    steps = trainer.args.check_logprobs_steps
+    if not trainer.use_vllm or not steps or trainer.state.global_step % steps:
+        return
+    trained = batch.get("old_per_token_logps")
+    if trained is None:  # TRL needs them for its own correction only
+        trained = _score(trainer, batch)
+    sampled = batch["sampling_per_token_logps"]
+    counted = (batch["completion_mask"] * batch["tool_mask"]).bool() & ~sampled.isnan()
+    mean, largest = logprob_difference(trainer.accelerator, trained, sampled, counted)
+    values = {"logprobs/difference_mean": mean, "logprobs/difference_max": largest}
+    for name, value in values.items():
+        trainer._metrics[mode][name].append(value)
+    if mode == "train":
+        trainer._recorder.note(values)
+    tolerance = trainer.args.logprobs_tolerance
+    if not mean <= tolerance and trainer.accelerator.is_main_process:
+        warnings.warn(
+            f"STEP {trainer.state.global_step}: vLLM's log-probs differ from the trainer's by "
+            f"{mean:.3g} nats a token on average (largest {largest:.3g}; logprobs_tolerance is "
+            f"{tolerance:g}). The rollouts come from another policy than the one that is trained: "
+            "probably weights did not reach vLLM, or it runs in another precision. Do not trust "
+            "this run before it is explained; without vLLM (use_vllm=False) the difference is 0.",
+            LogprobMismatch,
+            stacklevel=2,
+        )
+
+
+@torch.no_grad()
+def _score(trainer: Any, batch: dict[str, Any]) -> Tensor:
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    size = trainer.args.per_device_train_batch_size
+    columns = batch["completion_ids"].shape[1]
+    scored = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, columns, size)
+    return scored[0]
+
+
+def logprob_difference(
+    accelerator: Any, trained: Tensor, sampled: Tensor, counted: Tensor
+) -> tuple[float, float]:
+    """Mean and largest absolute difference over the tokens of all processes, in nats.
+
+    Args:
+        accelerator: Gathers over processes.
+        trained: (B, C) the trainer's log-probs.
+        sampled: (B, C) the engine's.
+        counted: (B, C) True on sampled tokens that the engine has a log-prob of.
+    """
+    apart = (trained - sampled).abs()[counted].double()
+    largest = apart.max() if apart.numel() else apart.new_zeros(())
+    told = torch.stack([apart.sum(), apart.new_tensor(float(apart.numel())), largest])
+    total, count, largest = accelerator.gather(told[None]).unbind(dim=1)
+    return (total.sum() / count.sum().clamp(min=1)).item(), largest.max().item()
