@@ -133,6 +133,14 @@ class BRPOConfig(GRPOConfig):
             "help": "Trees sampled at a time on each process. None: the whole generation batch."
         },
     )
+    save_rollouts_steps: int = field(
+        default=25,
+        metadata={
+            "help": "Updates between the rollout trees of two problems that are written to "
+            "output_dir/rollouts, with their advantages under every baseline (and at update 1). "
+            "0 writes none."
+        },
+    )
     loss_length: int | None = field(
         default=None,
         metadata={
@@ -256,17 +264,21 @@ class BRPOConfig(GRPOConfig):
         return tuple(self.summary_prior)
 
     @property
+    def mixes(self) -> dict[str, BaselineMix]:
+        """Every choice of `baseline`: how progress and group are weighted at each budget."""
+        budgets = tuple(self.budgets)
+        return {
+            "brpo": BaselineMix.brpo(len(budgets)),
+            "brpo_tokens": BaselineMix.brpo_tokens(budgets),
+            "progress": BaselineMix.progress_only(len(budgets)),
+            "group": BaselineMix.group_only(len(budgets)),
+            "none": BaselineMix.none(len(budgets)),
+        }
+
+    @property
     def mix(self) -> BaselineMix:
         """How the progress and the group baseline are weighted at each budget."""
-        budgets = tuple(self.budgets)
-        makers = {
-            "brpo": lambda: BaselineMix.brpo(len(budgets)),
-            "brpo_tokens": lambda: BaselineMix.brpo_tokens(budgets),
-            "progress": lambda: BaselineMix.progress_only(len(budgets)),
-            "group": lambda: BaselineMix.group_only(len(budgets)),
-            "none": lambda: BaselineMix.none(len(budgets)),
-        }
-        return makers[self.baseline]()
+        return self.mixes[self.baseline]
 
     @property
     def method(self) -> dict[str, Any]:
@@ -303,3 +315,15 @@ class BRPOConfig(GRPOConfig):
         """Whether new rollouts follow this optimiser step, so that resuming there is exact."""
         period = self.steps_per_generation * self.num_iterations
         return step * self.gradient_accumulation_steps % period == 0
+
+    def saves_rollouts_at(self, step: int) -> bool:
+        """Whether the generation that update `step` begins with is written to the run folder.
+
+        The first one is; then those that serve an update divisible by `save_rollouts_steps`.
+        """
+        every = self.save_rollouts_steps
+        if every == 0:
+            return False
+        period = self.steps_per_generation * self.num_iterations
+        last = step + max(1, period // self.gradient_accumulation_steps) - 1
+        return step == 1 or last // every > (step - 1) // every

@@ -138,6 +138,7 @@ def check_brpo_fields(config: Any) -> None:
     _check_range(
         "logprobs_tolerance", config.logprobs_tolerance, 0, math.inf, "It is in nats a token."
     )
+    _check_int("save_rollouts_steps", config.save_rollouts_steps, 0, "0 writes no rollouts.")
     for name in ("rollout_batch_size", "loss_length"):
         if getattr(config, name) is not None:
             _check_int(name, getattr(config, name), 1, "Leave it out (None) for the default.")

@@ -5,6 +5,7 @@ A run folder holds
     manifest.json              settings, seeds, versions, hashes: how the run was made
     progress.json              how far it is, for whoever watches
     metrics.jsonl              training: one line per logged step
+    rollouts/step-000050.parquet   training: some rollout trees (rollout_records.py)
     records/part-00000.parquet     evaluation: one row per (problem, sample, budget, summary)
     thinkings/part-00000.parquet   evaluation: one row per thinking, with its text
     result.json                written last by the job that owns the folder
@@ -257,10 +258,16 @@ def write_part(
     """
     schema = RECORD_SCHEMA if table == RECORDS else THINKING_SCHEMA
     data = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-    _replace(
-        part_path(run_dir, table, chunk),
-        lambda file: pq.write_table(data, file, compression="zstd"),
-    )
+    write_table(part_path(run_dir, table, chunk), data)
+
+
+def write_table(path: str | Path, data: pa.Table) -> None:
+    """Writes a parquet file, whole or not at all.
+
+    Raises:
+        RunFolderError: the disk is full or the folder cannot be written.
+    """
+    _replace(Path(path), lambda file: pq.write_table(data, file, compression="zstd"))
 
 
 def finished_chunks(run_dir: str | Path) -> set[int]:

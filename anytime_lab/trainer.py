@@ -31,6 +31,7 @@ from anytime_lab.config import BRPOConfig
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.metrics import combine_rewards, generation_metrics, prior_mean, variance_metrics
 from anytime_lab.prompts import ThinkingFormat
+from anytime_lab.rollout_recorder import RolloutRecorder
 from anytime_lab.rollouts import (
     TreeNumbers,
     TreeRows,
@@ -147,6 +148,8 @@ class BRPOTrainer(GRPOTrainer):
         self._unseen = self.tokens.eos_ids | {self.tokens.pad_id}
         self._recorder = StepRecorder(args.output_dir, self._metrics["train"])
         self.add_callback(self._recorder)
+        self._rollout_recorder = RolloutRecorder(args, setup.tokenizer, self.tokens)
+        self.add_callback(self._rollout_recorder)
         self._trees: list[Tree] = []
         self._rows: TreeRows | None = None  # layout of the rows that are being scored
         self._graded: tuple[torch.Tensor, TreeNumbers] | None = None
@@ -241,6 +244,8 @@ class BRPOTrainer(GRPOTrainer):
         )
         output["tree_leaf"], output["tree_branch"] = rows.leaf, rows.branch
         self._log_generation(mode, scores, numbers, group)
+        if mode == "train":
+            self._rollout_recorder.record(self._trees, first, scores, numbers.cuts)
         self._trees, self._rows, self._graded = [], None, None
         self._recorder.add("time/rollout", time.perf_counter() - start)
         return output

@@ -15,20 +15,25 @@ MODULES = sorted(
 )
 # Layers of the train and evaluate arm; a module imports from lower layers, or its own below it.
 LAYERS = {
-    0: {"priors", "prompts", "verify", "records", "manifest", "grading", "thoughts"},
+    0: {
+        "priors", "prompts", "verify", "records", "rollout_records", "manifest", "grading",
+        "thoughts",
+    },
     1: {"tree", "advantages"},
     2: {
         "attention", "tasks", "engines", "config", "config_checks", "presets", "rollouts",
         "metrics", "embedded", "models", "checkpoints", "decoding",
     },
     3: {
-        "trainer", "vllm_rollouts", "tree_scoring", "checks", "run_setup", "runlog", "evaluate",
+        "trainer", "vllm_rollouts", "rollout_recorder", "tree_scoring", "checks", "run_setup",
+        "runlog", "evaluate",
         "evaluation_folder", "warmstart",
     },
     4: {"launch", "jobs", "lab", "sweep"},
 }  # fmt: skip
 LOOK = {
-    "records", "manifest", "priors", "curves", "measures", "policies", "published",
+    "records", "rollout_records", "manifest", "priors", "curves", "measures", "policies",
+    "published",
     "training_curves", "plot_style", "plots", "summary", "report", "widgets",
 }  # fmt: skip
 # Who may import what from outside.
