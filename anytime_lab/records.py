@@ -17,6 +17,7 @@ The prior is not in a record: a record tells what happened at a budget, a reader
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -123,7 +124,8 @@ def _replace(path: Path, write, durable: bool = True) -> None:
             "intact; free space or make the folder writable, then run the same command again."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that cannot be written holds none
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, obj: Any, durable: bool = True) -> None:

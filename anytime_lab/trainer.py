@@ -344,6 +344,12 @@ class BRPOTrainer(GRPOTrainer):
         self._recorder.resumed_from = path
         return super().train(resume_from_checkpoint=path, **kwargs)
 
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # transformers would do one step more
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         with whole_checkpoint(folder, self.args, self.state.best_model_checkpoint):

@@ -112,6 +112,17 @@ def test_resuming_between_generations_goes_on_and_says_so(tmp_path, caplog):
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
 
 
+def test_a_finished_run_that_is_resumed_changes_nothing(tmp_path):
+    run = tmp_path / "run"
+    killable.make_trainer(run, max_steps=2).train()
+    before = {p: p.read_bytes() for p in run.glob("checkpoint-2/*")} | {0: lines(run)}
+    trainer = killable.make_trainer(run, max_steps=2)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+    after = {p: p.read_bytes() for p in run.glob("checkpoint-*/*")} | {0: lines(run)}
+    assert after == before
+
+
 # --- which checkpoint is whole -------------------------------------------------------------------
 
 
