@@ -7,6 +7,14 @@ from torch import Tensor
 
 from anytime_lab.rollouts import ENDS, TreeNumbers
 
+# TRL reads these off the last token of a row, which in a tree is the last summary's.
+MISLEADING = (
+    "completions/clipped_ratio",
+    "completions/mean_terminated_length",
+    "completions/min_terminated_length",
+    "completions/max_terminated_length",
+)
+
 
 def combine_rewards(rewards: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum over reward functions; NaN where all of them abstained.

@@ -29,7 +29,13 @@ from anytime_lab.advantages import (
 from anytime_lab.checkpoints import checkpoint_to_resume, step_of, whole_checkpoint
 from anytime_lab.config import BRPOConfig
 from anytime_lab.engines.hf import HFEngine
-from anytime_lab.metrics import combine_rewards, generation_metrics, prior_mean, variance_metrics
+from anytime_lab.metrics import (
+    MISLEADING,
+    combine_rewards,
+    generation_metrics,
+    prior_mean,
+    variance_metrics,
+)
 from anytime_lab.prompts import ThinkingFormat
 from anytime_lab.rollout_recorder import RolloutRecorder
 from anytime_lab.rollouts import (
@@ -369,7 +375,7 @@ class BRPOTrainer(GRPOTrainer):
         for name, value in metrics.items():
             if not math.isnan(value):  # e.g. the correlation with a baseline that is constant
                 self._metrics[mode][name].append(value)
-        for name in _MISLEADING:
+        for name in MISLEADING:
             self._metrics[mode].pop(name, None)
         if mode == "train":
             self._recorder.note(metrics)
@@ -379,15 +385,6 @@ class BRPOTrainer(GRPOTrainer):
                     "total/summary_tokens": metrics["tokens/summary"],
                 }
             )
-
-
-# TRL reads them off the last token of a row, which here is the last summary's.
-_MISLEADING = (
-    "completions/clipped_ratio",
-    "completions/mean_terminated_length",
-    "completions/min_terminated_length",
-    "completions/max_terminated_length",
-)
 
 
 def _sample_rollouts(prompts: list[Any], trainer: BRPOTrainer) -> dict[str, list]:
