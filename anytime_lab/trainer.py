@@ -89,10 +89,8 @@ class BRPOTrainer(GRPOTrainer):
             "@article{qi2025anytime,\n"
             "    title = {{Optimizing Anytime Reasoning via Budget Relative Policy "
             "Optimization}},\n"
-            "    author = {Penghui Qi and others},\n"
-            "    year   = 2025,\n"
-            "    eprint = {arXiv:2505.13438},\n"
-            "}"
+            "    author = {Penghui Qi and others},\n    year   = 2025,\n"
+            "    eprint = {arXiv:2505.13438},\n}"
         ),
     }
 
