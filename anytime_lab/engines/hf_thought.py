@@ -62,25 +62,20 @@ class HFThought:
 
     def __init__(self, thinker: HFThinker, trunks: Trunks, room: int | None, seed: int):
         self.thinker, self.trunks, self.room, self.seed = thinker, trunks, room, seed
-        self.text = ""
-        self.end = ""
+        self.text, self.length, self.end = "", 0, ""
         self._reader = PieceReader(thinker.tokenizer, thinker.engine.tokens)
-
-    @property
-    def length(self) -> int:
-        """Tokens thought."""
-        return self._open().length
 
     def step(self) -> str:
         """See `Thought.step`."""
         trunks = self._open()
         if self.end:
             return ""
-        if self.room is not None and trunks.length >= self.room:
+        if self.room is not None and self.length >= self.room:
             self.end = "length"
             return self._add(self._reader.rest())
         with self.thinker.lock, sampling_mode(trunks.model):
             (token,) = trunks.step()
+        self.length += 1
         self.end = trunks.ends[0]
         piece = self._reader.read(token)
         return self._add(piece + (self._reader.rest() if self.end else ""))
@@ -92,7 +87,7 @@ class HFThought:
         asked = copy.copy(trunks)  # the same cache, but the thinking's random state stays its own
         device = trunks.attended.device
         asked.generator = torch.Generator(device)
-        asked.generator.manual_seed(answer_seed(self.seed, trunks.length))
+        asked.generator.manual_seed(answer_seed(self.seed, self.length))
         with self.thinker.lock:
             leaves = engine.answers(asked, count)
         return [

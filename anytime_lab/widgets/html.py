@@ -47,7 +47,8 @@ STYLE = """<style>
 [data-jp-theme-light="false"] .anytime-lab .wrong { color: #ff9450; }
 .anytime-lab-figure .xtick text, .anytime-lab-figure .ytick text, .anytime-lab-figure .gtitle,
 .anytime-lab-figure .infolayer .xtitle, .anytime-lab-figure .infolayer .ytitle,
-.anytime-lab-figure .legendtext, .anytime-lab-figure .annotation-text {
+.anytime-lab-figure .legendtext, .anytime-lab-figure .annotation-text,
+.anytime-lab-figure .barlayer text {
   fill: var(--jp-ui-font-color1, #1f2733) !important; }
 .anytime-lab-figure .gridlayer path { stroke: var(--jp-border-color2, #8884) !important; }
 .anytime-lab-figure .hoverlayer .bg { fill: var(--jp-layout-color1, #fff) !important; }

@@ -1,0 +1,70 @@
+"""Thoughts that follow a script, for what a session does with them."""
+
+import math
+import threading
+
+from anytime_lab.thoughts import Answer, ThinkingError
+
+FORCED = "...</think>\n\n**Final Answer**\n"
+
+
+def answer(found, probability):
+    """A summary that gives an answer (None: gives none), with a probability, of two tokens."""
+    text = "" if found is None else f"\\boxed{{{found}}}"
+    logprob = None if probability is None else math.log(probability)
+    return Answer(FORCED, text, 2, logprob, True)
+
+
+class Scripted:
+    """Pieces in order; answers by a function of length and count.
+
+    Attributes:
+        fail_at: Lengths at which the next step fails once.
+        gate: Where it is set to an event, each step waits for it.
+        threads: Names of the threads that stepped.
+    """
+
+    def __init__(self, pieces, answers=None, fail_at=(), gate=None):
+        self.pieces, self.fail_at, self.gate = list(pieces), set(fail_at), gate
+        self.say = answers or (lambda _length, count: [answer("7", 0.5)] * count)
+        self.text, self.length, self.end = "", 0, ""
+        self.closed = threading.Event()
+        self.steps = 0
+        self.threads = set()
+
+    def step(self):
+        self.threads.add(threading.current_thread().name)
+        if self.gate is not None:
+            self.gate.wait(10)
+        if self.closed.is_set():
+            raise ThinkingError("this thought was closed; begin another.")
+        if self.length in self.fail_at:
+            self.fail_at.discard(self.length)
+            raise ThinkingError("the server <b>broke</b> off.")
+        self.steps += 1
+        piece = self.pieces[self.length]
+        self.text += piece
+        self.length += 1
+        if self.length == len(self.pieces):
+            self.end = "closed"
+        return piece
+
+    def answers(self, count):
+        return self.say(self.length, count)
+
+    def close(self):
+        self.closed.set()
+
+
+class Thinks:
+    """A thinker whose thoughts are made by a function."""
+
+    name = "scripted <i>"
+
+    def __init__(self, make):
+        self.make, self.thoughts, self.asked = make, [], []
+
+    def think(self, prompt, temperature=1.0, seed=0):
+        self.asked.append((prompt, temperature, seed))
+        self.thoughts.append(self.make())
+        return self.thoughts[-1]
