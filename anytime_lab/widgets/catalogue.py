@@ -82,7 +82,7 @@ def find_evaluations(runs: Runs) -> Catalogue:
         runs: run folders, or a mapping from a name to its folder, or one folder that holds them.
     """
     found, complaints = [], []
-    for name, path in _named(runs):
+    for name, path in named_runs(runs):
         try:
             folders = _folders(path)
             if not folders:
@@ -102,7 +102,8 @@ def told_error(path: str | Path, error: Exception) -> str:
     return f"{path} could not be read ({type(error).__name__}: {error}). It is left out."
 
 
-def _named(runs: Runs) -> list[tuple[str, Path]]:
+def named_runs(runs: Runs) -> list[tuple[str, Path]]:
+    """Name and folder of each; no name for a folder that may hold several."""
     if isinstance(runs, Mapping):
         return [(str(name), Path(path)) for name, path in runs.items()]
     if isinstance(runs, str | Path):  # names come from the folders inside

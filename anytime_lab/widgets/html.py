@@ -42,6 +42,9 @@ STYLE = """<style>
 .anytime-lab .rest { opacity: .55; }
 .anytime-lab .mark { font: 600 11px system-ui, sans-serif; padding: 1px 5px; margin: 0 2px;
   border-radius: 3px; border: 1px solid currentColor; opacity: 1; }
+.anytime-lab .beside { display: grid; gap: 4px 16px;
+  grid-template-columns: repeat(auto-fit, minmax(min(22em, 100%), 1fr)); }
+.anytime-lab .here { outline: 1px dashed currentColor; outline-offset: 1px; }
 .anytime-lab .right { color: #007a5a; } .anytime-lab .wrong { color: #b84a00; }
 [data-jp-theme-light="false"] .anytime-lab .right { color: #2fc79a; }
 [data-jp-theme-light="false"] .anytime-lab .wrong { color: #ff9450; }
