@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import httpx
@@ -117,7 +117,7 @@ class Call:
             raise ThinkingError(f"{self.where} answered with no JSON object.")
         return found
 
-    def events(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Generator[dict[str, Any], None, None]:
         """The data of server-sent events as they come, until the server says that it is done.
 
         Raises:

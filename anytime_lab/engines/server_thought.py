@@ -1,15 +1,16 @@
 """Thoughts of a model behind an OpenAI-compatible completions server, streamed.
 
 A thinking is one streamed completion. It stays open while summaries are asked for by requests of
-their own, on the prefix that the server has cached, and is read on afterwards: no token is
-computed twice, and with one seed the thinking is the same however often it is asked. The server
-may think ahead meanwhile.
+their own, and is read on afterwards: no token of it is computed twice, and with one seed it is the
+same however often it is asked. A question stands on the prefix that the server has cached (vLLM: in
+whole blocks; what is left of the last one is read again). The server may think ahead meanwhile.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
@@ -96,13 +97,18 @@ class ServerThought:
         self._waiting: deque[int | str] = deque()  # tokens that came, but were not stepped over
         self._finish = ""
         self._call: Call | None = None
-        self._events: Iterator[dict[str, Any]] | None = None
+        self._events: Generator[dict[str, Any], None, None] | None = None
         self._asked: Call | None = None
         self._opened = 0
         self._closed = False
+        self._in_use = threading.Lock()
 
     def step(self) -> str:
         """See `Thought.step`. A stream that broke off is opened again where it was."""
+        with self._in_use:
+            return self._step()
+
+    def _step(self) -> str:
         self._check_open()
         if self.end:
             return ""
@@ -121,6 +127,10 @@ class ServerThought:
 
     def answers(self, count: int) -> list[Answer]:
         """See `Thought.answers`. Their log-probs are as the server counts them."""
+        with self._in_use:
+            return self._answers(count)
+
+    def _answers(self, count: int) -> list[Answer]:
         self._check_open()
         tokens = self.thinker.tokens
         forced = tokens.forced(self.end or "length", self.length, self.length)
@@ -150,20 +160,28 @@ class ServerThought:
         for call in (self._call, self._asked):
             if call is not None:
                 call.hang_up()
+        if self._in_use.acquire(blocking=False):  # else the call that was cut off clears up
+            try:
+                self._hang_up()
+            finally:
+                self._in_use.release()
 
     # --- the stream ------------------------------------------------------------------------------
 
     def _body(self, ids: list[int]) -> dict[str, Any]:
         sampling = self.sampling
-        filters = {"top_k": sampling.top_k, "min_p": sampling.min_p}  # not OpenAI's own
         return {
             "model": self.thinker.name,
             "prompt": ids,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
             "skip_special_tokens": False,  # the think-end marker is special in some vocabularies
             "return_token_ids": True,
-        } | {name: value for name, value in filters.items() if value}
+            # Told even where neutral: a server may have defaults from the checkpoint.
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "repetition_penalty": 1.0,
+        }
 
     def _receive(self) -> None:
         """Read one event of the stream, opened where the thinking stands if it is not open."""
@@ -251,8 +269,11 @@ class ServerThought:
         return piece
 
     def _hang_up(self) -> None:
-        call, self._call, self._events = self._call, None, None
+        call, events = self._call, self._events
+        self._call = self._events = None
         self._waiting.clear()
+        if events is not None:
+            events.close()
         if call is not None:
             call.close()
 
