@@ -1,4 +1,4 @@
-"""Times of the views at 1,000 problems × 32 budgets × 16 samples × 6 runs.
+"""Times of the views at 1,000 problems × 32 budgets × 16 samples × 6 runs (2,000 updates each).
 
     python benchmarks/views.py [--problems 1000 --samples 16 --budgets 32 --runs 6 --part 32]
 
@@ -9,6 +9,7 @@ is ready to show, reading included; steps are what a control's callback takes in
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from anytime_lab.records import (
     part_path,
     write_json,
 )
+from anytime_lab.rollout_records import ROLLOUT_SCHEMA, rollout_path, write_rollouts
 
 TEXT = "Let me try another way, and check it. "
 
@@ -85,6 +87,57 @@ def write_run(folder: Path, size: argparse.Namespace, skill: float, seed: int) -
 def _write(path: Path, columns: dict, schema: pa.Schema) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
+
+
+def write_training(folder: Path, steps: range) -> None:
+    """Writes metrics of a training run with 4 budgets, as the trainer does."""
+    rng = np.random.default_rng(steps.start)
+    names = [f"variance/{m}/{b}" for m in ("corr", "ratio") for b in ("progress", "group", "brpo")]
+    lines = []
+    for step in steps:
+        row = {"step": step, "seconds": 4.0 * step, "thinking/length": 4000 * rng.random()}
+        names_all = ["anytime_accuracy", "uniform_accuracy", "final_accuracy"]
+        for budget in (2000, 4000, 6000, 8000):
+            names_all += [f"score/{budget}", *(f"{name}/{budget}" for name in names)]
+        row |= dict(zip(names_all, rng.random(len(names_all)).tolist(), strict=True))
+        lines.append(json.dumps(row) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.writelines(lines)
+
+
+def write_tree(folder: Path, tokens: int = 8000, group: int = 8, summaries: int = 4) -> None:
+    """Writes the rollouts of two problems at the published size."""
+    budgets = [2000, 4000, 6000, 8000]
+    rng = np.random.default_rng(0)
+    rows = []
+    for problem in range(2):
+        for sample in range(group):
+            numbers = {
+                name: rng.normal(size=4).tolist()
+                for name in ROLLOUT_SCHEMA.names
+                if name in ("credited", "returns", "progress", "group")
+                or name.startswith("advantage_")
+            }
+            scores = rng.random((4, summaries)).tolist()
+            rows.append(
+                {
+                    "problem": problem,
+                    "sample": sample,
+                    "prompt": "What is six times seven?",
+                    "thinking": "".join(f"{w:x} " for w in rng.integers(0, 4000, tokens)),
+                    "token_ends": list(range(2, 2 * tokens + 2, 2)),
+                    "tokens": tokens,
+                    "end": "length",
+                    "cuts": budgets,
+                    "scores": scores,
+                    "summaries": [["The answer is \\boxed{42}. " * 8] * summaries] * 4,
+                    "summary_advantages": scores,
+                    **numbers,
+                }
+            )
+    settings = {"budgets": budgets, "prior": [0.25] * 4, "baseline": "brpo"}
+    write_rollouts(folder, 25, settings, rows)
 
 
 def timed(what: str, act, limit: float | None = None) -> None:
@@ -168,6 +221,49 @@ def main() -> None:
         timed("rules: another budget of the calibration", lambda: slide(rules.at), 200)
         timed("rules: another count of tokens", lambda: slide(rules.count), 200)
         timed("rules: another run", lambda: slide(rules.run)[:2])
+        time_training(Path(place), size.runs, paint, views)
+
+
+def time_training(place: Path, count: int, paint, views: dict) -> None:
+    """Times of the views of training: 2,000 updates a run, thinkings of 8,000 tokens."""
+    runs = [place / f"train{i}" for i in range(count)]
+    for folder in runs:
+        write_training(folder, range(1, 2001))
+    write_tree(runs[0])
+    size = rollout_path(runs[0], 25).stat().st_size
+    print(f"{'rollouts of 16 thinkings of 8,000 tokens':<46}{size / 1024:7.0f} KiB")
+    from anytime_lab.widgets.credit import Credit
+    from anytime_lab.widgets.training import Training
+
+    timed(
+        "training: first paint", paint("training", lambda r: Training(r, follow=False), runs), 2000
+    )
+    training = views["training"]
+
+    def grow(updates: range, changed: list[Path]):
+        def step() -> None:
+            for folder in changed:
+                write_training(folder, updates)
+            training.refresh()
+
+        return step
+
+    timed(
+        "training: one run has a new update",
+        lambda: [grow(range(s, s + 1), runs[:1]) for s in range(2001, 2011)],
+        200,
+    )
+    timed(
+        "training: all runs have a new update",
+        lambda: [grow(range(s, s + 1), runs) for s in range(2011, 2021)],
+    )
+    timed("training: nothing new", lambda: [training.refresh] * 10, 200)
+    timed("training: another run in detail", lambda: slide(training.detail), 200)
+    timed("credit: first paint", paint("credit", Credit, runs[:1]), 2000)
+    credit = views["credit"]
+    timed("credit: a step of the budget", lambda: slide(credit.budget), 200)
+    timed("credit: another method", lambda: slide(credit.left), 200)
+    timed("credit: another thinking", lambda: slide(credit.thinking), 200)
 
 
 if __name__ == "__main__":
