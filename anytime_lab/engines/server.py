@@ -134,7 +134,7 @@ class ServerEngine:
         try:
             choices = self._patiently(lambda: self._post(body)).get("choices", [])
         except ThinkingError as error:
-            if "context length" in str(error):
+            if "context length" in str(error) or "max_model_len" in str(error):  # vLLM says either
                 raise ThinkingError(f"{error} {LONGER}") from error
             raise
         if len(choices) != prefix.count:
