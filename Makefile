@@ -79,7 +79,8 @@ $(VLLM_STAMP): pyproject.toml
 	@echo "Installing torch, the project and $(VLLM_PIN) into $(VLLM_VENV) (2 GB, a few minutes)"
 	@$(VLLM_PY) -m pip install --quiet --no-deps "$(TORCH_PIN)+cpu" --retries 2 \
 		--extra-index-url https://download.pytorch.org/whl/cpu
-	@$(VLLM_PY) -m pip install --quiet -e ".[test]" "$(VLLM_PIN)"
+	@$(VLLM_PY) -m pip install --quiet -e ".[test]"
+	@$(VLLM_PY) -m pip install --quiet "$(VLLM_PIN)"
 	@$(VLLM_PY) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $(VLLM_STAMP)
 

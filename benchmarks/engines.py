@@ -1,0 +1,77 @@
+"""Tokens a second of the engines on the same problems: `python benchmarks/engines.py hf vllm`.
+
+Names as in notebook 03: `hf`, `vllm`, or a server's URL. They take turns in one process, each after
+a warm-up, so that the ratio holds where the machine is not quiet. Counted are sampled tokens of
+thinkings and summaries.
+"""
+
+import argparse
+import json
+import os
+import time
+
+from anytime_lab.engines.base import Engine, Sampling
+from anytime_lab.engines.load import load_engine
+from anytime_lab.models import load_tokenizer
+from anytime_lab.prompts import detect_format, prompt_ids, resolve_tokens
+from anytime_lab.tasks.catalogue import load_task
+from anytime_lab.tree import Tree
+
+
+def sampled_tokens(trees: list[Tree]) -> int:
+    """Tokens of thinkings and summaries; a summary that budgets share is counted once."""
+    count = 0
+    for tree in trees:
+        distinct = {(leaf.cut, leaf.summary, leaf.logprobs) for leaf in tree.leaves}
+        count += len(tree.thinking) + sum(len(summary) for _, summary, _ in distinct)
+    return count
+
+
+def time_engine(
+    engine: Engine, prompts: list[list[int]], budgets: list[int], summaries: int, seed: int
+) -> tuple[int, float]:
+    """Sampled tokens and seconds of one call."""
+    start = time.perf_counter()
+    sampling = Sampling(max_summary_tokens=16)
+    trees = engine.sample_trees(prompts, budgets, summaries, sampling, seed=seed, share_cuts=True)
+    return sampled_tokens(trees), time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("engines", nargs="+", help="hf, vllm, or a URL")
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--task", default="countdown")
+    parser.add_argument("--problems", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=4, help="thinkings per problem")
+    parser.add_argument("--budgets", type=json.loads, default=[24, 48, 72, 96])
+    parser.add_argument("--summaries", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--options", type=json.loads, default={}, help='{"vllm": {…}}')
+    args = parser.parse_args()
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    tokenizer = load_tokenizer(args.model)
+    fmt = detect_format(tokenizer)
+    tokens = resolve_tokens(tokenizer, fmt)
+    problems = load_task(args.task, split="test", num_problems=args.problems).problems
+    asked = [prompt_ids(prompt, tokenizer, fmt) for prompt in problems["prompt"]]
+    prompts = [prompt for prompt in asked for _ in range(args.samples)]
+    engines = {
+        name: load_engine(name, args.model, tokens, **args.options.get(name, {}))
+        for name in args.engines
+    }
+    sums = {name: [0, 0.0] for name in engines}
+    for turn in range(args.rounds + 1):
+        for name, engine in engines.items():
+            told = time_engine(engine, prompts, args.budgets, args.summaries, turn)
+            if turn:  # the first is the warm-up
+                sums[name] = [a + b for a, b in zip(sums[name], told, strict=True)]
+    first = None
+    for name, (count, seconds) in sums.items():
+        rate = count / seconds
+        first = first or rate
+        print(f"{name:24} {count:9,} tokens  {rate:9,.0f} tokens/s  {rate / first:5.2f}x")
+
+
+if __name__ == "__main__":
+    main()
