@@ -22,14 +22,13 @@ LAYERS = {
     1: {"tree", "advantages"},
     2: {
         "attention", "tasks", "engines", "config", "config_checks", "presets", "rollouts",
-        "metrics", "embedded", "models", "checkpoints", "decoding",
+        "metrics", "embedded", "models", "costs", "checkpoints", "decoding",
     },
     3: {
         "trainer", "vllm_rollouts", "rollout_recorder", "tree_scoring", "checks", "run_setup",
-        "runlog", "evaluate",
-        "evaluation_folder", "warmstart",
+        "runlog", "evaluate", "evaluation_folder", "warmstart", "preflight_plan",
     },
-    4: {"launch", "jobs", "lab", "sweep"},
+    4: {"preflight", "doctor", "launch", "jobs", "lab", "sweep"},
 }  # fmt: skip
 LOOK = {
     "records", "rollout_records", "manifest", "priors", "curves", "measures", "policies",

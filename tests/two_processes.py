@@ -1,21 +1,48 @@
-"""One rank of a training run, for `torchrun tests/two_processes.py FOLDER SETTINGS`."""
+"""The runs of test_distributed.py, one after another, on whatever processes there are.
 
-import json
+`torchrun --nproc-per-node 2 tests/two_processes.py FOLDER`
+"""
+
 import sys
+from pathlib import Path
 
 import tiny
-import torch
 from accelerate.utils import gather_object
 
 from anytime_lab.trainer import BRPOTrainer
+
+ROWS = 12  # in groups of 4: with 6 rows on each of two processes the second group lies on both
+COMMON = {
+    "num_generations": 4,
+    "max_steps": 2,
+    "optim": "sgd",
+    "learning_rate": 0.5,
+    "lr_scheduler_type": "constant",
+}
+LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+RUNS = {
+    "plain": {},
+    "adapter": {
+        "lora": LORA,
+        "gradient_checkpointing": True,
+        "gradient_accumulation_steps": 2,
+        "steps_per_generation": 2,
+    },
+    "abstaining": {"beta": 0.1, "num_iterations": 2, "reward": "half"},
+}
+
+
+def half_the_rewards(prompts, completions, **columns):
+    """Abstains on some summaries, by their text."""
+    scores = tiny.digit_reward(prompts, completions)
+    return [None if round(10 * score) % 3 == 0 else score for score in scores]
 
 
 def with_common_trees(trainer):
     """The same trees however many processes share them: all are made everywhere, own ones kept."""
 
     def sample_trees(prompts):
-        everything = gather_object(list(prompts))
-        ids = [trainer.encode_prompt(prompt) for prompt in everything]
+        ids = [trainer.encode_prompt(prompt) for prompt in gather_object(list(prompts))]
         args = trainer.args
         trees = tiny.random_trees(
             ids, args.budgets, args.num_summaries, trainer.tokens, seed=trainer.state.global_step
@@ -27,28 +54,41 @@ def with_common_trees(trainer):
     return trainer
 
 
-def main(folder, settings):
-    tok = tiny.tokenizer()
-    lora = settings.pop("lora", None)
-    dtype = settings.pop("dtype", "float32")
-    common = settings.pop("common_trees", True)
+def make_trainer(folder, processes, lora=None, reward=None, **settings):
+    """A trainer of one of the runs; the weights come from a folder, as a reference needs."""
     if lora:
         from peft import LoraConfig
 
-        lora = LoraConfig(task_type="CAUSAL_LM", **lora)
-    config = tiny.config(folder, **settings)
-    model = tiny.model(tok).to(getattr(torch, dtype))
-    trainer = BRPOTrainer(
-        model, tiny.digit_reward, config, tiny.problems(), processing_class=tok, peft_config=lora
+        lora = LoraConfig(**lora)
+    rows = ROWS // processes // settings.get("gradient_accumulation_steps", 1)
+    settings = {**COMMON, "per_device_train_batch_size": rows, **settings}
+    if processes > 1:
+        settings["ddp_backend"] = "gloo"
+    return BRPOTrainer(
+        str(Path(folder).parent / "start"),
+        half_the_rewards if reward else tiny.digit_reward,
+        tiny.config(folder, **settings),
+        tiny.problems(),
+        processing_class=tiny.tokenizer(),
+        peft_config=lora,
     )
-    if common:
-        with_common_trees(trainer)
-    trainer.train(resume_from_checkpoint=settings.get("resume_from_checkpoint"))
-    trainer.save_model(f"{folder}/model")
-    if trainer.accelerator.is_main_process:
-        with open(f"{folder}/world.json", "w") as file:
-            json.dump({"processes": trainer.accelerator.num_processes}, file)
+
+
+def main(folder):
+    import os
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    for name, settings in RUNS.items():
+        trainer = with_common_trees(make_trainer(f"{folder}/{name}", processes, **settings))
+        assert trainer.accelerator.num_processes == processes
+        trainer.train()
+        trainer.save_model(f"{folder}/{name}/model")
+    # Sampled rollouts: each process has a random state of its own, which a checkpoint holds.
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    make_trainer(f"{folder}/whole", processes, **saving).train()
+    resumed = make_trainer(f"{folder}/resumed", processes, **saving)
+    resumed.train(resume_from_checkpoint=f"{folder}/whole/checkpoint-1")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    main(sys.argv[1])

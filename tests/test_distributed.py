@@ -1,0 +1,122 @@
+"""Two processes (gloo, on the CPU) train as one does; the shipped accelerate settings load."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import two_processes
+from safetensors.torch import load_file
+from test_checkpoints import assert_same_checkpoint, lines
+
+from anytime_lab.checkpoints import missing_parts, read_state
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Folders of the same runs by one process and by two."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    for folder in (one, two):
+        tiny.model().save_pretrained(folder / "start")
+    # accelerate launch hands CPU processes to MPI; torchrun is what it uses for devices.
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+        "--master-port", "29781", str(TESTS / "two_processes.py"), str(two),
+    ]  # fmt: skip
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    two_processes.main(one)
+    return one, two
+
+
+def moved(folder, name):
+    """How a run changed its weights."""
+    if (folder / name / "model/adapter_model.safetensors").exists():
+        return load_file(folder / name / "model/adapter_model.safetensors")
+    before = load_file(folder / "start/model.safetensors")
+    after = load_file(folder / name / "model/model.safetensors")
+    return {key: after[key] - before[key] for key in before}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", two_processes.RUNS)
+def test_two_processes_take_the_steps_of_one(both, name):
+    one, two = (moved(folder, name) for folder in both)
+    assert one.keys() == two.keys()
+    assert max(change.abs().max() for change in one.values()) > 1e-3
+    for key in one:
+        assert (one[key] - two[key]).abs().max() < 1e-5, key
+    first, second = (lines(folder / name) for folder in both)
+    for a, b in zip(first, second, strict=True):
+        for key in ("loss", "grad_norm", "anytime_accuracy", "entropy", "total/summary_tokens"):
+            assert a.get(key) == pytest.approx(b.get(key), rel=1e-4, abs=1e-6), key
+    if name == "abstaining":
+        assert 0 < first[0]["abstained"] == second[0]["abstained"] < 1
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly_and_rank_zero_alone_writes(both):
+    _, two = both
+    assert_same_checkpoint(two / "whole/checkpoint-3", two / "resumed/checkpoint-3")
+    listed = read_state(two / "whole/checkpoint-3")["files"]
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= listed.keys()
+    assert missing_parts(two / "whole/checkpoint-3") == []
+    (two / "whole/checkpoint-2/rng_state_1.pth").unlink()
+    assert missing_parts(two / "whole/checkpoint-2") == ["rng_state_1.pth"]
+    steps = [row["step"] for row in lines(two / "whole")]
+    assert steps == [1, 2, 3]  # one line a step, not one a process
+    trees = [row["tokens/thinking"] for row in lines(two / "whole")]
+    assert len(set(trees)) > 1  # rollouts of the model, not of a fixed list
+
+
+# --- the shipped settings ------------------------------------------------------------------------
+
+SHIPPED = sorted((TESTS.parent / "experiments/accelerate").glob("*.yaml"))
+NODES = {"1node": 1, "2nodes": 2}
+
+
+def test_both_sizes_ship_for_one_node_and_two():
+    expected = {
+        f"{kind}_{size}_{place}"
+        for kind in ("deepspeed", "fsdp") for size in ("1.5b", "7b") for place in NODES
+    }  # fmt: skip
+    assert {path.stem for path in SHIPPED} == expected
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_accelerate_takes_the_shipped_settings(path, monkeypatch):
+    """Through accelerate's own reader and the checks of `accelerate launch`."""
+    from accelerate.commands import launch
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    kind, size, place = path.stem.split("_")
+    config = load_config_from_file(str(path))
+    assert (config.num_machines, config.num_processes) == (NODES[place], 8 * NODES[place])
+    parser = launch.launch_command_parser()
+    known = {action.dest for action in parser._actions}
+    nested = {**config.fsdp_config, **config.deepspeed_config}
+    assert set(nested) <= known  # accelerate passes over what it does not know
+    monkeypatch.setattr(launch, "is_deepspeed_available", lambda: True, raising=False)
+    args = parser.parse_args(["--config_file", str(path), "script.py"])
+    args, *_ = launch._validate_launch_command(args)
+    assert args.mixed_precision == "bf16"
+    if kind == "deepspeed":
+        assert args.use_deepspeed
+        assert args.zero_stage == {"1.5b": 2, "7b": 3}[size]
+    else:
+        assert args.use_fsdp
+        environment = launch.prepare_multi_gpu_env(args)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        from accelerate import FullyShardedDataParallelPlugin
+
+        plugin = FullyShardedDataParallelPlugin()
+        assert plugin.fsdp_version == 2
+        assert plugin.reshard_after_forward is (size == "7b")
