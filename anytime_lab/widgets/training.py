@@ -11,7 +11,13 @@ import plotly.graph_objects as go
 
 from anytime_lab.plot_style import axis_span, run_styles
 from anytime_lab.plots import plot_training
-from anytime_lab.training_curves import PANELS, trained_at_fewer, training_frame, variance_frame
+from anytime_lab.training_curves import (
+    ANYTIME,
+    PANELS,
+    trained_at_fewer,
+    training_frame,
+    variance_frame,
+)
 from anytime_lab.widgets.canvas import LABEL, framed, live_figure, row, style_sheet, text
 from anytime_lab.widgets.catalogue import Runs
 from anytime_lab.widgets.html import block, paragraph, short, table
@@ -68,6 +74,8 @@ class Training(widgets.VBox):
         self._thread: threading.Thread | None = None
         self._frames: dict[str, pd.DataFrame] = {}
         self._progress: dict[str, Progress] = {}
+        self._parts: dict[str, pd.DataFrame] = {}  # of training_frame(), a run each
+        self._scores: dict[str, pd.DataFrame] = {}
         self._left_out: list[str] = []  # runs without anytime accuracy
         self.notes, self.state = text(live=True), text()
         if not self.tails:
@@ -267,19 +275,25 @@ class Training(widgets.VBox):
         with self._lock:
             names = list(self.tails)
             shown = [name for name in self.runs.value if name in self._frames]
+            window = self.window.value
+            for name in set(changed) & set(self._frames):  # the others' are still true
+                self._parts[name] = training_frame({name: self._frames[name]}, window)
+                self._scores[name] = score_frame(self._frames[name], window)
             if shown and changed:
                 self._draw_panels(changed, shown)
-                scores = {n: score_frame(self._frames[n], self.window.value) for n in shown}
+                scores = {name: self._scores[name] for name in shown}
                 self._update(self.scores, score_traces(scores, names))
             if not changed or self.detail.value in changed:
                 self._draw_detail(self.detail.value)
             self._tell()
 
     def _draw_panels(self, changed: list[str], shown: list[str]) -> None:
-        frame = self._training()
         left_out = trained_at_fewer({name: self._frames[name] for name in shown})
         if left_out != self._left_out:  # a run that came in may take others' anytime accuracy away
             self._left_out, changed = left_out, list(self.tails)
+        parts = [self._parts[name] for name in shown]
+        parts = [p[(p["measure"] != ANYTIME) | ~p["run"].isin(left_out)] for p in parts]
+        frame = pd.concat(parts, ignore_index=True)
         with self.panels.batch_update():
             for run_place, name in enumerate(self.tails):
                 if name not in changed:
