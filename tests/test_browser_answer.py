@@ -1,0 +1,70 @@
+"""Answer now in a real JupyterLab: pressed while it streams, by mouse and by key."""
+
+import pytest
+
+pytest.importorskip("lab_browser", reason="the browser harness is not here")
+
+STREAM = ".anytime-lab .model.stream"
+
+
+def shown(page):
+    return page.raw.locator(STREAM).inner_text()
+
+
+def ready(page, label):
+    """The main button, once it says this."""
+    button = page.raw.get_by_role("button", name=label, exact=True)
+    page.wait(button.count)
+    return button
+
+
+def points(page, count):
+    """The traces of the live figure, once it holds so many questions."""
+    page.wait(lambda: len(page.plot(-1).data()[0]["x"]) == count)
+    return page.plot(-1).data()
+
+
+@pytest.mark.slow
+def test_answer_now_is_pressed_while_it_streams_and_it_thinks_on(lab):
+    with lab.notebook("10_answer_now", num_problems=5, problem=2, seed=5, rate=20) as page:
+        page.run_all(240)
+        assert page.plot(0).data()[0]["x"][-1] == 121  # the static figure, asked to the end
+
+        # by the button, in the middle of the stream
+        ready(page, "Start").click()
+        page.wait(lambda: len(shown(page)) > 10)
+        first = shown(page)
+        page.wait(lambda: len(shown(page)) > len(first))  # it grows: it streams
+        ready(page, "Answer now").click()
+        ready(page, "Think on")
+        asked = points(page, 1)
+        (tokens,) = asked[0]["x"]
+        assert 0 < tokens < 121 and sum(asked[2]["x"]) == pytest.approx(1)
+        assert f"After {tokens} tokens" in page.text()
+        stopped = shown(page)
+        assert stopped.count("▼") == 1
+
+        # the button keeps the focus: Space thinks on, Space answers
+        page.raw.keyboard.press("Space")
+        page.wait(lambda: len(shown(page)) > len(stopped))
+        page.raw.keyboard.press("Space")
+        ready(page, "Think on")
+        points(page, 2)
+
+        # in the text, by its own key; no cell is run or scrolled by it
+        stopped = shown(page)
+        page.raw.locator(STREAM).focus()
+        page.raw.keyboard.press("Enter")
+        page.wait(lambda: len(shown(page)) > len(stopped))
+        page.raw.keyboard.press("Enter")
+        ready(page, "Think on")
+        curve = points(page, 3)[0]
+        assert shown(page).count("▼") == 3
+
+        # as fast as it can to the end, where it answers by itself
+        page.raw.get_by_role("slider").last.press("End")  # the speed
+        ready(page, "Think on").click()
+        ready(page, "Start again")
+        assert points(page, 4)[0]["x"] == [*curve["x"], 121]
+        assert shown(page).count("▼") == 4 and "</think>" in shown(page)
+        assert "at the end (closed by itself)" in page.text()
