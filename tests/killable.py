@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import tiny
+import torch
 import transformers
 
 from anytime_lab.checkpoints import last_complete_checkpoint
@@ -38,12 +39,16 @@ def forks():
     return context
 
 
-def make_trainer(folder, **settings):
+def make_trainer(folder, dtype=torch.float32, **settings):
     """A trainer whose rollouts are sampled, so that the random state matters."""
     tok = tiny.tokenizer()
     config = tiny.config(folder, **{**TRAINING, **settings})
     return BRPOTrainer(
-        tiny.model(tok), tiny.digit_reward, config, tiny.problems(PROBLEMS), processing_class=tok
+        tiny.model(tok).to(dtype),
+        tiny.digit_reward,
+        config,
+        tiny.problems(PROBLEMS),
+        processing_class=tok,
     )
 
 

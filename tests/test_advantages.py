@@ -70,6 +70,16 @@ def test_index_and_token_weights_agree_on_even_grids_only():
     assert uneven.group == pytest.approx((1.0, 0.9, 0.8, 0.6))
 
 
+def test_on_an_uneven_grid_tokens_weigh_the_baselines():
+    # Budgets 10, 20, 40, 100: progress weighs 0, .1, .2, .4, and the group the rest.
+    mix = BaselineMix.brpo_tokens([10, 20, 40, 100])
+    # R - V with V = [.4375, .9 * .4375, .2 / 3 + .8 * .3125, .4 / 7 + .6 * .25]
+    close(
+        thinking_advantages(SCORES, UNIFORM, mix, 0.5)[0, 0],
+        [0.1875, 0.23125, 0.375 - 0.2 / 3 - 0.25, 0.25 - 0.4 / 7 - 0.15],
+    )
+
+
 def test_the_other_mixes_are_one_baseline_or_none():
     prior = torch.tensor([0.1, 0.2, 0.3, 0.4])
     one = thinking_advantages(SCORES, prior, BaselineMix.progress_only(4), 0.5)

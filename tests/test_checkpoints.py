@@ -225,3 +225,16 @@ def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(copy, monkeyp
         trainer.train(resume_from_checkpoint=str(copy / "checkpoint-2"))
     assert STATE_FILE in missing_parts(copy / "checkpoint-4")
     assert last_complete_checkpoint(copy) == str(copy / "checkpoint-2")
+
+
+def test_weights_in_half_precision_train_and_resume_as_they_were(tmp_path):
+    """bf16 parameters, not autocast: as a large model is held."""
+    settings = {"max_steps": 4, "save_total_limit": None, "learning_rate": 0.1}
+    trainer = killable.make_trainer(tmp_path / "run", dtype=torch.bfloat16, **settings)
+    before = {k: v.clone() for k, v in trainer.model.named_parameters()}
+    trainer.train()
+    assert {v.dtype for v in trainer.model.parameters()} == {torch.bfloat16}
+    assert any((v != before[k]).any() for k, v in trainer.model.named_parameters())
+    again = killable.make_trainer(tmp_path / "again", dtype=torch.bfloat16, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
+    assert_same_checkpoint(tmp_path / "run/checkpoint-4", tmp_path / "again/checkpoint-4")
