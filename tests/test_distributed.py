@@ -56,7 +56,8 @@ def test_two_processes_take_the_steps_of_one(both, name):
     first, second = (lines(folder / name) for folder in both)
     for a, b in zip(first, second, strict=True):
         for key in ("loss", "grad_norm", "anytime_accuracy", "entropy", "total/summary_tokens"):
-            assert a.get(key) == pytest.approx(b.get(key), rel=1e-4, abs=1e-6), key
+            assert (key in a) == (key in b)  # the second update of a generation has no scores
+            assert a.get(key, 0) == pytest.approx(b.get(key, 0), rel=1e-4, abs=1e-6), key
     if name == "abstaining":
         assert 0 < first[0]["abstained"] == second[0]["abstained"] < 1
 
