@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
@@ -53,6 +53,9 @@ class WarmStartConfig:
         practice_share: Share of rows that train only what follows from the rest (results, marks, a
             stated solution). Free choices are noise that hides these from the optimiser: without
             practice, marks were no better than chance after 2,500 steps.
+        good_share: Probability that a trial is a solution on purpose, and so is a guess where no
+            trial was begun. 0 searches blindly: then reinforcement has nothing to prefer, and
+            learned little in 100 updates.
         high: Largest number shown; `numbers`, `ops`, `max_value`, `min_success` as in the task.
         hidden_size: Width of the model.
         layers: Depth of the model.
@@ -67,6 +70,7 @@ class WarmStartConfig:
     go_on: float = 0.4
     closed_share: float = 0.4
     practice_share: float = 0.6
+    good_share: float = 0.0
     numbers: int = 3
     high: int = 20
     ops: str = "+-*"
@@ -79,7 +83,7 @@ class WarmStartConfig:
         for name in ("steps", "batch_size", "max_trials", "hidden_size", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        for name in ("go_on", "closed_share", "practice_share"):
+        for name in ("go_on", "closed_share", "practice_share", "good_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a share in 0…1.")
         if self.go_on == 1:
@@ -97,7 +101,8 @@ def sample_trace(
     trials: list[Trial] = []
     solved = False
     while len(trials) < config.max_trials:
-        trial = sample_trial(problem.numbers, rules, rng)
+        good = config.good_share and rng.random() < config.good_share
+        trial = solve(problem, rules, rng) if good else sample_trial(problem.numbers, rules, rng)
         if trial is None:
             raise ValueError(f"{problem.question} No trial is possible under {rules}.")
         trials.append(trial)
@@ -108,12 +113,17 @@ def sample_trace(
 
 
 def summary_expression(
-    problem: Problem, trials: list[Trial], tokens: int, rules: Rules, rng: random.Random
+    problem: Problem,
+    trials: list[Trial],
+    tokens: int,
+    rules: Rules,
+    rng: random.Random,
+    good_share: float = 0.0,
 ) -> str:
     """What to answer after the first `tokens` tokens of a trace.
 
     The first solution that stands there; else the unfinished trial, completed at random; else a
-    random guess.
+    random guess, which is a solution with probability `good_share` at least.
     """
     per_trial = STEP_TOKENS * (len(problem.numbers) - 1)
     whole, rest = divmod(tokens, per_trial)
@@ -126,6 +136,8 @@ def summary_expression(
     if begun == len(problem.numbers) - 1:
         return trials[whole].expression
     start = trials[whole].steps[:begun] if begun else None
+    if start is None and good_share and rng.random() < good_share:
+        return solve(problem, rules, rng).expression
     trial = sample_trial(problem.numbers, rules, rng, start) or trials[0]  # a dead end
     return trial.expression
 
@@ -159,11 +171,12 @@ def _draw(problem: Problem, rules: Rules, config: WarmStartConfig, rng: random.R
     # Cut anywhere; practice keeps all but a part of the last trial.
     first = length - per_trial + 1 if practice else 1
     kept = length if closed else rng.randint(first, length)
+    answer = summary_expression(shown, trials, kept, rules, rng, config.good_share)
     return _Draw(
         question=shown.question,
         trace="".join(trial.text(shown.target) for trial in trials),
         kept=None if closed else kept,
-        answer=f"\\boxed{{{summary_expression(shown, trials, kept, rules, rng)}}}",
+        answer=f"\\boxed{{{answer}}}",
         practice=practice,
         solved=any(t.value == shown.target for t in trials[: (kept + 1) // per_trial]),
     )
@@ -228,13 +241,19 @@ def warm_start_rows(
             }
 
 
-def warm_start(output_dir: str | Path, config: WarmStartConfig, **sft_options) -> Path:
-    """Train the embedded model from random weights with TRL's `SFTTrainer`.
+def warm_start(
+    output_dir: str | Path,
+    config: WarmStartConfig,
+    model: str | Path | None = None,
+    **sft_options,
+) -> Path:
+    """Train the embedded model with TRL's `SFTTrainer`.
 
     Args:
         output_dir: Gets checkpoints while training and the model at the end. A run that was cut
             goes on from its last checkpoint.
         config: Task, traces and schedule.
+        model: Folder of the model to go on from; None begins with random weights.
         **sft_options: Further `SFTConfig` options, such as `report_to`.
 
     Returns:
@@ -244,7 +263,10 @@ def warm_start(output_dir: str | Path, config: WarmStartConfig, **sft_options) -
     output_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     set_seed(config.seed)
-    model = build_model(tokenizer, config.hidden_size, config.layers)
+    if model is None:
+        start = build_model(tokenizer, config.hidden_size, config.layers)
+    else:
+        start = Qwen3ForCausalLM.from_pretrained(model, dtype="float32")
     rows = Dataset.from_generator(
         lambda: warm_start_rows(tokenizer, config),
         cache_dir=str(output_dir / "cache"),
@@ -270,7 +292,7 @@ def warm_start(output_dir: str | Path, config: WarmStartConfig, **sft_options) -
         **sft_options,
     }
     trainer = SFTTrainer(
-        model=model,
+        model=start,
         args=SFTConfig(output_dir=str(output_dir), **options),
         train_dataset=rows,
         processing_class=tokenizer,

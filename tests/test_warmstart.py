@@ -9,7 +9,7 @@ import pytest
 
 from anytime_lab.embedded import build_model, build_tokenizer
 from anytime_lab.grading.countdown import read_expression
-from anytime_lab.tasks.countdown import Problem, Rules, Trial, countdown_problems
+from anytime_lab.tasks.countdown import Problem, Rules, Trial, countdown_problems, success_rate
 from anytime_lab.warmstart import (
     WarmStartConfig,
     sample_trace,
@@ -82,6 +82,28 @@ def test_a_trace_ends_only_after_a_success_and_sometimes_goes_on():
         if closed:
             after.append(len(trials) - 1 - hits[0])
     assert 0.3 < np.mean([n == 0 for n in after]) < 0.7
+
+
+def test_good_trials_come_as_often_as_asked():
+    problems = countdown_problems("train", min_success=0.08)[::10]
+    blind = np.mean([success_rate(problem, RULES) for problem in problems])
+
+    def first_hits(share):
+        config, rng = WarmStartConfig(good_share=share), random.Random(2)
+        many = problems * 3
+        return np.mean([sample_trace(p, RULES, config, rng)[0][0].value == p.target for p in many])
+
+    assert first_hits(0.0) == pytest.approx(blind, abs=0.03)
+    assert first_hits(0.5) == pytest.approx(0.5 + 0.5 * blind, abs=0.03)
+    assert first_hits(1.0) == 1.0
+
+
+def test_a_guess_without_a_trial_is_a_solution_as_often_as_asked():
+    rng = random.Random(0)
+    for tokens, share, expected in ((12, 1.0, {True}), (12, 0.0, {True, False})):
+        seen = [summary_expression(PROBLEM, [MISS, HIT], tokens, RULES, rng, share)
+                for _ in range(300)]  # fmt: skip
+        assert {read_expression(text).value == PROBLEM.target for text in seen} == expected
 
 
 def test_rows_train_thinking_and_summary_but_neither_prompt_nor_forced_text(tokenizer):
