@@ -78,7 +78,7 @@ def test_a_thinking_ends_at_its_marker_whatever_the_server_sends_past_it(served,
     thought = thinker.think(question, 1.0, seed=0)
     while not thought.end:
         thought.step()
-    assert thought.end == "closed" and thought.text.endswith("✗\n</think>")
+    assert thought.end == "closed" and thought.text.endswith("\n</think>")
     (answer,) = thought.answers(1)
     assert answer.forced == thinker.fmt.header and answer.text == "\\boxed{16+(14+12)}"
     assert answer.logprob < 0 and answer.finished
