@@ -27,7 +27,7 @@ from anytime_lab.evaluation_folder import (
     model_name,
     open_folder,
 )
-from anytime_lab.manifest import describe_rows
+from anytime_lab.manifest import describe_problems, describe_rows
 from anytime_lab.prompts import (
     ThinkingFormat,
     ThinkingTokens,
@@ -183,8 +183,8 @@ def evaluate(
         "model_path": str(model or model_name(engine)),
         "dataset": {
             "name": dataset_name,
-            "problems": len(work.problems),
             "card": dataset_card,
+            **describe_problems(dataset),
         },
     }
     open_folder(run_dir, settings, about, work.chunks)

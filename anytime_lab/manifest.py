@@ -77,3 +77,19 @@ def describe_rows(rows: Iterable[Mapping[str, Any]], name: str = "", card: str =
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
         count += 1
     return {"name": name, "problems": count, "sha256": digest.hexdigest(), "card": card}
+
+
+def describe_problems(dataset: Any) -> dict[str, Any]:
+    """Source, revision, count and hash of a `datasets` dataset of problems.
+
+    The source is the dataset's description, the revision what its homepage names after `/tree/`.
+    The hash is of ids, questions and answers in order, so that it is the same under any prompt; of
+    all columns where one of these is missing; None, as the count, for a stream.
+    """
+    _, _, revision = (dataset.info.homepage or "").partition("/tree/")
+    told = {"source": dataset.info.description or "", "revision": revision}
+    if not hasattr(dataset, "__len__"):
+        return {**told, "problems": None, "sha256": None}
+    names = [n for n in ("problem_id", "question", "answer") if n in dataset.column_names]
+    said = describe_rows(dataset.select_columns(names) if len(names) == 3 else dataset)
+    return {**told, "problems": said["problems"], "sha256": said["sha256"]}

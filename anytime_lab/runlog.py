@@ -1,4 +1,4 @@
-"""One line per optimiser step in `metrics.jsonl`, and `progress.json`, in the run's folder."""
+"""`training.json`, a line per optimiser step in `metrics.jsonl`, and `progress.json` of a run."""
 
 import json
 import time
@@ -9,16 +9,21 @@ from typing import Any
 from transformers import TrainerCallback
 
 from anytime_lab.checkpoints import mark_complete, read_state
+from anytime_lab.manifest import describe_problems, environment
 from anytime_lab.records import (
     METRICS,
     append_jsonl,
+    read_json,
     read_jsonl,
     remove_leftovers,
+    write_json,
     write_progress,
     write_text,
 )
 
 EVAL_METRICS = "eval_metrics.jsonl"
+# Not MANIFEST, which marks a folder as an evaluation: one may lie in the folder of its run.
+TRAINING_MANIFEST = "training.json"
 # What TRL measures in the loss, by the names it logs them under.
 _LOSS_METRICS = ("entropy", "kl", "clip_ratio/region_mean")
 
@@ -42,8 +47,11 @@ class StepRecorder(TrainerCallback):
         counters: sums over the whole run, e.g. tokens; they too continue over a resume.
     """
 
-    def __init__(self, output_dir: str | Path, logged: dict[str, list[float]]):
+    def __init__(
+        self, output_dir: str | Path, logged: dict[str, list[float]], problems: Any = None
+    ):
         self.folder = Path(output_dir)
+        self.problems = problems  # the training set, described in the manifest
         self.logged = logged  # TRL's own lists, cleared after each log
         self.seconds = 0.0
         self.counters: dict[str, float] = defaultdict(float)
@@ -90,6 +98,7 @@ class StepRecorder(TrainerCallback):
             remove_leftovers(self.folder)
             for name in (METRICS, EVAL_METRICS):
                 drop_lines_after(self.folder / name, state.global_step)
+            self._write_manifest(args)
             self._write_progress(state, "training starts")
 
     def on_step_begin(self, args, state, control, lr_scheduler=None, **kwargs):
@@ -129,6 +138,15 @@ class StepRecorder(TrainerCallback):
         """Say that training is over."""
         if state.is_world_process_zero:
             self._write_progress(state, "training finished")
+
+    def _write_manifest(self, args) -> None:
+        """Settings, problems, code and versions; a resumed run adds a session."""
+        path = self.folder / TRAINING_MANIFEST
+        before = read_json(path)["sessions"] if self.resumed_from and path.exists() else []
+        problems = None if self.problems is None else describe_problems(self.problems)
+        settings = json.loads(json.dumps(args.to_dict(), default=str))
+        sessions = [*before, {**environment(), "resumed_from": self.resumed_from}]
+        write_json(path, {"dataset": problems, "settings": settings, "sessions": sessions})
 
     def _write_progress(self, state, message: str) -> None:
         write_progress(

@@ -150,7 +150,7 @@ class BRPOTrainer(GRPOTrainer):
         self._mix = args.mix
         self._penalised = args.penalised
         self._unseen = self.tokens.eos_ids | {self.tokens.pad_id}
-        self._recorder = StepRecorder(args.output_dir, self._metrics["train"])
+        self._recorder = StepRecorder(args.output_dir, self._metrics["train"], train_dataset)
         self.add_callback(self._recorder)
         self._rollout_recorder = RolloutRecorder(args, setup.tokenizer, self.tokens)
         self.add_callback(self._rollout_recorder)

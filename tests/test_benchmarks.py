@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -274,7 +275,12 @@ def test_loading_warns_of_golds_that_cannot_be_graded(tmp_path):
 def test_tasks_by_name_or_file(tmp_path):
     path = written(tmp_path, ROWS)
     assert load_task(str(path), num_problems=1).problems["problem_id"][:] == ["a"]
-    assert "generated (5 problems)" in load_task("countdown", "test", 5).card
+    task = load_task("countdown", "test", 5)
+    assert task.card == dataset_card(task.problems).sentence()
+    assert re.fullmatch(
+        r"Countdown, test split, generated \(.*\): 5 problems, sha256 \w+", task.card
+    )
+    assert load_task(str(path)).card == dataset_card(load_problems(path)).sentence()
     with pytest.raises(ValueError, match="Choose countdown, aime24"):
         load_task("nothing")
     with pytest.raises(ValueError, match="has 2; give 1 to 2"):

@@ -1,5 +1,6 @@
 """BRPOTrainer against independent ways to the same numbers, on hand-made trees."""
 
+import hashlib
 import json
 import math
 
@@ -355,6 +356,24 @@ def test_evaluate_reports_the_same_metrics_with_a_prefix(tmp_path):
     assert line["eval_anytime_accuracy"] == metrics["eval_anytime_accuracy"]
     trainer.train()
     assert len(lines(tmp_path)) == 2
+
+
+def test_the_manifest_of_a_run_describes_its_problems_and_each_session(tmp_path):
+    data = tiny.problems()
+    data.info.description, data.info.homepage = "maths", "https://hub/maths/tree/abc"
+    build(tmp_path, data=data, max_steps=2, save_strategy="steps", save_steps=1).train()
+    build(tmp_path, data=data, max_steps=3).train(resume_from_checkpoint=True)
+    told = json.loads((tmp_path / "training.json").read_text())
+    rows = b"".join(json.dumps(row, sort_keys=True).encode() + b"\n" for row in data)
+    assert told["dataset"] == {
+        "source": "maths",
+        "revision": "abc",
+        "problems": len(data),
+        "sha256": hashlib.sha256(rows).hexdigest(),
+    }
+    assert told["settings"]["budgets"] == list(tiny.BUDGETS)
+    first, second = told["sessions"]
+    assert first["resumed_from"] is None and second["resumed_from"].endswith("checkpoint-2")
 
 
 def test_a_line_of_metrics_holds_scores_variance_times_and_tokens(tmp_path):

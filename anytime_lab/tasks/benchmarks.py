@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 from datasets import Dataset
 
-from anytime_lab.manifest import describe_rows
+from anytime_lab.manifest import describe_problems
 from anytime_lab.tasks.files import problems_from_rows, read_rows
 from anytime_lab.verify import MathVerifier
 
@@ -234,9 +234,7 @@ class DatasetCard:
 
 def dataset_card(dataset: Dataset) -> DatasetCard:
     """Describe a dataset that this module loaded, or a part of it."""
-    said = describe_rows(dataset.select_columns(["problem_id", "question", "answer"]))
-    _, _, revision = dataset.info.homepage.partition("/tree/")
-    return DatasetCard(dataset.info.description, revision, said["problems"], said["sha256"])
+    return DatasetCard(**describe_problems(dataset))
 
 
 # --- golds ---------------------------------------------------------------------------------------

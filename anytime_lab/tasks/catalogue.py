@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from anytime_lab.tasks.benchmarks import BENCHMARKS, load_benchmark, load_problems
+from anytime_lab.tasks.benchmarks import BENCHMARKS, dataset_card, load_benchmark, load_problems
 from anytime_lab.tasks.countdown import load_countdown
 from anytime_lab.verify import CountdownVerifier, MathVerifier, Verifier
 
@@ -21,7 +21,7 @@ class Task:
         name: As it was asked for.
         problems: Columns problem_id, prompt, question, answer.
         verifier: Grades a summary against the answer.
-        card: A sentence for the manifest.
+        card: Source, revision, count and hash of the problems in a sentence, for the manifest.
     """
 
     name: str
@@ -48,8 +48,7 @@ def load_task(
     """
     if name == COUNTDOWN:
         problems = load_countdown(num_problems, split, **options)
-        card = f"Countdown, {split} split, generated ({len(problems)} problems)"
-        return Task(name, problems, CountdownVerifier(), card)
+        return Task(name, problems, CountdownVerifier(), dataset_card(problems).sentence())
     if name in BENCHMARKS:
         problems = load_benchmark(name, **options)
     elif Path(name).expanduser().is_file():
@@ -66,4 +65,4 @@ def load_task(
                 f"{len(problems)}, or None for all."
             )
         problems = problems.select(range(num_problems))
-    return Task(name, problems, MathVerifier(), f"{name} ({len(problems)} problems)")
+    return Task(name, problems, MathVerifier(), dataset_card(problems).sentence())

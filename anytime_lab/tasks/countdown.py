@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from datasets import Dataset
+from datasets import Dataset, DatasetInfo
 
 OPERATORS = "+-*/"
 TEST_SHARE = 0.25  # of all problems, by a hash of the problem
@@ -290,4 +290,6 @@ def load_countdown(
                 "success_rate": success_rate(shown, rules),
             }
         )
-    return Dataset.from_list(rows)
+    settings = f"{numbers} numbers of {low} to {high}, {ops}, seed {seed}"
+    source = f"Countdown, {split} split, generated ({settings})"
+    return Dataset.from_list(rows, info=DatasetInfo(description=source))
