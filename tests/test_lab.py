@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from anytime_lab.lab import GRPO, SCALES, lab_jobs, step_within, training_seconds
+from anytime_lab.launch import NOTEBOOKS, declared_parameters, run_notebook
 from anytime_lab.records import append_jsonl, read_records
 
 
@@ -46,11 +47,51 @@ def lab(out, *arguments):
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=900)
 
 
-@pytest.mark.slow
-def test_the_whole_main_job_at_smoke_scale(tmp_path):
-    out = tmp_path / "lab"
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The folder of a whole main job at smoke scale."""
+    out = tmp_path_factory.mktemp("main job") / "lab"
     run = lab(out)
     assert run.returncode == 0, run.stderr[-3000:]
+    return out
+
+
+OF_THE_LAB = ("04_budget_curves", "06_inside_a_problem", "07_policies", "08_credit", "09_training")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_THE_LAB)
+def test_notebooks_read_what_the_main_job_left_by_their_defaults(smoke, tmp_path, name):
+    def here(value):
+        if isinstance(value, dict):
+            return {key: here(one) for key, one in value.items()}
+        return value.replace("../runs/lab", str(smoke)) if isinstance(value, str) else value
+
+    path = NOTEBOOKS / f"{name}.ipynb"
+    defaults = declared_parameters(path)
+    assert any("../runs/lab/" in str(value) for value in defaults.values())
+    run_notebook(path, {key: here(value) for key, value in defaults.items()}, tmp_path / "run")
+    assert (tmp_path / "run" / "notebook.ipynb").stat().st_size < 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("01_warm_start", {"steps": 2, "good_steps": 2, "batch_size": 8, "num_problems": 10}),
+        ("10_answer_now", {"ask_at": [0, 10, 40], "num_summaries": 2}),
+    ],
+)
+def test_notebooks_that_need_no_run_go_alone(tmp_path, name, parameters):
+    path = NOTEBOOKS / f"{name}.ipynb"
+    if "output_dir" in declared_parameters(path):
+        parameters = {**parameters, "output_dir": str(tmp_path / "out")}
+    run_notebook(path, parameters, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_the_whole_main_job_at_smoke_scale(smoke):
+    out = smoke
     told = json.loads((out / "lab.json").read_text())
     assert [row["run"] for row in told["summary"]] == ["start", GRPO, "AnytimeReasoner-uniform"]
     curve = [row for row in told["equal_updates"] if row["measure"] == "accuracy"]
