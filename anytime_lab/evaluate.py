@@ -27,6 +27,7 @@ from anytime_lab.evaluation_folder import (
     model_name,
     open_folder,
 )
+from anytime_lab.grading.base import FAILURES
 from anytime_lab.manifest import describe_problems, describe_rows
 from anytime_lab.prompts import (
     ThinkingFormat,
@@ -213,7 +214,7 @@ def _run_chunks(work: Work, run_dir: Path, progress: bool) -> None:
             message=message,
         )
 
-    right = graded = 0
+    right = graded = failed = 0
     tell("resumed" if done else "started")
     with tqdm(
         total=work.total,
@@ -232,7 +233,9 @@ def _run_chunks(work: Work, run_dir: Path, progress: bool) -> None:
             last = [r for r in records if r["budget"] == work.budgets[-1]]
             right += sum(r["correct"] for r in last)
             graded += sum(r["score"] is not None for r in last)
+            failed += sum(r["reason"] in FAILURES for r in records)
             accuracy = f"{right / graded:.1%} right at the largest budget" if graded else ""
+            accuracy += f"; grading cut short {failed} times" if failed else ""
             bar.update(sizes[chunk])
             bar.set_postfix_str(accuracy)
             tell(accuracy)

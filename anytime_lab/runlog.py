@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from anytime_lab.checkpoints import mark_complete, read_state
+from anytime_lab.grading.base import FAILURES
 from anytime_lab.manifest import describe_problems, environment
 from anytime_lab.records import (
     METRICS,
@@ -24,7 +25,9 @@ from anytime_lab.records import (
 EVAL_METRICS = "eval_metrics.jsonl"
 # Not MANIFEST, which marks a folder as an evaluation: one may lie in the folder of its run.
 TRAINING_MANIFEST = "training.json"
-# What TRL measures in the loss, by the names it logs them under.
+# Grades that a limit cut short, as verifiers log them: counts, of which TRL takes the mean of its
+# processes. `_LOSS_METRICS` is what TRL measures in the loss, by the names it logs them under.
+_FAILURES = tuple(f"/{reason.replace(' ', '_')}" for reason in FAILURES)
 _LOSS_METRICS = ("entropy", "kl", "clip_ratio/region_mean")
 
 
@@ -105,7 +108,7 @@ class StepRecorder(TrainerCallback):
         """Start the step's clock."""
         self._began = time.perf_counter()
         self._loss = 0.0
-        self._seen = {name: len(self.logged.get(name, ())) for name in _LOSS_METRICS}
+        self._seen = {name: len(values) for name, values in self.logged.items()}
         if lr_scheduler is not None:
             self._values["learning_rate"] = lr_scheduler.get_last_lr()[0]
 
@@ -115,9 +118,12 @@ class StepRecorder(TrainerCallback):
         self.seconds += duration
         line = {"step": state.global_step, "epoch": state.epoch, "loss": self._loss}
         for name in _LOSS_METRICS:
-            new = self.logged.get(name, [])[self._seen[name] :]
+            new = self.logged.get(name, [])[self._seen.get(name, 0) :]
             if new:
                 line[name] = sum(new) / len(new)
+        for name, values in self.logged.items():
+            if name.endswith(_FAILURES):
+                line[name] = sum(values[self._seen.get(name, 0) :])
         line |= self._values
         line |= {"time/step": duration, "seconds": self.seconds, **self.counters}
         self._values = {}

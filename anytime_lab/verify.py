@@ -8,10 +8,12 @@ A verifier grades batches, says why a score is 0, and is itself a TRL reward fun
 import contextlib
 import re
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from anytime_lab.grading import base
 from anytime_lab.grading.answers import answer_region, find_answer, find_boxed, first_line
 from anytime_lab.grading.base import AnswerVerifier, AsyncReward, Grade, Verifier, check_lengths
 from anytime_lab.grading.countdown import read_expression
@@ -33,7 +35,6 @@ __all__ = [
 ]
 
 _SYMBOLIC = "anytime_lab.grading.symbolic"
-_FAILED = {"timed out", "out of memory", "crashed"}
 
 
 class CountdownVerifier(AnswerVerifier):
@@ -182,14 +183,24 @@ class PooledVerifier(AnswerVerifier):
         self.remember = remember
         self._known: dict[Any, Grade] = {}
         self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()  # of the two above; never held while grading
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            copied = {"_known": dict(self._known), "_counts": Counter(self._counts)}
+        return {name: v for name, v in vars(self).items() if name != "_lock"} | copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
 
     def metrics(self) -> Mapping[str, int]:
         """Counts since the start: "graded", "in workers", "timed out", "out of memory", "crashed".
 
         Items, not distinct pairs, but for "in workers".
         """
-        names = ("graded", "in workers", "timed out", "out of memory", "crashed")
-        return {name: self._counts[name] for name in names}
+        with self._lock:
+            return {name: self._counts[name] for name in ("graded", "in workers", *base.FAILURES)}
 
     def close(self) -> None:
         """End the workers; they start again when needed."""
@@ -204,29 +215,34 @@ class PooledVerifier(AnswerVerifier):
         for key, answer, gold in zip(keys, answers, golds, strict=True):
             if key in grades or key in jobs:
                 continue
-            if key in self._known:
-                grades[key] = self._known[key]
-                continue
-            settled = self._settle(answer, gold)
+            with self._lock:
+                known = self._known.get(key)
+            settled = known or self._settle(answer, gold)
             if isinstance(settled, Grade):
-                grades[key] = self._known[key] = settled
+                grades[key] = settled
+                self._keep(key, settled)
             else:
                 jobs[key] = settled
         waiting = list(jobs)
         with contextlib.closing(self.pool.stream(list(jobs.values()))) as stream:
             for index, outcome in stream:
                 key = waiting[index]
-                self._counts["in workers"] += 1
-                grade = self._conclude(key[0], outcome)
-                grades[key] = grade
-                if grade.reason not in _FAILED:
-                    self._known[key] = grade  # kept even if this call is interrupted
-        while len(self._known) > self.remember:
-            self._known.pop(next(iter(self._known)))
-        for key in keys:
-            self._counts["graded"] += 1
-            self._counts[grades[key].reason] += 1
+                grades[key] = grade = self._conclude(key[0], outcome)
+                with self._lock:
+                    self._counts["in workers"] += 1
+                if grade.reason not in base.FAILURES:
+                    self._keep(key, grade)  # even if this call is interrupted
+        with self._lock:
+            self._counts["graded"] += len(keys)
+            self._counts.update(grades[key].reason for key in keys)
         return [grades[key] for key in keys]
+
+    def _keep(self, key: Any, grade: Grade) -> None:
+        """Remember a verdict, and forget the oldest above `remember`."""
+        with self._lock:
+            self._known[key] = grade
+            while len(self._known) > self.remember:
+                self._known.pop(next(iter(self._known)))
 
     def _settle(self, answer: str, gold: Any) -> Grade | tuple[str, Sequence[Any]]:
         """The grade, or the job that finds it."""

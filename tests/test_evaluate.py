@@ -13,6 +13,7 @@ from anytime_lab import records as files
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.evaluate import chunk_seed, evaluate
+from anytime_lab.manifest import describe_rows
 from anytime_lab.prompts import detect_format, resolve_tokens
 from anytime_lab.records import (
     RECORD_SCHEMA,
@@ -171,6 +172,13 @@ def test_the_manifest_holds_versions_seeds_prompt_and_sampler(parts, whole):
     assert settings["engine"]["class"] == "Watched"
     assert len(settings["model"]) == 64  # a hash of the weights
     assert manifest["chunks"] == 3
+    about, data = manifest["dataset"], problems()
+    assert {name: about[name] for name in ("source", "revision", "problems", "sha256")} == {
+        "source": "",
+        "revision": "",
+        "problems": PROBLEMS,
+        "sha256": describe_rows(data)["sha256"],
+    }
     (session,) = manifest["sessions"]
     assert {"torch", "transformers"} <= session["versions"].keys()
 

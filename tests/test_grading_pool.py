@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from anytime_lab.grading.pool import GradingPool
-from anytime_lab.verify import FunctionVerifier, MathVerifier
+from anytime_lab.verify import FunctionVerifier, Grade, MathVerifier, PooledVerifier
 
 ROOT = str(Path(__file__).resolve().parents[1])
 HEADER = "thought</think>\n\n**Final Answer**\n"
@@ -208,6 +208,41 @@ def test_equal_pairs_reach_a_worker_once():
     verifier.grade_answers(answers, golds)
     assert verifier.metrics()["in workers"] == 3
     verifier.close()
+
+
+class Parity(PooledVerifier):
+    """Grades by parity, in this process."""
+
+    def _settle(self, answer, gold):
+        return Grade(float(int(answer) % 2), answer, "correct" if int(answer) % 2 else "wrong")
+
+
+def test_threads_that_remember_and_forget_lose_no_verdict_and_no_count():
+    verifier, switch = Parity(workers=1, remember=3), sys.getswitchinterval()
+    answers, failures = [str(n % 40) for n in range(400)], []
+
+    def work():
+        try:
+            for _ in range(10):
+                grades = verifier.grade_answers(answers, answers)
+                assert [g.score for g in grades] == [float(int(a) % 2) for a in answers]
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(switch)
+    assert failures == []
+    assert verifier.metrics()["graded"] == 8 * 10 * 400
+    assert verifier._counts["correct"] == verifier._counts["wrong"] == 8 * 10 * 200
+    assert len(verifier._known) == 3
+    assert pickle.loads(pickle.dumps(verifier)).metrics() == verifier.metrics()
 
 
 def test_threads_share_a_verifier():

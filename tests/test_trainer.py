@@ -12,7 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 from anytime_lab import presets
 from anytime_lab.trainer import BRPOTrainer
 from anytime_lab.tree import pack
-from anytime_lab.verify import ExactVerifier
+from anytime_lab.verify import ExactVerifier, Grade
 
 SGD = {"optim": "sgd", "learning_rate": 1.0, "max_steps": 1, "max_grad_norm": 0.0}
 
@@ -374,6 +374,23 @@ def test_the_manifest_of_a_run_describes_its_problems_and_each_session(tmp_path)
     assert told["settings"]["budgets"] == list(tiny.BUDGETS)
     first, second = told["sessions"]
     assert first["resumed_from"] is None and second["resumed_from"].endswith("checkpoint-2")
+
+
+def test_a_line_of_metrics_counts_the_grades_that_a_limit_cut_short(tmp_path):
+    class Failing(ExactVerifier):
+        def grade_answers(self, answers, golds):
+            return [Grade(0.0, a, ("timed out", "crashed")[len(a) % 2]) for a in answers]
+
+    trainer = build(tmp_path, Failing(header=None), max_steps=2, logging_steps=50)
+    seen = []
+    grade = trainer.reward_funcs[0].grade
+    trainer.reward_funcs[0].grade = lambda *given: seen.append(grade(*given)) or seen[-1]
+    trainer.train()
+    for line, grades in zip(lines(tmp_path), seen, strict=True):
+        reasons = [g.reason for g in grades]
+        told = [line[f"exact/{name}"] for name in ("timed_out", "out_of_memory", "crashed")]
+        assert told == [reasons.count(r) for r in ("timed out", "out of memory", "crashed")]
+        assert told[0] + told[2] > 0
 
 
 def test_a_line_of_metrics_holds_scores_variance_times_and_tokens(tmp_path):

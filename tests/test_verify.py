@@ -209,7 +209,8 @@ def test_a_verifier_is_a_reward_function_as_trl_calls_it():
         log_metric=logged.__setitem__,
     )
     assert scores == [1.0, 0.0, 0.0]
-    assert logged == {"countdown/timed_out": 0.0}
+    names = ("timed_out", "out_of_memory", "crashed")
+    assert logged == {f"countdown/{name}": 0.0 for name in names}
     assert verifier.__name__ == "countdown"
 
 

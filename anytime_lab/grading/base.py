@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 from anytime_lab.grading.answers import HEADER, THINK_CLOSE, find_answer
 
+# Reasons for a zero that are the grader's limits, not the answer's fault.
+FAILURES = ("timed out", "out of memory", "crashed")
+
 
 @dataclass(frozen=True)
 class Grade:
@@ -125,8 +128,9 @@ class AnswerVerifier:
         grades = self.grade(texts, columns[self.answer_column])
         log_metric = columns.get("log_metric")
         if log_metric is not None and grades:
-            timed_out = sum(grade.reason == "timed out" for grade in grades)
-            log_metric(f"{self.__name__}/timed_out", float(timed_out))
+            for reason in FAILURES:
+                failed = sum(grade.reason == reason for grade in grades)
+                log_metric(f"{self.__name__}/{reason.replace(' ', '_')}", float(failed))
         return [grade.score for grade in grades]
 
     def as_async(self) -> "AsyncReward":
