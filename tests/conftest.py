@@ -20,3 +20,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """A JupyterLab in a browser, one for all tests; see lab_browser.py."""
+    from lab_browser import BROWSERS, find_browser, open_lab
+
+    if find_browser() is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on PATH")
+    with open_lab(tmp_path_factory.mktemp("lab") / "home") as opened:
+        yield opened

@@ -1,0 +1,439 @@
+"""A real JupyterLab in a headless Chromium: what the browser tests and the screenshots drive.
+
+One server and one browser serve all tests. A view is tested in a page of its own:
+
+    @pytest.mark.slow
+    def test_the_slider_moves_the_read_out(lab, runs):          # `lab` is in conftest.py
+        with lab.notebook("04_budget_curves", runs=runs) as page:   # a copy, with parameters
+            page.run_all()                                      # raises where a cell fails
+            before = page.plot(-1).data()                       # traces as plotly holds them
+            page.slider("Budget").press("ArrowRight")           # by the description of the control
+            page.wait(lambda: "at 24 tokens" in page.text())
+            page.button("CSV").click()
+            page.select("Prior").select_option("base: the largest budget only")
+
+On leaving the `with`, the kernel is shut down and the page must have had no page error, no console
+error and no request that leaves this machine; `page.problems` holds them. `page.start()` runs all
+cells without waiting, `page.finish()` waits for them: between the two, controls of a cell that is
+shown can be used while a later one runs. Plots are numbered from the top of the notebook, -1 is the
+last. `page.theme("dark")` changes the colours, for pages opened later too: set "light" again.
+
+To add a view: write `tests/test_browser_VIEW.py` with `lab` as above and small made-up runs
+(made_runs.py, session scope), mark it slow, and keep to one page per notebook: a page costs about
+five seconds, a step on it nearly nothing. For its screenshot add a line to `docs/screenshots.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import nbformat
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+from anytime_lab.launch import NotebookRun
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--enable-unsafe-swiftshader",
+    "--disable-background-networking",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # nothing can leave, even unseen
+]
+SETTINGS = {
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # all cells are in the DOM
+}
+TOKEN = "local"
+SIZE = {"width": 1280, "height": 900}
+THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+
+READY = """async () => {
+  const app = window.jupyterapp; await app.restored;
+  let panel = app.shell.currentWidget;
+  while (!panel?.sessionContext) {
+    await new Promise(r => setTimeout(r, 50)); panel = app.shell.currentWidget; }
+  await panel.revealed; await panel.sessionContext.ready;
+  const kernel = panel.sessionContext.session.kernel; await kernel.info;
+  while (kernel.connectionStatus !== 'connected' || kernel.status !== 'idle')
+    await new Promise(r => setTimeout(r, 50));
+  app.shell.collapseLeft(); app.shell.collapseRight?.(); }"""
+START = """() => { window.cellsRun = {done: false};
+  window.jupyterapp.commands.execute('notebook:run-all-cells')
+    .then(ok => { window.cellsRun = {done: true, ok}; },
+          error => { window.cellsRun = {done: true, ok: false, error: String(error)}; }); }"""
+ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets
+  .filter(cell => cell.model.type === 'code')
+  .flatMap(cell => cell.model.outputs.toJSON())
+  .filter(o => o.output_type === 'error').map(o => o.traceback.join('\\n'))"""
+# every number as a number, whatever array plotly keeps it in
+DATA = """plot => plot._fullData.map(t => ({
+  name: t.name, type: t.type, visible: t.visible, x: Array.from(t.x ?? []),
+  y: Array.from(t.y ?? []), color: t.line?.color, dash: t.line?.dash}))"""
+THEME = """theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"""
+LAYOUT = "plot => JSON.parse(JSON.stringify(plot.layout))"
+
+
+def find_browser() -> str | None:
+    """The system's Chromium or Chrome; None if there is none."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextmanager
+def server(module: str, options: list[str], home: Path, url: str, seconds: float = 60) -> Iterator:
+    """Runs `python -m MODULE OPTIONS` with Jupyter folders of its own until `url` answers.
+
+    Raises:
+        RuntimeError: it ended, or did not answer in time; with the end of its log.
+    """
+    folders = {
+        "JUPYTER_CONFIG_DIR": home / "config",
+        "JUPYTER_DATA_DIR": home / "data",
+        "JUPYTER_RUNTIME_DIR": home / "runtime",
+        "IPYTHONDIR": home / "ipython",
+    }
+    package = str(NOTEBOOKS.parent)
+    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {
+        **os.environ,
+        **{name: str(folder) for name, folder in folders.items()},
+        "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one of the same name
+        "PYTHONPATH": path,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    log = home / f"{module}.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *options],
+            cwd=home,
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            give_up = time.monotonic() + seconds
+            while not _answers(url):
+                if process.poll() is not None or time.monotonic() > give_up:
+                    raise RuntimeError(
+                        f"{module} did not answer at {url}: {log.read_text()[-2000:]}"
+                    )
+                time.sleep(0.1)
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextmanager
+def open_lab(home: Path) -> Iterator[Lab]:
+    """Starts JupyterLab and a browser. home: an empty folder for all that they write.
+
+    Raises:
+        RuntimeError: no browser, or the server does not start.
+    """
+    from playwright.sync_api import sync_playwright
+
+    if (executable := find_browser()) is None:
+        raise RuntimeError(f"no browser: none of {', '.join(BROWSERS)} is on PATH; install one.")
+    for name in ("root", "settings", "workspaces", "application"):
+        (home / name).mkdir(parents=True)
+    for plugin, values in SETTINGS.items():
+        place = home / "settings" / f"{plugin.replace(':', '/')}.jupyterlab-settings"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(values))
+    url = f"http://127.0.0.1:{free_port()}"
+    options = [
+        "--allow-root",
+        "--no-browser",
+        "--expose-app-in-browser",  # tests wait by window.jupyterapp, not by the clock
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={urlsplit(url).port}",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={home / 'root'}",
+        f"--IdentityProvider.token={TOKEN}",
+        f"--LabApp.user_settings_dir={home / 'settings'}",
+        f"--LabApp.workspaces_dir={home / 'workspaces'}",
+        "--LabApp.extension_manager=readonly",  # the default asks PyPI
+    ]
+    with (
+        server("jupyterlab", options, home, f"{url}/api?token={TOKEN}"),
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        try:
+            yield Lab(home, url, browser)
+        finally:
+            browser.close()
+
+
+class Lab:
+    """A running JupyterLab and the browser that looks at it."""
+
+    def __init__(self, home: Path, url: str, browser: Any) -> None:
+        self.home, self.url, self.browser = home, url, browser
+        self.scale = 1.0  # device pixels per pixel, for screenshots
+
+    @contextmanager
+    def notebook(self, name: str, **parameters: Any) -> Iterator[Page]:
+        """Opens a copy of a notebook with these parameters; checks the page at the end.
+
+        Raises:
+            ValueError: the notebook has no such parameter.
+            AssertionError: the page had errors, or asked for something from outside.
+        """
+        path = self.copy(name, **parameters)
+        with self._page() as page:
+            where = path.relative_to(self.home / "root").as_posix()
+            page.raw.goto(f"{self.url}/lab/tree/{where}?reset&token={TOKEN}")
+            page.raw.wait_for_function("window.jupyterapp !== undefined")
+            page.raw.evaluate(READY)
+            try:
+                yield page
+            finally:
+                page.raw.evaluate(
+                    "() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()"
+                )
+        assert not page.problems, "\n".join(page.problems)
+
+    @contextmanager
+    def voila(self, name: str, **parameters: Any) -> Iterator[Page]:
+        """The same page without JupyterLab: a copy of the notebook served by voila, and run."""
+        path = self.copy(name, **parameters)
+        url = f"http://127.0.0.1:{free_port()}"
+        options = [
+            str(path),
+            "--no-browser",
+            "--Voila.ip=127.0.0.1",
+            f"--port={urlsplit(url).port}",
+            f"--token={TOKEN}",
+        ]
+        with (
+            server("voila", options, self.home, f"{url}/static/voila.js?token={TOKEN}", 60),
+            self._page() as page,
+        ):
+            page.raw.goto(f"{url}/?token={TOKEN}")
+            yield page
+        assert not page.problems, "\n".join(page.problems)
+
+    def copy(self, name: str, **parameters: Any) -> Path:
+        """A copy of a notebook, in a folder of its own, with these parameters set."""
+        source = NOTEBOOKS / f"{name}.ipynb"
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.home / "root"))
+        NotebookRun(source, parameters, folder).check()
+        notebook = parameterize_notebook(load_notebook_node(str(source)), parameters)
+        notebook.metadata.pop("papermill", None)
+        nbformat.write(notebook, folder / source.name)
+        return folder / source.name
+
+    @contextmanager
+    def _page(self) -> Iterator[Page]:
+        context = self.browser.new_context(viewport=SIZE, device_scale_factor=self.scale)
+        try:
+            yield Page(self, context)
+        finally:
+            context.close()
+
+
+class Page:
+    """An open notebook. raw: Playwright's page, for whatever is not here.
+
+    problems: page errors, console errors and requests that leave this machine.
+    """
+
+    def __init__(self, lab: Lab, context: Any) -> None:
+        self.lab, self.raw = lab, context.new_page()
+        self.problems: list[str] = []
+        self.raw.on("pageerror", lambda e: self.problems.append(f"page error: {e}"))
+        self.raw.on("console", self._console)
+        self.raw.on("request", lambda request: self._asked(request.url))
+        self.raw.on("websocket", lambda socket: self._asked(socket.url))
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error":
+            self.problems.append(f"console: {message.text} ({message.location.get('url', '')})")
+
+    def _asked(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
+            self.problems.append(f"request to the outside: {url[:300]}")
+
+    # --- running ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Runs all cells and does not wait for them."""
+        self.raw.evaluate(START)
+
+    def finish(self, seconds: float = 120) -> None:
+        """Waits until all cells have run.
+
+        Raises:
+            AssertionError: a cell failed; with its traceback.
+        """
+        self.raw.wait_for_function("window.cellsRun.done", timeout=1000 * seconds)
+        errors = self.raw.evaluate(ERRORS)
+        ran = self.raw.evaluate("window.cellsRun")
+        assert ran["ok"] and not errors, "\n".join(errors) or str(ran)
+
+    def run_all(self, seconds: float = 120) -> None:
+        """Runs all cells to their end."""
+        self.start()
+        self.finish(seconds)
+
+    def wait(self, holds: Callable[[], Any], seconds: float = 20) -> Any:
+        """Waits until `holds()` is true and returns what it gave.
+
+        Raises:
+            AssertionError: it never was.
+        """
+        give_up = time.monotonic() + seconds
+        while not (found := holds()):
+            if time.monotonic() > give_up:
+                raise AssertionError(f"not so within {seconds} s; the page says: {self.text()}")
+            self.raw.wait_for_timeout(50)  # lets the page's events in
+        return found
+
+    def theme(self, name: str) -> None:
+        """Shows JupyterLab "light" or "dark"; it stays so for pages opened later."""
+        change = (
+            "name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})"
+        )
+        self.raw.evaluate(change, THEMES[name])
+        light = "true" if name == "light" else "false"
+        self.raw.wait_for_selector(f'body[data-jp-theme-light="{light}"]')
+
+    # --- what is on it ---------------------------------------------------------------------------
+
+    def text(self) -> str:
+        """What the reader sees in the outputs."""
+        shown = self.raw.locator(".jp-OutputArea-output").all_inner_texts()
+        return "\n".join(shown)
+
+    def plot(self, index: int = -1) -> Plot:
+        """A plotly figure by its place on the page."""
+        plots = self.raw.locator(".js-plotly-plot")
+        count = self.wait(plots.count)
+        return Plot(self, plots.nth(index % count))
+
+    def control(self, label: str) -> Any:
+        """The widget with this description."""
+        whole = re.compile(rf"^\s*{re.escape(label)}\s*$")  # "Budget" is not "Weight at budget"
+        return self.raw.locator(".widget-label").filter(has_text=whole).last.locator("xpath=..")
+
+    def slider(self, label: str) -> Any:
+        """The handle of a slider: press keys on it, or drag it."""
+        return self.control(label).locator(".noUi-handle")
+
+    def drag(self, label: str, pixels: int) -> None:
+        """Drags a slider's handle sideways."""
+        handle = self.slider(label)
+        handle.scroll_into_view_if_needed()
+        box = handle.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.raw.mouse.move(x, y)
+        self.raw.mouse.down()
+        self.raw.mouse.move(x + pixels, y, steps=8)
+        self.raw.mouse.up()
+
+    def select(self, label: str) -> Any:
+        """The menu or list with this description."""
+        return self.control(label).locator("select")
+
+    def button(self, text: str) -> Any:
+        """The button that says this."""
+        return self.raw.locator("button.jupyter-button").filter(has_text=text)
+
+
+class Plot:
+    """A plotly figure on a page."""
+
+    def __init__(self, page: Page, element: Any) -> None:
+        self.page, self.element = page, element
+
+    def data(self) -> list[dict]:
+        """Its traces: name, type, visible, x, y, colour and dash."""
+        self.element.wait_for(state="attached")
+        return self.element.evaluate(DATA)
+
+    def trace(self, name: str) -> dict:
+        """The visible trace of this name.
+
+        Raises:
+            AssertionError: there is not exactly one.
+        """
+        data = self.data()
+        found = [t for t in data if t["name"] == name and t["visible"] is True]
+        assert len(found) == 1, f"{len(found)} traces {name!r}; {[t['name'] for t in data]}"
+        return found[0]
+
+    def layout(self) -> dict:
+        """Its layout as JSON."""
+        return self.element.evaluate(LAYOUT)
+
+    def hover(self, trace: int = 0, point: int = 0) -> str:
+        """Puts the pointer on a point, counting traces with markers; returns what is said there."""
+        marked = self.element.locator(".scatterlayer .trace").filter(
+            has=self.page.raw.locator(".point")
+        )
+        mark = marked.nth(trace).locator(".point").nth(point)
+        mark.scroll_into_view_if_needed()
+        box = mark.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.page.raw.mouse.move(x - 20, y)
+        self.page.raw.mouse.move(x, y, steps=4)
+        told = self.element.locator(".hoverlayer text")
+        self.page.wait(lambda: told.count() and told.last.text_content())
+        return " ".join(told.all_text_contents())
+
+    def draw(self, points: list[tuple[float, float]]) -> None:
+        """Draws a line over it with the mouse; points are shares of the plotting area, from its
+        lower left corner."""
+        area = self.element.locator(".nsewdrag").first
+        area.scroll_into_view_if_needed()
+        box = area.bounding_box()
+        at = [(box["x"] + u * box["width"], box["y"] + (1 - v) * box["height"]) for u, v in points]
+        self.page.raw.mouse.move(*at[0])
+        self.page.raw.mouse.down()
+        for place in at[1:]:
+            self.page.raw.mouse.move(*place, steps=10)
+        self.page.raw.mouse.up()
+
+    def screenshot(self, path: Path) -> None:
+        """Writes a PNG of the figure alone."""
+        self.element.scroll_into_view_if_needed()
+        self.element.screenshot(path=str(path))

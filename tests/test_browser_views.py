@@ -1,0 +1,115 @@
+"""The views of curves, of one problem and of rules, used as a reader does: JupyterLab and voila."""
+
+import re
+
+import pytest
+from made_runs import random_right, write_run
+
+pytestmark = pytest.mark.slow
+
+HOSTILE = (
+    "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>"
+    " $$\\frac{1}{0}$$ \x1b[31mred \u202eright to left "
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of which the second is better."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = {"grpo": (0, 1), "ar": (0.25, 2)}
+    for name, (lead, seed) in made.items():
+        write_run(folder / name, random_right(seed=seed, lead=lead, s=1))
+    return {name: str(folder / name) for name in made}
+
+
+def anytime(page, run):
+    """The anytime score of a run in the view's table, as it is told."""
+    rows = page.raw.locator(".anytime-lab tr").all_inner_texts()
+    found = [row.split("\t") for row in rows if row.startswith(run + "\t")]
+    return found[-1][3] if found else ""
+
+
+def test_budget_curves_are_slid_hovered_reweighted_and_exported(lab, runs, tmp_path):
+    with lab.notebook("04_budget_curves", runs=runs, reference="grpo") as page:
+        page.run_all()
+        live = page.plot(2)  # after the two static figures
+        page.wait(lambda: len(live.data()) == 4)
+        static = page.plot(0)
+        assert live.trace("ar")["y"] == pytest.approx(static.trace("ar")["y"])
+        assert "at 24 tokens" in page.text()
+        page.slider("Budget").press("ArrowRight")
+        page.wait(lambda: "at 32 tokens" in page.text())
+        page.wait(lambda: live.layout()["shapes"][0]["x0"] == 32)
+        page.drag("Budget", -500)
+        page.wait(lambda: "at 8 tokens" in page.text())
+        page.wait(lambda: live.layout()["shapes"][0]["x0"] == 8)
+        assert re.search(r"ar.*%", live.hover(trace=1, point=1))
+
+        uniform = anytime(page, "ar")
+        page.select("Prior").select_option("base: the largest budget only")
+        page.wait(lambda: anytime(page, "ar") != uniform)
+        base = anytime(page, "ar")
+        prior = page.plot(3)
+        prior.draw([(0.02, 0.9), (0.98, 0.1)])
+        page.wait(lambda: "Prior by hand" in page.text())
+        weights = page.wait(lambda: prior.data()[0]["y"])
+        assert weights == sorted(weights, reverse=True) and sum(weights) == pytest.approx(1)
+        page.wait(lambda: anytime(page, "ar") not in (uniform, base))
+
+        folder = page.control("Export to folder").locator("input")
+        folder.fill(str(tmp_path))
+        folder.press("Enter")
+        for kind, words in (("HTML", "html"), ("CSV", "csv"), ("LaTeX", "tex"), ("PNG", "png")):
+            page.button(kind).click()
+            page.wait(lambda words=words: f"budget-curves.{words}" in page.text(), 60)
+        assert (tmp_path / "budget-curves.csv").read_text().startswith("run,dataset,step,budget")
+        assert (tmp_path / "budget-curves.png").read_bytes().startswith(b"\x89PNG")
+
+        page.select("Runs").select_option(["ar"])
+        page.wait(lambda: [t["name"] for t in live.data() if t["visible"]] == ["ar 95 %", "ar"])
+        page.wait(lambda: "1 of 2 runs are shown" in page.text())
+
+
+def test_a_thinking_is_read_up_to_the_budget_and_hostile_text_stays_text(lab, tmp_path):
+    right = random_right(p=3, s=1)
+    write_run(tmp_path / "a", right, thinking=HOSTILE * 9, question=HOSTILE, summary_text=HOSTILE)
+    write_run(tmp_path / "b", 1 - right, thinking=HOSTILE, question=HOSTILE)
+    runs = {HOSTILE: str(tmp_path / "a"), "b": str(tmp_path / "b")}
+    with lab.notebook("06_inside_a_problem", runs=runs) as page:
+        page.run_all()
+        live = page.plot(-1)
+        page.wait(lambda: live.data())
+        page.wait(lambda: "At 24 tokens" in page.text())
+        kept = page.raw.locator(".model .kept").last
+        before = len(kept.text_content())
+        page.slider("Budget").press("ArrowLeft")
+        page.wait(lambda: "At 16 tokens" in page.text())
+        page.wait(lambda: live.layout()["shapes"][0]["x0"] == 16)
+        assert 0 < len(kept.text_content()) < before
+        assert "<img src=x onerror=" in page.text() and "</script>" in page.text()
+        assert page.raw.locator("img[src=x]").count() == 0
+        assert "owned" not in page.raw.title()
+
+
+def test_a_rule_is_read_at_another_setting(lab, runs):
+    with lab.notebook("07_policies", runs=runs) as page:
+        page.run_all()
+        live = page.plot(2)
+        page.wait(lambda: len(live.data()) > 2)
+        ring = live.trace("chosen setting")
+        said = page.text()
+        page.slider("Rule and setting").press("ArrowRight")
+        page.wait(lambda: live.trace("chosen setting")["x"] != ring["x"])
+        page.wait(lambda: page.text() != said)
+        assert re.search(r"%", live.hover(trace=1, point=0))
+
+
+def test_the_page_works_through_voila_too(lab, runs):
+    with lab.voila("04_budget_curves", runs=runs, reference="grpo") as page:
+        page.wait(lambda: page.raw.locator(".js-plotly-plot").count() >= 4, 120)
+        live = page.plot(2)
+        page.wait(lambda: len(live.data()) == 4)
+        page.slider("Budget").press("ArrowRight")
+        page.wait(lambda: live.layout()["shapes"][0]["x0"] == 32)
+        page.wait(lambda: "at 32 tokens" in page.raw.locator("body").inner_text())
