@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import wraps
 
 import ipywidgets as widgets
 from plotly.graph_objects import FigureWidget  # here, so that it is loaded before a view
@@ -10,13 +12,42 @@ from plotly.graph_objects import FigureWidget  # here, so that it is loaded befo
 from anytime_lab.plot_style import RunStyle, safe_text
 from anytime_lab.widgets.html import STYLE, block
 
+EDITS = ("relayout", "restyle", "update", "addTraces", "moveTraces", "deleteTraces")
 LABEL = {"description_width": "initial"}
 CLEAR = "rgba(0,0,0,0)"
 
 
-def live_figure(traces: Sequence[dict], height: int, title: str = "") -> FigureWidget:
+class LiveFigure(FigureWidget):
+    """A FigureWidget that is whole when it is first shown inside of another widget.
+
+    plotly sends edits as messages, which are lost before a page has drawn the figure; it sends the
+    whole only where the figure itself is displayed, not where a box around it is.
+    """
+
+    def _whole(self) -> None:
+        if not self._view_count:  # a page that draws it later draws this
+            self._widget_layout = deepcopy(self._layout_obj._props)
+            self._widget_data = deepcopy(self._data)
+
+
+def _then_whole(name: str):
+    send = getattr(FigureWidget, name)
+
+    @wraps(send)
+    def sent(self, *args, **kwargs):
+        send(self, *args, **kwargs)
+        self._whole()
+
+    return sent
+
+
+for _edit in EDITS:
+    setattr(LiveFigure, f"_send_{_edit}_msg", _then_whole(f"_send_{_edit}_msg"))
+
+
+def live_figure(traces: Sequence[dict], height: int, title: str = "") -> LiveFigure:
     """An empty figure without a background of its own, whose traces are updated in place."""
-    figure = FigureWidget(
+    figure = LiveFigure(
         data=[{"type": "scatter", **trace} for trace in traces],
         layout={
             "template": "none",
