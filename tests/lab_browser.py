@@ -1,4 +1,4 @@
-"""A real JupyterLab in a headless Chromium: what the browser tests and the screenshots drive.
+"""A real JupyterLab in a headless Chromium: what the browser tests drive.
 
 One server and one browser serve all tests. A view is tested in a page of its own:
 
@@ -20,7 +20,7 @@ last. `page.theme("dark")` changes the colours, for pages opened later too: set 
 
 To add a view: write `tests/test_browser_VIEW.py` with `lab` as above and small made-up runs
 (made_runs.py, session scope), mark it slow, and keep to one page per notebook: a page costs about
-five seconds, a step on it nearly nothing. For its screenshot add a line to `docs/screenshots.py`.
+five seconds, a step on it nearly nothing.
 """
 
 from __future__ import annotations
@@ -87,7 +87,6 @@ ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets
 DATA = """plot => plot._fullData.map(t => ({
   name: t.name, type: t.type, visible: t.visible, x: Array.from(t.x ?? []),
   y: Array.from(t.y ?? []), color: t.line?.color, dash: t.line?.dash}))"""
-THEME = """theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"""
 LAYOUT = "plot => JSON.parse(JSON.stringify(plot.layout))"
 
 
