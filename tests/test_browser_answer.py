@@ -24,10 +24,12 @@ def points(page, count):
 
 @pytest.mark.slow
 def test_answer_now_is_pressed_while_it_streams_and_it_thinks_on(lab):
-    with lab.notebook("10_answer_now", num_problems=5, problem=2, seed=5, rate=20) as page:
+    with lab.notebook("10_answer_now", num_problems=5, problem=2, seed=2, rate=20) as page:
         page.run_all(240)
         asked_at = page.plot(0).data()[0]["x"]  # the static figure, asked to the end
-        assert len(asked_at) > 2 and asked_at == sorted(asked_at)
+        assert asked_at == sorted(asked_at)
+        total = asked_at[-1]
+        assert total > 90  # long enough to be stopped three times
 
         # by the button, in the middle of the stream
         ready(page, "Start").click()
@@ -38,7 +40,7 @@ def test_answer_now_is_pressed_while_it_streams_and_it_thinks_on(lab):
         ready(page, "Think on")
         asked = points(page, 1)
         (tokens,) = asked[0]["x"]
-        assert 0 < tokens < 121 and sum(asked[2]["x"]) == pytest.approx(1)
+        assert 0 < tokens < total and sum(asked[2]["x"]) == pytest.approx(1)
         assert f"After {tokens} tokens" in page.text()
         stopped = shown(page)
         assert stopped.count("▼") == 1
@@ -64,6 +66,6 @@ def test_answer_now_is_pressed_while_it_streams_and_it_thinks_on(lab):
         page.raw.get_by_role("slider").last.press("End")  # the speed
         ready(page, "Think on").click()
         ready(page, "Start again")
-        assert points(page, 4)[0]["x"] == [*curve["x"], 121]
+        assert points(page, 4)[0]["x"] == [*curve["x"], total]
         assert shown(page).count("▼") == 4 and "</think>" in shown(page)
         assert "at the end (closed by itself)" in page.text()
