@@ -230,26 +230,6 @@ class Lab:
                 )
         assert not page.problems, "\n".join(page.problems)
 
-    @contextmanager
-    def voila(self, name: str, **parameters: Any) -> Iterator[Page]:
-        """The same page without JupyterLab: a copy of the notebook served by voila, and run."""
-        path = self.copy(name, **parameters)
-        url = f"http://127.0.0.1:{free_port()}"
-        options = [
-            str(path),
-            "--no-browser",
-            "--Voila.ip=127.0.0.1",
-            f"--port={urlsplit(url).port}",
-            f"--token={TOKEN}",
-        ]
-        with (
-            server("voila", options, self.home, f"{url}/static/voila.js?token={TOKEN}", 60),
-            self._page() as page,
-        ):
-            page.raw.goto(f"{url}/?token={TOKEN}")
-            yield page
-        assert not page.problems, "\n".join(page.problems)
-
     def copy(self, name: str, **parameters: Any) -> Path:
         """A copy of a notebook, in a folder of its own, with these parameters set."""
         source = NOTEBOOKS / f"{name}.ipynb"

@@ -1,4 +1,4 @@
-"""The views of curves, of one problem and of rules, used as a reader does: JupyterLab and voila."""
+"""The views of curves, of one problem and of rules, used as a reader does, in JupyterLab."""
 
 import re
 
@@ -103,13 +103,3 @@ def test_a_rule_is_read_at_another_setting(lab, runs):
         page.wait(lambda: live.trace("chosen setting")["x"] != ring["x"])
         page.wait(lambda: page.text() != said)
         assert re.search(r"%", live.hover(trace=1, point=0))
-
-
-def test_the_page_works_through_voila_too(lab, runs):
-    with lab.voila("04_budget_curves", runs=runs, reference="grpo") as page:
-        page.wait(lambda: page.raw.locator(".js-plotly-plot").count() >= 4, 120)
-        live = page.plot(2)
-        page.wait(lambda: len(live.data()) == 4)
-        page.slider("Budget").press("ArrowRight")
-        page.wait(lambda: live.layout()["shapes"][0]["x0"] == 32)
-        page.wait(lambda: "at 32 tokens" in page.raw.locator("body").inner_text())
