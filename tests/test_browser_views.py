@@ -103,3 +103,18 @@ def test_a_rule_is_read_at_another_setting(lab, runs):
         page.wait(lambda: live.trace("chosen setting")["x"] != ring["x"])
         page.wait(lambda: page.text() != said)
         assert re.search(r"%", live.hover(trace=1, point=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("01_warm_start", {"steps": 2, "good_steps": 2, "batch_size": 8, "num_problems": 10}),
+        ("02_train", {"max_steps": 1, "problems_per_step": 1, "rows_per_batch": 8}),
+        ("03_evaluate", {"num_problems": 10, "num_samples": 1}),
+    ],
+)
+def test_the_notebooks_that_make_results_run_alone(lab, tmp_path, name, settings):
+    with lab.notebook(name, output_dir=str(tmp_path / "out"), **settings) as page:
+        page.run_all(240)
+        assert page.raw.locator(".js-plotly-plot").count() >= 1
+    assert any((tmp_path / "out").rglob("*.safetensors" if name != "03_evaluate" else "*.parquet"))
