@@ -17,6 +17,7 @@ from importlib import metadata
 from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 PACKAGE = "anytime-lab"
 LEARNING = ("torch", "transformers", "datasets", "safetensors", "accelerate")
@@ -152,7 +153,8 @@ def table(findings: Sequence[Finding]) -> Table:
     made = Table("", "ready", "found", "what to do")
     for one in findings:
         choice = "" if one.purpose in NEEDED else " (at choice)"
-        made.add_row(one.purpose + choice, "yes" if one.ready else "no", one.found, one.fix)
+        cells = (one.purpose + choice, "yes" if one.ready else "no", one.found, one.fix)
+        made.add_row(*map(Text, cells))  # as it stands: in markup ".[vllm]" would be a style
     return made
 
 

@@ -58,10 +58,14 @@ def test_another_version_is_told_with_the_one_that_is_wanted():
 
 
 @pytest.mark.parametrize(("purpose", "extra"), [("vLLM", "vllm"), ("ray", "ray")])
-def test_what_is_at_choice_may_be_missing_unless_it_is_asked_for(purpose, extra):
+def test_what_is_at_choice_may_be_missing_unless_it_is_asked_for(
+    purpose, extra, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "300")
     found = examine(missing=[extra])
     assert found[purpose].fix == f'pip install -e ".[{extra}]" (in the clone)'
     assert doctor.main([], list(found.values())) == 0
+    assert f'pip install -e ".[{extra}]"' in capsys.readouterr().out
     assert doctor.main(["--need", purpose], list(found.values())) == 1
 
 
