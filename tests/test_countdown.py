@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 
+from anytime_lab.tasks.catalogue import load_task
 from anytime_lab.tasks.countdown import (
     Problem,
     Rules,
@@ -119,3 +120,9 @@ def test_every_listed_problem_lies_in_the_asked_range():
     rules = Rules()
     problems = countdown_problems("test", min_success=0.1, max_success=0.2)
     assert all(0.1 <= success_rate(p, rules) <= 0.2 for p in problems)
+
+
+@pytest.mark.parametrize("wrong", ["5", 2.5, True])
+def test_a_count_of_problems_that_is_no_whole_number_is_told(wrong):
+    with pytest.raises(ValueError, match="num_problems is .* expected a whole number, or None"):
+        load_task("countdown", num_problems=wrong)

@@ -46,6 +46,10 @@ def load_task(
     Raises:
         ValueError: there is no such task, or too few problems.
     """
+    if isinstance(num_problems, bool) or not isinstance(num_problems, int | None):
+        raise ValueError(
+            f"num_problems is {num_problems!r}; expected a whole number, or None for all."
+        )
     if name == COUNTDOWN:
         problems = load_countdown(num_problems, split, **options)
         return Task(name, problems, CountdownVerifier(), dataset_card(problems).sentence())
