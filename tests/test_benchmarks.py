@@ -287,6 +287,28 @@ def test_tasks_by_name_or_file(tmp_path):
         load_task(str(path), num_problems=3)
 
 
+def test_a_task_asks_for_any_answer_or_for_all(tmp_path):
+    path = written(tmp_path, [{"id": "a", "problem": "x^2 = 4?", "answer": ["2", "-2"]}])
+    scores = []
+    for require_all in (False, True):
+        task = load_task(str(path), require_all=require_all)
+        golds = task.problems["answer"][:] * 3
+        scores += [g.score for g in task.verifier.grade_answers(["2", "-2, 2", "3, 2"], golds)]
+        task.verifier.close()
+    assert scores == [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match="a Countdown problem has one"):
+        load_task("countdown", require_all=True)
+
+
+def test_golds_are_checked_as_they_will_be_graded(tmp_path):
+    path = written(tmp_path, [*ROWS, BROKEN])
+    with pytest.warns(UserWarning, match="1 of 3 golds cannot be graded"):
+        load_task(str(path), require_all=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_task(str(path), require_all=True, check=False)
+
+
 @pytest.mark.skipif("ANYTIME_LAB_DATA" not in os.environ, reason="ANYTIME_LAB_DATA is not set")
 @pytest.mark.parametrize(
     ("name", "file", "count"),

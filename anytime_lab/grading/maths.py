@@ -216,6 +216,10 @@ def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
         wanted = _value(gold)
         return False if wanted is None else equal(answer, wanted, atoms)
     assert isinstance(answer, Relation)
+    if set(answer.signs) == {"="} and len(answer.signs) == 1 and is_name(answer.texts[1]):
+        first = answer.members[0]
+        if isinstance(first, Atom) and first.number is not None:
+            return equal(first, gold, atoms)  # `3 = x`
     given = _stated(answer)
     return False if given is None else equal(given, gold, atoms)
 

@@ -1,7 +1,8 @@
 """Split a unit off an answer, and compare two of them.
 
 A unit in the gold or in the answer alone is commentary and is dropped; two units that are known
-must measure the same thing, and then 5 m is 500 cm, not 5 cm.
+must measure the same thing, and then 5 m is 500 cm, not 5 cm. Two symbols of which one is not
+known (`\\text{ Gs}`) must be the same; a longer word that is not known is commentary.
 """
 
 import re
@@ -22,6 +23,8 @@ _KINDS: dict[str, dict[str, Fraction]] = {
         "yd|yard": Fraction(9144, 10**4),
         "mi|mile": Fraction(1609344, 1000),
         "pc|parsec": Fraction(30857, 1) * 10**12,
+        "kpc|kiloparsec": Fraction(30857, 1) * 10**15,
+        "Mpc|megaparsec": Fraction(30857, 1) * 10**18,
         "AU|astronomical unit": Fraction(1495978707, 1) * 100,
     },
     "mass": {
@@ -44,7 +47,7 @@ _KINDS: dict[str, dict[str, Fraction]] = {
     "money": {"dollar|usd|bucks": Fraction(1), "cent|cents": Fraction(1, 100)},
     "angle": {"degree|deg": Fraction(1)},
     "radian": {"radian|rad": Fraction(1)},
-    "volume": {"mL|ml|milliliter": Fraction(1, 1000), "L|l|liter|litre": Fraction(1)},
+    "volume": {"mL|ml|milliliter|cc": Fraction(1, 1000), "L|l|liter|litre": Fraction(1)},
     "energy": {
         "J|joule": Fraction(1), "kJ|kilojoule": Fraction(1000), "erg|ergs": Fraction(1, 10**7),
         "eV|electronvolt": Fraction(1602176634, 10**28),
@@ -134,6 +137,7 @@ _DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\text\{\s*)?([CF]|)\s*\}?$")
 _MONEY = re.compile(
     r"(?P<sign>[-+]?)\s*(?P<name>\\\$|US\s?\\?\$|[€£¥₹]|\\text\{\s*(?:Rs\.?|USD|US)\s*\})\s*"
 )
+_SYMBOL = re.compile(r"[a-zA-Z]{2,3}(?:\^-?\d)?")
 _WORD = re.compile(r"\\mu\s?m|\\Omega|\\text|\\cdot|[a-zA-Z]+|\^\s?\{?\s?(-?\d)|/")
 
 
@@ -143,10 +147,12 @@ class Unit:
 
     parts: sorted (kind, power) of a unit that is understood wholly, else ().
     factor: how many base units one of it is.
+    symbol: as written, of a unit that is not understood but has the form of one, else "".
     """
 
     parts: tuple[tuple[str, int], ...]
     factor: Fraction
+    symbol: str = ""
 
 
 def strip_unit(text: str) -> tuple[str, Unit | None]:
@@ -197,11 +203,28 @@ def _strip_trailing(text: str) -> tuple[str, Unit | None]:
 def unit_factor(answer: Unit | None, gold: Unit | None) -> Fraction | None:
     """What an answer in its unit is multiplied with; None where the two measure different things.
 
-    1 where either has no unit that is understood.
+    1 where either has no unit, or words that are no unit.
     """
-    if answer is None or gold is None or not answer.parts or not gold.parts:
+    if answer is None or gold is None:
         return Fraction(1)
-    return answer.factor / gold.factor if answer.parts == gold.parts else None
+    if answer.symbol and gold.symbol:
+        return Fraction(1) if answer.symbol == gold.symbol else None
+    if (answer.symbol and _is_simple(gold)) or (gold.symbol and _is_simple(answer)):
+        return None
+    if not answer.parts or not gold.parts:
+        return Fraction(1)
+    if answer.parts != gold.parts:
+        return None
+    # A year of 365 days has twelve months, though a month of its own has 30 days.
+    return _CALENDAR.get(answer.factor / gold.factor, answer.factor / gold.factor)
+
+
+_CALENDAR = {Fraction(365, 30): Fraction(12), Fraction(30, 365): Fraction(1, 12)}
+
+
+def _is_simple(unit: Unit) -> bool:
+    """Whether a unit is one known name, which no symbol that is not known can spell otherwise."""
+    return len(unit.parts) == 1 and unit.parts[0][1] == 1
 
 
 def _read_unit(written: str, bare: bool) -> tuple[Unit | None, Fraction]:
@@ -238,7 +261,9 @@ def _read_unit(written: str, bare: bool) -> tuple[Unit | None, Fraction]:
         else:
             understood = False
     if not understood or not powers or modifier != 1:
-        return Unit((), Fraction(1)), scale
+        symbol = re.sub(r"\\text|[\s{}.~]", "", written)
+        is_one = _SYMBOL.fullmatch(symbol) and not powers and scale == 1
+        return Unit((), Fraction(1), symbol.lower() if is_one else ""), scale
     return Unit(tuple(sorted((k, p) for k, p in powers.items() if p)), factor), scale
 
 
@@ -248,6 +273,8 @@ def _known(word: str) -> tuple[str, Fraction] | None:
     if word in _NAMES:
         return _NAMES[word]
     lower = word.lower()
+    if len(word) == 3 and word[:2] in _NAMES and word[2] == "s":  # hrs, yrs, kms
+        return _NAMES[word[:2]]
     if len(word) > 3:
         return _NAMES.get(lower) or _NAMES.get(lower.removesuffix("s"))
     return None

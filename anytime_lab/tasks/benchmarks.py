@@ -317,14 +317,15 @@ def _final_answer(verifier: MathVerifier, answer: str) -> str:
 
 
 def _with_golds_checked(made: Dataset) -> Dataset:
-    verifier = MathVerifier()
+    warn_of_golds(made, MathVerifier())
+    return made
+
+
+def warn_of_golds(dataset: Dataset, verifier: MathVerifier) -> None:
+    """Warn of golds that `check_golds` finds unreadable; ends the verifier's workers."""
     try:
-        report = check_golds(made, verifier)
+        report = check_golds(dataset, verifier)
     finally:
         verifier.close()
     if report.unreadable:
-        warnings.warn(
-            f"{made.info.description}: {report.sentence()}",
-            stacklevel=3,
-        )
-    return made
+        warnings.warn(f"{dataset.info.description}: {report.sentence()}", stacklevel=4)

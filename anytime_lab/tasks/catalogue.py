@@ -6,7 +6,13 @@ from typing import Any
 
 from datasets import Dataset
 
-from anytime_lab.tasks.benchmarks import BENCHMARKS, dataset_card, load_benchmark, load_problems
+from anytime_lab.tasks.benchmarks import (
+    BENCHMARKS,
+    dataset_card,
+    load_benchmark,
+    load_problems,
+    warn_of_golds,
+)
 from anytime_lab.tasks.countdown import load_countdown
 from anytime_lab.verify import CountdownVerifier, MathVerifier, Verifier
 
@@ -31,7 +37,12 @@ class Task:
 
 
 def load_task(
-    name: str, split: str = "train", num_problems: int | None = None, **options: Any
+    name: str,
+    split: str = "train",
+    num_problems: int | None = None,
+    *,
+    require_all: bool = False,
+    **options: Any,
 ) -> Task:
     """Problems by name.
 
@@ -41,22 +52,27 @@ def load_task(
             parquet, CSV).
         split: Of the embedded task, `train` or `test`; the others have one.
         num_problems: How many; None takes all.
+        require_all: Where a problem has several answers, ask for all of them, in any order; by
+            default any one is right. Not for the embedded task.
         **options: For `load_countdown`, `load_benchmark` or `load_problems`.
 
     Raises:
-        ValueError: there is no such task, or too few problems.
+        ValueError: there is no such task, too few problems, or require_all for `countdown`.
     """
     if isinstance(num_problems, bool) or not isinstance(num_problems, int | None):
         raise ValueError(
             f"num_problems is {num_problems!r}; expected a whole number, or None for all."
         )
+    if require_all and name == COUNTDOWN:
+        raise ValueError("require_all is for lists of answers; a Countdown problem has one.")
+    check = options.pop("check", True) if name != COUNTDOWN else False
     if name == COUNTDOWN:
         problems = load_countdown(num_problems, split, **options)
         return Task(name, problems, CountdownVerifier(), dataset_card(problems).sentence())
     if name in BENCHMARKS:
-        problems = load_benchmark(name, **options)
+        problems = load_benchmark(name, check=check and not require_all, **options)
     elif Path(name).expanduser().is_file():
-        problems = load_problems(name, **options)
+        problems = load_problems(name, check=check and not require_all, **options)
     else:
         raise ValueError(
             f"there is no task {name!r}. Choose {COUNTDOWN}, {', '.join(BENCHMARKS)}, or the path "
@@ -69,4 +85,7 @@ def load_task(
                 f"{len(problems)}, or None for all."
             )
         problems = problems.select(range(num_problems))
-    return Task(name, problems, MathVerifier(), dataset_card(problems).sentence())
+    verifier = MathVerifier(require_all=require_all)
+    if check and require_all:
+        warn_of_golds(problems, verifier)
+    return Task(name, problems, verifier, dataset_card(problems).sentence())
