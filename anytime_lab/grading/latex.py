@@ -120,7 +120,10 @@ _COMMA_IN_NUMBER = re.compile(r"(?<=\d)(?:,\\!|\{,\}(?:\\!)?)\s*(?=\d{3})")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
 _GROUPED = re.compile(r"(?<![\d.,{])\d{1,3}(?:(?:\\,|\\ | )\d{3})+(?!\d)")  # 10\,000
 _KEPT_SPACE = re.compile(r"(\\[a-zA-Z]+ (?=\s*[a-zA-Z]))\s*|\s+")
-_CLOCK = re.compile(r"(\d:\d\d)\s*(?:\\text\{)?\s*([apAP])\.?\s?[mM]\.?\s*\}?$")
+_CLOCK = re.compile(  # `9 a.m.`, `9:30\text{ pm}`, but not the product `9am`
+    r"(?<![\w.:])(\d{1,2}(?::\d\d)?)(?:\s|(?<=:\d\d)|(?=\\text))\s*(?:\\text\{)?\s*"
+    r"(?:([apAP])\.?\s?[mM]\.?|(noon|midnight))\s*\}?$"
+)
 _SINGLE_BRACE = re.compile(r"([\^_])\s*\{\s*([a-zA-Z0-9])\s*\}")
 _WHOLE = (
     re.compile(r"\$\$(?P<in>.*)\$\$", re.S),
@@ -168,7 +171,7 @@ def clean(text: str) -> str:
     text = _SCIENTIFIC.sub(r"\1\\times 10^{\2}", text)
     text = _SINGLE_BRACE.sub(r"\1\2", text)
     text = re.sub(r"(?<!\\)\$", "", text)
-    text = _CLOCK.sub(lambda m: f"{m.group(1)}_{{{m.group(2).lower()}m}}", text)
+    text = _CLOCK.sub(_half_of_day, text)
     return _trim(re.sub(r"\s+", " ", text))
 
 
@@ -255,6 +258,13 @@ def _fold_unicode(text: str) -> str:
             # Full-width and mathematical letters become plain ones; the rest stays.
             folded.append(unicodedata.normalize("NFKC", character))
     return "".join(_SIGNS.get(c, c) for c in "".join(folded))
+
+
+def _half_of_day(clock: re.Match[str]) -> str:
+    """A time with a.m. or p.m. as a unit."""
+    hour, half, word = clock.groups()
+    half = f"{half.lower()}m" if half else {"noon": "pm", "midnight": "am"}[word]
+    return rf"{hour}\text{{ {half}}}"
 
 
 def _depth(text: str) -> int:

@@ -125,7 +125,10 @@ def atoms_alike(answer: Atom, gold: Atom) -> bool | None:
 
 
 def _colons_alike(answer: str, gold: str) -> bool | None:
-    """Two clock times or ratios; None where either is none. 5:00 is 05:00, 2:4 is 1:2."""
+    """Two clock times or ratios; None where either is none. 5:00 is 05:00 and 5, 2:4 is 1:2."""
+    hours = [text.removesuffix(":00") for text in (answer, gold)]
+    if hours != [answer, gold] and all(hour.isdecimal() for hour in hours):
+        return int(hours[0]) == int(hours[1])
     if not _COLONS.fullmatch(answer) or not _COLONS.fullmatch(gold):
         return None
     given, wanted = ([int(part) for part in text.split(":")] for text in (answer, gold))
@@ -140,6 +143,9 @@ def _infinite(atom: Atom) -> bool:
 
 
 def _units_and_atoms(answer: Atom, gold: Atom, atoms: AtomsEqual) -> bool | None:
+    turned = _in_radians(answer, gold)
+    if turned is not None and (alike := atoms(*turned)) is not False:
+        return alike
     factor = unit_factor(answer.unit, gold.unit)
     if factor is None:
         return False
@@ -150,6 +156,19 @@ def _units_and_atoms(answer: Atom, gold: Atom, atoms: AtomsEqual) -> bool | None
         return atoms(Atom(scaled), gold)
     value = answer.number.value * factor
     return atoms(Atom(_plain(value), replace(answer.number, value=value)), gold)
+
+
+def _in_radians(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
+    """Both in radians, where one is in degrees and the other is in radians or holds a bare π."""
+    kinds = [atom.unit.kind if atom.unit else "" for atom in (answer, gold)]
+    if kinds.count("angle") != 1:
+        return None
+    degrees, other = (answer, gold) if kinds[0] == "angle" else (gold, answer)
+    if "radian" not in kinds and (other.unit is not None or "\\pi" not in other.text):
+        return None
+    turned = Atom(rf"({degrees.text})\cdot\frac{{\pi}}{{180}}")
+    other = replace(other, unit=None)
+    return (turned, other) if degrees is answer else (other, turned)
 
 
 def _plain(value: Fraction) -> str:

@@ -5,7 +5,7 @@ way and is faster than simplifying; what cannot be evaluated goes to `math_verif
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -107,8 +107,14 @@ def _evaluated_equal(left: Any, right: Any, decimal: bool) -> bool | None:
         return None
     left, right = _named_functions(left), _named_functions(right)
     names = sorted({*left.free_symbols, *right.free_symbols} - _constants(), key=str)
+    whole = {
+        name
+        for power in (left.atoms(sympy.Pow) | right.atoms(sympy.Pow))
+        if power.base == -1
+        for name in power.exp.free_symbols
+    }
     compared = 0
-    for point in _points(names) if names else [{}]:
+    for point in _points(names, whole) if names else [{}]:
         values = _value(left, point), _value(right, point)
         if None in values:
             continue
@@ -160,13 +166,20 @@ def _named_functions(expression: sympy.Expr) -> sympy.Expr:
     return expression.xreplace({call: sympy.Symbol(f"call {call}") for call in calls})
 
 
-def _points(names: list[sympy.Symbol]) -> Iterator[dict[sympy.Symbol, sympy.Rational]]:
-    """Fixed rational points, of both signs, none of them special."""
+def _points(
+    names: list[sympy.Symbol], whole: Collection[sympy.Symbol] = ()
+) -> Iterator[dict[sympy.Symbol, sympy.Rational]]:
+    """Fixed rational points, of both signs, none of them special.
+
+    whole: names that stand for whole numbers, such as n in `(-1)^n`; odd and even ones in turn.
+    """
     for number in range(POINTS):
         point = {}
         for index, name in enumerate(names):
             size = sympy.Rational(1009 + 377 * index + 613 * number, 701 + 89 * number)
             point[name] = -size if (number >> (index % 2)) & 1 else size
+            if name in whole:
+                point[name] = sympy.Integer(3 + 5 * number + 2 * index)
         yield point
 
 

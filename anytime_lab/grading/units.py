@@ -22,6 +22,8 @@ _KINDS: dict[str, dict[str, Fraction]] = {
         "ft|foot|feet": Fraction(3048, 10**4),
         "yd|yard": Fraction(9144, 10**4),
         "mi|mile": Fraction(1609344, 1000),
+        "furlong": Fraction(201168, 1000),
+        "ly|lightyear": Fraction(94607304725808, 10) * 1000,
         "pc|parsec": Fraction(30857, 1) * 10**12,
         "kpc|kiloparsec": Fraction(30857, 1) * 10**15,
         "Mpc|megaparsec": Fraction(30857, 1) * 10**18,
@@ -33,6 +35,8 @@ _KINDS: dict[str, dict[str, Fraction]] = {
         "kg|kilogram": Fraction(1000),
         "lb|lbs|pound": Fraction(45359237, 10**5),
         "oz|ounce": Fraction(45359237, 16 * 10**5),
+        "ton": Fraction(45359237 * 2000, 10**5),
+        "tonne": Fraction(10**6),
     },
     "time": {
         "ms|millisecond": Fraction(1, 1000),
@@ -47,11 +51,17 @@ _KINDS: dict[str, dict[str, Fraction]] = {
     "money": {"dollar|usd|bucks": Fraction(1), "cent|cents": Fraction(1, 100)},
     "angle": {"degree|deg": Fraction(1)},
     "radian": {"radian|rad": Fraction(1)},
-    "volume": {"mL|ml|milliliter|cc": Fraction(1, 1000), "L|l|liter|litre": Fraction(1)},
+    "volume": {
+        "mL|ml|milliliter|cc": Fraction(1, 1000), "L|l|liter|litre": Fraction(1),
+        "gal|gallon": Fraction(3785411784, 10**9), "quart": Fraction(946352946, 10**9),
+        "pint": Fraction(473176473, 10**9),
+    },
     "energy": {
         "J|joule": Fraction(1), "kJ|kilojoule": Fraction(1000), "erg|ergs": Fraction(1, 10**7),
         "eV|electronvolt": Fraction(1602176634, 10**28),
         "keV": Fraction(1602176634, 10**25), "MeV": Fraction(1602176634, 10**22),
+        "GeV": Fraction(1602176634, 10**19), "cal|calorie": Fraction(4184, 1000),
+        "kcal|kilocalorie": Fraction(4184), "kWh": Fraction(3_600_000),
     },
     "force": {"N|newton": Fraction(1), "kN": Fraction(1000), "dyne": Fraction(1, 10**5)},
     "power": {"W|watt": Fraction(1), "kW|kilowatt": Fraction(1000), "MW": Fraction(10**6)},
@@ -71,6 +81,20 @@ _KINDS: dict[str, dict[str, Fraction]] = {
     "speed": {"mph": Fraction(1609344, 3600 * 1000), "kmh|kph": Fraction(10, 36)},
     "area": {"acre": Fraction(1), "hectare": Fraction(247105, 10**5)},
 }  # fmt: skip
+# A kind that is made of others: how many of their base units its own one is, and their powers.
+_MADE_OF: dict[str, tuple[Fraction, dict[str, int]]] = {
+    "volume": (Fraction(1, 1000), {"length": 3}),
+    "area": (Fraction(40468564224, 10**7), {"length": 2}),
+    "speed": (Fraction(1), {"length": 1, "time": -1}),
+    "frequency": (Fraction(1), {"time": -1}),
+    "force": (Fraction(1000), {"mass": 1, "length": 1, "time": -2}),
+    "energy": (Fraction(1000), {"mass": 1, "length": 2, "time": -2}),
+    "power": (Fraction(1000), {"mass": 1, "length": 2, "time": -3}),
+    "pressure": (Fraction(1000), {"mass": 1, "length": -1, "time": -2}),
+    "charge": (Fraction(1), {"current": 1, "time": 1}),
+    "voltage": (Fraction(1000), {"mass": 1, "length": 2, "time": -3, "current": -1}),
+    "resistance": (Fraction(1000), {"mass": 1, "length": 2, "time": -3, "current": -2}),
+}
 _NAMES = {
     name: (kind, factor)
     for kind, names in _KINDS.items()
@@ -148,11 +172,16 @@ class Unit:
     parts: sorted (kind, power) of a unit that is understood wholly, else ().
     factor: how many base units one of it is.
     symbol: as written, of a unit that is not understood but has the form of one, else "".
+    kind: what a unit of one known name measures, else "".
     """
 
     parts: tuple[tuple[str, int], ...]
     factor: Fraction
     symbol: str = ""
+    kind: str = ""
+
+
+_DOLLAR = Unit((("money", 1),), Fraction(1), kind="money")
 
 
 def strip_unit(text: str) -> tuple[str, Unit | None]:
@@ -166,7 +195,7 @@ def strip_unit(text: str) -> tuple[str, Unit | None]:
         rest, unit = _strip_trailing(text[money.end() :])
         dollars = money.group("name")[0] in "\\U" and "R" not in money.group("name")
         if unit is None or not unit.parts:
-            unit = Unit((("money", 1),), Fraction(1)) if dollars else Unit((), Fraction(1))
+            unit = _DOLLAR if dollars else Unit((), Fraction(1))
         return money.group("sign") + rest, unit
     return _strip_trailing(text)
 
@@ -175,7 +204,7 @@ def _strip_trailing(text: str) -> tuple[str, Unit | None]:
     degree = _DEGREE.search(text)
     if degree is not None and degree.start() > 0 and not _FUNCTION.search(text):
         kind = {"C": "celsius", "F": "fahrenheit"}.get(degree.group(1), "angle")
-        return text[: degree.start()], Unit(((kind, 1),), Fraction(1))
+        return text[: degree.start()], Unit(((kind, 1),), Fraction(1), kind=kind)
     tail = max(0, len(text) - 160)  # units are short; the search stays so, too
     match = _TRAILING.search(text, tail)
     if match is None:
@@ -209,8 +238,8 @@ def unit_factor(answer: Unit | None, gold: Unit | None) -> Fraction | None:
         return Fraction(1)
     if answer.symbol and gold.symbol:
         return Fraction(1) if answer.symbol == gold.symbol else None
-    if (answer.symbol and _is_simple(gold)) or (gold.symbol and _is_simple(answer)):
-        return None
+    if (answer.symbol and gold.kind) or (gold.symbol and answer.kind):
+        return None  # no known name is spelled so
     if not answer.parts or not gold.parts:
         return Fraction(1)
     if answer.parts != gold.parts:
@@ -220,11 +249,6 @@ def unit_factor(answer: Unit | None, gold: Unit | None) -> Fraction | None:
 
 
 _CALENDAR = {Fraction(365, 30): Fraction(12), Fraction(30, 365): Fraction(1, 12)}
-
-
-def _is_simple(unit: Unit) -> bool:
-    """Whether a unit is one known name, which no symbol that is not known can spell otherwise."""
-    return len(unit.parts) == 1 and unit.parts[0][1] == 1
 
 
 def _read_unit(written: str, bare: bool) -> tuple[Unit | None, Fraction]:
@@ -264,7 +288,15 @@ def _read_unit(written: str, bare: bool) -> tuple[Unit | None, Fraction]:
         symbol = re.sub(r"\\text|[\s{}.~]", "", written)
         is_one = _SYMBOL.fullmatch(symbol) and not powers and scale == 1
         return Unit((), Fraction(1), symbol.lower() if is_one else ""), scale
-    return Unit(tuple(sorted((k, p) for k, p in powers.items() if p)), factor), scale
+    only = next(iter(powers.items())) if len(powers) == 1 else ("", 0)
+    for kind in [kind for kind in powers if kind in _MADE_OF]:
+        how_many, parts = _MADE_OF[kind]
+        power = powers.pop(kind)
+        factor *= how_many**power
+        for part, times in parts.items():
+            powers[part] = powers.get(part, 0) + times * power
+    parts = tuple(sorted((k, p) for k, p in powers.items() if p))
+    return Unit(parts, factor, kind=only[0] if only[1] == 1 else ""), scale
 
 
 def _known(word: str) -> tuple[str, Fraction] | None:
