@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 import two_processes
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from test_checkpoints import assert_same_checkpoint, lines
 
 from anytime_lab.checkpoints import missing_parts, read_state
+from anytime_lab.rollout_records import read_rollouts, rollout_steps
 
 TESTS = Path(__file__).parent
 
@@ -60,6 +62,18 @@ def test_two_processes_take_the_steps_of_one(both, name):
             assert a.get(key, 0) == pytest.approx(b.get(key, 0), rel=1e-4, abs=1e-6), key
     if name == "abstaining":
         assert 0 < first[0]["abstained"] == second[0]["abstained"] < 1
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_rollouts_that_one_keeps(both):
+    """The second group lies on both processes; rank zero writes all of it."""
+    one, two = (folder / "plain" for folder in both)
+    assert rollout_steps(one) == rollout_steps(two) == [1, 2]
+    for step in (1, 2):
+        first, second = (read_rollouts(folder, step) for folder in (one, two))
+        assert first.settings == second.settings
+        pd.testing.assert_frame_equal(first.frame, second.frame, rtol=1e-6)
+    assert len(first.frame) == 8  # two groups of four
 
 
 @pytest.mark.slow

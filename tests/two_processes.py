@@ -21,7 +21,7 @@ COMMON = {
 }
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 RUNS = {
-    "plain": {},
+    "plain": {"save_rollouts_steps": 1},
     "adapter": {
         "lora": LORA,
         "gradient_checkpointing": True,
