@@ -2,7 +2,9 @@
 
 Names as in notebook 03: `hf`, `vllm`, or a server's URL. They take turns in one process, each after
 a warm-up, so that the ratio holds where the machine is not quiet. Counted are sampled tokens of
-thinkings and summaries.
+thinkings and summaries. On a CPU, vLLM has to be told how much memory it may take:
+`VLLM_CPU_KVCACHE_SPACE=1 python benchmarks/engines.py hf vllm --options
+'{"vllm": {"gpu_memory_utilization": 0.2, "max_model_len": 512}}'`.
 """
 
 import argparse
