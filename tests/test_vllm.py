@@ -82,6 +82,13 @@ def test_evaluation_by_vllm_equals_evaluation_by_transformers(tmp_path, expected
     assert first != other
     assert first[0].thinking != first[1].thinking  # two thinkings of one problem
     assert_log_probs_of_the_model(first, 0.7)
+    # Two phases with nothing between them: what was thought is not read again, but for the tokens
+    # after the last full block of the cache (32).
+    told = json.loads((tmp_path / "cache.json").read_text())
+    trunks, leaves = told["phases"]
+    forced = len(first[0].leaves[0].forced)
+    assert told["asked"] == sum(trunks) + 2 * sum(leaves)
+    assert told["hits"] >= 2 * sum(32 * ((length - forced) // 32) for length in leaves) > 1000
 
 
 def test_training_on_vllm_rollouts_keeps_its_weights_in_step(tmp_path):

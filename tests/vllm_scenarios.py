@@ -57,14 +57,42 @@ def sampled_trees(engine, seed):
     return engine.sample_trees(prompts, BUDGETS, 2, sampling, seed=seed)
 
 
+def cached_tokens(engine):
+    """Prompt tokens found in vLLM's prefix cache, and prompt tokens asked for, so far."""
+    told = {metric.name: getattr(metric, "value", 0) for metric in engine._llm.get_metrics()}
+    return told["vllm:prefix_cache_hits"], told["vllm:prefix_cache_queries"]
+
+
+def watch_phases(engine):
+    """Lengths of the prefixes of every call from now on."""
+    complete, phases = engine._complete, []
+
+    def watched(prefixes, *rest):
+        phases.append([len(prefix.ids) for prefix in prefixes])
+        return complete(prefixes, *rest)
+
+    engine._complete = watched
+    return phases
+
+
 def evaluate(folder):
     """Records and trees of `VLLMEngine`."""
     from anytime_lab.engines.load import load_engine
 
-    engine = load_engine("vllm", "embedded", work()[2], max_model_len=256, **EXACT)
+    engine = load_engine(
+        "vllm", "embedded", work()[2], max_model_len=256, block_size=32, disable_log_stats=False,
+        **EXACT,
+    )  # fmt: skip
     greedy_records(engine, folder / "records")
     trees = [sampled_trees(engine, seed) for seed in (1, 1, 2)]
     (folder / "trees.pickle").write_bytes(pickle.dumps((trees, engine.context_length)))
+    before = cached_tokens(engine)
+    phases = watch_phases(engine)
+    sampled_trees(engine, 3)
+    cached = [after - start for start, after in zip(before, cached_tokens(engine), strict=True)]
+    (folder / "cache.json").write_text(
+        json.dumps({"phases": phases, "hits": cached[0], "asked": cached[1]})
+    )
 
 
 def train(folder):
