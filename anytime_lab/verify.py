@@ -18,7 +18,7 @@ from anytime_lab.grading.answers import answer_region, find_answer, find_boxed, 
 from anytime_lab.grading.base import AnswerVerifier, AsyncReward, Grade, Verifier, check_lengths
 from anytime_lab.grading.countdown import read_expression
 from anytime_lab.grading.latex import UnreadableError
-from anytime_lab.grading.maths import accepted_forms, all_required, decide, gold_text
+from anytime_lab.grading.maths import accepted_forms, all_required, decide, expressions, gold_text
 from anytime_lab.grading.pool import GradingPool, Outcome
 
 __all__ = [
@@ -299,7 +299,7 @@ class MathVerifier(PooledVerifier):
         rows, jobs = [], []
         for row, gold in enumerate(golds):
             try:
-                texts = self.accepted(gold)
+                texts = [text for text in self.accepted(gold) if expressions(text)]
             except UnreadableError as error:
                 problems[row] = str(error)
                 continue

@@ -1,6 +1,7 @@
 """Benchmarks by name: from the hub or a file, with a card and a check of their golds."""
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import http.server
@@ -14,7 +15,10 @@ import warnings
 from pathlib import Path
 
 import datasets
+import httpx
 import pytest
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from anytime_lab.tasks import benchmarks
 from anytime_lab.tasks.benchmarks import (
@@ -100,13 +104,67 @@ def test_another_number_of_problems_is_told(tmp_path):
         load_benchmark("aime24", path, revision="main")
 
 
-def test_an_unreachable_hub_says_how_to_pass_a_file(monkeypatch):
+def offline_error():
+    """What `datasets` raises without a network."""
+    cause = LocalEntryNotFoundError("no snapshot")
+    cause.__cause__ = httpx.ConnectError("name or service not known")
+    error = ConnectionError("Couldn't reach 'x' on the Hub (LocalEntryNotFoundError)")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "says"),
+    [
+        (offline_error(), ConnectionError, "Check the connection"),
+        (httpx.ReadTimeout("timed out"), ConnectionError, "Check the connection"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), ConnectionError, "Check the connection"),
+        (ValueError("BuilderConfig 'a' not found."), ValueError, "not as it was: .*revision=..."),
+        (
+            DatasetNotFoundError("Dataset 'x' doesn't exist"),
+            ValueError,
+            "moved or deleted, or is p",
+        ),
+        (DatasetNotFoundError("Revision 'v' doesn't exist"), ValueError, "has no revision 'v'"),
+        (DatasetNotFoundError("'x' is a gated dataset"), PermissionError, "Agree to its terms"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_apart_and_says_how_to_pass_a_file(
+    monkeypatch, raised, kind, says
+):
     def load_dataset(*_, **__):
-        raise OSError("no route to host")
+        raise raised
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(ConnectionError, match=r'load_benchmark\("aime24", path="aime24.jsonl"\)'):
-        load_benchmark("aime24")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with pytest.raises(kind, match=says) as caught:
+        load_benchmark("aime24", revision="v")
+    assert "aime24 (https://huggingface.co/datasets/HuggingFaceH4/aime_2024)" in str(caught.value)
+    if "no revision" not in says:
+        assert 'load_benchmark("aime24", path="aime24.jsonl")' in str(caught.value)
+
+
+def test_a_full_disk_or_a_bug_is_not_taken_for_the_hub(monkeypatch):
+    for raised in (OSError(errno.ENOSPC, "No space left on device"), KeyError("x")):
+
+        def load_dataset(*_, raised=raised, **__):
+            raise raised
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        with pytest.raises(type(raised)) as caught:
+            load_benchmark("aime24")
+        assert caught.value is raised
+        assert "aime_2024" in raised.__notes__[0]
+
+
+def test_without_a_network_and_a_cache_it_says_so_and_how_to_pass_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    for name in BENCHMARKS:
+        with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE forbids") as caught:
+            load_benchmark(name)
+        assert str(tmp_path) in str(caught.value)
+        assert f'load_benchmark("{name}", path="{name}.jsonl")' in str(caught.value)
 
 
 def test_a_changed_repository_is_seen(monkeypatch):
@@ -150,9 +208,16 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         """Silence."""
 
+    refused = {"hidden": (401, "RepoNotFound"), "gated": (403, "GatedRepo")}
+
     def do_GET(self):
-        repository = "/datasets/HuggingFaceH4/aime_2024"
         path = self.path.partition("?")[0]
+        for name, (status, code) in self.refused.items():
+            if f"/someone/{name}" in path:
+                return self.reply(b"", status, **{"X-Error-Code": code})
+        if "/no_such_revision" in path:
+            return self.reply(b"", 404, **{"X-Error-Code": "RevisionNotFound"})
+        repository = "/datasets/HuggingFaceH4/aime_2024"
         if path.startswith(f"{repository}/resolve/"):
             data = self.files.get(path.removeprefix(f"{repository}/resolve/").partition("/")[2])
             return self.reply(data, ETag=f'"{hashlib.sha1(data or b"").hexdigest()}"')
@@ -169,9 +234,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def reply(self, data, **headers):
-        self.send_response(404 if data is None else 200)
-        headers["X-Error-Code"] = "EntryNotFound" if data is None else ""
+    def reply(self, data, status=None, **headers):
+        self.send_response(status or (404 if data is None else 200))
+        headers = {"X-Error-Code": "EntryNotFound" if data is None else ""} | headers
         headers |= {"X-Repo-Commit": self.commit, "Content-Length": str(len(data or b""))}
         for name, value in headers.items():
             self.send_header(name, value)
@@ -180,28 +245,66 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.wfile.write(data or b"")
 
 
+ASKING = """
+import dataclasses, os
+from anytime_lab.tasks import benchmarks
+from anytime_lab.tasks.benchmarks import dataset_card, load_benchmark
+
+print(dataset_card(load_benchmark('aime24', check=False)).sentence())
+here = benchmarks.BENCHMARKS["aime24"]
+wrong = "no_such_revision" if os.environ["HF_HUB_OFFLINE"] == "0" else "f" * 40
+for change in (
+    {}, {"path": "someone/hidden"}, {"path": "someone/gated"}, {"split": "test"}, {"name": "hard"}
+):
+    benchmarks.BENCHMARKS = {"aime24": dataclasses.replace(here, **change)}
+    try:
+        load_benchmark("aime24", check=False, revision=None if change else wrong)
+    except Exception as error:
+        print(type(error).__name__, str(error).replace("\\n", " "))
+"""
+
+
 @pytest.mark.slow
 def test_a_benchmark_comes_from_a_hub_and_then_from_its_cache(tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = (
-        "from anytime_lab.tasks.benchmarks import dataset_card, load_benchmark\n"
-        "print(dataset_card(load_benchmark('aime24', check=False)).sentence())"
-    )
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
     environ = {
         **os.environ, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "no_proxy": "127.0.0.1",
     }  # fmt: skip
+    said = {}
     try:
         for offline in "01":
             run = subprocess.run(
-                [sys.executable, "-c", code], env={**environ, "HF_HUB_OFFLINE": offline},
+                [sys.executable, "-c", ASKING], env={**environ, "HF_HUB_OFFLINE": offline},
                 capture_output=True, text=True, timeout=120,
             )  # fmt: skip
             assert f"aime_2024 train at {Hub.commit}: 1 problems" in run.stdout, run.stderr
+            said[offline] = run.stdout.splitlines()[1:]
     finally:
         server.shutdown()
         server.server_close()
+        serving.join()
+    expected = {
+        "0": [
+            "ValueError .*aime_2024.* has no revision 'no_such_revision'",
+            "ValueError .*someone/hidden.*moved or deleted, or is private",
+            "PermissionError .*someone/gated.* is gated",
+            "ValueError .*not as it was: Unknown split .test.",
+            "ValueError .*not as it was: BuilderConfig .hard. not found",
+        ],
+        "1": [
+            f"ValueError .*the cache holds {Hub.commit} and not 'ffff",
+            "ConnectionError .*someone/hidden.* is not in the cache",
+            "ConnectionError .*someone/gated.* is not in the cache",
+            "ValueError .*not as it was: Unknown split .test.",
+            "ConnectionError .* is not in the cache",
+        ],
+    }
+    for offline, patterns in expected.items():
+        for line, wanted in zip(said[offline], patterns, strict=True):
+            assert re.match(wanted, line), (offline, line)
 
 
 def test_the_card_changes_with_the_rows(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -159,8 +160,8 @@ def test_rows_are_told_by_their_lines_where_blank_lines_lie_between(tmp_path):
         ("p.csv", b"problem,answer\nx,1\n\xe9,2\n", "line 3: byte 0xe9 is no UTF-8"),
         ("p.csv", "problem,answer\nx,1\n".encode("utf-16"), "is no UTF-8"),
         ("p.json", b"[" * 200_000, "nested too deeply"),
-        ("p.jsonl", b"\n" + b'{"a":' * 200_000, "line 2 on: brackets nested too deeply"),
-        ("p.jsonl", b'{"problem": "x", "answer": ' + b"9" * 5000 + b"}", "line 1 on: .*a string"),
+        ("p.jsonl", b"\n" + b'{"a":' * 200_000, "line 2: brackets nested too deeply"),
+        ("p.jsonl", b'{"problem": "x", "answer": ' + b"9" * 5000 + b"}", "line 1: .*a string"),
     ],
 )
 def test_broken_files_are_refused_with_the_place(tmp_path, name, data, says):
@@ -170,22 +171,79 @@ def test_broken_files_are_refused_with_the_place(tmp_path, name, data, says):
         load_problems(path)
 
 
-def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_LINE", 100)
-    path = tmp_path / "p.jsonl"
-    path.write_text('{"problem": "x", "answer": "1"}\n' + '"' + "x" * 1000)
-    with pytest.raises(ValueError, match="line 2 is longer than 100"):
-        load_problems(path)
+@pytest.mark.parametrize(
+    ("name", "start", "says"),
+    [
+        ("p.jsonl", '{"problem": "x", "answer": "1"}\n"', "row 2 is longer than 10,000,000"),
+        ("p.json", '[{"problem": "x", "answer": "1"},\n{"problem": "', "row 2 is longer than"),
+        ("p.json", '{"data": [{"a": 1}, {"b": 2}, {"problem": "', "row 3 is longer than"),
+        ("p.csv", "problem,answer\nx,1\n", "row 2: a line longer than 10,000,000"),
+        ("p.csv", 'problem,answer\nx,1\ny,"', "row 2: a line longer than 10,000,000"),
+    ],
+)
+def test_a_row_of_100_mb_is_refused_by_number_and_not_read_into_memory(tmp_path, name, start, says):
+    path = tmp_path / name
+    with open(path, "w") as file:
+        file.write(start)
+        for _ in range(100):
+            file.write("x" * 1_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=says):
+            files.read_rows(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 65_000_000  # not the file's 100 MB
 
 
-def test_a_long_field_of_a_table_is_refused_and_the_limit_of_others_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_LINE", 100)
+def test_a_field_of_many_lines_is_refused_and_the_limit_of_others_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_ROW", 100)
     before = csv.field_size_limit()
     path = tmp_path / "p.csv"
-    path.write_text(f"problem,answer\nx,1\n{'y' * 1000},2\n")
+    lines = "y\n" * 1000
+    path.write_text(f'problem,answer\nx,1\n"{lines}",2\n')
     with pytest.raises(ValueError, match="row 2: field larger than field limit"):
         load_problems(path)
     assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
+def test_a_json_file_reads_the_same_wherever_it_is_cut_into_pieces(tmp_path, monkeypatch, size):
+    rows = [{"problem": f'é\\u00e9 "{n}" ]}},', "answer": n, "more": [{}, [n]]} for n in range(30)]
+    whole = {"version": 12, "none": [], "data": rows, "last": -1.5e10, "list": [1, 2]}
+    texts = [
+        json.dumps(rows),
+        json.dumps(whole, indent=1, ensure_ascii=False),
+        f" {whole['last']} ",
+    ]
+    paths = [tmp_path / f"{number}.json" for number in range(3)]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    monkeypatch.setattr(files, "PIECE", size)
+    assert files.read_rows(paths[0]) == files.read_rows(paths[1]) == list(enumerate(rows, start=1))
+    with pytest.raises(ValueError, match="holds a float"):
+        files.read_rows(paths[2])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[{"a": 1},\n {"a": 2}\n {"a": 3}]', r"line 3, column 2 \(row 2\): expected , or \]"),
+        ('[{"a": 1},\n {"a" 2}]', r"line 2, column 7 \(row 2\): Expecting ':'"),
+        ('[{"a": 1}', r"expected , or \]"),
+        ('[{"a": "1', r"line 1, column 8 \(row 1\): Unterminated string"),
+        ('[{"a": 1}]\n[]', "line 2, column 1: expected the end of the file"),
+        ('{"a": [1], 5}', r'expected "'),
+        ("", "Expecting value"),
+        (f'[{{"a": 1}},\n {{"a": b}}, {" " * 300_000}', r"line 2, column 8 \(row 2\)"),
+    ],
+)
+def test_a_torn_json_file_is_refused_with_line_column_and_row(tmp_path, text, says):
+    path = tmp_path / "p.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=says):
+        load_problems(path)
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.json", "p.csv"])

@@ -4,6 +4,7 @@ The forms are read without sympy, so that `(1, 2)`, `[1, 2]` and `\\{1, 2\\}` st
 parser makes of them. What is inside is compared by `compare`.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -99,6 +100,7 @@ _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 _SEMI = ";"
 
 
+@functools.lru_cache(maxsize=4096)  # a gold is read for each answer to it
 def read_form(text: str) -> Form:
     """Read an answer or a gold.
 

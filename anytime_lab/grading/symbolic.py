@@ -20,8 +20,8 @@ from sympy.core.function import AppliedUndef
 from sympy.core.random import seed
 
 from anytime_lab.grading.latex import without_separators
-from anytime_lab.grading.maths import accepted_forms, atoms_alike, decide, equal
-from anytime_lab.grading.numbers import close, read_based
+from anytime_lab.grading.maths import atoms_alike, decide, expressions
+from anytime_lab.grading.numbers import close
 from anytime_lab.grading.structure import Atom
 
 DIGITS = 60
@@ -232,20 +232,14 @@ def grade(answer: str, golds: list[str]) -> str:
 def read(gold: str) -> str:
     """Why a gold cannot be read, or "" (a worker's job): every expression in it must parse, and
     sympy must find it equal to itself."""
-    problems: list[str] = []
-
-    def atom_reads(atom: Atom, _: Atom) -> bool:
-        plain = atom.number is not None or "\\infty" in atom.text or ":" in atom.text
-        if not plain and read_based(atom.text) is None:
-            try:
-                parsed = parse(atom.text)
-            except UnparsableError as error:
-                problems.append(f"{atom.text}: {error}")
-                return True
-            if not _verified(parsed, parsed):
-                problems.append(f"{atom.text}: not equal to itself")
-        return True
-
-    for form in accepted_forms(gold):
-        equal(form, form, atom_reads)
+    problems = []
+    for text in expressions(gold):
+        try:
+            parsed = parse(text)
+        except UnparsableError as error:
+            said = str(error).partition("\n")[0]  # the parser draws an arrow below
+            problems.append(f"{text}: {said}")
+            continue
+        if not _verified(parsed, parsed):
+            problems.append(f"{text}: not equal to itself")
     return "; ".join(problems)

@@ -9,18 +9,17 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import datasets
 from datasets import Dataset
 
 from anytime_lab.manifest import describe_problems
-from anytime_lab.tasks.files import problems_from_rows, read_rows
+from anytime_lab.tasks.files import read_rows
+from anytime_lab.tasks.hub import load_hub_rows
+from anytime_lab.tasks.problems import problems_from_rows
 from anytime_lab.verify import MathVerifier
 
 # What the published runs append to every question (BRPO §7), with one space before it.
 QUESTION_SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
-HUB = "https://huggingface.co/datasets"
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,12 @@ def load_benchmark(
         check: See `load_problems`.
 
     Raises:
-        ValueError: the name is unknown, or the rows are not what they should be.
-        ConnectionError: the hub cannot be reached; the message says how to pass a file.
+        ValueError: the name is unknown, the hub has no such data set, revision, split or column,
+            or the rows are not what they should be.
+        ConnectionError: the hub cannot be reached, or must not be (HF_HUB_OFFLINE).
+        PermissionError: the hub wants a login, or an agreement to its terms, first.
+
+    Whatever the hub refuses, the message says how to pass a file instead.
     """
     if name not in BENCHMARKS:
         raise ValueError(
@@ -126,7 +129,11 @@ def load_benchmark(
         rows = read_rows(path)
         about = {"source": str(path), "columns": columns}
     else:
-        rows, about = _hub_rows(name, benchmark, columns, revision)
+        wanted = {**benchmark.columns(), **(columns or {})}
+        rows, homepage = load_hub_rows(
+            name, benchmark.path, benchmark.name, benchmark.split, revision, wanted
+        )
+        about = {"source": benchmark.source(), "columns": wanted, "homepage": homepage}
     if len(rows) != benchmark.count:
         warnings.warn(
             f"{name} has {benchmark.count:,} problems, but {about['source']} has {len(rows):,}: "
@@ -137,47 +144,6 @@ def load_benchmark(
         rows, question_suffix=question_suffix, drop_unusable=benchmark.drop_unusable, **about
     )
     return _with_golds_checked(made) if check else made
-
-
-def _hub_rows(
-    name: str,
-    benchmark: Benchmark,
-    columns: Mapping[str, str | None] | None,
-    revision: str | None,
-) -> tuple[list[tuple[int, Mapping[str, Any]]], dict[str, Any]]:
-    """Numbered rows of a repository, and what `problems_from_rows` wants to know of them."""
-    try:
-        rows = datasets.load_dataset(
-            benchmark.path, benchmark.name, split=benchmark.split, revision=revision
-        )
-    except Exception as error:
-        said = str(error).split("\n")[0][:200].rstrip(".")
-        raise ConnectionError(
-            f"{name} ({HUB}/{benchmark.path}) could not be loaded: {type(error).__name__}: {said}. "
-            "Check the connection and the revision; or bring the file here by other means and "
-            f'pass it: load_benchmark("{name}", path="{name}.jsonl").'
-        ) from error
-    wanted = {**benchmark.columns(), **(columns or {})}
-    used = [column for column in wanted.values() if column is not None]
-    if missing := sorted(set(used) - set(rows.column_names)):
-        raise ValueError(
-            f"{benchmark.path} has the columns {rows.column_names}, but no {missing}: it has "
-            "changed. Name its columns (columns=...), an older commit (revision=...), or a file "
-            "(path=...)."
-        )
-    commit = _commit(rows) or revision
-    about = {
-        "source": benchmark.source(),
-        "columns": wanted,
-        "homepage": f"{HUB}/{benchmark.path}" + (f"/tree/{commit}" if commit else ""),
-    }
-    return list(enumerate(rows.select_columns(used), start=1)), about
-
-
-def _commit(rows: Dataset) -> str | None:
-    """The repository's commit, which names the folder that the hub's rows are cached in."""
-    parts = {part for file in rows.cache_files for part in Path(file["filename"]).parts}
-    return next((part for part in sorted(parts) if re.fullmatch("[0-9a-f]{40}", part)), None)
 
 
 def load_problems(
