@@ -1,9 +1,8 @@
 """Several notebook runs that depend on each other, side by side, with one live table."""
 
 import contextlib
-import os
 import signal
-import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
-from anytime_lab.launch import NotebookRun, RunFailed, finish_run, start_run, stop_run
-from anytime_lab.records import PROGRESS, read_json
+from anytime_lab.executors import Executor, LocalExecutor, Needs
+from anytime_lab.job_table import jobs_table, live_table
+from anytime_lab.launch import NotebookRun, RunFailed, finish_run, told_anew
+from anytime_lab.records import RunFolderError
 
 POLL = 0.25  # seconds between looks at the runs
 
@@ -31,7 +28,9 @@ class Job:
         notebook: Path of the source.
         parameters: Of the notebook, or a function that makes them once `after` is finished.
         folder: Of the run.
-        after: Names of jobs whose results it needs.
+        after: Names of jobs whose results it needs; when one of them has changed, this runs again.
+        needs: Devices.
+        root, timeout, processes: See `NotebookRun`.
     """
 
     name: str
@@ -39,23 +38,46 @@ class Job:
     parameters: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
     folder: Path
     after: tuple[str, ...] = ()
+    needs: Needs = Needs()
+    root: Path | None = None
+    timeout: float | None = None
+    processes: int = 1
 
-    def run(self) -> NotebookRun:
-        """The run with its parameters made."""
-        made = self.parameters() if callable(self.parameters) else self.parameters
-        return NotebookRun(self.notebook, made, self.folder)
+    def run(self, inputs: Mapping[str, str] | None = None) -> NotebookRun:
+        """The run with its parameters made.
+
+        Args:
+            inputs: Hashes of the runs of `after`, by name.
+        """
+        return NotebookRun(
+            self.notebook,
+            self.parameters() if callable(self.parameters) else self.parameters,
+            self.folder,
+            self.root,
+            inputs or {},
+            self.timeout,
+            self.processes,
+        )
 
 
 @dataclass
 class _State:
     job: Job
-    status: str = "waiting"  # waiting, running, done, kept, failed, not run
+    status: str = "waiting"  # waiting, running, done, kept, failed, failed earlier, not run
     run: NotebookRun | None = None
-    process: subprocess.Popen | None = None
+    handle: object | None = None
     started: float = 0.0
     ended: float = 0.0
     message: str = ""
     result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.job.name
+
+    @property
+    def folder(self) -> Path:
+        return self.job.folder
 
     @property
     def finished(self) -> bool:
@@ -71,6 +93,10 @@ def run_jobs(
     workers: int,
     environment: Mapping[str, str] | None = None,
     console: Console | None = None,
+    *,
+    executor: Executor | None = None,
+    retry_failed: bool = True,
+    seconds_left: Callable[[Mapping[str, str]], float | None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run jobs side by side in the given order, each as soon as what it needs is there.
 
@@ -82,6 +108,10 @@ def run_jobs(
         workers: Most runs at a time.
         environment: For the runs, such as the number of threads.
         console: Where the live table goes.
+        executor: Where the runs go; this machine if None, and then `workers` and `environment`
+            count.
+        retry_failed: Try a run again that failed when it was last tried as it is now.
+        seconds_left: From the jobs' states by name to the time that all of them still take.
 
     Returns:
         Name of a job to its `result.json`.
@@ -91,13 +121,18 @@ def run_jobs(
         JobsFailed: at least one failed; jobs that do not need it were still run.
     """
     states = {job.name: _State(job) for job in jobs}
-    _check(jobs, states)
+    executor = executor or LocalExecutor(workers, environment)
+    _check(jobs, states, executor)
     console = console or Console()
-    with (
-        _stopping(states),
-        Live(console=console, refresh_per_second=4, get_renderable=lambda: _table(states.values())),
-    ):
-        while _advance(states, workers, environment):
+
+    def table() -> Any:
+        statuses = {state.name: state.status for state in states.values()}
+        left = seconds_left(statuses) if seconds_left is not None else None
+        return jobs_table(list(states.values()), left)
+
+    with _stopping(states, executor), live_table(table, console) as draw:
+        while _advance(states, executor, retry_failed, console):
+            draw()
             time.sleep(POLL)
     failed = [state for state in states.values() if not state.finished]
     if failed:
@@ -105,7 +140,7 @@ def run_jobs(
     return {name: state.result for name, state in states.items()}
 
 
-def _check(jobs: Sequence[Job], states: Mapping[str, _State]) -> None:
+def _check(jobs: Sequence[Job], states: Mapping[str, _State], executor: Executor) -> None:
     if len(states) != len(jobs):
         raise ValueError(f"names of jobs must differ; got {[job.name for job in jobs]}.")
     before: set[str] = set()
@@ -118,104 +153,80 @@ def _check(jobs: Sequence[Job], states: Mapping[str, _State]) -> None:
         before.add(job.name)
         if not callable(job.parameters):
             job.run().check()
+        executor.check(job.needs)
 
 
-def _advance(states: Mapping[str, _State], workers: int, environment: Any) -> bool:
+def _advance(
+    states: Mapping[str, _State], executor: Executor, retry_failed: bool, console: Console
+) -> bool:
     """Take ends, start what can be started; whether anything is left to wait for."""
     for state in states.values():
-        if state.process is not None and (code := state.process.poll()) is not None:
-            state.process, state.ended = None, time.time()
-            try:
-                state.result, state.status = finish_run(state.run, code), "done"
-            except RunFailed as failure:
-                state.status, state.message = "failed", str(failure)
+        if state.handle is not None:
+            _take_end(state, executor)
     for state in states.values():
         if state.status != "waiting":
             continue
         needed = [states[name] for name in state.job.after]
-        if any(one.status in ("failed", "not run") for one in needed):
-            state.status = "not run"
-            state.message = "not run: " + ", ".join(o.job.name for o in needed if not o.finished)
-            continue
-        running = sum(one.process is not None for one in states.values())
-        if all(one.finished for one in needed):
-            _start(state, environment, running < workers)
-    return any(state.process or state.status == "waiting" for state in states.values())
+        if lost := [o.name for o in needed if o.status.startswith(("failed", "not run"))]:
+            state.status, state.message = "not run", "not run: " + ", ".join(lost)
+        elif all(one.finished for one in needed):
+            hashes = {o.name: o.run.hash for o in needed}
+            _start(state, hashes, executor, retry_failed, console)
+    return any(state.handle or state.status == "waiting" for state in states.values())
 
 
-def _start(state: _State, environment: Any, free: bool) -> None:
-    run = state.run = state.run or state.job.run()
+def _take_end(state: _State, executor: Executor) -> None:
+    try:
+        code = executor.poll(state.handle)
+        if code is None:
+            return
+        state.result, state.status = finish_run(state.run, code), "done"
+    except RunFailed as failure:
+        state.status, state.message = "failed", str(failure)
+    state.handle, state.ended = None, time.time()
+
+
+def _start(
+    state: _State,
+    inputs: Mapping[str, str],
+    executor: Executor,
+    retry_failed: bool,
+    console: Console,
+) -> None:
+    try:
+        run = state.run = state.run or state.job.run(inputs)
+    except (ValueError, RunFolderError) as error:  # parameters made of results that are not there
+        state.status, state.message, state.ended = "failed", str(error), time.time()
+        return
     if (result := run.result) is not None:
         state.result, state.status = result, "kept"
-        return
-    if not free:
-        return
-    run.check()
-    state.started = time.time()
-    state.process, state.status = start_run(run, environment), "running"
+    elif not retry_failed and (reason := run.failure) is not None:
+        state.status, state.message = "failed earlier", reason
+    elif executor.fits(state.job.needs):
+        run.check()
+        if told := told_anew(run):
+            console.print(f"{state.name}: {told}", markup=False, highlight=False)
+        state.started = time.time()
+        try:
+            state.handle, state.status = executor.start(run, state.job.needs), "running"
+        except RunFailed as failure:
+            state.status, state.message, state.ended = "failed", str(failure), time.time()
 
 
 @contextlib.contextmanager
-def _stopping(states: Mapping[str, _State]) -> Iterator[None]:
+def _stopping(states: Mapping[str, _State], executor: Executor) -> Iterator[None]:
     """Whatever ends the block, no run goes on behind it."""
 
     def on_term(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, on_term)
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, on_term) if main else None
     try:
         yield
     finally:
         for state in states.values():
-            if state.process is not None:
-                stop_run(state.process)
-        signal.signal(signal.SIGTERM, before)
-
-
-def _table(states: Any) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for _ in range(5):
-        table.add_column(no_wrap=True)
-    for state in states:
-        table.add_row(*_cells(state))
-    return table
-
-
-def _cells(state: _State) -> tuple[Any, ...]:
-    name = Text(state.job.name)
-    if state.status == "running":
-        progress = _progress(state)
-        spent = _clock(time.time() - state.started)
-        if progress is None:
-            return name, Text("starting"), ProgressBar(pulse=True, width=24), spent, Text("")
-        done, total = progress["done"], progress["total"]
-        left = progress.get("seconds_left")
-        told = f"{spent} < {_clock(left)}" if left is not None else spent
-        where = Text(f"{done:,}/{total:,} {progress['unit']}")
-        bar = ProgressBar(total=max(total, 1), completed=done, width=24)
-        return name, where, bar, told, Text(progress["message"], style="dim")
-    styles = {"done": "green", "kept": "green", "failed": "red", "not run": "red"}
-    told = _clock(state.ended - state.started) if state.status == "done" else ""
-    notes = {"kept": "finished earlier"}
-    message = notes.get(state.status, state.message)
-    return name, Text(state.status, style=styles.get(state.status, "dim")), "", told, Text(message)
-
-
-def _progress(state: _State) -> dict[str, Any] | None:
-    try:
-        progress = read_json(state.job.folder / PROGRESS)
-    except Exception:  # noqa: BLE001  (not there yet)
-        return None
-    return progress if progress.get("updated", 0) >= state.started else None
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(max(0, seconds)), 60)
-    return f"{minutes}:{rest:02d}"
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+            if state.handle is not None:
+                executor.stop(state.handle)
+        if main:
+            signal.signal(signal.SIGTERM, before)

@@ -18,8 +18,9 @@ from typing import Any
 from rich.console import Console
 
 from anytime_lab.curves import paired_differences, read_tables
-from anytime_lab.jobs import Job, JobsFailed, cores, run_jobs
-from anytime_lab.launch import NOTEBOOKS
+from anytime_lab.executors import cores
+from anytime_lab.jobs import Job, JobsFailed, run_jobs
+from anytime_lab.parameters import NOTEBOOKS
 from anytime_lab.records import METRICS, read_jsonl, write_json
 from anytime_lab.summary import summary_table, terminal_table, verdicts
 

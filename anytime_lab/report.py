@@ -11,12 +11,22 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from anytime_lab.curves import accuracy_curve, accuracy_curves, paired_differences, read_tables
+from anytime_lab.curves import accuracy_curve, accuracy_curves, paired_differences
 from anytime_lab.plots import plot_accuracy, plot_difference, plot_training
 from anytime_lab.priors import Prior
 from anytime_lab.records import finished_chunks, read_manifest, write_text
+from anytime_lab.seeds import (
+    ABOUT_SEEDS,
+    Folders,
+    folders_of,
+    mean_metrics,
+    mean_tables,
+    read_seed_tables,
+    seed_frame,
+    told_seeds,
+)
 from anytime_lab.summary import summary_table, told_percent, told_points, told_table, verdicts
-from anytime_lab.training_curves import read_metrics, trained_at_fewer, training_frame
+from anytime_lab.training_curves import trained_at_fewer, training_frame
 from anytime_lab.widgets.html import escaped, plain
 
 NUMBERS = "The numbers at every budget"
@@ -79,13 +89,13 @@ dark.addEventListener('change', draw);
 
 
 def write_report(
-    runs: Mapping[str, str | Path],
+    runs: Mapping[str, Folders],
     path: str | Path,
     *,
     reference: str | None = None,
     prior: Prior | None = None,
-    training: Mapping[str, str | Path] | None = None,
-    equal_time: Mapping[str, str | Path] | None = None,
+    training: Mapping[str, Folders] | None = None,
+    equal_time: Mapping[str, Folders] | None = None,
     equal_time_note: str = "",
     title: str = "Accuracy at every thinking budget",
     notes: Sequence[str] = (),
@@ -96,12 +106,13 @@ def write_report(
     """Writes the comparison of evaluated runs as one self-contained HTML page.
 
     Args:
-        runs: name → run folder of an evaluation.
+        runs: name → run folder of an evaluation, or a list of them: one for each training seed.
+            Their mean is drawn, and how far the seeds are apart is told.
         path: the page; written in one step.
         reference: the run that the others are compared with; the first if None.
         prior: weights of the anytime accuracy; None is the plain mean over the budgets.
-        training: name → output folder of a training run (its metrics.jsonl). Use the names of
-            `runs`, so that colours agree.
+        training: name → output folder of a training run (its metrics.jsonl), or a list. Use
+            the names of `runs`, so that colours agree.
         equal_time: name → run folder of evaluations after equal wall time of training, the
             reference among them (under its name in `runs`).
         equal_time_note: a sentence on how the times were made equal.
@@ -121,17 +132,21 @@ def write_report(
     runs, training, equal_time = _named(runs), _named(training or {}), _named(equal_time or {})
     reference = next(iter(runs)) if reference is None else plain(reference)
     names = list(dict.fromkeys([*runs, *training, *equal_time]))
-    tables = read_tables(runs, allow_partial)
+    seeds = read_seed_tables(runs, allow_partial)
+    tables = mean_tables(seeds)
     body = [_heading(1, title), *(_paragraph(note) for note in notes)]
     body += _comparison(tables, reference, prior, names, resamples, seed)
+    if max(map(len, seeds.values())) > 1:
+        body += [_heading(2, "Training seeds"), _paragraph(ABOUT_SEEDS)]
+        body.append(_table(told_seeds(seed_frame(seeds, prior)), "Percent; mean ± SD over seeds."))
     if training:
         body.append(_heading(2, "Training"))
-        body += _training({name: read_metrics(run) for name, run in training.items()}, names)
+        body += _training({name: mean_metrics(run) for name, run in training.items()}, names)
     if equal_time:
         body.append(_heading(2, "At equal wall time of training"))
         if equal_time_note:
             body.append(_paragraph(equal_time_note))
-        timed = read_tables(equal_time, allow_partial)
+        timed = mean_tables(read_seed_tables(equal_time, allow_partial))
         body += _comparison(timed, reference, prior, names, resamples, seed, level=3)
     body.append(_heading(2, "How this was measured"))
     timed_apart = {
@@ -142,9 +157,9 @@ def write_report(
     return Path(path)
 
 
-def _named(folders: Mapping[str, str | Path]) -> dict[str, Path]:
+def _named(folders: Mapping[str, Folders]) -> dict[str, list[Path]]:
     """The folders by names whose every character can be shown and saved."""
-    named = {plain(name): Path(folder) for name, folder in folders.items()}
+    named = {plain(name): folders_of(folder) for name, folder in folders.items()}
     if len(named) < len(folders):
         raise ValueError(
             f"names of runs differ in characters only that cannot be shown: {list(folders)}. "
@@ -243,9 +258,12 @@ def _pair_told(curve: pd.DataFrame) -> pd.DataFrame:
 # --- how it was measured -------------------------------------------------------------------------
 
 
-def _method(runs: Mapping[str, str | Path], prior: Prior | None, resamples: int) -> list[str]:
-    manifests = {name: read_manifest(run) for name, run in runs.items()}
-    rows = {label: [_fact(get, m) for m in manifests.values()] for label, get in _FACTS.items()}
+def _method(runs: Mapping[str, list[Path]], prior: Prior | None, resamples: int) -> list[str]:
+    manifests = {name: [read_manifest(run) for run in several] for name, several in runs.items()}
+    rows = {
+        label: ["; ".join(dict.fromkeys(_fact(get, m) for m in of)) for of in manifests.values()]
+        for label, get in _FACTS.items()
+    }
     same = {label: values[0] for label, values in rows.items() if len(set(values)) == 1}
     differ = {label: values for label, values in rows.items() if label not in same}
     weights = "the plain mean over the budgets"
@@ -267,8 +285,9 @@ def _method(runs: Mapping[str, str | Path], prior: Prior | None, resamples: int)
             "The runs were not all evaluated on the same set of problems; differences are over the "
             "problems that two runs share by their id."
         )
-    for name, manifest in manifests.items():
-        done, chunks = len(finished_chunks(runs[name])), manifest["chunks"]
+    for name, several in manifests.items():
+        done = sum(len(finished_chunks(run)) for run in runs[name])
+        chunks = sum(manifest["chunks"] for manifest in several)
         if done < chunks:
             said.append(f"{name} was still being written: {done} of {chunks} parts were read.")
     parts = [_paragraph(text) for text in said]

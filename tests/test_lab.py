@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from anytime_lab.lab import GRPO, SCALES, lab_jobs, step_within, training_seconds
-from anytime_lab.launch import NOTEBOOKS, declared_parameters, run_notebook
+from anytime_lab.launch import run_notebook
+from anytime_lab.parameters import NOTEBOOKS, declared_parameters
 from anytime_lab.records import append_jsonl, read_records
 
 

@@ -9,23 +9,13 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from made_notebooks import notebook
 
 from anytime_lab.jobs import Job, JobsFailed, run_jobs
 from anytime_lab.launch import NotebookRun, RunFailed, run_notebook, start_run, stop_run
 from anytime_lab.records import read_json
 
 pytestmark = pytest.mark.slow  # every run starts a kernel
-
-
-def notebook(folder, *cells, name="n.ipynb", parameters='x: int = 1\nnames: list = ["a"]'):
-    made = nbformat.v4.new_notebook()
-    made.metadata["kernelspec"] = {"name": "python3", "display_name": "p", "language": "python"}
-    first = nbformat.v4.new_code_cell(parameters)
-    first.metadata["tags"] = ["parameters"]
-    made.cells = [first, *(nbformat.v4.new_code_cell(cell) for cell in cells)]
-    path = folder / name
-    nbformat.write(made, path)
-    return path
 
 
 COUNT = "from pathlib import Path\nwith open({!r}, 'a') as f: f.write(f'{{x}},')"
@@ -37,11 +27,13 @@ def test_a_finished_run_is_kept_and_a_changed_one_runs_again(tmp_path):
     first = run_notebook(path, {"x": 5}, tmp_path / "run")
     assert run_notebook(path, {"x": 5}, tmp_path / "run") == first
     assert runs.read_text() == "5,"
-    run_notebook(path, {"x": 6}, tmp_path / "run")
+    with pytest.warns(UserWarning, match=r"run: made anew \(x 5 → 6\); .*replaced"):
+        run_notebook(path, {"x": 6}, tmp_path / "run")
     assert runs.read_text() == "5,6,"
     assert read_json(tmp_path / "run/result.json")["parameters"] == {"x": 6}
-    notebook(tmp_path, COUNT.format(str(runs)), "pass")  # the code changed
-    run_notebook(path, {"x": 6}, tmp_path / "run")
+    notebook(tmp_path, COUNT.format(str(runs)), "pass")
+    with pytest.warns(UserWarning, match="the notebook's code"):
+        run_notebook(path, {"x": 6}, tmp_path / "run")
     assert runs.read_text() == "5,6,6,"
     executed = nbformat.read(tmp_path / "run/notebook.ipynb", 4)
     assert "widgets" not in executed.metadata

@@ -28,12 +28,14 @@ LAYERS = {
         "trainer", "vllm_rollouts", "rollout_recorder", "tree_scoring", "checks", "run_setup",
         "runlog", "evaluate", "evaluation_folder", "warmstart", "preflight_plan",
     },
-    4: {"preflight", "doctor", "launch", "jobs", "lab", "sweep"},
+    4: {
+        "preflight", "doctor", "parameters", "launch", "execute", "executors", "job_table", "jobs",
+        "lab", "sweep", "sweep_checks", "sweep_file", "sweep_jobs", "sweep_page", "sweep_plan",
+    },
 }  # fmt: skip
 LOOK = {
     "records", "rollout_records", "manifest", "priors", "curves", "measures", "policies",
-    "published",
-    "training_curves", "plot_style", "plots", "summary", "report", "widgets",
+    "published", "training_curves", "seeds", "plot_style", "plots", "summary", "report", "widgets",
 }  # fmt: skip
 # Who may import what from outside.
 ONLY = {
@@ -41,8 +43,7 @@ ONLY = {
     "transformers": lambda room: layer_of(room) in (2, 3),
     "trl": lambda room: room in {"config", "trainer", "warmstart"},
     "vllm": lambda room: room == "engines",
-    "papermill": lambda room: room in {"launch", "sweep"},
-    "ray": lambda room: room == "sweep",
+    "papermill": lambda room: room in {"parameters", "execute"},
     "plotly": lambda room: room in {"plots", "plot_style", "report", "widgets"},
     "ipywidgets": lambda room: room == "widgets",
     "sympy": lambda room: room == "grading",

@@ -122,7 +122,8 @@ def _folders(path: Path) -> list[Path]:
         for depth in range(1, DEPTH + 1)
         for manifest in path.glob("/".join(["*"] * depth + [MANIFEST]))
     )
-    return [folder for folder in below if _is_evaluation(folder)]
+    hidden = [f for f in below if any(p.startswith(".") for p in f.relative_to(path).parts)]
+    return [folder for folder in below if folder not in hidden and _is_evaluation(folder)]
 
 
 def _is_evaluation(folder: Path) -> bool:

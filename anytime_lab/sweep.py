@@ -1,0 +1,218 @@
+"""Runs of a YAML file: `python -m anytime_lab.sweep experiments/quickstart.yaml`.
+
+Shows what is done, what is not any more and why, and how long the rest takes; runs it on this
+machine and writes the comparison. A second call goes on where the first was stopped. What the file
+may hold stands in `anytime_lab.sweep_file`.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import fnmatch
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from anytime_lab.executors import Executor, LocalExecutor, cores, cuda_devices
+from anytime_lab.jobs import Job, JobsFailed, run_jobs
+from anytime_lab.parameters import NOTEBOOKS
+from anytime_lab.summary import terminal_table
+from anytime_lab.sweep_checks import check_settings
+from anytime_lab.sweep_file import Sweep, load_sweep
+from anytime_lab.sweep_jobs import Place, sweep_jobs
+from anytime_lab.sweep_page import Compared, compare
+from anytime_lab.sweep_plan import LiveExpectation, Planned, plan_line, plan_sweep, plan_table
+
+LOCK = ".sweep.lock"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep with its folder and jobs, checked.
+
+    Attributes:
+        jobs: All of them; `chosen` are those to run.
+    """
+
+    sweep: Sweep
+    out: Path
+    jobs: Mapping[Place, Job]
+    chosen: Mapping[Place, Job]
+
+    def plan(self) -> list[Planned]:
+        """How each chosen run stands now."""
+        chosen = {job.name for job in self.chosen.values()}
+        return [one for one in plan_sweep(self.jobs) if one.job.name in chosen]
+
+    def show(self, workers: int | None = None, console: Console | None = None) -> None:
+        """Print the plan."""
+        console = console or Console()
+        planned = self.plan()
+        console.print(plan_table(planned, f"{self.sweep.title} → {self.out}"))
+        console.print(plan_line(planned, workers or default_workers()), highlight=False)
+        if any(one.state == "stale" for one in planned):
+            console.print(
+                "Stale runs are made anew; what they hold goes to .replaced/ in their folder."
+            )
+
+
+def prepare_sweep(
+    path: str | Path, out: str | Path | None = None, only: Sequence[str] = ()
+) -> Prepared:
+    """Read and check a sweep; nothing runs, and no model or dataset is loaded.
+
+    Args:
+        path: The YAML file.
+        out: Folder of the results; `runs/NAME` beside the notebooks if None.
+        only: Patterns such as `ar_*` or `*/seed-0/*` of the runs wanted; what they need is added.
+
+    Raises:
+        ValueError: the file, a reference, a parameter or a setting is wrong, or no run matches.
+    """
+    sweep = load_sweep(path)
+    out = Path(out).resolve() if out else NOTEBOOKS.parent / "runs" / sweep.name
+    jobs = sweep_jobs(sweep, out)
+    check_settings(sweep, jobs)
+    return Prepared(sweep, out, jobs, _choose(jobs, only))
+
+
+def _choose(jobs: Mapping[Place, Job], only: Sequence[str]) -> dict[Place, Job]:
+    if not only:
+        return dict(jobs)
+    wanted = {
+        job.name
+        for job in jobs.values()
+        if any(fnmatch.fnmatch(job.name, p) or fnmatch.fnmatch(job.name, f"{p}/*") for p in only)
+    }
+    if not wanted:
+        names = ", ".join(job.name for job in list(jobs.values())[:6])
+        raise ValueError(f"no run matches {', '.join(only)}; there are {names}, …")
+    for job in reversed(jobs.values()):  # what a job needs stands before it
+        if job.name in wanted:
+            wanted |= set(job.after)
+    return {place: job for place, job in jobs.items() if job.name in wanted}
+
+
+def run_sweep(
+    prepared: Prepared,
+    workers: int | None = None,
+    retry_failed: bool = False,
+    executor: Executor | None = None,
+    console: Console | None = None,
+) -> Compared | None:
+    """Run what is to be done and write the comparison over all that has a result.
+
+    Args:
+        prepared: Of `prepare_sweep`.
+        workers: Runs at a time on this machine; one for each GPU, or half as many as cores if None.
+        retry_failed: Try failed runs again.
+        executor: Where the runs go; this machine if None.
+
+    Returns:
+        Summary and pages; None where no step evaluates.
+
+    Raises:
+        JobsFailed: some runs failed; the comparison of the others was written.
+        BlockingIOError: another sweep is running in the folder.
+    """
+    console = console or Console()
+    workers = workers or default_workers()
+    executor = executor or LocalExecutor(
+        workers, {"TOKENIZERS_PARALLELISM": "false"}, cuda_devices()
+    )
+    jobs = list(prepared.chosen.values())
+    with _only_one(prepared.out):
+        failure = None
+        try:
+            run_jobs(
+                jobs,
+                workers,
+                console=console,
+                executor=executor,
+                retry_failed=retry_failed,
+                seconds_left=LiveExpectation(prepared.chosen, workers),
+            )
+        except JobsFailed as failed:
+            failure = failed
+        compared = compare_finished(prepared)
+    if compared is not None:
+        for step, part in compared.summary.groupby("step", sort=False):
+            told = prepared.sweep.title if len(compared.pages) == 1 else str(step)
+            console.print(terminal_table(part, told))
+        for page in compared.pages:
+            console.print(f"Curves with their bands: {page.as_uri()}")
+    if failure is not None:
+        raise failure
+    return compared
+
+
+def compare_finished(prepared: Prepared) -> Compared | None:
+    """Write the comparison over all runs that have a result; None if nothing was evaluated."""
+    finished = {one.job.name for one in plan_sweep(prepared.jobs) if one.state == "done"}
+    return compare(prepared.sweep, prepared.jobs, finished, prepared.out)
+
+
+@contextlib.contextmanager
+def _only_one(out: Path) -> Iterator[None]:
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / LOCK, "a+b") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"another sweep is running in {out}. Wait for it, stop it, or choose another --out."
+            ) from None
+        except OSError:
+            pass  # a file system without locks; each run's own check remains
+        yield
+
+
+def default_workers() -> int:
+    """One run for each GPU; where there is none, one for two cores, and on two cores two."""
+    return len(cuda_devices()) or max(min(2, cores()), cores() // 2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m anytime_lab.sweep", description=__doc__.split("\n\n")[1]
+    )
+    parser.add_argument("file", help="such as experiments/quickstart.yaml")
+    parser.add_argument("--out", help="folder of the results (runs/NAME)")
+    parser.add_argument("--dry-run", action="store_true", help="check and show the plan, no more")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="PATTERN", help="runs to take, such as 'ar_*'"
+    )
+    parser.add_argument("--jobs", type=int, help="runs at a time (one a GPU, or one for two cores)")
+    parser.add_argument("--retry-failed", action="store_true", help="try failed runs again")
+    given = parser.parse_args(arguments)
+    if given.jobs is not None and given.jobs < 1:
+        parser.error(f"--jobs is {given.jobs}; expected at least 1.")
+    console = Console()
+    try:
+        prepared = prepare_sweep(given.file, given.out, given.only)
+        prepared.show(given.jobs, console)
+        if given.dry_run:
+            return 0
+        run_sweep(prepared, given.jobs, given.retry_failed, console=console)
+    except JobsFailed as failure:
+        print(
+            "Some runs failed; the same command runs what was not run, with --retry-failed the "
+            f"failed ones again.\n{failure}",
+            file=sys.stderr,
+        )
+        return 1
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on where it was.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,38 @@
+"""Notebooks that cost next to nothing, for tests of what runs notebooks."""
+
+import nbformat
+
+
+def notebook(folder, *cells, name="n.ipynb", parameters='x: int = 1\nnames: list = ["a"]'):
+    """Write a notebook of code cells, the first with the parameters."""
+    made = nbformat.v4.new_notebook()
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "p", "language": "python"}
+    first = nbformat.v4.new_code_cell(parameters)
+    first.metadata["tags"] = ["parameters"]
+    made.cells = [first, *(nbformat.v4.new_code_cell(cell) for cell in cells)]
+    path = folder / name
+    nbformat.write(made, path)
+    return path
+
+
+# Appends its rows one by one and goes on where it was, as the project's own notebooks do.
+ROWS = """
+import json, os, time
+from pathlib import Path
+folder = Path(output_dir)
+folder.mkdir(parents=True, exist_ok=True)
+from anytime_lab.records import append_jsonl, read_jsonl, write_json, write_progress
+started = time.time()
+for row in range(len(read_jsonl(folder / "rows.jsonl")), rows):
+    append_jsonl(folder / "rows.jsonl", {"row": row, "seed": seed, "x": x})
+    write_progress(folder, "rows", row + 1, rows, "rows", started=started, message=f"x {x}")
+    time.sleep(pause)
+"""
+ROW_PARAMETERS = (
+    'output_dir: str = ""\nx: int = 1\nrows: int = 5\npause: float = 0.05\nseed: int = 0'
+)
+
+
+def row_notebook(folder, name="rows.ipynb"):
+    """A notebook that writes `rows` rows into `rows.jsonl`."""
+    return notebook(folder, ROWS, name=name, parameters=ROW_PARAMETERS)
