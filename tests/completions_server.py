@@ -2,8 +2,8 @@
 
 import contextlib
 import json
+import socket
 import threading
-import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -51,15 +51,28 @@ class Behaviour:
 
 @contextlib.contextmanager
 def serving(engine, tokenizer, **behaviour):
-    """Yields (url, Behaviour)."""
+    """Yields (url, Behaviour). No thread of it is left afterwards."""
     told = Behaviour(**behaviour)
     lock = threading.Lock()
+    over = threading.Event()
+    open_ones: set[socket.socket] = set()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def log_message(self, *_):
             pass
+
+        def setup(self):
+            super().setup()
+            open_ones.add(self.connection)
+            if over.is_set():
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+        def finish(self):
+            open_ones.discard(self.connection)
+            with contextlib.suppress(OSError):  # the client hung up
+                super().finish()
 
         def reply(self, status, body):
             data = json.dumps(body).encode()
@@ -81,7 +94,8 @@ def serving(engine, tokenizer, **behaviour):
             if told.refuse:
                 return self.reply(400, {"error": {"message": told.refuse}})
             if not body.get("stream"):
-                time.sleep(told.hang)
+                if over.wait(told.hang):
+                    return
                 return self.reply(200, {"choices": self.summaries(body)})
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
@@ -113,7 +127,8 @@ def serving(engine, tokenizer, **behaviour):
                     yield {"error": {"message": "out of memory <b>"}}
                 if first and told.break_after == n:
                     return
-                time.sleep(told.hang)
+                if over.wait(told.hang):
+                    return
                 with lock:
                     waiting += trunks.step()
                 told.sent += 1
@@ -152,12 +167,16 @@ def serving(engine, tokenizer, **behaviour):
         return sample_leaves(again, [[0] * count])[0]
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server.daemon_threads = False  # they run torch, so closing the server waits for them
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", told
     finally:
+        over.set()
         server.shutdown()
         thread.join()
+        for connection in list(open_ones):  # kept alive by a client, or in the middle of a stream
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         server.server_close()

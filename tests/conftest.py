@@ -1,6 +1,8 @@
 """What every test needs: no network, few threads, and no browser where there is none."""
 
 import os
+import threading
+import time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # TRL pings the hub at every trainer start otherwise
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -8,6 +10,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several torch processes spin ag
 os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel of this environment
 
 import pytest  # noqa: E402
+
+# Threads of libraries that live as long as the process and rest in Python.
+LIBRARIES = ("tqdm_monitor", "GRPOTrainer-AsyncLoop")
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    """A thread that is left in native code when the process ends aborts it, tests passed or not."""
+    before = set(threading.enumerate())
+    yield
+    give_up = time.monotonic() + 10
+    while left := [
+        thread
+        for thread in threading.enumerate()
+        if thread not in before and thread.name not in LIBRARIES
+    ]:
+        assert time.monotonic() < give_up, f"threads left: {left}"
+        time.sleep(0.01)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,3 +51,19 @@ def lab(tmp_path_factory):
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on PATH")
     with open_lab(tmp_path_factory.mktemp("lab") / "home") as opened:
         yield opened
+
+
+@pytest.fixture
+def opened():
+    """Makes answer-now views that are closed at the end."""
+    from anytime_lab.widgets.answer import AnswerNow
+
+    views = []
+
+    def make(*args, **settings):
+        views.append(AnswerNow(*args, **settings))
+        return views[-1]
+
+    yield make
+    for view in views:
+        view.close()

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 
 from anytime_lab.thoughts import Answer, ThinkingError
 
@@ -68,3 +69,21 @@ class Thinks:
         self.asked.append((prompt, temperature, seed))
         self.thoughts.append(self.make())
         return self.thoughts[-1]
+
+
+def scripted(**settings):
+    """400 pieces."""
+    return Thinks(lambda: Scripted(["a ", "b "] * 200, **settings))
+
+
+def until(holds, seconds=20.0):
+    """Wait, as long as a slow machine may take."""
+    give_up = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < give_up, "it never was so"
+        time.sleep(0.005)
+
+
+def state(view):
+    """Of the thinking that a view shows."""
+    return view.session.state if view.session else None

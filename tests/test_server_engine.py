@@ -108,6 +108,7 @@ def serving(**behaviour):
             return choices[::-1]  # the order is told by `index` alone
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = False  # they run torch, so closing the server waits for them
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from anytime_lab.widgets.answer_data import Asked
 
 THINKING, ANSWERING, PAUSED, ENDED = "thinking", "answering", "paused", "ended"
 PERIOD = 0.1  # seconds between two pieces of text
+LOOK = 0.25  # seconds between two looks, at rest, whether the interpreter is about to end
 
 
 class Listener(Protocol):
@@ -36,6 +36,9 @@ class Listener(Protocol):
 
 class Session:
     """A thread with a thought. It begins thinking at once and ends with its thinking.
+
+    An interpreter that exits waits for the thread, which then ends by itself after the step that
+    it is in: a daemon thread would be torn out of a forward pass, and abort the process.
 
     Args:
         begin: Makes the thought, in the thread.
@@ -64,9 +67,7 @@ class Session:
         self._pieces: list[str] = []
         self._told_at = 0.0
         self._due = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="thinking", daemon=True)
-        # An interpreter that exits must not tear a daemon thread out of a forward pass.
-        weakref.finalize(self, _at_exit, weakref.ref(self))
+        self._thread = threading.Thread(target=self._run, name="thinking", daemon=False)
         self._thread.start()
 
     def ask(self) -> bool:
@@ -111,13 +112,18 @@ class Session:
 
     # --- in the thread ---------------------------------------------------------------------------
 
+    def _over(self) -> bool:
+        """Whether it was closed, or the interpreter is about to end, which closes it."""
+        self._closed = self._closed or not threading.main_thread().is_alive()
+        return self._closed
+
     def _run(self) -> None:
-        while not self._closed:
+        while not self._over():
             try:
                 self._work()
                 break
             except Exception as error:  # told in a sentence; the thought may go on later
-                if self._closed:
+                if self._over():
                     break
                 self._tell()
                 self._settle(ENDED if self._thought is None else PAUSED)
@@ -130,12 +136,12 @@ class Session:
     def _work(self) -> None:
         if self._thought is None:
             self._thought = self._begin()
-        while not self._closed:
+        while not self._over():
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self.state != PAUSED)
+                self._changed.wait_for(lambda: self._closed or self.state != PAUSED, LOOK)
                 state = self.state
-            if self._closed:
-                return
+            if self._closed or state == PAUSED:
+                continue
             if state == THINKING and not self._thought.end:
                 self._think()
                 continue
@@ -197,9 +203,3 @@ def sentence(error: Exception) -> str:
         return said
     first = said.splitlines()[0] if said else "no more is known"
     return f"The thinking stopped ({type(error).__name__}: {first})."
-
-
-def _at_exit(reference: weakref.ref) -> None:
-    session = reference()
-    if session is not None:
-        session.close(timeout=2.0)

@@ -215,20 +215,34 @@ class Training(widgets.VBox):
         if change["new"]:
             self._stop = threading.Event()
             self._thread = threading.Thread(
-                target=self._watch, args=(self._stop,), name="training view", daemon=True
+                target=self._watch, args=(self._stop,), name="training view", daemon=False
             )
             self._thread.start()
         else:
             self._stop.set()
 
     def _watch(self, stop: threading.Event) -> None:
-        """Refresh until all runs are finished, Follow is off, or the view is closed."""
-        while not stop.wait(self.seconds):
+        """Refresh until all runs are finished, Follow is off, or the view is closed.
+
+        The thread is no daemon, which would be torn out of native code when the interpreter ends.
+        """
+        while self._waited(stop):
             done = not self.unfinished()  # asked first: what was written before it is read after
             self.refresh()
             if done:
                 self.follow.value = False
                 return
+
+    def _waited(self, stop: threading.Event) -> bool:
+        """Wait for the next look. False if there is none, such as when the interpreter ends."""
+        look = time.monotonic() + self.seconds
+        while threading.main_thread().is_alive():
+            left = look - time.monotonic()
+            if stop.wait(max(0.0, min(left, 0.25))):
+                return False
+            if left <= 0.25:
+                return True
+        return False
 
     def close(self) -> None:
         """Stop following, and go."""
