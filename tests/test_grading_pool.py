@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from jupyter_client.manager import start_new_kernel
 
 from anytime_lab.grading.pool import GradingPool
 from anytime_lab.verify import FunctionVerifier, Grade, MathVerifier, PooledVerifier
@@ -380,6 +381,74 @@ def test_an_interrupt_ends_the_batch_and_its_workers_and_the_next_batch_is_whole
     assert program.wait(30) == 0, program.stderr.read()
 
 
+def kernel_says(client, code, meanwhile=lambda: None):
+    """What a cell prints, or the name of its error; `meanwhile` is called while it runs."""
+    sent = client.execute(code)
+    printed, called = "", False
+    while True:
+        message = client.get_iopub_msg(timeout=60)
+        if message["parent_header"].get("msg_id") != sent:
+            continue
+        kind, content = message["msg_type"], message["content"]
+        if kind == "execute_input" and not called:
+            called = True
+            meanwhile()
+        elif kind == "stream":
+            printed += content["text"]
+        elif kind == "error":
+            printed += content["ename"]
+        elif kind == "status" and content["execution_state"] == "idle":
+            return printed
+
+
+@pytest.mark.slow
+def test_an_interrupted_cell_leaves_no_orphan_and_the_next_cell_grades_whole(tmp_path, monkeypatch):
+    (tmp_path / "sleepy_grader.py").write_text(
+        "import time\n\n\ndef score(answer, gold):\n    time.sleep(float(answer))\n    return 1.0\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{tmp_path}")
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        told = kernel_says(
+            client,
+            "import torch\n"
+            "torch.ones(9, 9) @ torch.ones(9, 9)\n"  # its threads are there
+            "from anytime_lab.verify import FunctionVerifier\n"
+            "verifier = FunctionVerifier('sleepy_grader:score', workers=2, seconds=120)\n"
+            "grades = verifier.grade_answers(['0', '0.0'], [1, 1])\n"
+            "print(*verifier.pool.processes())",
+        )
+        keepers = [int(pid) for pid in told.split()]
+        processes = until(lambda: len(both := family(keepers)) == 4 and both)
+        mapped = [Path(f"/proc/{pid}/maps").read_text() for pid in processes]
+        assert not any("libtorch" in maps for maps in mapped)
+        answers = "[str(0.01 * n) for n in range(1, 5)] + ['100', '101'] + ['0.5'] * 20"
+        batch = f"answers = {answers}\nverifier.grade_answers(answers, [1] * len(answers))"
+
+        def interrupt():
+            time.sleep(1.0)
+            manager.interrupt_kernel()
+
+        assert kernel_says(client, batch, interrupt) == "KeyboardInterrupt"
+        assert gone(processes)
+        told = kernel_says(
+            client,
+            "answers = [a for a in answers if float(a) < 100]\n"
+            "grades = verifier.grade_answers(answers, [1] * len(answers))\n"
+            "print(sum(grade.score for grade in grades), verifier.metrics()['timed out'])\n"
+            "print(*verifier.pool.processes())",
+        )
+        scores, keepers = told.splitlines()
+        assert scores == "24.0 0"
+        left = family(int(pid) for pid in keepers.split())
+        assert len(left) >= 2
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=False)
+        manager.cleanup_resources()
+    assert gone(left, seconds=12.0)
+
+
 def test_ctrl_c_for_the_whole_process_group_leaves_no_orphan(tmp_path):
     program = script(tmp_path, INTERRUPTED.replace("except KeyboardInterrupt", "except OSError"))
     program.stdout.readline()
@@ -444,6 +513,45 @@ def test_grading_works_in_spawned_and_forked_processes(tmp_path):
         "fork" + " correct" * 4,
         "correct True",
     ], err
+
+
+def test_a_child_forked_while_others_grade_grades_for_itself(tmp_path):
+    program = script(
+        tmp_path,
+        """
+        import os, signal, threading, time
+        from anytime_lab.verify import MathVerifier
+
+        verifier = MathVerifier(workers=1, seconds=30)
+        print(verifier.grade_answers(["x+x"], ["2x"])[0].reason, flush=True)
+        workers = verifier.pool.processes()
+        outcomes = []
+        job = [("time:sleep", [3])]
+        batch = threading.Thread(target=lambda: outcomes.extend(verifier.pool.run(job)))
+        batch.start()
+        while not verifier.pool._lock.locked():
+            time.sleep(0.01)
+        with verifier._lock:  # as held by a thread that looks a verdict up
+            child = os.fork()
+        if child == 0:
+            signal.alarm(60)  # a deadlock ends in a death by signal
+            verifier.close()  # nothing of the parent's
+            known = verifier.grade_answers(["x+x"], ["2x"])[0].reason
+            print(known, verifier.grade_answers(["y+y"], ["2y"])[0].reason, flush=True)
+            mine = verifier.pool.processes()
+            verifier.close()
+            os._exit(0 if len(mine) == 1 and mine != workers else 3)
+        print("child", os.waitpid(child, 0)[1], len(outcomes), flush=True)
+        batch.join()
+        print(outcomes[0].died or "whole", verifier.pool.processes() == workers)
+        """,
+    )
+    out, err = program.communicate(timeout=120)
+    assert out.splitlines()[0] == "correct", err
+    assert sorted(out.splitlines()[-3:]) == ["child 0 0", "correct correct", "whole True"], (
+        out + err
+    )
+    assert program.returncode == 0
 
 
 def test_importing_the_verifiers_imports_no_heavy_library():

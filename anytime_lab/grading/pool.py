@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,10 @@ class GradingPool:
         self.workers, self.seconds, self.memory_mb = workers, seconds, memory_mb
         self.preload, self.warm_up = tuple(preload), warm_up
         self._start_empty()
+        in_forked_child(self._start_empty)
 
     def _start_empty(self) -> None:
+        """No workers, and locks that nobody holds; a forked child leaves the parent's alone."""
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
         self._killed_starts = 0
@@ -95,6 +97,7 @@ class GradingPool:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start_empty()
+        in_forked_child(self._start_empty)
 
     def run(self, jobs: Sequence[tuple[str, Sequence[Any]]]) -> list[Outcome]:
         """Run jobs and return their outcomes in the same order."""
@@ -115,8 +118,6 @@ class GradingPool:
         Raises:
             RuntimeError: A worker does not start; its own error is in the message.
         """
-        if self._pid != os.getpid():
-            self._start_empty()  # the parent's workers stay the parent's
         if not jobs:
             return
         with self._lock:
@@ -196,6 +197,21 @@ class GradingPool:
             "warm_up": self.warm_up,
         }
         return _Worker(json.dumps(config))
+
+
+def in_forked_child(renew: Callable[[], None]) -> None:
+    """Have a bound method called in every forked child, as long as its object lives.
+
+    A lock that a thread of the parent held while it forked is never released in the child.
+    """
+    reference = weakref.WeakMethod(renew)
+
+    def renew_if_alive() -> None:
+        method = reference()
+        if method is not None:
+            method()
+
+    os.register_at_fork(after_in_child=renew_if_alive)
 
 
 class _Worker:
