@@ -13,8 +13,9 @@ from typing import Any
 from anytime_lab.grading.answers import answer_region, find_answer, find_boxed, first_line
 from anytime_lab.grading.base import AnswerVerifier, AsyncReward, Grade, Verifier, check_lengths
 from anytime_lab.grading.countdown import read_expression
+from anytime_lab.grading.golds import all_required, gold_text
 from anytime_lab.grading.latex import UnreadableError
-from anytime_lab.grading.maths import accepted_forms, all_required, decide, expressions, gold_text
+from anytime_lab.grading.maths import accepted_forms, decide, expressions
 from anytime_lab.grading.pool import Outcome
 from anytime_lab.grading.pooled import PooledVerifier
 

@@ -19,22 +19,20 @@ ROWS = [
     .read_text(encoding="utf-8")
     .splitlines()
 ]
-# In the way of MIT's Minerva set and OlympiadBench, whose golds are harder to read than MATH's.
-GOLDS_WITH_UNITS = r"""
-1.24e-8 | 4.46e19 | 6.5e-2 | 1e11 | 2e27 | 9.35e5 | -0.2 | .75 | -3./2 | 1.325e-27 | 5e-6
-3.3 \times 10^{12} | 7.353 \times 10^{-14} | 10^{-6} | -1.6\times10^{-19} \mathrm{C} | 6.626e-34
-9.8 \mathrm{~m} / \mathrm{s}^{2} | 1.6 \mathrm{~cm} | 4.5e33 \text{ erg/s} | 300 \mathrm{~K}
-0.36 \mathrm{~nm} | 25^{\circ} \mathrm{C} | 90^{\circ} | 1.5 \mathrm{eV} | 20 \text{ } \Omega
-m l \ddot{\theta}(t)-m g \sin \theta(t)=f(t) \cos \theta(t) | \frac{1}{2a}(\exp{a*t} - \exp{-a*t})
-\hbar \omega(v+1 / 2)-\frac{E_{0}^{2} e^{2}}{2 m \omega^{2}} | \frac{1}{3} E_{1}+\frac{2}{3} E_{2}
-\frac{a M^{1 / 3}}{G M^{2 / 3}+b} | 100 p^{\frac{1}{2}} | \frac{2}{3} \frac{C}{S} | SRMC=LRMC
-np.arcsin(10/13) | I(0) e^{-\frac{t}{R C}} | \left(\frac{3}{4}\right)^{2} | e^{-2t}u(t)
-$n^{2}+1$ | $p(x)=\frac{(x-1)(x-2)}{6}$ | $2RC+R+C$ | $64,\frac{1}{4}$ | $k=2 n-1$ | $8 \%$
-$(4, \log _{10} 2)$ | $f(z)=z$ | $f(n) = 2 n+1007$ | $4-2 \sqrt{3}$ | $\frac{800}{3}$ | 996000
-$(-\infty,-8)$ | $[-2,2]$ | $\left[\frac{1}{2}, 1\right)$ | $(1,1),(1,2),(2,1)$ | $\pm \sqrt{7}$
-$\frac{n^{2}-n+1}{2}$ | $\binom{2n}{n}$ | $2^{n-1}$ | $\lfloor\frac{n}{2}\rfloor+1$ | $n!$
-$(0,0),(1,-1)$ | $x=\frac{\pi}{4}+k \pi$ | $0<x \leq 1$ | $\sqrt[3]{4}-1$ | $10^{\circ}, 50^{\circ}$
-"""
+
+
+def gold_lines():
+    """(gold, ways that are right, ways that are wrong, why math-verify differs) of `golds.txt`."""
+    text = (Path(__file__).parent / "data" / "golds.txt").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            line, _, differs = line.partition(" ## ")
+            ways, *wrong = line.split(" !! ")
+            gold, *right = ways.split(" || ")
+            yield gold, right, wrong, differs
+
+
+GOLDS = list(gold_lines())
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +48,8 @@ def plainly_equal(answer, gold):
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     given = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
-    return bool(verify(parse(f"${gold}$", parsing_timeout=None), given, timeout_seconds=None))
+    gold = gold if str(gold).startswith("$") else f"${gold}$"
+    return bool(verify(parse(gold, parsing_timeout=None), given, timeout_seconds=None))
 
 
 def test_every_row_gets_the_verdict_written_beside_it(verifier):
@@ -79,28 +78,75 @@ def test_verdicts_survive_being_found_in_a_text_and_asked_for_singly(verifier):
     assert wrong == []
 
 
-def test_each_disagreement_with_plain_math_verify_is_a_named_one(record_property):
+def test_each_disagreement_with_plain_math_verify_is_a_named_one(capsys):
     rows = [r for r in ROWS if not isinstance(r["gold"], list)]
     agree = {id(r): plainly_equal(r["answer"], r["gold"]) == r["right"] for r in rows}
     assert [r for r in rows if not agree[id(r)] and not r["differs"]] == []
     assert [r for r in rows if agree[id(r)] and r["differs"]] == []
     named = Counter(r["differs"] for r in rows if r["differs"])
-    record_property("agreement", f"{sum(agree.values())} of {len(rows)}")
-    print(f"\nplain math-verify agrees on {sum(agree.values())} of {len(rows)} rows; named:")
-    print("".join(f"  {name}: {count}\n" for name, count in named.most_common()))
-    assert sum(agree.values()) >= 0.75 * len(rows)
+    with capsys.disabled():
+        print(f"\nplain math-verify agrees on {sum(agree.values())} of {len(rows)} rows; named:")
+        print("".join(f"  {name}: {count}\n" for name, count in named.most_common()))
+    assert sum(agree.values()) >= 0.7 * len(rows)
 
 
-def test_golds_with_units_and_powers_of_ten_equal_themselves(verifier):
-    golds = [gold.strip() for gold in GOLDS_WITH_UNITS.replace("\n", " | ").split(" | ")]
-    golds = [gold for gold in golds if gold]
-    assert len(golds) > 60
+# Obvious ways to write any gold.
+REWRITTEN = {
+    "itself": lambda gold: gold,
+    "on a line of its own": lambda gold: f"\n{gold}\n",
+    "without dollars": lambda gold: gold if gold.startswith("$\\$") else gold.strip("$"),
+    "in dollars": lambda gold: gold if "$" in gold else f"${gold}$",
+    "in display": lambda gold: gold if "$" in gold else rf"\[{gold}\]",
+    "with large fractions": lambda gold: gold.replace(r"\frac", r"\dfrac"),
+    "with \\text": lambda gold: gold.replace(r"\mathrm", r"\text"),
+    "without ties": lambda gold: gold.replace("{~", "{"),
+    "with a full stop": lambda gold: gold + ".",
+    "without \\left": lambda gold: gold.replace(r"\left", "").replace(r"\right", ""),
+    "without spaces in formulas": lambda gold: gold.replace(r"\, ", " ").replace(" +", "+"),
+}
+
+
+def test_golds_with_units_and_powers_of_ten_equal_themselves_however_written(verifier, capsys):
+    golds = [gold for gold, *_ in GOLDS]
+    assert len(golds) == len(set(golds)) >= 200
     assert [problem for problem in verifier.read_golds(golds) if problem] == []
-    for change in (
-        lambda gold: gold,
-        lambda gold: gold.replace(r"\frac", r"\dfrac").replace(r"\mathrm", r"\text"),
-        lambda gold: gold.strip("$"),
-        lambda gold: gold.replace("{~", "{").replace(r"\left", "").replace(r"\right", "") + ".",
-    ):
-        grades = verifier.grade_answers([change(gold) for gold in golds], golds)
-        assert [(g, x) for g, x in zip(golds, grades, strict=True) if x.score != 1.0] == []
+    failures = []
+    for how, rewrite in REWRITTEN.items():
+        grades = verifier.grade_answers([rewrite(gold) for gold in golds], golds)
+        failures += [(how, g) for g, x in zip(golds, grades, strict=True) if x.score != 1.0]
+    assert failures == []
+    with capsys.disabled():
+        print(f"\n{len(golds)} golds equal themselves in {len(REWRITTEN)} ways")
+
+
+def test_other_ways_to_state_a_gold_get_the_verdict_written_beside_them(verifier):
+    asked = [(a, gold, 1.0) for gold, right, _, _ in GOLDS for a in right]
+    asked += [(a, gold, 0.0) for gold, _, wrong, _ in GOLDS for a in wrong]
+    assert len(asked) > 600
+    answers, golds, scores = zip(*asked, strict=True)
+    grades = verifier.grade_answers(answers, golds)
+    assert [row for row, x in zip(asked, grades, strict=True) if x.score != row[2]] == []
+
+
+def test_the_next_gold_of_the_list_is_wrong(verifier):
+    golds = [gold for gold, *_ in GOLDS]
+    grades = verifier.grade_answers(golds[1:], golds[:-1])
+    assert [g for g, x in zip(golds, grades, strict=False) if x.score != 0.0] == []
+
+
+@pytest.mark.slow
+def test_each_line_that_plain_math_verify_grades_otherwise_is_a_named_one(capsys):
+    agree = asked = 0
+    unnamed, named = [], Counter()
+    for gold, right, wrong, differs in GOLDS:
+        verdicts = [plainly_equal(a, gold) for a in [gold, *right]]
+        verdicts += [not plainly_equal(a, gold) for a in wrong]
+        agree, asked = agree + sum(verdicts), asked + len(verdicts)
+        named[differs] += len(verdicts) - sum(verdicts)
+        if all(verdicts) == bool(differs):
+            unnamed.append((gold, differs, verdicts))
+    assert unnamed == []
+    with capsys.disabled():
+        print(f"\nplain math-verify agrees on {agree} of {asked} answers to golds; named:")
+        print("".join(f"  {name}: {count}\n" for name, count in named.most_common() if name))
+    assert agree >= 0.8 * asked

@@ -26,7 +26,8 @@ _SIGNS = {
     "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ",
     "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "µ": r"\mu ", "ρ": r"\rho ",
     "σ": r"\sigma ", "τ": r"\tau ", "φ": r"\phi ", "ω": r"\omega ", "Ω": r"\Omega ",
-    "Δ": r"\Delta ", "½": r"\frac{1}{2}", "、": ", ", "，": ", ", "；": "; ", "。": ".",
+    "Δ": r"\Delta ", "½": r"\frac{1}{2}", "Å": r"\AA ", "Å": r"\AA ",
+    "、": ", ", "，": ", ", "；": "; ", "。": ".",
 }  # fmt: skip
 _ROOT = re.compile(r"√\s*(?:\(([^()]{1,200})\)|(\d+(?:\.\d+)?|[a-zA-Zπ]))")
 _UP = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
@@ -70,6 +71,8 @@ _SYNONYMS = [
         (r"\\varepsilon", r"\\epsilon"),
         (r"\\(?:simeq|sim|thickapprox|approxeq)", r"\\approx"),
         (r"\\colon", ":"),
+        (r"\\log\s*_\s*(?:e|\{\s*e\s*\})", r"\\ln"),
+        (r"\\mathring\s*\{\s*A\s*\}|\\(?:AA|angstrom)", r"\\AA"),
         (r"\\degree", r"^\\circ"),
         (r"\\ast", "*"),
         (r"\\(?:ldots|dots|cdots)", "..."),

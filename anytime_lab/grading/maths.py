@@ -8,10 +8,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from math import isfinite
 from typing import Any
 
-from anytime_lab.grading.latex import UnreadableError, key
+from anytime_lab.grading.latex import key
 from anytime_lab.grading.numbers import numbers_equal, read_based
 from anytime_lab.grading.structure import (
     Atom,
@@ -30,31 +29,6 @@ from anytime_lab.grading.units import unit_factor
 
 _COLONS = re.compile(r"[0-9]{1,9}(?: ?: ?[0-9]{1,9})+")
 AtomsEqual = Callable[[Atom, Atom], bool | None]
-
-
-def gold_text(gold: Any) -> str:
-    """A gold of any type as text.
-
-    Raises:
-        UnreadableError: None, a truth value, not finite, empty, or no number or text at all.
-    """
-    if hasattr(gold, "item") and not isinstance(gold, str):
-        gold = gold.item()  # numpy and torch scalars
-    if isinstance(gold, float) and not isfinite(gold):
-        raise UnreadableError("unreadable gold")
-    if isinstance(gold, bool) or not isinstance(gold, (str, int, float, Fraction)):
-        raise UnreadableError("unreadable gold")
-    if isinstance(gold, float):
-        gold = int(gold) if gold.is_integer() else repr(gold)
-    text = str(gold).strip()
-    if not text:
-        raise UnreadableError("unreadable gold")
-    return text
-
-
-def all_required(golds: Sequence[Any]) -> str:
-    """One gold that asks for every one of several answers, in any order."""
-    return "; ".join(gold_text(gold) for gold in golds)
 
 
 def accepted_forms(gold: str) -> list[Form]:
@@ -117,6 +91,9 @@ def equal(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
         if isinstance(answer, Many) and not answer.braced and gold.opening + gold.closing == "()":
             return _in_order(answer.items, gold.items, atoms)  # a point without its brackets
         return _single(answer, gold, atoms)
+    if isinstance(gold, Many) and isinstance(answer, Group) and _names(gold.items):
+        is_point = answer.opening + answer.closing == "()"
+        return is_point and _in_order(answer.items, gold.items, atoms)  # (1, 2): x = 1, y = 2
     if isinstance(answer, Many) and isinstance(gold, Many):
         return _unordered(answer.items, gold.items, atoms)
     if isinstance(answer, Union) and isinstance(gold, Union):
@@ -147,7 +124,9 @@ def _colons_alike(answer: str, gold: str) -> bool | None:
     if not _COLONS.fullmatch(answer) or not _COLONS.fullmatch(gold):
         return None
     given, wanted = ([int(part) for part in text.split(":")] for text in (answer, gold))
-    clock = any(len(part) == 2 for text in (answer, gold) for part in text.split(":")[1:])
+    clock = any(
+        all(len(part.strip()) == 2 for part in text.split(":")[1:]) for text in (answer, gold)
+    )
     if clock or given[0] == 0 or wanted[0] == 0 or len(given) != len(wanted):
         return given == wanted
     return all(a * wanted[0] == b * given[0] for a, b in zip(given, wanted, strict=True))
@@ -161,6 +140,13 @@ def _units_and_atoms(answer: Atom, gold: Atom, atoms: AtomsEqual) -> bool | None
     turned = _in_radians(answer, gold)
     if turned is not None and (alike := atoms(*turned)) is not False:
         return alike
+    measured = _measured(answer, gold, atoms)
+    products = None if measured else _as_products(answer, gold)
+    return measured if products is None else _any([measured, atoms(*products)])
+
+
+def _measured(answer: Atom, gold: Atom, atoms: AtomsEqual) -> bool | None:
+    """Two values, each with its unit or without."""
     factor = unit_factor(answer.unit, gold.unit)
     if factor is None:
         return False
@@ -171,6 +157,14 @@ def _units_and_atoms(answer: Atom, gold: Atom, atoms: AtomsEqual) -> bool | None
         return atoms(Atom(scaled), gold)
     value = answer.number.value * factor
     return atoms(Atom(_plain(value), replace(answer.number, value=value)), gold)
+
+
+def _as_products(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
+    """Both with the letters of their units as factors: `2 m g` and `2mg`; None without letters."""
+    texts = [atom.whole or ("" if atom.unit else atom.text) for atom in (answer, gold)]
+    if not (answer.whole or gold.whole) or not all(re.search("[a-zA-Z]", t) for t in texts):
+        return None
+    return Atom(texts[0]), Atom(texts[1])
 
 
 def _in_radians(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
@@ -284,7 +278,7 @@ def _stated(relation: Relation) -> Form | None:
 
 def _has_names(*relations: Relation) -> bool:
     """Whether a right side holds names, so that the equations may be the same rearranged."""
-    return all(any(c.isalpha() for c in key_letters(r.texts[-1])) for r in relations)
+    return any(any(c.isalpha() for c in key_letters(r.texts[-1])) for r in relations)
 
 
 def _algebra(answer: Relation, gold: Relation, atoms: AtomsEqual) -> bool | None:

@@ -17,11 +17,15 @@ MAX_ITEMS = 64
 
 @dataclass(frozen=True)
 class Atom:
-    """A number or an expression; `text` is cleaned, without its unit."""
+    """A number or an expression; `text` is cleaned, without its unit.
+
+    whole: with its unit, where that may as well be a product of letters (`2 m g`).
+    """
 
     text: str
     number: Number | None = None
     unit: Unit | None = None
+    whole: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ _ENVIRONMENT = re.compile(
 _SIGN = re.compile(r"\\(?:le|ge|ne|approx|equiv|in|lt|gt)(?![a-zA-Z])|[=<>]")
 _NAME = re.compile(
     r"\\?[a-zA-Z]+(?:_\{?[\w,]+\}?)?'*(?:\([\w, \\]*\))?"  # x, a_n, f(x), \theta
-    r"|\\text\{[^{}]*\}|(?:[a-zA-Z](?:_\w)?|\\angle [A-Z]+)(?:\s*[+\-]\s*[a-zA-Z](?:_\w)?)*"
+    r"|\\(?:text|overline)\{[^{}]*\}"
+    r"|(?:[a-zA-Z](?:_\w)?|\\angle [A-Z]+)(?:\s*[+\-]\s*[a-zA-Z](?:_\w)?)*"
 )
 _SYMBOL = re.compile(r"\\?[a-zA-Z]+(?:_\w)?(?:\(\\?[a-zA-Z]+\))?")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
@@ -122,7 +127,7 @@ def _read(text: str, depth: int) -> Form:
         return Atom(text, number)
     rest, unit = strip_unit(text)
     if unit is not None and (number := read_number(rest)) is not None:
-        return Atom(rest, number, unit)
+        return Atom(rest, number, unit, text if unit.letters else "")
     for reader in (
         _read_list,
         _read_relation,
@@ -135,7 +140,9 @@ def _read(text: str, depth: int) -> Form:
             return form
     if unit is not None:
         inner = _read(rest, depth + 1)
-        return Atom(inner.text, inner.number, unit) if isinstance(inner, Atom) else inner
+        if isinstance(inner, Atom):
+            return Atom(inner.text, inner.number, unit, text if unit.letters else "")
+        return inner
     return Atom(text, None, None)
 
 

@@ -42,6 +42,7 @@ _BARE_FUNCTION = re.compile(
 )
 # The parser takes `E_1`, `e_1` and `I_1` for the constants.
 _NUMBERED_CONSTANT = re.compile(r"(?<![a-zA-Z\\])([eEI])(?=_)")
+_CONJUGATE = re.compile(r"(\\?[a-zA-Z]+)(?:_(\w)|_\{(\w+)\})?\s*\^\s?\{?\s?(?:\*|\\dagger)\s?\}?")
 _POINT_AT_END = re.compile(r"(?<=\d)\.(?!\d)")
 _PRIMES = re.compile(r"(?:[a-zA-Z0-9]|\}|\))'+")
 _DECIMAL = re.compile(r"\d\.\d|(?<!\d)\.\d")
@@ -59,6 +60,7 @@ def parse(text: str) -> Any:
     """
     text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
     text = without_separators(text.replace("%", r"\cdot\frac{1}{100}"))
+    text = _CONJUGATE.sub(r"\\bar{\1\2\3}", text)
     text = _BARE_FUNCTION.sub(r"\\\1 ", _NUMBERED_CONSTANT.sub(r"\\mathrm{\1}", text))
     text = _POINT_AT_END.sub("", text)
     try:
@@ -107,14 +109,13 @@ def _evaluated_equal(left: Any, right: Any, decimal: bool) -> bool | None:
         return None
     left, right = _named_functions(left), _named_functions(right)
     names = sorted({*left.free_symbols, *right.free_symbols} - _constants(), key=str)
-    whole = {
-        name
-        for power in (left.atoms(sympy.Pow) | right.atoms(sympy.Pow))
-        if power.base == -1
-        for name in power.exp.free_symbols
-    }
+    whole = {*_whole_numbers(left), *_whole_numbers(right)}
+    # `ln(a/b)` is `ln a - ln b` where both are above 0; but `ln|a|` is not `ln a`.
+    has_abs = left.has(sympy.Abs) or right.has(sympy.Abs)
+    logarithms = left.atoms(sympy.log) | right.atoms(sympy.log)
+    positive = set() if has_abs else {x for log in logarithms for x in log.args[0].free_symbols}
     compared = 0
-    for point in _points(names, whole) if names else [{}]:
+    for point in _points(names, whole, positive) if names else [{}]:
         values = _value(left, point), _value(right, point)
         if None in values:
             continue
@@ -167,20 +168,33 @@ def _named_functions(expression: sympy.Expr) -> sympy.Expr:
 
 
 def _points(
-    names: list[sympy.Symbol], whole: Collection[sympy.Symbol] = ()
+    names: list[sympy.Symbol],
+    whole: Collection[sympy.Symbol] = (),
+    positive: Collection[sympy.Symbol] = (),
 ) -> Iterator[dict[sympy.Symbol, sympy.Rational]]:
     """Fixed rational points, of both signs, none of them special.
 
-    whole: names that stand for whole numbers, such as n in `(-1)^n`; odd and even ones in turn.
+    whole: names that stand for whole numbers; odd and even ones in turn.
+    positive: names that stand for numbers above 0.
     """
     for number in range(POINTS):
         point = {}
         for index, name in enumerate(names):
             size = sympy.Rational(1009 + 377 * index + 613 * number, 701 + 89 * number)
-            point[name] = -size if (number >> (index % 2)) & 1 else size
+            below = name not in positive and (number >> (index % 2)) & 1
+            point[name] = -size if below else size
             if name in whole:
                 point[name] = sympy.Integer(3 + 5 * number + 2 * index)
         yield point
+
+
+def _whole_numbers(expression: sympy.Expr) -> Iterator[sympy.Symbol]:
+    """Names that only whole numbers make sense for: in powers of -1, as ends of sums."""
+    for power in expression.atoms(sympy.Pow):
+        if power.base == -1:
+            yield from power.exp.free_symbols
+    for added in expression.atoms(sympy.Sum, sympy.Product):
+        yield from (name for limit in added.limits for name in sympy.Tuple(*limit[1:]).free_symbols)
 
 
 def _value(expression: sympy.Expr, point: dict) -> sympy.Expr | None:

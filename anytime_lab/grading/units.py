@@ -6,40 +6,41 @@ known (`\\text{ Gs}`) must be the same; a longer word that is not known is comme
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 # kind of quantity -> unit names -> how many of the kind's base unit one is
 _KINDS: dict[str, dict[str, Fraction]] = {
     "length": {
-        "nm|nanometer|nanometre": Fraction(1, 10**9),
-        r"\mum|um|micrometer|micron": Fraction(1, 10**6),
-        "mm|millimeter|millimetre": Fraction(1, 1000),
+        "nanometer|nanometre": Fraction(1, 10**9),
+        "micrometer|micron": Fraction(1, 10**6),
+        "millimeter|millimetre": Fraction(1, 1000),
         "cm|centimeter|centimetre": Fraction(1, 100),
         "m|meter|metre": Fraction(1),
-        "km|kilometer|kilometre": Fraction(1000),
+        "kilometer|kilometre": Fraction(1000),
         "in|inch|inches": Fraction(254, 10**4),
         "ft|foot|feet": Fraction(3048, 10**4),
         "yd|yard": Fraction(9144, 10**4),
         "mi|mile": Fraction(1609344, 1000),
+        r"\AA|angstrom": Fraction(1, 10**10),
         "furlong": Fraction(201168, 1000),
         "ly|lightyear": Fraction(94607304725808, 10) * 1000,
         "pc|parsec": Fraction(30857, 1) * 10**12,
-        "kpc|kiloparsec": Fraction(30857, 1) * 10**15,
-        "Mpc|megaparsec": Fraction(30857, 1) * 10**18,
+        "kiloparsec": Fraction(30857, 1) * 10**15,
+        "megaparsec": Fraction(30857, 1) * 10**18,
         "AU|astronomical unit": Fraction(1495978707, 1) * 100,
     },
     "mass": {
-        "mg|milligram": Fraction(1, 1000),
+        "milligram": Fraction(1, 1000),
         "g|gram": Fraction(1),
-        "kg|kilogram": Fraction(1000),
+        "kilogram": Fraction(1000),
         "lb|lbs|pound": Fraction(45359237, 10**5),
         "oz|ounce": Fraction(45359237, 16 * 10**5),
         "ton": Fraction(45359237 * 2000, 10**5),
         "tonne": Fraction(10**6),
     },
     "time": {
-        "ms|millisecond": Fraction(1, 1000),
+        "millisecond": Fraction(1, 1000),
         "s|sec|second": Fraction(1),
         "min|minute": Fraction(60),
         "h|hr|hour": Fraction(3600),
@@ -52,31 +53,31 @@ _KINDS: dict[str, dict[str, Fraction]] = {
     "angle": {"degree|deg": Fraction(1)},
     "radian": {"radian|rad": Fraction(1)},
     "volume": {
-        "mL|ml|milliliter|cc": Fraction(1, 1000), "L|l|liter|litre": Fraction(1),
+        "ml|milliliter|cc": Fraction(1, 1000), "L|l|liter|litre": Fraction(1),
         "gal|gallon": Fraction(3785411784, 10**9), "quart": Fraction(946352946, 10**9),
         "pint": Fraction(473176473, 10**9),
     },
     "energy": {
-        "J|joule": Fraction(1), "kJ|kilojoule": Fraction(1000), "erg|ergs": Fraction(1, 10**7),
+        "J|joule": Fraction(1), "kilojoule": Fraction(1000), "erg|ergs": Fraction(1, 10**7),
         "eV|electronvolt": Fraction(1602176634, 10**28),
-        "keV": Fraction(1602176634, 10**25), "MeV": Fraction(1602176634, 10**22),
-        "GeV": Fraction(1602176634, 10**19), "cal|calorie": Fraction(4184, 1000),
+        "cal|calorie": Fraction(4184, 1000),
         "kcal|kilocalorie": Fraction(4184), "kWh": Fraction(3_600_000),
     },
-    "force": {"N|newton": Fraction(1), "kN": Fraction(1000), "dyne": Fraction(1, 10**5)},
-    "power": {"W|watt": Fraction(1), "kW|kilowatt": Fraction(1000), "MW": Fraction(10**6)},
+    "force": {"N|newton": Fraction(1), "dyne": Fraction(1, 10**5)},
+    "power": {"W|watt": Fraction(1), "kilowatt": Fraction(1000), "megawatt": Fraction(10**6)},
     "pressure": {
-        "Pa|pascal": Fraction(1), "kPa": Fraction(1000), "MPa": Fraction(10**6),
-        "GPa": Fraction(10**9), "atm|atmosphere": Fraction(101325), "bar": Fraction(10**5),
+        "Pa|pascal": Fraction(1), "atm|atmosphere": Fraction(101325), "bar": Fraction(10**5),
     },
     "temperature": {"K|kelvin": Fraction(1)},
     "celsius": {"celsius": Fraction(1)},
     "fahrenheit": {"fahrenheit": Fraction(1)},
-    "frequency": {"Hz|hertz": Fraction(1), "kHz": Fraction(1000), "MHz": Fraction(10**6)},
-    "voltage": {"V|volt": Fraction(1), "mV": Fraction(1, 1000), "kV": Fraction(1000)},
-    "current": {"A|amp|ampere": Fraction(1), "mA": Fraction(1, 1000)},
+    "frequency": {"Hz|hertz": Fraction(1)},
+    "voltage": {"V|volt": Fraction(1)},
+    "current": {"A|amp|ampere": Fraction(1)},
+    "capacitance": {"F|farad": Fraction(1)},
+    "field": {"T|tesla": Fraction(1), "gauss": Fraction(1, 10**4)},
     "charge": {"C|coulomb": Fraction(1)},
-    "resistance": {r"ohm|\Omega": Fraction(1), r"kohm|k\Omega": Fraction(1000)},
+    "resistance": {r"ohm|\Omega": Fraction(1), "kohm": Fraction(1000)},
     "amount": {"mol|mole": Fraction(1)},
     "speed": {"mph": Fraction(1609344, 3600 * 1000), "kmh|kph": Fraction(10, 36)},
     "area": {"acre": Fraction(1), "hectare": Fraction(247105, 10**5)},
@@ -93,6 +94,8 @@ _MADE_OF: dict[str, tuple[Fraction, dict[str, int]]] = {
     "pressure": (Fraction(1000), {"mass": 1, "length": -1, "time": -2}),
     "charge": (Fraction(1), {"current": 1, "time": 1}),
     "voltage": (Fraction(1000), {"mass": 1, "length": 2, "time": -3, "current": -1}),
+    "capacitance": (Fraction(1, 1000), {"mass": -1, "length": -2, "time": 4, "current": 2}),
+    "field": (Fraction(1000), {"mass": 1, "time": -2, "current": -1}),
     "resistance": (Fraction(1000), {"mass": 1, "length": 2, "time": -3, "current": -2}),
 }
 _NAMES = {
@@ -100,6 +103,14 @@ _NAMES = {
     for kind, names in _KINDS.items()
     for spelled, factor in names.items()
     for name in spelled.split("|")
+}
+_PREFIXES = {"f": -15, "p": -12, "n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12}
+# The symbols that take such a prefix, with those that they take.
+_PREFIXED = {
+    **dict.fromkeys(
+        ["J", "eV", "W", "Pa", "Hz", "V", "A", "N", r"\Omega", "C", "F", "T", "mol"], "fpnumkMGT"
+    ),
+    **{"m": "fpnumk", "g": "pnumk", "s": "fpnum", "L": "um", "pc": "kMG", "yr": "kMG"},
 }
 _SCALES = {
     word: Fraction(10**zeros)
@@ -153,16 +164,22 @@ _COMMENT = re.compile(
     r"|lambda|omega|infty|times)[a-zA-Z]{4,20}"
 )
 _POWER = r"(?:\s?\^\s?(?:\{\s?-?\d\s?\}|-?\d))?"
-_TOKEN = rf"(?:\\text\{{[^{{}}]*\}}|\\mu\s?m|\\Omega|[a-zA-Z]{{1,20}}){_POWER}"
+_TOKEN = rf"(?:\\text\{{[^{{}}]*\}}|\\mu\s?[a-zA-Z]|[a-zA-Z]?\\Omega|\\AA|[a-zA-Z]{{1,20}}){_POWER}"
 _TRAILING = re.compile(
     rf"(?:(?<=[\d\s}})\]%])|(?=\\text))({_TOKEN}(?:\s?(?:\\cdot|\*|/)?\s?{_TOKEN}){{0,5}})\.?$"
+)
+_BELOW = re.compile(  # J/(mol K)
+    r"(?<=\})\s?/\s?\(((?:\\text\{[^{}]*\}|\\cdot|\^-?\d|[\sa-zA-Z*])+)\)$"
+    r"|/\s?\((\s?\\text\{(?:\\text\{[^{}]*\}|\\cdot|\^-?\d|[\sa-zA-Z*{}])+)\)$"
 )
 _DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\text\{\s*)?([CF]|)\s*\}?$")
 _MONEY = re.compile(
     r"(?P<sign>[-+]?)\s*(?P<name>\\\$|US\s?\\?\$|[€£¥₹]|\\text\{\s*(?:Rs\.?|USD|US)\s*\})\s*"
 )
 _SYMBOL = re.compile(r"[a-zA-Z]{2,3}(?:\^-?\d)?")
-_WORD = re.compile(r"\\mu\s?m|\\Omega|\\text|\\cdot|[a-zA-Z]+|\^\s?\{?\s?(-?\d)|/")
+_WORD = re.compile(
+    r"\\mu\s?[a-zA-Z]+|[a-zA-Z]?\\Omega|\\AA|\\text|\\cdot|[a-zA-Z]+|\^\s?\{?\s?(-?\d)|/"
+)
 
 
 @dataclass(frozen=True)
@@ -173,12 +190,14 @@ class Unit:
     factor: how many base units one of it is.
     symbol: as written, of a unit that is not understood but has the form of one, else "".
     kind: what a unit of one known name measures, else "".
+    letters: whether it is written so that it may be a product (`m g`, not `\\text{mg}`, `meters`).
     """
 
     parts: tuple[tuple[str, int], ...]
     factor: Fraction
     symbol: str = ""
     kind: str = ""
+    letters: bool = False
 
 
 _DOLLAR = Unit((("money", 1),), Fraction(1), kind="money")
@@ -201,6 +220,11 @@ def strip_unit(text: str) -> tuple[str, Unit | None]:
 
 
 def _strip_trailing(text: str) -> tuple[str, Unit | None]:
+    below = _BELOW.search(text, max(0, len(text) - 160))
+    if below is not None:
+        flat = f"{text[: below.start()]}/{below.group(1) or below.group(2)}"
+        rest, unit = _strip_trailing(flat)
+        return (rest, unit) if unit is not None else (text, None)
     degree = _DEGREE.search(text)
     if degree is not None and degree.start() > 0 and not _FUNCTION.search(text):
         kind = {"C": "celsius", "F": "fahrenheit"}.get(degree.group(1), "angle")
@@ -224,6 +248,8 @@ def _strip_trailing(text: str) -> tuple[str, Unit | None]:
     unit, scale = _read_unit(written, bare)
     if unit is None:
         return text, None
+    if bare and scale == 1 and not re.search("[a-zA-Z]{4}", written):
+        unit = replace(unit, letters=True)
     if scale != 1:
         rest = f"{rest}\\times 10^{{{len(str(scale)) - 1}}}"
     return rest, unit
@@ -301,12 +327,15 @@ def _read_unit(written: str, bare: bool) -> tuple[Unit | None, Fraction]:
 
 def _known(word: str) -> tuple[str, Fraction] | None:
     """A unit name; plural and capitals are forgiven in long ones only (`Pa`, not `pa`)."""
-    word = word.replace(" ", "")
+    word = word.replace(" ", "").replace("\\mu", "u")
     if word in _NAMES:
         return _NAMES[word]
     lower = word.lower()
     if len(word) == 3 and word[:2] in _NAMES and word[2] == "s":  # hrs, yrs, kms
         return _NAMES[word[:2]]
+    if word[:1] in _PREFIXES and word[:1] in _PREFIXED.get(word[1:], ()):
+        kind, factor = _NAMES[word[1:]]
+        return kind, factor * Fraction(10) ** _PREFIXES[word[0]]
     if len(word) > 3:
         return _NAMES.get(lower) or _NAMES.get(lower.removesuffix("s"))
     return None
