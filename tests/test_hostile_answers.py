@@ -306,6 +306,17 @@ WORDS = r"""
 PIECES = [
     *WORDS.split(),
     *["and ", " or ", "cm ", " ", "  ", "\n", "\\pm ", "\\rm ", "A. ", "The answer is "],
+    *[
+        "x > ",
+        "x > 1 and x < ",
+        ", k \\in \\mathbb{Z} ",
+        "0.1",
+        "12",
+        "...",
+        r"\overline{3}",
+        "a.m. ",
+    ],
+    *["]1, 2[", r"^T", "E^* ", r"\mathrm{~m}/(", "{x | "],
 ]
 
 

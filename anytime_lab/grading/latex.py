@@ -27,6 +27,7 @@ _SIGNS = {
     "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "µ": r"\mu ", "ρ": r"\rho ",
     "σ": r"\sigma ", "τ": r"\tau ", "φ": r"\phi ", "ω": r"\omega ", "Ω": r"\Omega ",
     "Δ": r"\Delta ", "½": r"\frac{1}{2}", "Å": r"\AA ", "Å": r"\AA ",
+    "¢": " cents",
     "、": ", ", "，": ", ", "；": "; ", "。": ".",
 }  # fmt: skip
 _ROOT = re.compile(r"√\s*(?:\(([^()]{1,200})\)|(\d+(?:\.\d+)?|[a-zA-Zπ]))")
@@ -115,6 +116,18 @@ _SMALL_TEXT = re.compile(r"\\text\{\s*(\\?[a-zA-Z0-9.,%()+\-]|\d+(?:\.\d+)?|)\s*
 _JOINING_TEXT = re.compile(
     r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*\}|(?<![\w\\])(?:and|or)(?!\w))\s*"
 )
+_BOUND = r"(?:[<>]|\\[lg]e(?![a-zA-Z]))"
+_BOTH_BOUNDS = re.compile(  # x > 1 and x < 3
+    rf"([a-zA-Z])\s*({_BOUND})([^<>=,]{{1,60}}?)(?:\\text\{{\s*and\s*\}}|(?<!\w)and(?!\w))\s*"
+    rf"\1\s*({_BOUND})([^<>=,]{{1,60}})$"
+)
+_CONDITION = re.compile(  # x = 2k\pi, k \in \mathbb{Z}
+    r"(?<=\S)\s*[,;]?\s*\(?(?:\\text\{\s*,?\s*(?:where|for|with)[^{}]{0,40}\}\s*)?"
+    r"[a-zA-Z]\s*\\in\s*\\mathbb\s?\{?[ZN]\}?(?:\^[+*]|_\+)?\s*\)?$"
+)
+_OUTWARD = re.compile(  # ]1, 2[ as the French write it
+    r"(?P<before>^|\\cup\s*|\\in\s*)(?P<open>[\[\]])(?P<in>[^\[\]]{1,100})(?P<close>[\[\]])"
+)
 _PERCENT = re.compile(
     r"\s*(?:\\text\{\s*(?:percent|per cent|pct)\s*\}|(?<![a-zA-Z])(?:percent|pct)(?![a-zA-Z]))"
 )
@@ -167,6 +180,7 @@ def clean(text: str) -> str:
     for old, new in _PLAIN:
         text = text.replace(old, new)
     text = _PERCENT.sub("%", text)
+    text = _BOTH_BOUNDS.sub(_between, text)
     text = _JOINING_TEXT.sub(", ", text)
     text = _SMALL_TEXT.sub(r" \1", text)
     for pattern, replacement in _MISSING_BRACES:
@@ -175,6 +189,7 @@ def clean(text: str) -> str:
     text = _SINGLE_BRACE.sub(r"\1\2", text)
     text = re.sub(r"(?<!\\)\$", "", text)
     text = _CLOCK.sub(_half_of_day, text)
+    text = _OUTWARD.sub(_inward, _CONDITION.sub("", text))
     return _trim(re.sub(r"\s+", " ", text))
 
 
@@ -261,6 +276,24 @@ def _fold_unicode(text: str) -> str:
             # Full-width and mathematical letters become plain ones; the rest stays.
             folded.append(unicodedata.normalize("NFKC", character))
     return "".join(_SIGNS.get(c, c) for c in "".join(folded))
+
+
+def _between(bounds: re.Match[str]) -> str:
+    """`1 < x < 3` of two bounds that hold both; as they stand where they point the same way."""
+    name, sign, bound, other_sign, other = bounds.groups()
+    above, other_above = sign in (">", "\\ge"), other_sign in (">", "\\ge")
+    if above == other_above:
+        return bounds.group()
+    if not above:
+        sign, bound, other_sign, other = other_sign, other, sign, bound
+    return f"{bound} {'<' if sign == '>' else chr(92) + 'le'} {name} {other_sign} {other}"
+
+
+def _inward(interval: re.Match[str]) -> str:
+    before, opening, inside, closing = interval.group("before", "open", "in", "close")
+    if (opening, closing) == ("[", "]") or "," not in inside:
+        return interval.group()
+    return f"{before}{'(' if opening == ']' else '['}{inside}{')' if closing == '[' else ']'}"
 
 
 def _half_of_day(clock: re.Match[str]) -> str:

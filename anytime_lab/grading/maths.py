@@ -227,6 +227,7 @@ def _same_words(items: Sequence[Form], text: str) -> bool:
 
 def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
     """Equations and chains. A side that only names the answer (`x = 3`) does not count."""
+    answer, gold = _name_first(answer), _name_first(gold)
     if isinstance(answer, Relation) and isinstance(gold, Relation):
         if answer.signs == gold.signs and len(answer.members) == len(gold.members):
             alike = _in_order(answer.members, gold.members, atoms_alike)
@@ -244,12 +245,19 @@ def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
         wanted = _value(gold)
         return False if wanted is None else equal(answer, wanted, atoms)
     assert isinstance(answer, Relation)
-    if set(answer.signs) == {"="} and len(answer.signs) == 1 and is_name(answer.texts[1]):
-        first = answer.members[0]
-        if isinstance(first, Atom) and first.number is not None:
-            return equal(first, gold, atoms)  # `3 = x`
     given = _stated(answer)
     return False if given is None else equal(given, gold, atoms)
+
+
+def _name_first(form: Form) -> Form:
+    """`3 = x` as `x = 3`."""
+    if not isinstance(form, Relation) or form.signs != ("=",):
+        return form
+    first = form.members[0]
+    known = isinstance(first, Atom) and first.number is not None
+    if not known or not is_name(form.texts[1]):
+        return form
+    return Relation(form.members[::-1], form.signs, form.texts[::-1])
 
 
 def _value(relation: Relation) -> Form | None:

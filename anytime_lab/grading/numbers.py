@@ -14,6 +14,10 @@ _MIXED = re.compile(r"(\d+)\s*(?:\\frac\{(\d+)\}\{(\d+)\}|(?<=\s)(\d+)\s*/\s*(\d
 _SCIENTIFIC = re.compile(
     rf"(?:({_UNSIGNED})\s*(?:\\times|\\cdot|\*|x)\s*)?10\s*\^\s*(?:\{{\s*([-+]?\d{{1,3}})\s*\}}|(\d))"
 )
+_REPEATING = re.compile(
+    r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s?(?:\{(\d+)\}|(\d))"  # 0.1\overline{6}
+    r"|(\d{0,15})\.(\d{0,15}?)(?:(\d)\7{2,40}|(\d{2,12}?)\8{1,20})\.\.\."  # 0.1666...
+)
 _BASED = re.compile(r"([0-9a-zA-Z]+)_(?:\{(\d{1,2})\}|\{?\\text\{([a-z]+)\}\}?|(\d))")
 _BASES = {
     "two": 2,
@@ -68,6 +72,12 @@ def _read_magnitude(text: str) -> tuple[Fraction, bool] | None:
     """(value, has a decimal point) of an unsigned number."""
     if match := _PLAIN.fullmatch(text):
         return _fraction(match.group(1)), "." in text
+    if match := _REPEATING.fullmatch(text):
+        first = match.group(5) is None
+        whole, fixed = match.group(1, 2) if first else match.group(5, 6)
+        block = (match.group(3) or match.group(4)) if first else (match.group(7) or match.group(8))
+        repeated = Fraction(int(block), 10 ** len(block) - 1)
+        return (int(f"0{whole}{fixed}") + repeated) / 10 ** len(fixed), False
     decimal = "." in text
     if match := _FRACTION.fullmatch(text) or _SLASH.fullmatch(text):
         below = _fraction(match.group(2))

@@ -87,7 +87,8 @@ _NO_PROSE = re.compile(
     r"|^(?:[a-zA-Z] )+[a-zA-Z]$"
 )
 _LEAD = re.compile(
-    r"^(?:\\text\{[^{}]{0,80}?(?:\bis|=|:|\bare)\s*\}|(?:the )?(?:final )?answer is:?)\s*(?=\S)",
+    r"^(?:\\text\{[^{}]{0,80}?(?:\bis|=|:|\bare)\s*\}|(?:the )?(?:final )?answer(?: is:?|:)"
+    r"|(?:approximately|about|roughly)\b|\\text\{\s*(?:approximately|about|roughly)\s*\})\s*(?=\S)",
     re.I,
 )
 _ENVIRONMENT = re.compile(
@@ -102,7 +103,9 @@ _NAME = re.compile(
 )
 _SYMBOL = re.compile(r"\\?[a-zA-Z]+(?:_\w)?(?:\(\\?[a-zA-Z]+\))?")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
-_SEMI = ";"
+_ALL_REALS = re.compile(r"\\mathbb\{R\}|R|(?:\\text\{\s*)?[Aa]ll real(?: number)?s\s*\}?")
+_BUILDER = re.compile(r"([a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\})?\s*[|:](.*)", re.S)
+_TRANSPOSED = re.compile(r"(?<=[})])\s?\^\{?\s?(?:T|\\top|\\intercal)\s?\}?$")
 
 
 @functools.lru_cache(maxsize=4096)  # a gold is read for each answer to it
@@ -119,6 +122,8 @@ def _read(text: str, depth: int) -> Form:
     text = _strip_braces(_LEAD.sub("", text.strip()))
     if depth > 12:
         return Atom(text)
+    if _ALL_REALS.fullmatch(text):
+        return Group("(", ")", (Atom("-\\infty"), Atom("\\infty")))
     words = _read_words(text)
     if words is not None:
         return words
@@ -174,12 +179,13 @@ def _read_words(text: str) -> Words | None:
 def _fold_words(text: str) -> str:
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"[^\w\s]|_", " ", text.lower())
-    return re.sub(r"^(?:the|an?) (?=\w{2})", "", " ".join(text.split()))
+    text = re.sub(r"^(?:the|an?) (?=\w{2})", "", " ".join(text.split()))
+    return re.sub(r"(?<=\w{3}[^s])s(?!\w)", "", text)  # "no solutions" is "no solution"
 
 
 def _read_list(text: str, depth: int) -> Form | None:
     """Parts between top-level semicolons, or else commas; ± stands for two."""
-    parts = split_top(text, _SEMI)
+    parts = split_top(text, ";")
     if len(parts) == 1:
         parts = split_commas(text)
     parts = [part.strip() for part in parts if part.strip()]
@@ -194,6 +200,8 @@ def _read_list(text: str, depth: int) -> Form | None:
 
 def _both_signs(text: str) -> list[str]:
     """`a \\pm b` as its two values. Several ± stay one expression: they may or may not agree."""
+    if text.count("\\mp") == 1 and "\\pm" not in text:
+        text = text.replace("\\mp", "\\pm")
     if len(_PLUS_MINUS.findall(text)) != 1 or "\\mp" in text:
         return [text]
     if len(split_commas(text)) > 1 or text.startswith(("(", "[", "\\{")):
@@ -303,8 +311,6 @@ def key_letters(text: str) -> str:
 
 
 def _read_union(text: str, depth: int) -> Form | None:
-    if text.replace(" ", "") in (r"\mathbb{R}", "R", r"\text{allrealnumbers}"):
-        return Group("(", ")", (Atom("-\\infty"), Atom("\\infty")))
     parts = re.split(r"\\cup(?![a-zA-Z])", text)
     if len(parts) < 2 or len(parts) > MAX_ITEMS or not all(part.strip() for part in parts):
         return _read_complement(text, depth)
@@ -331,6 +337,10 @@ def _read_enclosed(text: str, depth: int) -> Form | None:
     """A set in braces, or a tuple or interval in brackets, around the whole text."""
     if text.startswith("\\{") and text.endswith("\\}"):
         inner = text[2:-2].strip()
+        builder = _BUILDER.fullmatch(inner)
+        if builder is not None:  # {x | x > 3}
+            form = _read(builder.group(2), depth)
+            return form if isinstance(form, (Group, Union)) else None
         if "|" in inner or ":" in inner or "\\}" in inner:
             return None
         if not inner:
@@ -366,6 +376,13 @@ def _closes_last(text: str) -> bool:
 
 
 def _read_matrix(text: str, depth: int) -> Form | None:
+    transposed = _TRANSPOSED.search(text)
+    if transposed is not None:
+        form = _read(text[: transposed.start()], depth)
+        if isinstance(form, Group):
+            return form  # a tuple stands for a column anyway
+        even = isinstance(form, Matrix) and len(set(map(len, form.rows))) == 1
+        return Matrix(tuple(zip(*form.rows, strict=True))) if even else None
     match = _ENVIRONMENT.fullmatch(re.sub(r"^[(\[]\s*(?=\\begin)|(?<=\})\s*[)\]]$", "", text))
     if match is None or "\\begin" in match.group(2):
         return None

@@ -43,6 +43,8 @@ _BARE_FUNCTION = re.compile(
 # The parser takes `E_1`, `e_1` and `I_1` for the constants.
 _NUMBERED_CONSTANT = re.compile(r"(?<![a-zA-Z\\])([eEI])(?=_)")
 _CONJUGATE = re.compile(r"(\\?[a-zA-Z]+)(?:_(\w)|_\{(\w+)\})?\s*\^\s?\{?\s?(?:\*|\\dagger)\s?\}?")
+# The parser takes `2(1/2)` for the mixed number.
+_TIMES_BRACKET = re.compile(r"(?<![\w\\.{])(\d+(?:\.\d+)?)\s*(?=\()")
 _POINT_AT_END = re.compile(r"(?<=\d)\.(?!\d)")
 _PRIMES = re.compile(r"(?:[a-zA-Z0-9]|\}|\))'+")
 _DECIMAL = re.compile(r"\d\.\d|(?<!\d)\.\d")
@@ -62,7 +64,7 @@ def parse(text: str) -> Any:
     text = without_separators(text.replace("%", r"\cdot\frac{1}{100}"))
     text = _CONJUGATE.sub(r"\\bar{\1\2\3}", text)
     text = _BARE_FUNCTION.sub(r"\\\1 ", _NUMBERED_CONSTANT.sub(r"\\mathrm{\1}", text))
-    text = _POINT_AT_END.sub("", text)
+    text = _TIMES_BRACKET.sub(r"\1\\cdot ", _POINT_AT_END.sub("", text))
     try:
         parsed = latex2sympy(text, normalization_config=_NORMALIZE, conversion_config=_CONVERT)
     except MemoryError:
