@@ -18,7 +18,6 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
-from trl.models.utils import unwrap_model_for_generation
 
 from anytime_lab.advantages import (
     summary_advantages,
@@ -48,6 +47,7 @@ from anytime_lab.rollouts import (
 )
 from anytime_lab.run_setup import prepare_run
 from anytime_lab.runlog import StepRecorder
+from anytime_lab.sharding import check_sharding, whole_model, whole_value
 from anytime_lab.tree import PackedTree, Tree, pack
 from anytime_lab.tree_scoring import choose_backend, score_rows, trim_columns
 from anytime_lab.vllm_rollouts import check_logprobs, sample_trees_by_vllm
@@ -139,6 +139,7 @@ class BRPOTrainer(GRPOTrainer):
                 peft_config=peft_config,
                 rollout_func=_sample_rollouts,
             )
+        check_sharding(self)
         backend = choose_backend(self.model, args.tree_backend)
         if self.ref_model is not None:
             choose_backend(self.ref_model, backend.name)
@@ -180,16 +181,7 @@ class BRPOTrainer(GRPOTrainer):
             ids.append(encoded[key])
         if self.use_vllm:
             return sample_trees_by_vllm(self, ids)
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-            torch.no_grad(),
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
-        ):
+        with whole_model(self) as model:
             engine = HFEngine(model, self.tokens, batch_size=self.args.rollout_batch_size)
             return engine.sample_trees(
                 ids, self.args.budgets, self.args.num_summaries, self.sampling
@@ -317,7 +309,7 @@ class BRPOTrainer(GRPOTrainer):
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = whole_value(super()._get_grad_norm(model, grad_norm=grad_norm))
         self._recorder.note({"grad_norm": norm})
         return norm
 

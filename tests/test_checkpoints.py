@@ -52,7 +52,9 @@ def assert_same_checkpoint(first, second):
     assert_same_tree(
         load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
     )
-    for name in ("optimizer.pt", "scheduler.pt"):
+    names = [path.name for path in first.glob("optimizer.*")] + ["scheduler.pt"]
+    assert len(names) == 2
+    for name in names:
         assert_same_tree(torch.load(first / name), torch.load(second / name))
 
 

@@ -16,26 +16,47 @@ from anytime_lab.checkpoints import missing_parts, read_state
 from anytime_lab.rollout_records import read_rollouts, rollout_steps
 
 TESTS = Path(__file__).parent
+SHIPPED = sorted((TESTS.parent / "experiments/accelerate").glob("*.yaml"))
+
+
+# Weights on each process; shared out but whole after a pass; gathered for each pass.
+WAYS = ("copies", "fsdp_1.5b_1node", "fsdp_7b_1node")
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """Folders of the same runs by one process and by two."""
-    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    for folder in (one, two):
-        tiny.model().save_pretrained(folder / "start")
+def start(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start")
+    tiny.model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(start, tmp_path_factory):
+    """Folder of the runs by one process."""
+    folder = tmp_path_factory.mktemp("one")
+    (folder / "start").symlink_to(start)
+    two_processes.main(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def two(request, start, tmp_path_factory):
+    """Folder of the same runs by two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "start").symlink_to(start)
+    settings = [str(path) for path in SHIPPED if path.stem == request.param]
     # accelerate launch hands CPU processes to MPI; torchrun is what it uses for devices.
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-        "--master-port", "29781", str(TESTS / "two_processes.py"), str(two),
+        "--master-port", "29781", str(TESTS / "two_processes.py"), str(folder), *settings,
     ]  # fmt: skip
     path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
+        timeout=600,
+    )  # fmt: skip
     assert run.returncode == 0, run.stderr[-4000:]
-    two_processes.main(one)
-    return one, two
+    return folder
 
 
 def moved(folder, name):
@@ -49,13 +70,13 @@ def moved(folder, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", two_processes.RUNS)
-def test_two_processes_take_the_steps_of_one(both, name):
-    one, two = (moved(folder, name) for folder in both)
-    assert one.keys() == two.keys()
-    assert max(change.abs().max() for change in one.values()) > 1e-3
-    for key in one:
-        assert (one[key] - two[key]).abs().max() < 1e-5, key
-    first, second = (lines(folder / name) for folder in both)
+def test_two_processes_take_the_steps_of_one(one, two, name):
+    wanted, found = moved(one, name), moved(two, name)
+    assert wanted.keys() == found.keys()
+    assert max(change.abs().max() for change in wanted.values()) > 1e-3
+    for key in wanted:
+        assert (wanted[key] - found[key]).abs().max() < 1e-5, key
+    first, second = lines(one / name), lines(two / name)
     for a, b in zip(first, second, strict=True):
         for key in ("loss", "grad_norm", "anytime_accuracy", "entropy", "total/summary_tokens"):
             assert (key in a) == (key in b)  # the second update of a generation has no scores
@@ -65,20 +86,19 @@ def test_two_processes_take_the_steps_of_one(both, name):
 
 
 @pytest.mark.slow
-def test_two_processes_keep_the_rollouts_that_one_keeps(both):
+def test_two_processes_keep_the_rollouts_that_one_keeps(one, two):
     """The second group lies on both processes; rank zero writes all of it."""
-    one, two = (folder / "plain" for folder in both)
-    assert rollout_steps(one) == rollout_steps(two) == [1, 2]
+    folders = [folder / "plain" for folder in (one, two)]
+    assert [rollout_steps(folder) for folder in folders] == [[1, 2]] * 2
     for step in (1, 2):
-        first, second = (read_rollouts(folder, step) for folder in (one, two))
+        first, second = (read_rollouts(folder, step) for folder in folders)
         assert first.settings == second.settings
         pd.testing.assert_frame_equal(first.frame, second.frame, rtol=1e-6)
     assert len(first.frame) == 8  # two groups of four
 
 
 @pytest.mark.slow
-def test_two_processes_resume_exactly_and_rank_zero_alone_writes(both):
-    _, two = both
+def test_two_processes_resume_exactly_and_rank_zero_alone_writes(two):
     assert_same_checkpoint(two / "whole/checkpoint-3", two / "resumed/checkpoint-3")
     listed = read_state(two / "whole/checkpoint-3")["files"]
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= listed.keys()
@@ -93,7 +113,6 @@ def test_two_processes_resume_exactly_and_rank_zero_alone_writes(both):
 
 # --- the shipped settings ------------------------------------------------------------------------
 
-SHIPPED = sorted((TESTS.parent / "experiments/accelerate").glob("*.yaml"))
 NODES = {"1node": 1, "2nodes": 2}
 
 

@@ -26,7 +26,7 @@ LAYERS = {
     },
     3: {
         "trainer", "vllm_rollouts", "rollout_recorder", "tree_scoring", "checks", "run_setup",
-        "runlog", "evaluate", "evaluation_folder", "warmstart", "preflight_plan",
+        "runlog", "sharding", "evaluate", "evaluation_folder", "warmstart", "preflight_plan",
     },
     4: {
         "preflight", "doctor", "parameters", "launch", "execute", "executors", "job_table", "jobs",
@@ -41,7 +41,7 @@ LOOK = {
 ONLY = {
     "torch": lambda room: layer_of(room) in (1, 2, 3),
     "transformers": lambda room: layer_of(room) in (2, 3),
-    "trl": lambda room: room in {"config", "trainer", "warmstart"},
+    "trl": lambda room: room in {"config", "trainer", "sharding", "warmstart"},
     "vllm": lambda room: room == "engines",
     "papermill": lambda room: room in {"parameters", "execute"},
     "plotly": lambda room: room in {"plots", "plot_style", "report", "widgets"},
