@@ -142,7 +142,7 @@ class BRPOTrainer(GRPOTrainer):
         check_sharding(self)
         backend = choose_backend(self.model, args.tree_backend)
         if self.ref_model is not None:
-            choose_backend(self.ref_model, backend.name)
+            choose_backend(self.accelerator.unwrap_model(self.ref_model), backend.name)
         self.tree_backend = backend.name
         logger.info("packed trees are run by the %s backend: %s", backend.name, backend.reason)
         device = self.accelerator.device

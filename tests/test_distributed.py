@@ -1,5 +1,6 @@
 """Two processes (gloo, on the CPU) train as one does; the shipped accelerate settings load."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -19,8 +20,15 @@ TESTS = Path(__file__).parent
 SHIPPED = sorted((TESTS.parent / "experiments/accelerate").glob("*.yaml"))
 
 
+NO_DEEPSPEED = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="DeepSpeed is not installed: DS_BUILD_OPS=0 pip install deepspeed",
+)
 # Weights on each process; shared out but whole after a pass; gathered for each pass.
-WAYS = ("copies", "fsdp_1.5b_1node", "fsdp_7b_1node")
+WAYS = (
+    "copies", "fsdp_1.5b_1node", "fsdp_7b_1node",
+    *(pytest.param(f"deepspeed_{size}_1node", marks=NO_DEEPSPEED) for size in ("1.5b", "7b")),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +60,8 @@ def two(request, start, tmp_path_factory):
     ]  # fmt: skip
     path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
-        timeout=600,
+        command, capture_output=True, text=True, timeout=600,
+        env={**os.environ, "PYTHONPATH": path, "DS_ACCELERATOR": "cpu"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-4000:]
     return folder

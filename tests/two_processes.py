@@ -77,9 +77,9 @@ def make_trainer(folder, processes, lora=None, reward=None, **settings):
 
 
 def share_out_weights(settings):
-    """FSDP by a shipped file of accelerate's settings, on CPUs, where accelerate itself has none.
+    """FSDP or DeepSpeed by a shipped file of accelerate's settings, on CPUs, where it has neither.
 
-    It is torch's own FSDP over gloo: accelerate is told that the processes are of a kind for which
+    It is their own code over gloo: accelerate is told that the processes are of a kind for which
     it does shard, and that their device is the CPU.
     """
     import torch
@@ -89,41 +89,54 @@ def share_out_weights(settings):
     from accelerate.utils import DistributedType
 
     args = launch.launch_command_parser().parse_args(["--config_file", settings, "script.py"])
-    args, *_ = launch._validate_launch_command(args)
+    args, defaults, _ = launch._validate_launch_command(args)
     args.mixed_precision = "no"  # to be compared with one process
-    environment = launch.prepare_multi_gpu_env(args)
-    os.environ.update({k: str(v) for k, v in environment.items() if "FSDP" in k})
-    torch.distributed.init_process_group("gloo")
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        _, environment = launch.prepare_deepspeed_cmd_env(args)
+    else:
+        environment = launch.prepare_multi_gpu_env(args)
+        torch.distributed.init_process_group("gloo")
+    chosen = {
+        k: str(v) for k, v in environment.items() if "FSDP" in k or "DEEPSPEED" in k or "_DS_" in k
+    }
+    os.environ.update(chosen)
     PartialState._prepare_backend = lambda self, *_: ("gloo", DistributedType.MULTI_XPU)
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 
 
 def main(folder, settings=None):
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    common = {}
     if settings:
         share_out_weights(settings)
+        common["use_cpu"] = False  # with it accelerate shards nothing
     for name, run in RUNS.items():
-        if settings and "beta" in run:
+        run = {**common, **run}
+        if "beta" in run and os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING") == "true":
             with pytest.raises(ValueError, match="efficient_loading: false"):
                 make_trainer(f"{folder}/{name}", processes, **run)
             os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         trainer = with_common_trees(make_trainer(f"{folder}/{name}", processes, **run))
         assert trainer.accelerator.num_processes == processes
-        assert bool(trainer.is_fsdp_enabled) == bool(settings)
+        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        assert bool(sharded) == bool(settings)
         trainer.train()
         trainer.save_model(f"{folder}/{name}/model")
     # Sampled rollouts: each process has a random state of its own, which a checkpoint holds.
-    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    saving = {
+        **common, "save_strategy": "steps", "save_steps": 1, "max_steps": 3,
+        "rollout_batch_size": 1,
+    }  # fmt: skip
     if settings:  # torch's sharded checkpoints need an optimizer with a state; copies have none
         saving |= {"optim": "adamw_torch", "learning_rate": 0.01}
-        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
-    trainer = make_trainer(f"{folder}/whole", processes, rollout_batch_size=1, **saving)
+    trainer = make_trainer(f"{folder}/whole", processes, **saving)
     trainer.train()
     # Processes need different numbers of forward passes, and none waits for the other.
     few = 1 + 4 * trainer.accelerator.process_index
     prompts = tiny.problems()["prompt"][:few]
     assert len(trainer.sample_trees(prompts)) == few
-    resumed = make_trainer(f"{folder}/resumed", processes, rollout_batch_size=1, **saving)
+    resumed = make_trainer(f"{folder}/resumed", processes, **saving)
     resumed.train(resume_from_checkpoint=f"{folder}/whole/checkpoint-1")
 
 
