@@ -22,11 +22,11 @@ export IPYTHONDIR := $(CURDIR)/$(VENV)/etc/ipython
 TESTING := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab jupyter test test-slow test-vllm vllm-env lint clean
+.PHONY: help install lab jupyter test test-slow test-deepspeed test-vllm vllm-env lint clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile \
-		| while IFS='|' read -r name what; do printf '  make %-11s %s\n' "$$name" "$$what"; done
+		| while IFS='|' read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
 
 install: $(STAMP) ## Create .venv and install the project, after a change of pyproject.toml again
 
@@ -65,6 +65,10 @@ test: $(STAMP) ## The fast tests (ARGS="tests/test_tree.py -k pack")
 
 test-slow: $(STAMP) ## The slow tests, among them the whole main job at smoke scale
 	$(TESTING) $(PY) -m pytest -q -m slow --timeout 900 $(ARGS)
+
+test-deepspeed: $(STAMP) ## DeepSpeed by its shipped settings on two processes, on the CPU
+	@$(PY) -c "import deepspeed" 2>/dev/null || $(PY) -m pip install --quiet -e ".[deepspeed]"
+	$(TESTING) $(PY) -m pytest -q -m slow -k deepspeed --timeout 900 tests/test_distributed.py $(ARGS)
 
 # The CPU build of vLLM brings CUDA builds of three packages that break its import and that text
 # models do not need. It is made for one version of torch, which this installs first.
