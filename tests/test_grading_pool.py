@@ -295,6 +295,31 @@ def test_grading_works_inside_a_running_event_loop_and_as_a_coroutine():
     verifier.close()
 
 
+def test_a_loop_on_another_thread_awaits_it_while_threads_call_it():
+    # TRL awaits asynchronous rewards in a loop of its own and calls the others meanwhile.
+    verifier = MathVerifier(workers=2)
+    reward = verifier.as_async()
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        futures, called = [], []
+        for start in (2, 12, 22):
+            answers, golds = algebra(10, start)
+            golds[start % 10] = "x"
+            asked = {"completions": [f"{HEADER}\\boxed{{{a}}}" for a in answers], "answer": golds}
+            futures.append(asyncio.run_coroutine_threadsafe(reward([""] * 10, **asked), loop))
+            called.append(verifier([""] * 10, **asked))
+        expected = [0.0 if n == 2 else 1.0 for n in range(10)]
+        assert [future.result(60) for future in futures] == called == [expected] * 3
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        verifier.close()
+
+
 def test_a_verifier_can_be_pickled_and_its_copy_has_workers_of_its_own():
     verifier = MathVerifier(workers=1)
     answers, golds = algebra(2)

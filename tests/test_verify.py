@@ -218,11 +218,10 @@ def test_conversations_are_read_like_texts():
     completions = [
         [{"role": "assistant", "content": stated("7")}],
         [{"role": "a", "content": None}],
+        [{"role": "a", "content": [{"type": "text", "text": stated("7")}, {"type": "image"}]}],
     ]
-    assert ExactVerifier()(prompts=[""] * 2, completions=completions, answer=["7"] * 2) == [
-        1.0,
-        0.0,
-    ]
+    scores = ExactVerifier()(prompts=[""] * 3, completions=completions, answer=["7"] * 3)
+    assert scores == [1.0, 0.0, 1.0]
 
 
 def test_the_column_of_golds_and_the_name_can_be_chosen():

@@ -165,7 +165,12 @@ def check_lengths(what: str, given: Sequence[Any], golds: Sequence[Any]) -> None
 
 
 def _text(completion: Any) -> str:
-    """The text of a completion, a string or a conversation."""
+    """The text of a completion: a string, or a conversation whose contents may come in parts."""
     if isinstance(completion, str):
         return completion
-    return "".join(message["content"] or "" for message in completion)
+    texts = []
+    for message in completion:
+        content = message["content"] or ""
+        parts = [content] if isinstance(content, str) else [part.get("text") for part in content]
+        texts += [part or "" for part in parts]
+    return "".join(texts)

@@ -4,6 +4,7 @@ Expressions are evaluated to many digits at fixed points, which settles nearly a
 way and is faster than simplifying; what cannot be evaluated goes to `math_verify.verify`.
 """
 
+import functools
 import re
 from collections.abc import Collection, Iterator
 from fractions import Fraction
@@ -54,6 +55,7 @@ class UnparsableError(ValueError):
     """The answer is no expression that the parser understands."""
 
 
+@functools.lru_cache(maxsize=1024)  # a gold is parsed for each answer to it
 def parse(text: str) -> Any:
     """A cleaned expression as a sympy object, unevaluated as far as the parser leaves it.
 
