@@ -18,10 +18,12 @@ from typing import Any
 
 import papermill
 import psutil
+import yaml
 
 from anytime_lab.launch import EXECUTED, RUN
 from anytime_lab.records import RESULT, read_json, write_json
 
+ACCELERATE = "accelerate.yaml"  # in the folder of a run that accelerate launches
 KERNEL_START = 300  # seconds; a busy machine takes longer than papermill's 60
 
 
@@ -33,7 +35,7 @@ def run_here(folder: Path) -> None:
         limit = threading.Timer(about["timeout"], _expire, [about["timeout"]])
         limit.daemon = True
         limit.start()
-    if about["processes"] > 1:
+    if about["processes"] > 1 or about["accelerate"]:
         _run_processes(folder, about)
     else:
         execute_notebook(folder, about)
@@ -68,9 +70,15 @@ def execute_notebook(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _run_processes(folder: Path, about: Mapping[str, Any]) -> None:
-    """The same notebook in a kernel for each process; torch's launcher gives them their ranks."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(about["processes"])]
+    """The same notebook in a kernel for each process; a launcher gives them their ranks."""
+    if about["accelerate"]:
+        settings = folder / ACCELERATE
+        settings.write_text(yaml.safe_dump(about["accelerate"]), encoding="utf-8")
+        command = [sys.executable, "-m", "accelerate.commands.launch"]
+        command += ["--config_file", str(settings), "--main_process_port", "0"]  # any that is free
+    else:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(about["processes"])]
     command += ["-m", "anytime_lab.execute", str(folder), "--rank"]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL)
     if ended.returncode:

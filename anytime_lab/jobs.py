@@ -30,7 +30,7 @@ class Job:
         folder: Of the run.
         after: Names of jobs whose results it needs; when one of them has changed, this runs again.
         needs: Devices.
-        root, timeout, processes: See `NotebookRun`.
+        root, timeout, processes, accelerate: See `NotebookRun`.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Job:
     root: Path | None = None
     timeout: float | None = None
     processes: int = 1
+    accelerate: Mapping[str, Any] | None = None
 
     def run(self, inputs: Mapping[str, str] | None = None) -> NotebookRun:
         """The run with its parameters made.
@@ -57,6 +58,7 @@ class Job:
             inputs or {},
             self.timeout,
             self.processes,
+            self.accelerate,
         )
 
 

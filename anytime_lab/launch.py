@@ -54,6 +54,7 @@ class NotebookRun:
         inputs: Name to hash of the runs whose results it reads.
         timeout: Seconds after which it is stopped and has failed; None for no limit.
         processes: Above 1, a kernel for each, with ranks, for training over several devices.
+        accelerate: Settings by which `accelerate launch` starts them (DeepSpeed, FSDP).
     """
 
     notebook: Path
@@ -63,6 +64,7 @@ class NotebookRun:
     inputs: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
     processes: int = 1
+    accelerate: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notebook", Path(self.notebook).resolve())
@@ -81,6 +83,7 @@ class NotebookRun:
             "versions": versions(),
             "inputs": dict(self.inputs),
             "processes": self.processes,
+            "accelerate": dict(self.accelerate or {}),
         }
 
     @cached_property
@@ -131,6 +134,8 @@ def told_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     old = before.get("inputs", {})
     told += [f"{name} changed" for name in sorted({*old, *now["inputs"]})
              if old.get(name) != now["inputs"].get(name)]  # fmt: skip
+    if before.get("accelerate", {}) != now["accelerate"]:
+        told.append("the settings of accelerate")
     if before.get("processes", 1) != now["processes"]:
         told.append(f"processes {before.get('processes')} → {now['processes']}")
     return told
@@ -245,6 +250,7 @@ def _prepare(run: NotebookRun) -> None:
             "made_of": run.made_of,
             "timeout": run.timeout,
             "processes": run.processes,
+            "accelerate": dict(run.accelerate or {}),
             "started": time.time(),
         },
     )

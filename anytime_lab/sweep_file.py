@@ -17,7 +17,11 @@ parameters, and ``${…}`` puts in a value, or what another step left:
       evaluate: {notebook: 03_evaluate, parameters: {model: "${train}/model"}}
 
 ``${train}`` is the folder of the step `train` of the same run, ``${train@GRPO}`` of the run named
-GRPO with the same seed, ``${train.seconds}`` a field of its result. Numbers are read as people
+GRPO with the same seed, ``${train.seconds}`` a field of its result.
+
+A step, or the file of one notebook, may also say `gpus` (devices of a run), `processes` (a kernel
+for each, with copies of the model), `accelerate` (a file of accelerate's settings, by which its
+processes are started and the model is sharded) and `timeout` (seconds). Numbers are read as people
 write them: 1e-6 is a number (plain YAML makes it a string), yes and no are strings.
 """
 
@@ -46,6 +50,8 @@ class Step:
         gpus: Devices of a run; None takes an even share.
         processes: Above 1, a kernel for each, on this machine.
         timeout: Seconds.
+        accelerate: Settings by which `accelerate launch` starts the processes; None for copies of
+            the model.
     """
 
     name: str
@@ -54,6 +60,7 @@ class Step:
     gpus: float | None = None
     processes: int = 1
     timeout: float | None = None
+    accelerate: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,8 @@ class Sweep:
 
 
 _KEYS = ("title", "notebook", "steps", "base", "grid", "list", "seeds", "reference", "notes",
-         "gpus", "processes", "timeout")  # fmt: skip
-_STEP_KEYS = ("notebook", "parameters", "gpus", "processes", "timeout")
+         "gpus", "processes", "timeout", "accelerate")  # fmt: skip
+_STEP_KEYS = ("notebook", "parameters", "gpus", "processes", "timeout", "accelerate")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._=,+-]*")
 
 
@@ -207,7 +214,8 @@ def _step(path: Path, name: str, about: Any) -> Step:
     if not re.fullmatch(r"[A-Za-z]\w*", name):
         raise ValueError(f"{where}: a step's name is letters, digits and _; rename it.")
     gpus, timeout = about.get("gpus"), about.get("timeout")
-    processes = about.get("processes", 1)
+    accelerate = _accelerate(path, where, about)
+    processes = about.get("processes", accelerate["num_processes"] if accelerate else 1)
     for key, value in (("gpus", gpus), ("timeout", timeout), ("processes", processes)):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and (not number or value < 0):
@@ -216,6 +224,8 @@ def _step(path: Path, name: str, about: Any) -> Step:
         raise ValueError(f"{where}: gpus is {gpus}; above 1 it is a whole number.")
     if not isinstance(processes, int) or processes < 1:
         raise ValueError(f"{where}: processes is {processes!r}; expected 1 or more.")
+    if accelerate:
+        accelerate = {**accelerate, "num_processes": processes}
     return Step(
         name,
         find_notebook(about["notebook"], path.parent),
@@ -223,7 +233,27 @@ def _step(path: Path, name: str, about: Any) -> Step:
         gpus,
         processes,
         timeout,
+        accelerate,
     )
+
+
+def _accelerate(path: Path, where: str, about: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The settings of a file of accelerate, named by its path from the sweep's."""
+    if (name := about.get("accelerate")) is None:
+        return None
+    file = path.parent / str(name)
+    if not file.is_file():
+        raise ValueError(f"{where}: there is no {file}; accelerate names a file of its settings.")
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    count = settings.get("num_processes") if _is_mapping(settings) else None
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{where}: {file} has no num_processes; `accelerate config` makes one.")
+    if (machines := settings.get("num_machines", 1)) != 1:
+        raise ValueError(
+            f"{where}: {file} is for {machines} machines; a sweep runs each step on one. Take a "
+            "file for one, or call accelerate launch on each machine (README, Several devices)."
+        )
+    return settings
 
 
 def find_notebook(name: str, folder: Path) -> Path:

@@ -204,6 +204,7 @@ def _job(scope: _Scope, declared: Mapping[str, Any]) -> Job:
         scope.out,
         step.timeout,
         step.processes,
+        step.accelerate,
     )
 
 

@@ -61,6 +61,26 @@ def test_batches_are_counted_over_all_processes(tmp_path):
         prepare_sweep(path, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (None, "there is no .*a.yaml; accelerate names a file of its settings"),
+        ("{num_machines: 1}", "has no num_processes"),
+        ("just text", "has no num_processes"),
+        (
+            "{num_processes: 16, num_machines: 2}",
+            "is for 2 machines; a sweep runs each step on one",
+        ),
+    ],
+)
+def test_settings_of_accelerate_that_cannot_be(tmp_path, settings, says):
+    row_notebook(tmp_path)
+    if settings is not None:
+        (tmp_path / "a.yaml").write_text(settings)
+    with pytest.raises(ValueError, match=says):
+        load_sweep(sweep_file(tmp_path, "notebook: rows\naccelerate: a.yaml"))
+
+
 def shares(devices, workers, *wanted):
     """What runs that start one after another get, None where one has to wait."""
     here = LocalExecutor(workers, devices=devices)

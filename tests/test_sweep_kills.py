@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from made_notebooks import notebook, row_notebook
 
 from anytime_lab.jobs import JobsFailed
@@ -19,6 +21,7 @@ from anytime_lab.sweep import prepare_sweep, run_sweep
 
 pytestmark = pytest.mark.slow  # every run starts a kernel
 KILLS = 20
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 
 
 def start_sweep(path, out, *arguments):
@@ -246,6 +249,33 @@ def test_several_processes_each_run_the_notebook_with_their_rank(tmp_path):
     assert [(folder / f"rank-{r}.txt").read_text() for r in (0, 1)] == ["0 2", "1 2"]
     assert run.result is not None
     assert (folder / "notebook.ipynb").exists() and (folder / "notebook.rank-1.ipynb").exists()
+
+
+def test_accelerate_starts_the_processes_by_its_settings(tmp_path):
+    code = (
+        "import os\nfrom pathlib import Path\nfolder = Path(output_dir)\n"
+        "told = [os.environ[name] for name in ('RANK', 'WORLD_SIZE', 'ACCELERATE_USE_FSDP',"
+        " 'FSDP_VERSION', 'FSDP_RESHARD_AFTER_FORWARD')]\n"
+        "(folder / f'rank-{told[0]}.txt').write_text(' '.join(told).lower())"
+    )
+    notebook(tmp_path, code, parameters='output_dir: str = ""', name="told.ipynb")
+    shipped = EXPERIMENTS / "accelerate/fsdp_7b_1node.yaml"
+    settings = yaml.safe_load(shipped.read_text()) | {"num_processes": 2}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(settings))
+    path = tmp_path / "s.yaml"
+    path.write_text("notebook: told\naccelerate: two.yaml")
+    (job,) = prepare_sweep(path, tmp_path / "out").jobs.values()
+    assert job.processes == 2
+    run = job.run()
+    process = start_run(run)
+    assert process.wait(timeout=200) == 0, (run.folder / "log.txt").read_text()[-3000:]
+    told = [(run.folder / f"rank-{r}.txt").read_text() for r in (0, 1)]
+    assert told == ["0 2 true 2 true", "1 2 true 2 true"]
+    # Other settings make another run.
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(settings | {"mixed_precision": "no"}))
+    (job,) = prepare_sweep(path, tmp_path / "out").jobs.values()
+    assert job.run().result is None
+    assert job.run().changes == ["the settings of accelerate"]
 
 
 def test_parameters_arrive_as_they_are(tmp_path):

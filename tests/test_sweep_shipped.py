@@ -118,6 +118,8 @@ def test_the_larger_published_runs(tmp_path):
         assert settings["num_train_epochs"] == 2
         assert settings["epsilon_high"] > settings["epsilon"] == 0.2
         assert job.parameters["model"].endswith("Qwen-7B")
+        assert job.processes == 8
+        assert job.accelerate["deepspeed_config"]["zero_stage"] == 3
 
 
 def test_tracking_is_one_parameter(tmp_path):
