@@ -191,10 +191,17 @@ def hostile_strings(count, marker, seed=0):
     """`count` distinct strings, the kinds in turn, long ones seldom."""
     rng = random.Random(seed)
     made = {}
+    # Nearly each tower costs a whole limit of time: a sixth of all, some ten of each form.
+    tall = set()
+    while len(tall) < count // 6:
+        tall.add(towers(rng))
+    tall = sorted(tall)
     while len(made) < count:
-        kinds = [towers, deep, matrices, broken, lambda r: code(r, marker), towers, broken]
+        kinds = [deep, matrices, broken, lambda r: code(r, marker), broken, deep]
         for kind in kinds + ([long] if rng.random() < 0.3 else []):
             made[kind(rng)] = None
+        if tall:
+            made[tall.pop()] = None
     return list(made)[:count]
 
 
@@ -242,6 +249,12 @@ def check(count, tmp_path, seed=0):
         done.set()
         watcher.join()
     timed_out = verifier.metrics()["timed out"]
+    # On a crowded machine a neighbour may itself run into so short a limit: seldom, and not twice.
+    late = [row for row in range(1, len(texts), 2) if grades[row].reason == "timed out"]
+    assert len(late) <= 0.005 * count
+    again = verifier.grade([texts[row] for row in late], [golds[row] for row in late])
+    for row, grade in zip(late, again, strict=True):
+        grades[row] = grade
     verifier.close()
     assert [g for g in grades[1::2] if g.reason != "correct"] == []
     assert {g.score for g in grades[::2]} <= {0.0, 1.0}

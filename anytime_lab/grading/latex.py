@@ -38,6 +38,8 @@ _TEXT_COMMAND = re.compile(
     r"\\(?:text(?:rm|bf|it|normal|sf|tt|sc|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathtt"
     r"|boldsymbol|bm|operatorname\*?)\s*(?=\{)"
 )
+_MEASURED_TEXT = re.compile(r"^\s*\\text\{\s*([-+]?(?:\d|\.\d)[^{}]*)\}\s*$")  # \text{2.5 cm}
+_CASES = re.compile(r"^\s*\\begin\{(?:cases|aligned|gathered)\}([^&]*)\\end\{\w+\}\s*$")
 _OLD_FONT = re.compile(r"\{?\\(?:rm|bf|it)\s+([a-zA-Z]{1,20})\s*\}?")
 _DROPPED = re.compile(
     r"\\(?:left|right|middle|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|Biggl?|Biggr?|displaystyle"
@@ -59,6 +61,7 @@ _SYNONYMS = [
         (r"\\lt", "<"),
         (r"\\gt", ">"),
         (r"\\(?:varnothing|O)", r"\\emptyset"),
+        (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
         (r"\\lbrace", r"\\{"),
         (r"\\rbrace", r"\\}"),
         (r"\\lbrack", "["),
@@ -170,6 +173,8 @@ def clean(text: str) -> str:
         raise UnreadableError("unparsable")
     text = _unwrap(text)
     text = _TEXT_COMMAND.sub(r"\\text", text)
+    text = _MEASURED_TEXT.sub(r"\1", text)
+    text = _CASES.sub(lambda m: ", ".join(re.split(r"\\\\", m.group(1))), text)
     text = _OLD_FONT.sub(r"\\text{\1}", text)
     text = _COMMA_IN_NUMBER.sub("", text).replace(r"\text{:}", ":")
     text = _DROPPED.sub("", text)

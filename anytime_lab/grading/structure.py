@@ -81,7 +81,9 @@ Form = Atom | Words | Group | Many | Union | Matrix | Relation
 
 _CHOICE = re.compile(r"(?:\\text\{)?\s*\(?\s*([A-J])\s*(?:[).:]\s*\}?|\}\s*[).:]?)\s*(.*)", re.S)
 _ALL_TEXT = re.compile(r"(?:\\text\{[^{}]*\}|[\s\-,.'\"()]|\d)*")
-_PROSE = re.compile(r"[a-zA-Z][a-zA-Z'\-]*(?: [a-zA-Z][a-zA-Z'\-]*)+|[A-Z][a-z]{2,}|[a-z]{4,}")
+_PROSE = re.compile(
+    r"[a-zA-Z][a-zA-Z'\-]*(?: [a-zA-Z][a-zA-Z'\-]*)+|[A-Z][a-z]{2,}|[a-z]{4,}|[Nn]o|yes|DNE"
+)
 _NO_PROSE = re.compile(
     r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|frac|theta|alpha|beta)\b"
     r"|^(?:[a-zA-Z] )+[a-zA-Z]$"
@@ -133,13 +135,7 @@ def _read(text: str, depth: int) -> Form:
     rest, unit = strip_unit(text)
     if unit is not None and (number := read_number(rest)) is not None:
         return Atom(rest, number, unit, text if unit.letters else "")
-    for reader in (
-        _read_list,
-        _read_relation,
-        _read_union,
-        _read_enclosed,
-        _read_matrix,
-    ):
+    for reader in (_read_list, _read_relation, _read_union, _read_enclosed, _read_matrix):
         form = reader(text, depth + 1)
         if form is not None:
             return form
@@ -244,7 +240,7 @@ def _read_relation(text: str, depth: int) -> Form | None:
         return None
     if signs == ("\\in",):
         return _read(texts[1], depth)
-    bounds = _bounds(texts, signs, depth)
+    bounds = _bounds([texts[0] or "x", *texts[1:]], signs, depth)  # `\\ge 3`
     if bounds is not None:
         return bounds
     if not texts[0]:

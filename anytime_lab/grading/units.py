@@ -49,7 +49,7 @@ _KINDS: dict[str, dict[str, Fraction]] = {
         "month": Fraction(30 * 86400),
         "yr|year": Fraction(365 * 86400),
     },
-    "money": {"dollar|usd|bucks": Fraction(1), "cent|cents": Fraction(1, 100)},
+    "money": {"dollar|USD|usd|bucks": Fraction(1), "cent|cents": Fraction(1, 100)},
     "angle": {"degree|deg": Fraction(1)},
     "radian": {"radian|rad": Fraction(1)},
     "volume": {
