@@ -49,7 +49,7 @@ $(STAMP): pyproject.toml
 	@$(PY) -c "from importlib.metadata import version as v; \
 		assert 'torch==' + v('torch').split('+')[0] == '$(TORCH_PIN)'" 2>/dev/null \
 		|| $(PY) -m pip install --quiet --no-deps $(TORCH)
-	@echo "Installing the project and its packages (300 MB, a few minutes)"
+	@echo "Installing the project and its packages (400 MB, a few minutes)"
 	@$(PY) -m pip install --quiet -e ".[dev]"
 	@touch $(STAMP)
 

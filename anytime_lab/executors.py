@@ -23,9 +23,15 @@ class Needs:
 
 
 class Executor(Protocol):
-    """Starts runs and tells how they ended. A handle is whatever `start` returns."""
+    """Starts runs and tells how they ended. A handle is whatever `start` returns.
 
-    def check(self, needs: Needs) -> None:
+    Attributes:
+        width: About how many runs go at a time.
+    """
+
+    width: int
+
+    def check(self, needs: Needs, processes: int) -> None:
         """Refuse, with a ValueError, what can never run here."""
 
     def fits(self, needs: Needs) -> bool:
@@ -34,6 +40,9 @@ class Executor(Protocol):
     def start(self, run: NotebookRun, needs: Needs) -> object:
         """Start a run that fits."""
 
+    def begun(self, handle: object) -> bool:
+        """Whether a run has begun; it may have to wait for a machine."""
+
     def poll(self, handle: object) -> int | None:
         """Exit status of a run, None while it goes on.
 
@@ -41,8 +50,11 @@ class Executor(Protocol):
             RunFailed: it was lost and will not be tried again.
         """
 
-    def stop(self, handle: object) -> None:
-        """Stop a run; its files stay, for another call to go on from."""
+    def stop(self, handles: Sequence[object]) -> None:
+        """Stop runs; their files stay, for another call to go on from."""
+
+    def close(self) -> None:
+        """Let go of what the executor holds; no run goes on."""
 
 
 @dataclass
@@ -72,7 +84,12 @@ class LocalExecutor:
         if self.workers < 1:
             raise ValueError(f"{self.workers} runs at a time; expected at least 1.")
 
-    def check(self, needs: Needs) -> None:
+    @property
+    def width(self) -> int:
+        """See `Executor`."""
+        return self.workers
+
+    def check(self, needs: Needs, processes: int) -> None:
         """See `Executor`."""
         if needs.gpus is not None and needs.gpus > len(self.devices):
             raise ValueError(
@@ -112,6 +129,10 @@ class LocalExecutor:
         self._running.append(started)
         return started
 
+    def begun(self, handle: _Local) -> bool:
+        """See `Executor`."""
+        return True
+
     def poll(self, handle: _Local) -> int | None:
         """See `Executor`."""
         code = handle.process.poll()
@@ -119,11 +140,14 @@ class LocalExecutor:
             self._running.remove(handle)
         return code
 
-    def stop(self, handle: _Local) -> None:
+    def stop(self, handles: Sequence[_Local]) -> None:
         """See `Executor`."""
-        stop_run(handle.process)
-        if handle in self._running:
-            self._running.remove(handle)
+        for handle in handles:
+            stop_run(handle.process)
+        self._running = [one for one in self._running if one not in handles]
+
+    def close(self) -> None:
+        """See `Executor`; nothing is held."""
 
 
 def threads_of(workers: int) -> int:

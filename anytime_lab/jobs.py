@@ -65,7 +65,7 @@ class Job:
 @dataclass
 class _State:
     job: Job
-    status: str = "waiting"  # waiting, running, done, kept, failed, failed earlier, not run
+    status: str = "waiting"  # waiting, queued, running, done, kept, failed, failed earlier, not run
     run: NotebookRun | None = None
     handle: object | None = None
     started: float = 0.0
@@ -92,11 +92,9 @@ class JobsFailed(RuntimeError):
 
 def run_jobs(
     jobs: Sequence[Job],
-    workers: int,
-    environment: Mapping[str, str] | None = None,
+    executor: Executor | int,
     console: Console | None = None,
     *,
-    executor: Executor | None = None,
     retry_failed: bool = True,
     seconds_left: Callable[[Mapping[str, str]], float | None] | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -107,11 +105,8 @@ def run_jobs(
 
     Args:
         jobs: In order of preference.
-        workers: Most runs at a time.
-        environment: For the runs, such as the number of threads.
+        executor: Where the runs go; a number is so many at a time on this machine.
         console: Where the live table goes.
-        executor: Where the runs go; this machine if None, and then `workers` and `environment`
-            count.
         retry_failed: Try a run again that failed when it was last tried as it is now.
         seconds_left: From the jobs' states by name to the time that all of them still take.
 
@@ -123,7 +118,8 @@ def run_jobs(
         JobsFailed: at least one failed; jobs that do not need it were still run.
     """
     states = {job.name: _State(job) for job in jobs}
-    executor = executor or LocalExecutor(workers, environment)
+    if isinstance(executor, int):
+        executor = LocalExecutor(executor)
     _check(jobs, states, executor)
     console = console or Console()
 
@@ -155,7 +151,7 @@ def _check(jobs: Sequence[Job], states: Mapping[str, _State], executor: Executor
         before.add(job.name)
         if not callable(job.parameters):
             job.run().check()
-        executor.check(job.needs)
+        executor.check(job.needs, job.processes)
 
 
 def _advance(
@@ -178,11 +174,14 @@ def _advance(
 
 
 def _take_end(state: _State, executor: Executor) -> None:
+    if state.status == "queued" and executor.begun(state.handle):
+        state.status, state.started = "running", time.time()
     try:
         code = executor.poll(state.handle)
         if code is None:
             return
         state.result, state.status = finish_run(state.run, code), "done"
+        state.started = time.time() - state.result["seconds"]
     except RunFailed as failure:
         state.status, state.message = "failed", str(failure)
     state.handle, state.ended = None, time.time()
@@ -208,9 +207,8 @@ def _start(
         run.check()
         if told := told_anew(run):
             console.print(f"{state.name}: {told}", markup=False, highlight=False)
-        state.started = time.time()
         try:
-            state.handle, state.status = executor.start(run, state.job.needs), "running"
+            state.handle, state.status = executor.start(run, state.job.needs), "queued"
         except RunFailed as failure:
             state.status, state.message, state.ended = "failed", str(failure), time.time()
 
@@ -227,8 +225,6 @@ def _stopping(states: Mapping[str, _State], executor: Executor) -> Iterator[None
     try:
         yield
     finally:
-        for state in states.values():
-            if state.handle is not None:
-                executor.stop(state.handle)
+        executor.stop([s.handle for s in states.values() if s.handle is not None])
         if main:
             signal.signal(signal.SIGTERM, before)

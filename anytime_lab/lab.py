@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from anytime_lab.curves import paired_differences, read_tables
-from anytime_lab.executors import cores
+from anytime_lab.executors import LocalExecutor, cores
 from anytime_lab.jobs import Job, JobsFailed, run_jobs
 from anytime_lab.parameters import NOTEBOOKS
 from anytime_lab.records import METRICS, read_jsonl, write_json
@@ -192,7 +192,7 @@ def run_lab(
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",  # the main job needs nothing from outside
     }
-    run_jobs(lab_jobs(out, scale, seed), workers, environment, console)
+    run_jobs(lab_jobs(out, scale, seed), LocalExecutor(workers, environment), console)
     seconds = time.time() - started
     tables = read_tables(evaluations(out))
     summary = summary_table(tables, GRPO)

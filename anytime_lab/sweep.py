@@ -1,8 +1,9 @@
 """Runs of a YAML file: `python -m anytime_lab.sweep experiments/quickstart.yaml`.
 
 Shows what is done, what is not any more and why, and how long the rest takes; runs it on this
-machine and writes the comparison. A second call goes on where the first was stopped. What the file
-may hold stands in `anytime_lab.sweep_file`.
+machine, or on a Ray cluster, and writes the comparison. A second call goes on where the first was
+stopped. What the file may hold stands in `anytime_lab.sweep_file`, what a cluster needs in
+`anytime_lab.ray_executor`.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from rich.console import Console
 from anytime_lab.executors import Executor, LocalExecutor, cores, cuda_devices
 from anytime_lab.jobs import Job, JobsFailed, run_jobs
 from anytime_lab.parameters import NOTEBOOKS
+from anytime_lab.storage import Storage, check_mirror, mirror
 from anytime_lab.summary import terminal_table
 from anytime_lab.sweep_checks import check_settings
 from anytime_lab.sweep_file import Sweep, load_sweep
@@ -35,12 +37,14 @@ class Prepared:
 
     Attributes:
         jobs: All of them; `chosen` are those to run.
+        storage: URL of the results, which `out` then only shows; None if they are in `out`.
     """
 
     sweep: Sweep
     out: Path
     jobs: Mapping[Place, Job]
     chosen: Mapping[Place, Job]
+    storage: str | None = None
 
     def plan(self) -> list[Planned]:
         """How each chosen run stands now."""
@@ -60,7 +64,10 @@ class Prepared:
 
 
 def prepare_sweep(
-    path: str | Path, out: str | Path | None = None, only: Sequence[str] = ()
+    path: str | Path,
+    out: str | Path | None = None,
+    only: Sequence[str] = (),
+    storage: str | None = None,
 ) -> Prepared:
     """Read and check a sweep; nothing runs, and no model or dataset is loaded.
 
@@ -68,6 +75,8 @@ def prepare_sweep(
         path: The YAML file.
         out: Folder of the results; `runs/NAME` beside the notebooks if None.
         only: Patterns such as `ar_*` or `*/seed-0/*` of the runs wanted; what they need is added.
+        storage: An fsspec URL where the results are, for a cluster whose nodes share no file
+            system; `out` is then made to show what a plan and a comparison read of them.
 
     Raises:
         ValueError: the file, a reference, a parameter or a setting is wrong, or no run matches.
@@ -76,7 +85,12 @@ def prepare_sweep(
     out = Path(out).resolve() if out else NOTEBOOKS.parent / "runs" / sweep.name
     jobs = sweep_jobs(sweep, out)
     check_settings(sweep, jobs)
-    return Prepared(sweep, out, jobs, _choose(jobs, only))
+    chosen = _choose(jobs, only)
+    if storage is None:
+        check_mirror(out, None)
+    else:
+        mirror(Storage(storage), out, [job.name for job in jobs.values()])
+    return Prepared(sweep, out, jobs, chosen, storage)
 
 
 def _choose(jobs: Mapping[Place, Job], only: Sequence[str]) -> dict[Place, Job]:
@@ -96,20 +110,50 @@ def _choose(jobs: Mapping[Place, Job], only: Sequence[str]) -> dict[Place, Job]:
     return {place: job for place, job in jobs.items() if job.name in wanted}
 
 
+def executor_for(name: str, prepared: Prepared, workers: int | None = None) -> Executor:
+    """Where a sweep's runs go: "local" is this machine, "ray" a cluster.
+
+    Args:
+        workers: Most runs at a time; None for one a GPU, or by the cores, and on a cluster for
+            as many as it takes.
+
+    Raises:
+        ValueError: there is no such executor, Ray is not installed, or results behind a URL are
+            wanted of this machine.
+    """
+    if name == "ray":
+        try:
+            from anytime_lab.ray_executor import RayExecutor
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"a Ray cluster needs Ray ({error}): pip install 'anytime-lab[ray]'."
+            ) from error
+        return RayExecutor(prepared.out, prepared.out / LOCK, workers, prepared.storage)
+    if name != "local":
+        raise ValueError(f"there is no executor {name!r}; choose local or ray.")
+    if prepared.storage is not None:
+        raise ValueError(
+            f"runs of this machine go to a folder; leave out the storage {prepared.storage}, or "
+            "choose the executor ray."
+        )
+    environment = {"TOKENIZERS_PARALLELISM": "false"}
+    return LocalExecutor(workers or default_workers(), environment, cuda_devices())
+
+
 def run_sweep(
     prepared: Prepared,
     workers: int | None = None,
     retry_failed: bool = False,
-    executor: Executor | None = None,
+    executor: Executor | str = "local",
     console: Console | None = None,
 ) -> Compared | None:
     """Run what is to be done and write the comparison over all that has a result.
 
     Args:
         prepared: Of `prepare_sweep`.
-        workers: Runs at a time on this machine; one for each GPU, or half as many as cores if None.
+        workers: Runs at a time, see `executor_for`.
         retry_failed: Try failed runs again.
-        executor: Where the runs go; this machine if None.
+        executor: Where the runs go, or its name.
 
     Returns:
         Summary and pages; None where no step evaluates.
@@ -119,24 +163,24 @@ def run_sweep(
         BlockingIOError: another sweep is running in the folder.
     """
     console = console or Console()
-    workers = workers or default_workers()
-    executor = executor or LocalExecutor(
-        workers, {"TOKENIZERS_PARALLELISM": "false"}, cuda_devices()
-    )
-    jobs = list(prepared.chosen.values())
+    named = isinstance(executor, str)
     with _only_one(prepared.out):
+        if named:
+            executor = executor_for(executor, prepared, workers)
         failure = None
         try:
             run_jobs(
-                jobs,
-                workers,
-                console=console,
-                executor=executor,
+                list(prepared.chosen.values()),
+                executor,
+                console,
                 retry_failed=retry_failed,
-                seconds_left=LiveExpectation(prepared.chosen, workers),
+                seconds_left=LiveExpectation(prepared.chosen, executor.width),
             )
         except JobsFailed as failed:
             failure = failed
+        finally:
+            if named:
+                executor.close()
         compared = compare_finished(prepared)
     if compared is not None:
         for step, part in compared.summary.groupby("step", sort=False):
@@ -186,18 +230,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="PATTERN", help="runs to take, such as 'ar_*'"
     )
-    parser.add_argument("--jobs", type=int, help="runs at a time (one a GPU, or one for two cores)")
+    parser.add_argument("--jobs", type=int, help="runs at a time (one a GPU, or by the cores)")
+    parser.add_argument(
+        "--executor", choices=("local", "ray"), default="local", help="ray: on a Ray cluster"
+    )
+    parser.add_argument(
+        "--storage", metavar="URL", help="where nodes leave results that share no file system"
+    )
     parser.add_argument("--retry-failed", action="store_true", help="try failed runs again")
     given = parser.parse_args(arguments)
     if given.jobs is not None and given.jobs < 1:
         parser.error(f"--jobs is {given.jobs}; expected at least 1.")
     console = Console()
     try:
-        prepared = prepare_sweep(given.file, given.out, given.only)
-        prepared.show(given.jobs, console)
-        if given.dry_run:
-            return 0
-        run_sweep(prepared, given.jobs, given.retry_failed, console=console)
+        prepared = prepare_sweep(given.file, given.out, given.only, given.storage)
+        with contextlib.closing(executor_for(given.executor, prepared, given.jobs)) as executor:
+            prepared.show(executor.width, console)
+            if given.dry_run:
+                return 0
+            run_sweep(prepared, None, given.retry_failed, executor, console)
     except JobsFailed as failure:
         print(
             "Some runs failed; the same command runs what was not run, with --retry-failed the "

@@ -162,7 +162,7 @@ class LiveExpectation:
             status = statuses[job.name]
             if status == "running":
                 left.append(self._of_running(place, job))
-            elif status == "waiting":
+            elif status in ("waiting", "queued"):
                 left.append(_expected(place, job, "new", self._took))
         if not left or any(seconds is None for seconds in left):
             return None

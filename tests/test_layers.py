@@ -30,6 +30,7 @@ LAYERS = {
     },
     4: {
         "preflight", "doctor", "parameters", "launch", "execute", "executors", "job_table", "jobs",
+        "storage", "ray_executor",
         "lab", "sweep", "sweep_checks", "sweep_file", "sweep_jobs", "sweep_page", "sweep_plan",
     },
 }  # fmt: skip
@@ -44,6 +45,7 @@ ONLY = {
     "trl": lambda room: room in {"config", "trainer", "sharding", "warmstart"},
     "vllm": lambda room: room == "engines",
     "papermill": lambda room: room in {"parameters", "execute"},
+    "ray": lambda room: room == "ray_executor",
     "plotly": lambda room: room in {"plots", "plot_style", "report", "widgets"},
     "ipywidgets": lambda room: room == "widgets",
     "sympy": lambda room: room == "grading",
