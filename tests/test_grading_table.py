@@ -4,6 +4,7 @@ A row of `data/grades.jsonl`: an answer, a gold (a list accepts any of its entri
 answer is right, the topic, and `differs`: why plain math-verify deliberately says otherwise.
 """
 
+import functools
 import json
 import logging
 from collections import Counter
@@ -42,14 +43,20 @@ def verifier():
     with_workers.close()
 
 
+@functools.cache
+def plainly_read(text):
+    from math_verify import parse
+
+    return parse(text, parsing_timeout=None)
+
+
 def plainly_equal(answer, gold):
     """math-verify alone, as its README shows it."""
-    from math_verify import parse, verify
+    from math_verify import verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    given = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
-    gold = gold if str(gold).startswith("$") else f"${gold}$"
-    return bool(verify(parse(gold, parsing_timeout=None), given, timeout_seconds=None))
+    wanted = plainly_read(gold if str(gold).startswith("$") else f"${gold}$")
+    return bool(verify(wanted, plainly_read(f"\\boxed{{{answer}}}"), timeout_seconds=None))
 
 
 def test_every_row_gets_the_verdict_written_beside_it(verifier):
