@@ -71,6 +71,7 @@ class _Task:
             self.made_of["inputs"],
             self.timeout,
             self.made_of["processes"],
+            self.made_of["accelerate"],
         )
         node = ray.util.get_node_ip_address()
         if not run.notebook.is_file():

@@ -10,7 +10,7 @@ import pytest
 from made_notebooks import ROW_PARAMETERS, ROWS, notebook, row_notebook
 
 from anytime_lab.jobs import JobsFailed
-from anytime_lab.launch import REPLACED
+from anytime_lab.launch import REPLACED, NotebookRun
 from anytime_lab.records import read_json, read_jsonl
 from anytime_lab.sweep import executor_for, main, prepare_sweep, run_sweep
 
@@ -165,6 +165,22 @@ def test_a_stopped_run_goes_on_from_what_it_left_behind_a_url(cluster, tmp_path)
     rows = read_jsonl(out / job.name / "rows.jsonl")
     assert [row["row"] for row in rows] == list(range(30))
     assert not archive.exists()
+
+
+def test_all_that_decides_a_run_travels_with_it(tmp_path):
+    ray_executor = pytest.importorskip("anytime_lab.ray_executor")
+    settings = {"num_processes": 2, "distributed_type": "FSDP"}
+    run = NotebookRun(
+        row_notebook(tmp_path), {"output_dir": str(tmp_path / "here/run")}, tmp_path / "here/run",
+        tmp_path / "here", {"train": "abc"}, 60.0, 2, settings,
+    )  # fmt: skip
+    task = ray_executor._Task(
+        "run", str(run.notebook), str(run.root), "", None, run.hash, run.made_of, run.timeout
+    )
+    there = task.at(tmp_path / "there")
+    assert there.hash == run.hash
+    assert (there.accelerate, there.processes, there.timeout) == (settings, 2, 60.0)
+    assert there.parameters == {"output_dir": str(tmp_path / "there/run")}
 
 
 def test_ray_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch, capsys):
