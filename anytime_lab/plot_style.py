@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -174,3 +175,15 @@ def _cluster(
         edges.append(wanted[k] - sizes[k] / 2 - height)
         height += sizes[k]
     return blocks, max(min(sum(edges) / len(edges), high - height), low)
+
+
+def told_figure(sentence: str, template: str = "plotly_white") -> go.Figure:
+    """A figure that says why there is nothing to draw, where a notebook shows a figure."""
+    lines = "<br>".join(safe_text(line) for line in textwrap.wrap(plain(sentence)[:600], 90))
+    figure = go.Figure(layout={"template": template, "height": 160, "margin": {"t": 24, "b": 24}})
+    figure.add_annotation(
+        text=lines, showarrow=False, font={"size": 14}, align="left",
+        x=0, xanchor="left", xref="paper", y=0.5, yref="paper",
+    )  # fmt: skip
+    figure.update_xaxes(visible=False)
+    return figure.update_yaxes(visible=False)

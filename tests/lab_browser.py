@@ -217,7 +217,7 @@ class Lab:
             AssertionError: the page had errors, or asked for something from outside.
         """
         path = self.copy(name, **parameters)
-        with self._page() as page:
+        with self.page() as page:
             where = path.relative_to(self.home / "root").as_posix()
             page.raw.goto(f"{self.url}/lab/tree/{where}?reset&token={TOKEN}")
             page.raw.wait_for_function("window.jupyterapp !== undefined")
@@ -241,7 +241,7 @@ class Lab:
         return folder / source.name
 
     @contextmanager
-    def _page(self) -> Iterator[Page]:
+    def page(self) -> Iterator[Page]:
         context = self.browser.new_context(viewport=SIZE, device_scale_factor=self.scale)
         try:
             yield Page(self, context)
@@ -314,7 +314,7 @@ class Page:
         )
         self.raw.evaluate(change, THEMES[name])
         light = "true" if name == "light" else "false"
-        self.raw.wait_for_selector(f'body[data-jp-theme-light="{light}"]')
+        self.raw.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached")
 
     # --- what is on it ---------------------------------------------------------------------------
 

@@ -90,3 +90,9 @@ def random_right(p=30, n=4, s=2, lead=0.0, seed=0, budgets=4):
     hard = np.random.default_rng(99).random((p, 1, 1, 1))
     rise = np.linspace(0.1, 0.8, budgets)[None, None, :, None]
     return (rng.random((p, n, budgets, s)) < np.clip(rise + 0.4 - 0.6 * hard + lead, 0, 1)) * 1.0
+
+
+def told(figure):
+    """What a figure says that has nothing to draw."""
+    assert not figure.data
+    return " ".join(figure.layout.annotations[0].text.split("<br>"))

@@ -95,17 +95,17 @@ def live_asked(figure: go.Figure) -> None:
     figure.update_layout(
         margin={"t": 48},
         xaxis={
-            "domain": [0, 0.5],
+            "domain": [0, 0.48],
             "title": "Thinking (tokens)",
             "tickformat": ",d",
             "rangemode": "tozero",
         },
         yaxis={"title": "Summaries", "tickformat": ".0%", "range": SHARE},
         xaxis2={
-            "domain": [0.68, 1],
+            "domain": [0.64, 1],
             "anchor": "y2",
             "title": "Summaries, by answer",
-            "range": [0, 1.6],  # room for words beside a bar of 100 %
+            "range": [0, 1.8],  # room for words beside a bar of 100 %
             "tickvals": [0, 0.5, 1],
             "tickformat": ".0%",
             "gridcolor": "#8883",

@@ -149,13 +149,14 @@ class BudgetCurves(widgets.VBox):
             readout_format=".0%",
             description="Tokens to accuracy",
             style=LABEL,
+            layout={"width": "28em"},
         )
         self.published = widgets.Dropdown(
             options=[NO_BENCHMARK, *BENCHMARKS],
             description="Published values (BRPO)",
             style=LABEL,
         )
-        self.again = widgets.Button(description="Read the folders again")
+        self.again = widgets.Button(description="Read the folders again", layout={"width": "auto"})
         self.folder = widgets.Text(value=folder, description="Export to folder", style=LABEL)
         self.exports = {
             kind: widgets.Button(

@@ -8,6 +8,7 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
+from anytime_lab.plot_style import told_figure
 from anytime_lab.rollout_records import Rollouts, read_rollouts, rollout_steps
 from anytime_lab.widgets.canvas import LABEL, framed, live_figure, row, style_sheet, text
 from anytime_lab.widgets.catalogue import Runs, told_error
@@ -67,7 +68,8 @@ class Credit(widgets.VBox):
             style_sheet(),
             self.notes,
             row(self.run, self.step, self.problem),
-            row(self.thinking, self.left, self.right),
+            self.thinking,
+            row(self.left, self.right),
             self.prompt,
             self.sentence,
             self.tokens,
@@ -86,14 +88,10 @@ class Credit(widgets.VBox):
         return self.left.value, self.right.value
 
     def figure(self) -> go.Figure:
-        """The static figure of the thinking that is open.
-
-        Raises:
-            ValueError: none is open.
-        """
+        """The static figure of the thinking that is open; of none, the sentence that says why."""
         if self.frame is None:
             why = " ".join(self.complaints) or "choose a run and a step that can be read."
-            raise ValueError(f"no rollout is open: {why}")
+            return told_figure(f"No rollout is open. {why}")
         where = f"update {self.rollouts.step}, thinking {self.tree['sample']}"
         return plot_credit(
             self.frame,

@@ -169,7 +169,14 @@ def _told_rise(frame: pd.DataFrame, methods: Sequence[str]) -> str:
 
 
 def _stretch(line: pd.Series) -> str:
-    return f"tokens {line['start'] + 1:,.0f}–{line['end']:,.0f}"
+    return told_tokens(line["start"], line["end"])
+
+
+def told_tokens(start: float, end: float) -> str:
+    """The tokens after the first `start` ones up to `end`, counted from 1."""
+    if end - start <= 1:
+        return f"token {end:,.0f}"
+    return f"tokens {start + 1:,.0f}–{end:,.0f}"
 
 
 def told_budget(frame: pd.DataFrame, budget: int, methods: Sequence[str]) -> str:

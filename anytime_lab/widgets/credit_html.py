@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from anytime_lab.widgets.credit_data import METHOD_WORDS, NOTHING, signed
+from anytime_lab.widgets.credit_data import METHOD_WORDS, NOTHING, signed, told_tokens
 from anytime_lab.widgets.html import escaped, region, short, table
 
 GAIN, LOSS = "0,114,178", "230,159,0"  # Okabe–Ito blue and orange
@@ -49,7 +49,7 @@ def tokens_html(
         first = int(token_ends[line.start - 1]) if line.start else 0
         text = thinking[first : int(token_ends[line.end - 1])]
         value = getattr(line, f"advantage_{method}")
-        words = f"tokens {line.start + 1:,}–{line.end:,}: advantage {signed(value, 3)}"
+        words = f"{told_tokens(line.start, line.end)}: advantage {signed(value, 3)}"
         here = ' class="here"' if line.budget == budget else ""
         parts.append(
             f'<span style="{tint(value, largest)}" title="{words}"{here}>'

@@ -21,14 +21,15 @@ _UNSEEN = re.compile(
 )
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")  # all of C0 but tab and newline; ANSI begins so
 
-STYLE = """<style>
+STYLE = """
 .anytime-lab { color: var(--jp-ui-font-color1, inherit); font-size: 14px; line-height: 1.45; }
+.anytime-lab * { box-sizing: border-box; }
 .anytime-lab table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .anytime-lab th, .anytime-lab td { text-align: right; padding: 3px 14px 3px 0; border: 0;
   border-bottom: 1px solid var(--jp-border-color2, #8886); vertical-align: top;
   background: transparent; }
-.anytime-lab th:first-child, .anytime-lab .text td { text-align: left; overflow-wrap: anywhere;
-  max-width: 22em; }
+.anytime-lab th:first-child, .anytime-lab .text :is(td, th) { text-align: left;
+  overflow-wrap: break-word; max-width: 22em; }
 .anytime-lab caption { text-align: left; caption-side: top; padding: 0 0 4px;
   color: var(--jp-ui-font-color2, inherit); }
 .anytime-lab p { margin: 4px 0; max-width: 72em; overflow-wrap: anywhere; }
@@ -48,15 +49,14 @@ STYLE = """<style>
 .anytime-lab .right { color: #007a5a; } .anytime-lab .wrong { color: #b84a00; }
 [data-jp-theme-light="false"] .anytime-lab .right { color: #2fc79a; }
 [data-jp-theme-light="false"] .anytime-lab .wrong { color: #ff9450; }
-.anytime-lab-figure .xtick text, .anytime-lab-figure .ytick text, .anytime-lab-figure .gtitle,
-.anytime-lab-figure .infolayer .xtitle, .anytime-lab-figure .infolayer .ytitle,
-.anytime-lab-figure .legendtext, .anytime-lab-figure .annotation-text,
-.anytime-lab-figure .barlayer text {
-  fill: var(--jp-ui-font-color1, #1f2733) !important; }
+.anytime-lab-figure { overflow: hidden; }
+.anytime-lab-figure > .js-plotly-plot { width: 100%; height: 100%; }
+.anytime-lab-figure :is([class*="axislayer"], [class*="title"], .legend, .annotation, .barlayer)
+  text { fill: var(--jp-ui-font-color1, #1f2733) !important; }
 .anytime-lab-figure .gridlayer path { stroke: var(--jp-border-color2, #8884) !important; }
 .anytime-lab-figure .hoverlayer .bg { fill: var(--jp-layout-color1, #fff) !important; }
 .anytime-lab-figure .hoverlayer text { fill: var(--jp-ui-font-color1, #1f2733) !important; }
-</style>"""
+"""
 
 
 def plain(text: object) -> str:

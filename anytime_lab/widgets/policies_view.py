@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from anytime_lab.plot_style import axis_span, run_styles
+from anytime_lab.plot_style import axis_span, run_styles, told_figure
 from anytime_lab.policies import (
     COUNTS,
     FIXED,
@@ -107,26 +107,26 @@ class Policies(widgets.VBox):
         return found if isinstance(found, Replay) else None
 
     def figure(self) -> go.Figure:
-        """The static figure of the rules.
-
-        Raises:
-            ValueError: the run could not be read.
-        """
+        """The static figure of the rules; a sentence where no run could be read."""
         if self.frame.empty:
-            raise ValueError("no run is open; choose one that can be read.")
+            return told_figure(self._none_open())
         title = f"Early-exit rules beside fixed budgets: {short(self.run.value, 40)}"
         return plot_policies(self.frame, title, self.count.value, self.log_axis.value)
 
     def calibration_figure(self) -> go.Figure:
-        """The static figure of the calibration.
-
-        Raises:
-            ValueError: the run could not be read, or no answer has a verdict.
-        """
-        if self.replay is None:
-            raise ValueError("no run is open; choose one that can be read.")
+        """The static figure of the calibration; a sentence where there is nothing to draw."""
+        if self.frame.empty:
+            return told_figure(self._none_open())
         told = calibration(self.replay, self.at.value or None, self.confidence.value)
+        if told.empty:
+            return told_figure(_told_calibration(told, self.at.value, np.nan))
         return plot_calibration(told, f"Calibration: {short(self.run.value, 40)}")
+
+    def _none_open(self) -> str:
+        said = list(self.catalogue.complaints)
+        if self._names:
+            said.append(str(self._replays[self.run.value]))
+        return f"No run is open. {' '.join(said)}"
 
     # --- parts -----------------------------------------------------------------------------------
 
@@ -139,8 +139,9 @@ class Policies(widgets.VBox):
             style=LABEL,
         )
         self.confidence = widgets.Dropdown(
-            options=CONFIDENCES, description="Confidence: probability", style=LABEL
-        )
+            options=CONFIDENCES, description="Confidence: probability", style=LABEL,
+            layout={"width": "26em"},
+        )  # fmt: skip
         self.log_axis = widgets.Checkbox(
             value=True, description="Logarithmic token axis", indent=False
         )

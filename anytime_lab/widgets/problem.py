@@ -6,6 +6,7 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
+from anytime_lab.plot_style import told_figure
 from anytime_lab.widgets.canvas import LABEL, framed, live_figure, row, style_sheet, text
 from anytime_lab.widgets.catalogue import Runs, Tables, find_evaluations, told_error
 from anytime_lab.widgets.comparison import all_budgets
@@ -84,13 +85,10 @@ class InsideProblem(widgets.VBox):
         self._observe()
 
     def figure(self) -> go.Figure:
-        """The static figure of the thinking that is open.
-
-        Raises:
-            ValueError: none is open.
-        """
+        """The static figure of the thinking that is open; of none, a sentence."""
         if self.path is None:
-            raise ValueError("no thinking is open; choose a problem and a sample.")
+            said = " ".join(self.catalogue.complaints) or "Choose a problem and a sample."
+            return told_figure(f"No thinking is open. {said}")
         problem = short(self.thought.problem_id, 30)
         title = f"Share of right summaries: {problem}, sample {self.thought.sample}"
         return plot_thinking(self.path, title)

@@ -9,7 +9,7 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
-from anytime_lab.plot_style import axis_span, run_styles
+from anytime_lab.plot_style import axis_span, run_styles, told_figure
 from anytime_lab.plots import plot_training
 from anytime_lab.training_curves import (
     ANYTIME,
@@ -41,6 +41,8 @@ from anytime_lab.widgets.training_figures import (
 )
 
 BUDGETS = 8  # whose score is followed over the updates
+NO_STEP = "No run has a step yet; wait for the first update."
+NO_DIAGNOSTICS = "No run has variance diagnostics; train with more than one budget."
 NO_VARIANCE = pd.DataFrame(columns=["budget", "baseline", "measure", "value", "steps"])
 
 
@@ -102,31 +104,26 @@ class Training(widgets.VBox):
     # --- static figures --------------------------------------------------------------------------
 
     def figure(self) -> go.Figure:
-        """The three panels, static.
-
-        Raises:
-            ValueError: no run has a step yet.
-        """
-        return plot_training(self._training(), list(self.tails), self.over.value)
+        """The three panels, static; a sentence where no chosen run has a step yet."""
+        try:
+            return plot_training(self._training(), list(self.tails), self.over.value)
+        except ValueError as error:
+            return told_figure(str(error))
 
     def scores_figure(self) -> go.Figure:
-        """The latest score at each budget, static."""
-        self._known()
+        """The latest score at each budget, static; a sentence where there is none yet."""
+        if not self._frames:
+            return told_figure(NO_STEP)
         scores = {n: score_frame(f, self.window.value) for n, f in self._frames.items()}
         return plot_scores(scores, list(self.tails), self.window.value)
 
     def variance_figure(self) -> go.Figure:
-        """The variance figure of each run that has one, static."""
-        told = {name: self._variance(name) for name in self._known()}
+        """The variance figure of each run that has one, static; a sentence where none has."""
+        told = {name: self._variance(name) for name in self._frames}
         told = {n: frame for n, frame in told.items() if frame["budget"].nunique() > 1}
-        if not told:
-            raise ValueError("no run has variance diagnostics; train with more than one budget.")
+        if not self._frames or not told:
+            return told_figure(NO_DIAGNOSTICS if self._frames else NO_STEP)
         return plot_variances(told, 5 * self.window.value)
-
-    def _known(self) -> dict[str, pd.DataFrame]:
-        if not self._frames:
-            raise ValueError("no run has a step yet; wait for the first update.")
-        return self._frames
 
     # --- parts -----------------------------------------------------------------------------------
 
@@ -273,10 +270,11 @@ class Training(widgets.VBox):
     # --- drawing ---------------------------------------------------------------------------------
 
     def _training(self) -> pd.DataFrame:
-        known = self._known()
-        runs = {name: known[name] for name in self.runs.value if name in known}
+        if not self._frames:
+            raise ValueError(NO_STEP)
+        runs = {name: self._frames[name] for name in self.runs.value if name in self._frames}
         if not runs:
-            raise ValueError("none of the chosen runs has a step yet; choose another.")
+            raise ValueError("None of the chosen runs has a step yet; choose another.")
         return training_frame(runs, self.window.value)
 
     def _variance(self, name: str) -> pd.DataFrame:
@@ -308,7 +306,9 @@ class Training(widgets.VBox):
         parts = [self._parts[name] for name in shown]
         parts = [p[(p["measure"] != ANYTIME) | ~p["run"].isin(left_out)] for p in parts]
         frame = pd.concat(parts, ignore_index=True)
+        words = {"step": "Update", "seconds": "Training time (s)"}[self.over.value]
         with self.panels.batch_update():
+            self.panels.update_xaxes(title={"text": words})
             for run_place, name in enumerate(self.tails):
                 if name not in changed:
                     continue
@@ -356,6 +356,6 @@ class Training(widgets.VBox):
         if longest and len(thinned(longest)) < longest:
             said.append(f"Lines show {len(thinned(longest)):,} of {longest:,} updates, evenly.")
         self.notes.value = block(*map(paragraph, said), live=True)
-        rows = [told_run(n, t, self._progress[n]) for n, t in self.tails.items()]
+        rows = [told_run(n, t, self._progress[n], n in fewer) for n, t in self.tails.items()]
         header = ["run", "updates", "anytime accuracy", "final accuracy", "thinking length"]
         self.state.value = block(table(header, rows, "Latest update of each run"))

@@ -131,8 +131,13 @@ def find_training(runs: Runs) -> dict[str, MetricsTail]:
     return found
 
 
-def told_run(name: str, tail: MetricsTail, progress: Progress) -> list[str]:
-    """A row of the table: how far a run is and its last numbers."""
+def told_run(name: str, tail: MetricsTail, progress: Progress, fewer: bool = False) -> list[str]:
+    """A row of the table: how far a run is and its last numbers.
+
+    Args:
+        fewer: it was scored at fewer budgets than others, so its anytime accuracy is none beside
+            theirs.
+    """
     rows = tail.rows
     if not rows:
         return [name, "no step yet", "—", "—", "—"]
@@ -147,6 +152,8 @@ def told_run(name: str, tail: MetricsTail, progress: Progress) -> list[str]:
         "—" if not isinstance(v, int | float) or v != v else (f"{v:.1%}" if i < 2 else f"{v:,.1f}")
         for i, v in enumerate(values)
     ]
+    if fewer:
+        told[0] = "—"
     return [name, done, *told]
 
 
