@@ -6,7 +6,7 @@ One server and one browser serve all tests. A view is tested in a page of its ow
     def test_the_slider_moves_the_read_out(lab, runs):          # `lab` is in conftest.py
         with lab.notebook("04_budget_curves", runs=runs) as page:   # a copy, with parameters
             page.run_all()                                      # raises where a cell fails
-            before = page.plot(-1).data()                       # traces as plotly holds them
+            before = page.live(0).data()                       # traces as plotly holds them
             page.slider("Budget").press("ArrowRight")           # by the description of the control
             page.wait(lambda: "at 24 tokens" in page.text())
             page.button("CSV").click()
@@ -16,7 +16,8 @@ On leaving the `with`, the kernel is shut down and the page must have had no pag
 error and no request that leaves this machine; `page.problems` holds them. `page.start()` runs all
 cells without waiting, `page.finish()` waits for them: between the two, controls of a cell that is
 shown can be used while a later one runs. Plots are numbered from the top of the notebook, -1 is the
-last. `page.theme("dark")` changes the colours, for pages opened later too: set "light" again.
+last; `page.live(0)` is the first figure of the view. `page.theme("dark")` changes the colours, for
+pages opened later too: set "light" again.
 
 To add a view: write `tests/test_browser_VIEW.py` with `lab` as above and small made-up runs
 (made_runs.py, session scope), mark it slow, and keep to one page per notebook: a page costs about
@@ -328,6 +329,11 @@ class Page:
         plots = self.raw.locator(".js-plotly-plot")
         count = self.wait(plots.count)
         return Plot(self, plots.nth(index % count))
+
+    def live(self, index: int = 0) -> Plot:
+        """A live figure of a view by its place among those; drawn or not, its place stays."""
+        box = self.raw.locator(".anytime-lab-figure").nth(index)
+        return Plot(self, box.locator(".js-plotly-plot"))
 
     def control(self, label: str) -> Any:
         """The widget with this description."""

@@ -18,8 +18,8 @@ def ready(page, label):
 
 def points(page, count):
     """The traces of the live figure, once it holds so many questions."""
-    page.wait(lambda: len(page.plot(-1).data()[0]["x"]) == count)
-    return page.plot(-1).data()
+    page.wait(lambda: len(page.live(0).data()[0]["x"]) == count)
+    return page.live(0).data()
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ def test_credit_is_read_by_budget_method_and_thinking(lab, tmp_path):
     runs = {"plain": str(tmp_path / "plain"), HOSTILE: str(tmp_path / "hostile")}
     with lab.notebook("08_credit", runs=runs) as page:
         page.run_all()
-        live = page.plot(-1)
+        live = page.live(0)
         page.wait(lambda: len(live.data()) == 6)
         # the last update first; R by the prior .2, .3, .5
         assert live.trace("return R")["y"] == pytest.approx([0.35, 0.15, 0.0])
@@ -30,11 +30,11 @@ def test_credit_is_read_by_budget_method_and_thinking(lab, tmp_path):
         page.wait(lambda: "At 8 tokens" in page.text())
         page.slider("Update").press("ArrowLeft")
         page.wait(lambda: live.trace("return R")["y"] == pytest.approx([0.65, 0.65, 0.5]))
-        before = live.trace("advantage, BRPO")["y"]
         page.select("Left").select_option("no baseline")
-        page.wait(lambda: live.trace("advantage, no baseline")["y"] != before)
+        page.wait(lambda: live.data()[4]["name"] == "advantage, no baseline")
+        assert live.data()[4]["y"] == pytest.approx([0.65, 0.65, 0.5, 0.5])  # R itself
         assert "no baseline: advantage of the thinking's tokens" in page.text()
-        page.select("Thinking").press("ArrowDown")
+        page.select("Thinking").press("ArrowDown")  # which JupyterLab would take for a cell's
         page.wait(lambda: live.trace("return R")["y"] == pytest.approx([0.25, 0.25, 0.25]))
         assert "V1" in live.hover(trace=1, point=1)
 
@@ -66,7 +66,7 @@ def test_runs_are_followed_and_chosen(lab, tmp_path):
     with lab.notebook("09_training", runs=runs, window=1, seconds=0.2) as page:
         page.run_all()
         assert "No run has variance diagnostics" in json.dumps(page.plot(2).layout())
-        panels, scores, history = page.plot(3), page.plot(4), page.plot(5)
+        panels, scores, history = page.live(0), page.live(1), page.live(2)
         page.wait(lambda: len(panels.data()) == 12)
         assert panels.data()[1]["y"] == pytest.approx([0.5, 0.6, 0.7, 0.8])
         assert scores.trace("done")["x"] == [24, 48]

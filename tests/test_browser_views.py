@@ -33,7 +33,7 @@ def anytime(page, run):
 def test_budget_curves_are_slid_hovered_reweighted_and_exported(lab, runs, tmp_path):
     with lab.notebook("04_budget_curves", runs=runs, reference="grpo") as page:
         page.run_all()
-        live = page.plot(2)  # after the two static figures
+        live = page.live(0)
         page.wait(lambda: len(live.data()) == 4)
         static = page.plot(0)
         assert live.trace("ar")["y"] == pytest.approx(static.trace("ar")["y"])
@@ -50,7 +50,7 @@ def test_budget_curves_are_slid_hovered_reweighted_and_exported(lab, runs, tmp_p
         page.select("Prior").select_option("base: the largest budget only")
         page.wait(lambda: anytime(page, "ar") != uniform)
         base = anytime(page, "ar")
-        prior = page.plot(3)
+        prior = page.live(1)
         prior.draw([(0.02, 0.9), (0.98, 0.1)])
         page.wait(lambda: "Prior by hand" in page.text())
         weights = page.wait(lambda: prior.data()[0]["y"])
@@ -78,7 +78,7 @@ def test_a_thinking_is_read_up_to_the_budget_and_hostile_text_stays_text(lab, tm
     runs = {HOSTILE: str(tmp_path / "a"), "b": str(tmp_path / "b")}
     with lab.notebook("06_inside_a_problem", runs=runs) as page:
         page.run_all()
-        live = page.plot(-1)
+        live = page.live(0)
         page.wait(lambda: live.data())
         page.wait(lambda: "At 24 tokens" in page.text())
         kept = page.raw.locator(".model .kept").last
@@ -95,7 +95,7 @@ def test_a_thinking_is_read_up_to_the_budget_and_hostile_text_stays_text(lab, tm
 def test_a_rule_is_read_at_another_setting(lab, runs):
     with lab.notebook("07_policies", runs=runs) as page:
         page.run_all()
-        live = page.plot(2)
+        live = page.live(0)
         page.wait(lambda: len(live.data()) > 2)
         ring = live.trace("chosen setting")
         said = page.text()

@@ -32,7 +32,7 @@ def test_the_curves_are_read_on_a_page_of_voila(lab, tmp_path):
         lab.page() as page,
     ):
         page.raw.goto(url, timeout=120_000)
-        live = page.plot(-2)  # the prior's bars are the last
+        live = page.live(0)
         page.wait(lambda: page.slider("Budget").count(), 60)
         page.wait(lambda: len(live.data()) == 4, 60)
         assert live.trace("ar")["y"] == pytest.approx(page.plot(0).trace("ar")["y"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import anywidget
 import ipywidgets as widgets
 
 from anytime_lab.plot_style import RunStyle, safe_text
@@ -12,6 +13,22 @@ from anytime_lab.widgets.live import LiveFigure
 
 LABEL = {"description_width": "initial"}
 CLEAR = "rgba(0,0,0,0)"
+_ESM = """
+function render({ el }) {
+  const keep = ({ target }) => {
+    if (target.matches("select, .noUi-handle")) target.dataset.lmSuppressShortcuts = "true"; };
+  let view = null;
+  const begin = () => {
+    view = el.closest(".widget-vbox");
+    if (view) view.addEventListener("focusin", keep);
+    else if (!gone) requestAnimationFrame(begin);
+  };
+  let gone = false;
+  begin();
+  return () => { gone = true; view?.removeEventListener("focusin", keep); };
+}
+export default { render };
+"""
 
 
 def live_figure(traces: Sequence[dict], height: int, title: str = "") -> LiveFigure:
@@ -55,9 +72,16 @@ def framed(figure: LiveFigure) -> widgets.Box:
     return box
 
 
-def style_sheet() -> widgets.HTML:
+class StyleSheet(anywidget.AnyWidget):
+    """The look of a view, and its keys: JupyterLab takes the arrow keys of lists for its own."""
+
+    _esm = _ESM
+    _css = STYLE
+
+
+def style_sheet() -> StyleSheet:
     """The views' style sheet; each view shows it once."""
-    return widgets.HTML(f"<style>{STYLE}</style>", layout={"display": "none"})
+    return StyleSheet(layout={"display": "none"})
 
 
 def row(*controls: widgets.Widget) -> widgets.HBox:
