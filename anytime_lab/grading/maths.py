@@ -4,6 +4,7 @@ Three-valued: True, False, or None where only an algebra system can tell. `decid
 majority in this process; a worker calls it again with `symbolic.atoms_equal` for the rest.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from anytime_lab.grading.latex import key
-from anytime_lab.grading.numbers import numbers_equal, read_based
+from anytime_lab.grading.numbers import colons_equal, numbers_equal, read_based
 from anytime_lab.grading.structure import (
     Atom,
     Form,
@@ -27,7 +28,6 @@ from anytime_lab.grading.structure import (
 )
 from anytime_lab.grading.units import unit_factor
 
-_COLONS = re.compile(r"[0-9]{1,9}(?: ?: ?[0-9]{1,9})+")
 AtomsEqual = Callable[[Atom, Atom], bool | None]
 
 
@@ -113,23 +113,7 @@ def atoms_alike(answer: Atom, gold: Atom) -> bool | None:
         return given[0] == wanted[0] and (given[1] == wanted[1] or None in (given[1], wanted[1]))
     if _infinite(answer) or _infinite(gold):
         return False
-    return _colons_alike(answer.text, gold.text)
-
-
-def _colons_alike(answer: str, gold: str) -> bool | None:
-    """Two clock times or ratios; None where either is none. 5:00 is 05:00 and 5, 2:4 is 1:2."""
-    hours = [text.removesuffix(":00") for text in (answer, gold)]
-    if hours != [answer, gold] and all(hour.isdecimal() for hour in hours):
-        return int(hours[0]) == int(hours[1])
-    if not _COLONS.fullmatch(answer) or not _COLONS.fullmatch(gold):
-        return None
-    given, wanted = ([int(part) for part in text.split(":")] for text in (answer, gold))
-    clock = any(
-        all(len(part.strip()) == 2 for part in text.split(":")[1:]) for text in (answer, gold)
-    )
-    if clock or given[0] == 0 or wanted[0] == 0 or len(given) != len(wanted):
-        return given == wanted
-    return all(a * wanted[0] == b * given[0] for a, b in zip(given, wanted, strict=True))
+    return colons_equal(answer.text, gold.text)
 
 
 def _infinite(atom: Atom) -> bool:
@@ -246,7 +230,18 @@ def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
         return False if wanted is None else equal(answer, wanted, atoms)
     assert isinstance(answer, Relation)
     given = _stated(answer)
-    return False if given is None else equal(given, gold, atoms)
+    return False if given is None else _all([equal(given, gold, atoms), _holds(answer, atoms)])
+
+
+def _holds(relation: Relation, atoms: AtomsEqual) -> bool | None:
+    """Whether the equations between numbers in a chain are true: not in `4 = 3`."""
+    verdicts = []
+    for at, sign in enumerate(relation.signs):
+        both = " ".join(relation.texts[at : at + 2])
+        if sign == "=" and "..." not in both and not re.search("[a-zA-Z]", key_letters(both)):
+            with contextlib.suppress(ValueError):  # what cannot be read proves nothing
+                verdicts.append(equal(*relation.members[at : at + 2], atoms))
+    return _all(verdicts)
 
 
 def _name_first(form: Form) -> Form:

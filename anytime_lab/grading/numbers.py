@@ -18,6 +18,7 @@ _REPEATING = re.compile(
     r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s?(?:\{(\d+)\}|(\d))"  # 0.1\overline{6}
     r"|(\d{0,15})\.(\d{0,15}?)(?:(\d)\7{2,40}|(\d{2,12}?)\8{1,20})\.\.\."  # 0.1666...
 )
+_COLONS = re.compile(r"[0-9]{1,9}(?: ?: ?[0-9]{1,9})+")
 _BASED = re.compile(r"([0-9a-zA-Z]+)_(?:\{(\d{1,2})\}|\{?\\text\{([a-z]+)\}\}?|(\d))")
 _BASES = {
     "two": 2,
@@ -141,3 +142,19 @@ def read_based(text: str) -> tuple[str, int | None] | None:
         base = int(written) if written.isdigit() else _BASES.get(written)
         return (digits.upper(), base) if base else None
     return (text.upper(), None) if text.isalnum() and text[:1].isdigit() else None
+
+
+def colons_equal(answer: str, gold: str) -> bool | None:
+    """Two clock times or ratios; None where either is none. 5:00 is 05:00 and 5, 2:4 is 1:2."""
+    hours = [text.removesuffix(":00") for text in (answer, gold)]
+    if hours != [answer, gold] and all(hour.isdecimal() for hour in hours):
+        return int(hours[0]) == int(hours[1])
+    if not _COLONS.fullmatch(answer) or not _COLONS.fullmatch(gold):
+        return None
+    given, wanted = ([int(part) for part in text.split(":")] for text in (answer, gold))
+    clock = any(
+        all(len(part.strip()) == 2 for part in text.split(":")[1:]) for text in (answer, gold)
+    )
+    if clock or given[0] == 0 or wanted[0] == 0 or len(given) != len(wanted):
+        return given == wanted
+    return all(a * wanted[0] == b * given[0] for a, b in zip(given, wanted, strict=True))

@@ -237,6 +237,8 @@ def _strip_trailing(text: str) -> tuple[str, Unit | None]:
     written = match.group(1)
     if not rest or rest.endswith(("^", "_", "\\", "+", "-", "=", "/", ",")):
         return text, None
+    if re.search(r"\\text\{(?:[^{}]*[\s(])?\d", written):
+        return text, None  # `3 \text{ or 4}` is no 3
     bare = "\\text" not in written
     letters = re.sub(r"[^a-zA-Z]", "", written)
     spaced = text[match.start() - 1].isspace()
