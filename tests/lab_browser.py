@@ -217,7 +217,21 @@ class Lab:
             ValueError: the notebook has no such parameter.
             AssertionError: the page had errors, or asked for something from outside.
         """
-        path = self.copy(name, **parameters)
+        with self._opened(self.copy(name, **parameters)) as page:
+            yield page
+
+    @contextmanager
+    def cells(self, *sources: str) -> Iterator[Page]:
+        """Opens a notebook of these cells; checks the page at the end, as `notebook` does."""
+        folder = Path(tempfile.mkdtemp(prefix="cells-", dir=self.home / "root"))
+        made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+        made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(made, folder / "cells.ipynb")
+        with self._opened(folder / "cells.ipynb") as page:
+            yield page
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[Page]:
         with self.page() as page:
             where = path.relative_to(self.home / "root").as_posix()
             page.raw.goto(f"{self.url}/lab/tree/{where}?reset&token={TOKEN}")

@@ -17,9 +17,16 @@ from plotly.graph_objects import FigureWidget
 
 EDITS = ("relayout", "restyle", "update", "addTraces", "moveTraces", "deleteTraces")
 _ESM = """
+async function find(model, source, tries = 100) {  // a page may be told of it after the figure
+  try { return await model.widget_manager.get_model(source); } catch (error) {
+    if (tries < 1) throw error;
+    await new Promise((again) => setTimeout(again, 100));
+    return find(model, source, tries - 1);
+  }
+}
 async function read(model) {  // once for all figures of a page
   const known = (globalThis.anytimeLabPlotly ??= {}), source = model.get("_source");
-  known[source] ??= model.widget_manager.get_model(source).then(async (held) => {
+  known[source] ??= find(model, source).then(async (held) => {
     const blob = new Blob([held.get("value")], { type: "text/javascript" });
     const url = URL.createObjectURL(blob);
     try { return (await import(url)).default; } finally { URL.revokeObjectURL(url); }
