@@ -9,6 +9,7 @@ It needs Chromium or Chrome, and the packages of the extra `test`.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,7 +20,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 from lab_browser import THEMES, Lab, Page, open_lab  # noqa: E402
 
-from anytime_lab.lab import AR, GRPO, evaluations  # noqa: E402
+from anytime_lab.lab import AR, GRPO, START, evaluations  # noqa: E402
 
 SIZE = {"width": 1080, "height": 3000}  # the whole view is on the page, none of it scrolled away
 
@@ -31,11 +32,16 @@ def budget_curves(page: Page) -> None:
 
 
 def inside_a_problem(page: Page) -> None:
-    """A thinking that was long wrong, a little before its end."""
-    page.select("Order").select_option("least solved by A")
+    """A thinking whose answer was right, then lost, then right again; some way before its end."""
     page.wait(lambda: "flips" in page.text())
-    page.raw.wait_for_timeout(500)
-    page.slider("Budget").press("ArrowLeft")
+    for _ in range(100):
+        if re.search(r"flips [2-5] times", page.text()):
+            break
+        said = page.text()
+        page.select("Problem").press("ArrowDown")
+        page.wait(lambda said=said: page.text() != said)
+    for _ in range(5):
+        page.slider("Budget").press("ArrowLeft")
 
 
 def answer_now(page: Page) -> None:
@@ -59,7 +65,7 @@ def as_it_opens(page: Page) -> None:
 # file -> notebook, what it reads, what is done with it
 VIEWS: dict[str, tuple[str, str, Callable[[Page], None]]] = {
     "budget-curves": ("04_budget_curves", "evaluations", budget_curves),
-    "inside-a-problem": ("06_inside_a_problem", "two evaluations", inside_a_problem),
+    "inside-a-problem": ("06_inside_a_problem", "start and end", inside_a_problem),
     "policies": ("07_policies", "two evaluations", as_it_opens),
     "credit": ("08_credit", "trainings", as_it_opens),
     "training": ("09_training", "trainings", as_it_opens),
@@ -77,6 +83,7 @@ def read_runs(run: Path) -> dict[str, dict[str, str]]:
     made = {name: str(path) for name, path in evaluations(run).items()}
     return {
         "evaluations": made,
+        "start and end": {name: made[name] for name in (START, AR)},
         "two evaluations": {name: made[name] for name in (AR, GRPO)},
         "trainings": {AR: str(run / "train_ar"), GRPO: str(run / "train_grpo")},
     }
