@@ -71,6 +71,8 @@ def live_table(render: Callable[[], Any], console: Console) -> Iterator[Callable
     if not console.is_jupyter:
         with Live(console=console, refresh_per_second=1 / REFRESH, get_renderable=render):
             yield lambda: None
+        if not console.is_terminal:  # rich leaves the last line open there
+            console.print()
         return
     # Not rich's own way, an Output widget: papermill without widget state fails on those.
     from IPython.display import HTML, display

@@ -212,8 +212,8 @@ def _take(lock: Any, folder: Path, patience: float = 30.0) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise RunFailed(
-                    f"{folder.name}: another process is running in {folder}. Wait for it, or stop "
-                    "it, then run the same command again."
+                    f"another process is running in {folder}. Wait for it, or stop it, then run "
+                    "the same command again."
                 ) from None
             time.sleep(0.05)
         except OSError:
@@ -278,7 +278,7 @@ def finish_run(run: NotebookRun, code: int) -> dict[str, Any]:
         return result
     reason = _reason(run.folder, code)
     write_json(run.folder / FAILURE, {"hash": run.hash, "reason": reason, "finished": time.time()})
-    raise RunFailed(f"{run.folder.name}: {reason}. Log: {run.folder / LOG}")
+    raise RunFailed(f"{reason}. Log: {run.folder / LOG}")
 
 
 _ERROR = re.compile(r"[\w.]*(Error|Exception|Died|Interrupt|Failed)\b")

@@ -76,12 +76,12 @@ class _Task:
         node = ray.util.get_node_ip_address()
         if not run.notebook.is_file():
             raise RunFailed(
-                f"{self.name}: node {node} has no {run.notebook}. Install the project on every "
+                f"node {node} has no {run.notebook}. Install the project on every "
                 "node at the same path."
             )
         if run.hash != self.hash:
             raise RunFailed(
-                f"{self.name}: node {node} would make it differently: "
+                f"node {node} would make it differently: "
                 f"{'; '.join(told_changes(self.made_of, run.made_of))}. Install the same on all."
             )
         return run
@@ -108,7 +108,7 @@ def _run_on_node(task: _Task, board: Any) -> int:
             return _run_by_storage(task, board, Path(room).resolve())
     if not Path(task.seen).exists():
         raise RunFailed(
-            f"{task.name}: node {ray.util.get_node_ip_address()} does not see {task.root}. Put "
+            f"node {ray.util.get_node_ip_address()} does not see {task.root}. Put "
             "--out on a file system that all nodes share, or give --storage a URL."
         )
     run = task.at(Path(task.root))
@@ -257,7 +257,7 @@ class RayExecutor:
         except ray.exceptions.RayError as error:
             self._running.remove(handle)
             told = str(error).strip().splitlines()[0]
-            raise RunFailed(f"{handle.task.name}: lost with its node or worker: {told}") from error
+            raise RunFailed(f"lost with its node or worker: {told}") from error
         if self.url is not None:
             Storage(self.url).fetch(handle.task.name, handle.run.folder, told=True)
         elif code == 0 and handle.run.result is None and time.monotonic() < handle.ended + VISIBLE:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from made_notebooks import notebook
 
+from anytime_lab.executors import LocalExecutor
 from anytime_lab.jobs import Job, JobsFailed, run_jobs
 from anytime_lab.launch import NotebookRun, RunFailed, run_notebook, start_run, stop_run
 from anytime_lab.records import read_json
@@ -95,6 +96,20 @@ def test_jobs_run_in_order_and_failures_stop_only_what_needs_them(tmp_path):
     results = run_jobs([*jobs[:2], jobs[3]], 2)
     assert set(results) == {"first", "broken", "after broken"}
     assert log.read_text() == "1,2,9,"
+
+
+def test_each_run_has_its_own_devices_and_its_share_of_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr("anytime_lab.executors.cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    code = (
+        f"import json, os, time\ntold = [os.environ[name] for name in {names}]\n"
+        f"json.dump(told, open({str(tmp_path)!r} + f'/told-{{x}}.json', 'w'))\ntime.sleep(2)"
+    )
+    path = notebook(tmp_path, code)
+    jobs = [Job(f"{x}", path, {"x": x}, tmp_path / f"{x}") for x in (1, 2)]
+    run_jobs(jobs, LocalExecutor(2, devices=("3", "7")))
+    assert [read_json(tmp_path / f"told-{x}.json") for x in (1, 2)] == [["3", "3"], ["7", "3"]]
 
 
 def test_a_signal_stops_all_runs_and_the_next_call_goes_on(tmp_path):

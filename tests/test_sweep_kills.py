@@ -153,7 +153,7 @@ def test_nothing_goes_on_behind_a_killed_sweep(tmp_path):
 def test_a_signal_stops_a_sweep_and_leaves_it_to_go_on(tmp_path, number):
     row_notebook(tmp_path)
     path = tmp_path / "s.yaml"
-    path.write_text("notebook: rows\nbase: {rows: 40, pause: 0.1}\n")
+    path.write_text("notebook: rows\nbase: {rows: 40, pause: 0.05}\n")
     out = tmp_path / "out"
     sweep = start_sweep(path, out)
     rows = wait_for_rows(out, sweep)
@@ -164,7 +164,7 @@ def test_a_signal_stops_a_sweep_and_leaves_it_to_go_on(tmp_path, number):
     assert 0 < before < 40
     (planned,) = prepare_sweep(path, out).plan()
     assert (planned.state, planned.why) == ("begun", f"{before} of 40 rows")
-    path.write_text("notebook: rows\nbase: {rows: 40, pause: 0.1}\ntimeout: 600\n")
+    path.write_text("notebook: rows\nbase: {rows: 40, pause: 0.05}\ntimeout: 600\n")
     run_sweep(prepare_sweep(path, out), 1)
     assert [row["row"] for row in read_jsonl(rows)] == list(range(40))
 

@@ -122,11 +122,11 @@ def test_the_larger_published_runs(tmp_path):
         assert job.accelerate["deepspeed_config"]["zero_stage"] == 3
 
 
-def test_tracking_is_one_parameter(tmp_path):
+@pytest.mark.parametrize("tracker", ["trackio", "tensorboard", "wandb", "mlflow"])
+def test_tracking_is_one_parameter(tracker, tmp_path):
     text = (ROOT / "experiments/paper_main.yaml").read_text()
-    text = text.replace("report_to: none", "report_to: tensorboard")
     path = tmp_path / "s.yaml"
-    path.write_text(text)
-    assert {job.parameters["report_to"] for job in train_jobs(path, tmp_path).values()} == {
-        "tensorboard"
-    }
+    path.write_text(text.replace("report_to: none", f"report_to: {tracker}"))
+    for job in train_jobs(path, tmp_path).values():
+        config = config_of(job.notebook, {**declared_parameters(job.notebook), **job.parameters})
+        assert config.report_to == [tracker]
