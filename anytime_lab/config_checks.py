@@ -250,7 +250,7 @@ def check_batch_arithmetic(config: Any) -> None:
     steps = config.steps_per_generation or config.gradient_accumulation_steps
     total = config.generation_batch_size or rows * steps
     groups = config.num_generations
-    if total % groups:
+    if total < 1 or total % groups:
         raise ValueError(
             f"One generation has {total} thinkings "
             f"(per_device_train_batch_size={config.per_device_train_batch_size} "

@@ -18,6 +18,7 @@ from anytime_lab.records import PROGRESS, read_json
 REFRESH = 0.25  # seconds between drawings in a terminal
 REDRAW = 1.0  # in a notebook, where each one is a message to the page
 WIDTH = 110  # characters of the table in a notebook
+BAR = 16  # characters
 ROWS = 24  # jobs shown one by one; of more, those that say something
 STYLES = {"done": "green", "kept": "green", "failed": "red", "failed earlier": "red",
           "not run": "red"}  # fmt: skip
@@ -49,8 +50,9 @@ def jobs_table(states: Sequence[Shown], seconds_left: float | None = None) -> Gr
         chosen = {id(state) for state in by_need[:ROWS]}
         shown = [state for state in shown if id(state) in chosen]
     table = Table.grid(padding=(0, 2))
-    for _ in range(5):
+    for _ in range(4):
         table.add_column(no_wrap=True)
+    table.add_column()  # where a terminal is narrow, this one gives way
     for state in shown:
         table.add_row(*_cells(state))
     if len(states) <= 8 and seconds_left is None:
@@ -104,17 +106,21 @@ def _cells(state: Shown) -> tuple[Any, ...]:
         progress = _progress(state)
         spent = clock(time.time() - state.started)
         if progress is None:
-            return name, Text("starting"), ProgressBar(pulse=True, width=24), spent, Text("")
+            return name, Text("starting"), ProgressBar(pulse=True, width=BAR), spent, Text("")
         done, total = progress["done"], progress["total"]
         left = progress.get("seconds_left")
         told = f"{spent} < {clock(left)}" if left is not None else spent
         where = Text(f"{done:,}/{total:,} {progress['unit']}")
-        bar = ProgressBar(total=max(total, 1), completed=done, width=24)
-        return name, where, bar, told, Text(progress["message"], style="dim")
+        bar = ProgressBar(total=max(total, 1), completed=done, width=BAR)
+        return name, where, bar, told, _in_a_line(progress["message"], "dim")
     told = clock(state.ended - state.started) if state.status == "done" else ""
-    message = NOTES.get(state.status, state.message)
+    message = _in_a_line(NOTES.get(state.status, state.message))
     style = STYLES.get(state.status, "dim")
-    return name, Text(state.status, style=style), "", told, Text(message)
+    return name, Text(state.status, style=style), "", told, message
+
+
+def _in_a_line(message: str, style: str = "") -> Text:
+    return Text(message, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _progress(state: Shown) -> dict[str, Any] | None:

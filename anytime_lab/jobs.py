@@ -206,7 +206,7 @@ def _start(
     elif executor.fits(state.job.needs):
         run.check()
         if told := told_anew(run):
-            console.print(f"{state.name}: {told}", markup=False, highlight=False)
+            console.print(f"{state.name}: {told}", markup=False, highlight=False, soft_wrap=True)
         try:
             state.handle, state.status = executor.start(run, state.job.needs), "queued"
         except RunFailed as failure:

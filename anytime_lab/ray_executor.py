@@ -58,6 +58,14 @@ class _Task:
     made_of: Mapping[str, Any]
     timeout: float | None
 
+    @classmethod
+    def of(cls, run: NotebookRun, root: Path, seen: Path, url: str | None) -> "_Task":
+        """A run whose folder is below a root of this machine."""
+        name = run.folder.relative_to(root).as_posix()
+        return cls(
+            name, str(run.notebook), str(root), str(seen), url, run.hash, run.made_of, run.timeout
+        )
+
     def at(self, root: Path) -> NotebookRun:
         """The run with its files below a root."""
         told = json.dumps(self.made_of["parameters"]).replace(
@@ -73,18 +81,21 @@ class _Task:
             self.made_of["processes"],
             self.made_of["accelerate"],
         )
-        node = ray.util.get_node_ip_address()
         if not run.notebook.is_file():
             raise RunFailed(
-                f"node {node} has no {run.notebook}. Install the project on every "
+                f"node {_node()} has no {run.notebook}. Install the project on every "
                 "node at the same path."
             )
         if run.hash != self.hash:
             raise RunFailed(
-                f"node {node} would make it differently: "
+                f"node {_node()} would make it differently: "
                 f"{'; '.join(told_changes(self.made_of, run.made_of))}. Install the same on all."
             )
         return run
+
+
+def _node() -> str:
+    return ray.util.get_node_ip_address()
 
 
 class _Board:
@@ -108,7 +119,7 @@ def _run_on_node(task: _Task, board: Any) -> int:
             return _run_by_storage(task, board, Path(room).resolve())
     if not Path(task.seen).exists():
         raise RunFailed(
-            f"node {ray.util.get_node_ip_address()} does not see {task.root}. Put "
+            f"node {_node()} does not see {task.root}. Put "
             "--out on a file system that all nodes share, or give --storage a URL."
         )
     run = task.at(Path(task.root))
@@ -223,16 +234,7 @@ class RayExecutor:
 
     def start(self, run: NotebookRun, needs: Needs) -> _Handle:
         """See `Executor`."""
-        task = _Task(
-            run.folder.relative_to(self.out).as_posix(),
-            str(run.notebook),
-            str(self.out),
-            str(self.seen),
-            self.url,
-            run.hash,
-            run.made_of,
-            run.timeout,
-        )
+        task = _Task.of(run, self.out, self.seen, self.url)
         self._told.pop(task.name, None)
         ref = self._task.options(**self._asks(needs, run.processes)).remote(task, self._board)
         handle = _Handle(task, run, ref)

@@ -21,7 +21,9 @@ GRPO with the same seed, ``${train.seconds}`` a field of its result.
 
 A step, or the file of one notebook, may also say `gpus` (devices of a run), `processes` (a kernel
 for each, with copies of the model), `accelerate` (a file of accelerate's settings, by which its
-processes are started and the model is sharded) and `timeout` (seconds). Numbers are read as people
+processes are started and the model is sharded) and `timeout` (seconds). `gpus` may be a share of
+one. An entry of list may have a `name`, `seeds` of its own and steps to `skip`; the file a
+`reference` that the others are compared with, and `notes` for the page. Numbers are read as people
 write them: 1e-6 is a number (plain YAML makes it a string), yes and no are strings.
 """
 

@@ -9,8 +9,9 @@ import time
 import pytest
 from made_notebooks import ROW_PARAMETERS, ROWS, notebook, row_notebook
 
+from anytime_lab.executors import Needs
 from anytime_lab.jobs import JobsFailed
-from anytime_lab.launch import REPLACED, NotebookRun
+from anytime_lab.launch import REPLACED, NotebookRun, RunFailed, versions
 from anytime_lab.records import read_json, read_jsonl
 from anytime_lab.sweep import executor_for, main, prepare_sweep, run_sweep
 
@@ -24,14 +25,17 @@ STARTS = (
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes of two cores on this machine; the driver's is "0", the other "1"."""
+    """Two nodes of two cores on this machine; the driver's is "0", the other "1".
+
+    Ray counts devices that it is told of: the first node has one.
+    """
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("NODE_OF_TEST", "0")
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
         patch.setenv("NODE_OF_TEST", "1")
         other = nodes.add_node(num_cpus=2)
         ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
@@ -48,7 +52,7 @@ def test_a_lost_node_loses_and_doubles_no_result(cluster, tmp_path):
     notebook(tmp_path, STARTS, name="rows.ipynb", parameters=ROW_PARAMETERS)
     path = tmp_path / "s.yaml"
     grid = f"grid: {{x: {list(range(RUNS))}}}"
-    path.write_text(f"notebook: rows\nbase: {{rows: 20, pause: 0.05}}\n{grid}\n")
+    path.write_text(f"notebook: rows\ngpus: 0\nbase: {{rows: 20, pause: 0.05}}\n{grid}\n")
     out = tmp_path / "out"
     prepared = prepare_sweep(path, out)
     rows_before, ended = {}, threading.Event()
@@ -93,9 +97,10 @@ def test_a_lost_node_loses_and_doubles_no_result(cluster, tmp_path):
 def chained(folder, x=1):
     row_notebook(folder)
     reads = (
-        "import json\nfrom pathlib import Path\nlines = Path(at).read_text().splitlines()\n"
+        "import os\nfrom pathlib import Path\nlines = Path(at).read_text().splitlines()\n"
         "assert more != 'wrong', 'as it was told'\n"
-        "(Path(output_dir) / 'count.txt').write_text(str(len(lines)))"
+        "(Path(output_dir) / 'count.txt').write_text("
+        "f\"{len(lines)} on {os.environ['CUDA_VISIBLE_DEVICES']}\")"
     )
     declared = 'output_dir: str = ""\nat: str = ""\nmore: str = ""'
     notebook(folder, reads, name="reads.ipynb", parameters=declared)
@@ -103,7 +108,7 @@ def chained(folder, x=1):
     path.write_text(
         f"base: {{more: ''}}\nlist: [{{name: good}}, {{name: bad, more: wrong}}]\nsteps:\n"
         f"  a: {{notebook: rows, parameters: {{x: {x}, rows: 3}}}}\n"
-        "  b: {notebook: reads, parameters: {at: '${a}/rows.jsonl', more: '${more}'}}\n"
+        "  b: {notebook: reads, gpus: 0.5, parameters: {at: '${a}/rows.jsonl', more: '${more}'}}\n"
     )
     return path
 
@@ -120,7 +125,7 @@ def test_results_behind_a_url_are_read_from_there(cluster, tmp_path, capsys):
     for name in names:
         assert read_json(stored / name / "result.json") == read_json(out / name / "result.json")
         assert not (stored / name / "partial.tar").exists()
-    assert (stored / "good/seed-0/b/count.txt").read_text() == "3"
+    assert (stored / "good/seed-0/b/count.txt").read_text() == "3 on 0"
     assert (stored / "bad/seed-0/b/partial.tar").exists()
     assert not (stored / "bad/seed-0/b/result.json").exists()
     # What is behind the URL counts, whatever this machine has.
@@ -142,18 +147,23 @@ def test_results_behind_a_url_are_read_from_there(cluster, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_from_what_it_left_behind_a_url(cluster, tmp_path):
+    import ray
+
     row_notebook(tmp_path)
     path = tmp_path / "s.yaml"
-    path.write_text("notebook: rows\nbase: {rows: 30, pause: 0.1}\n")
+    path.write_text("notebook: rows\ngpus: 0.25\nbase: {rows: 30, pause: 0.1}\n")
     out, stored = tmp_path / "out", tmp_path / "stored"
     prepared = prepare_sweep(path, out, storage=stored.as_uri())
     (job,) = prepared.jobs.values()
     executor = executor_for("ray", prepared)
+    with pytest.raises(ValueError, match="2 GPUs and the largest node of the cluster has 1"):
+        executor.check(Needs(gpus=2), 1)
     handle = executor.start(job.run(), job.needs)
     deadline = time.monotonic() + 120
     while not (job.folder / "progress.json").exists() and time.monotonic() < deadline:
         assert executor.poll(handle) is None
         time.sleep(0.1)
+    assert ray.available_resources()["GPU"] == 0.75
     executor.stop([handle])
     (planned,) = prepare_sweep(path, out, storage=stored.as_uri()).plan()
     assert planned.state == "begun"
@@ -167,20 +177,28 @@ def test_a_stopped_run_goes_on_from_what_it_left_behind_a_url(cluster, tmp_path)
     assert not archive.exists()
 
 
-def test_all_that_decides_a_run_travels_with_it(tmp_path):
-    ray_executor = pytest.importorskip("anytime_lab.ray_executor")
-    settings = {"num_processes": 2, "distributed_type": "FSDP"}
-    run = NotebookRun(
-        row_notebook(tmp_path), {"output_dir": str(tmp_path / "here/run")}, tmp_path / "here/run",
-        tmp_path / "here", {"train": "abc"}, 60.0, 2, settings,
-    )  # fmt: skip
-    task = ray_executor._Task(
-        "run", str(run.notebook), str(run.root), "", None, run.hash, run.made_of, run.timeout
-    )
-    there = task.at(tmp_path / "there")
-    assert there.hash == run.hash
-    assert (there.accelerate, there.processes, there.timeout) == (settings, 2, 60.0)
-    assert there.parameters == {"output_dir": str(tmp_path / "there/run")}
+def test_a_run_is_the_same_one_on_another_node(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    from anytime_lab.ray_executor import _Task
+
+    path, here = row_notebook(tmp_path), tmp_path / "here"
+    folder = here / "a/seed-0/train"
+    parameters = {"output_dir": str(folder), "x": 2}
+    settings = {"distributed_type": "FSDP"}
+    run = NotebookRun(path, parameters, folder, here, {"b": "hash"}, 9.0, 2, settings)
+    task = _Task.of(run, here, here / "seen", None)
+    moved = task.at(tmp_path / "there")
+    assert moved.folder == tmp_path / "there/a/seed-0/train"
+    assert moved.parameters == {"output_dir": str(moved.folder), "x": 2}
+    same = ("hash", "inputs", "timeout", "processes", "accelerate")
+    assert [getattr(moved, name) for name in same] == [getattr(run, name) for name in same]
+    told = {**versions(), "torch": "9.0"}
+    monkeypatch.setattr("anytime_lab.launch.versions", lambda: told)
+    with pytest.raises(RunFailed, match='would make it differently: torch ".*" → "9.0". Install'):
+        task.at(tmp_path / "there")
+    path.unlink()
+    with pytest.raises(RunFailed, match="has no .*rows.ipynb. Install the project on every node"):
+        task.at(tmp_path / "there")
 
 
 def test_ray_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch, capsys):

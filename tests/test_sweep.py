@@ -239,6 +239,7 @@ def test_circles_are_refused(tmp_path):
         ("settings: {num_itterations: 2}", "num_itterations"),
         ("settings: {use_liger_kernel: true}", "use_liger_kernel=True cannot be used"),
         ("num_generations: 7", "whole number of groups"),
+        ("problems_per_step: 1", "One generation has 0 thinkings .* 0 steps"),
     ],
 )
 def test_settings_are_refused_before_anything_runs(tmp_path, line, says, capsys):
