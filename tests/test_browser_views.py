@@ -60,11 +60,30 @@ def test_budget_curves_are_slid_hovered_reweighted_and_exported(lab, runs, tmp_p
         folder = page.control("Export to folder").locator("input")
         folder.fill(str(tmp_path))
         folder.press("Enter")
-        for kind, words in (("HTML", "html"), ("CSV", "csv"), ("LaTeX", "tex"), ("PNG", "png")):
+        for kind, words in (
+            ("HTML", "html"),
+            ("CSV", "csv"),
+            ("LaTeX", "tex"),
+            ("PNG", "png"),
+            ("SVG", "svg"),
+        ):
             page.button(kind).click()
             page.wait(lambda words=words: f"budget-curves.{words}" in page.text(), 60)
         assert (tmp_path / "budget-curves.csv").read_text().startswith("run,dataset,step,budget")
         assert (tmp_path / "budget-curves.png").read_bytes().startswith(b"\x89PNG")
+
+        before = page.text()
+        page.slider("Tokens to accuracy").press("ArrowRight")
+        page.wait(lambda: "tokens to 51%" in page.text() and page.text() != before)
+        page.raw.get_by_label("Logarithmic budget axis").check()
+        page.wait(lambda: live.layout()["xaxis"]["type"] == "log")
+        page.raw.get_by_label("Logarithmic budget axis").uncheck()
+        page.select("Published values (BRPO)").select_option("AIME24")
+        page.wait(lambda: "32.7 %" in page.text() and "as pictures only" in page.text())
+        assert live.trace("AR-base (published)")["y"] == pytest.approx([0.327])
+        assert live.trace("AR-base (published), anytime")["y"] == pytest.approx([0.219] * 2)
+        page.select("Published values (BRPO)").select_option("none")
+        page.wait(lambda: len([t for t in live.data() if t["visible"]]) == 4)
 
         page.select("Runs").select_option(["ar"])
         page.wait(lambda: [t["name"] for t in live.data() if t["visible"]] == ["ar 95 %", "ar"])
@@ -87,6 +106,8 @@ def test_a_thinking_is_read_up_to_the_budget_and_hostile_text_stays_text(lab, tm
         page.wait(lambda: "At 16 tokens" in page.text())
         page.wait(lambda: live.layout()["shapes"][0]["x0"] == 16)
         assert 0 < len(kept.text_content()) < before
+        page.raw.locator(".widget-play button").first.click()
+        page.wait(lambda: "At 32 tokens" in page.text())
         assert "<img src=x onerror=" in page.text() and "</script>" in page.text()
         assert page.raw.locator("img[src=x]").count() == 0
         assert "owned" not in page.raw.title()

@@ -321,7 +321,11 @@ class BudgetCurves(widgets.VBox):
         wanted = published_table(benchmark)
         self.curves.overlay(wanted, list(self._names))
         matches = DATASETS.get(self.dataset.value) == benchmark
-        note = f"{SOURCE}: anytime is the mean over 32 budgets to 8,000 tokens; no intervals. "
+        note = (
+            f"{SOURCE}: its tables' final accuracy (a mark at 8,000 tokens) and anytime accuracy "
+            "(a dotted line; the mean over 32 budgets to there). Without intervals; it gives the "
+            "curves themselves as pictures only. "
+        )
         note += "" if matches else f"The runs shown are on {self.dataset.value}, not {benchmark}."
         percent = [
             (r.run, f"{100 * r.final:.1f} %", f"{100 * r.anytime:.1f} %")
