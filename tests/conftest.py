@@ -12,7 +12,7 @@ os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel of this envi
 import pytest  # noqa: E402
 
 # Threads of libraries that live as long as the process and rest in Python.
-LIBRARIES = ("tqdm_monitor", "GRPOTrainer-AsyncLoop")
+LIBRARIES = ("tqdm_monitor", "GRPOTrainer-AsyncLoop", " - runner")  # the last is jupyter_core's
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def no_thread_is_left():
     while left := [
         thread
         for thread in threading.enumerate()
-        if thread not in before and thread.name not in LIBRARIES
+        if thread not in before and not thread.name.endswith(LIBRARIES)
     ]:
         assert time.monotonic() < give_up, f"threads left: {left}"
         time.sleep(0.01)
