@@ -18,6 +18,7 @@ nodes, with the project's environment active:
 import contextlib
 import json
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -149,11 +150,11 @@ def _watch(run: NotebookRun, name: str, board: Any) -> int:
     # Ray counts one core for each kernel of a run without devices.
     process = start_run(run, {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
     try:
-        while (code := process.poll()) is None:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(LOOK)
             with contextlib.suppress(RunFolderError):
                 board.tell.remote(name, read_json(run.folder / PROGRESS))
-            time.sleep(LOOK)
-        return code
     except BaseException:
         stop_run(process)
         raise
