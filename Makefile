@@ -64,7 +64,7 @@ test: $(STAMP) ## The fast tests (ARGS="tests/test_tree.py -k pack")
 	$(TESTING) $(PY) -m pytest -q $(ARGS)
 
 test-slow: $(STAMP) ## The slow tests, among them the whole main job at smoke scale
-	$(TESTING) $(PY) -m pytest -q -m slow --timeout 900 $(ARGS)
+	$(TESTING) $(PY) -m pytest -q -m slow --timeout 900 --durations 20 $(ARGS)
 
 test-deepspeed: $(STAMP) ## DeepSpeed by its shipped settings on two processes, on the CPU
 	@$(PY) -c "import deepspeed" 2>/dev/null || $(PY) -m pip install --quiet -e ".[deepspeed]"

@@ -1,6 +1,8 @@
 """What every test needs: no network, few threads, and no browser where there is none."""
 
+import atexit
 import os
+import sys
 import threading
 import time
 
@@ -28,6 +30,29 @@ def no_thread_is_left():
     ]:
         assert time.monotonic() < give_up, f"threads left: {left}"
         time.sleep(0.01)
+
+
+SESSION = pytest.StashKey[pytest.Session]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Keep the session: it knows at the end how the tests went."""
+    session.config.stash[SESSION] = session
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End with the tests' own exit status.
+
+    Threads of native libraries (Arrow's, apache/arrow#34314) can abort an interpreter that is being
+    torn down, now and then, after all is told. What is registered for the end is done before.
+    """
+    if (session := config.stash.get(SESSION, None)) is None:
+        return
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(session.exitstatus))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

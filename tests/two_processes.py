@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
+import torch.distributed
 from accelerate.utils import gather_object
 
 from anytime_lab.trainer import BRPOTrainer
@@ -82,8 +84,6 @@ def share_out_weights(settings):
     It is their own code over gloo: accelerate is told that the processes are of a kind for which
     it does shard, and that their device is the CPU.
     """
-    import torch
-    import torch.distributed
     from accelerate import PartialState
     from accelerate.commands import launch
     from accelerate.utils import DistributedType
@@ -138,6 +138,8 @@ def main(folder, settings=None):
     assert len(trainer.sample_trees(prompts)) == few
     resumed = make_trainer(f"{folder}/resumed", processes, **saving)
     resumed.train(resume_from_checkpoint=f"{folder}/whole/checkpoint-1")
+    if processes > 1:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
