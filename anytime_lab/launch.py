@@ -269,12 +269,12 @@ def _set_aside(folder: Path, name: str) -> None:
 
 
 def finish_run(run: NotebookRun, code: int) -> dict[str, Any]:
-    """The result of a run whose process has ended.
+    """The result of a run whose process has ended; being written last, it counts however that was.
 
     Raises:
         RunFailed: it ended without a result; the reason is kept in `failure.json`.
     """
-    if code == 0 and (result := run.result) is not None:
+    if (result := run.result) is not None:
         return result
     reason = _reason(run.folder, code)
     write_json(run.folder / FAILURE, {"hash": run.hash, "reason": reason, "finished": time.time()})

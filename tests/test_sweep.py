@@ -8,7 +8,7 @@ import yaml
 from made_notebooks import notebook, row_notebook
 
 from anytime_lab.executors import LocalExecutor, Needs, _Local, threads_of
-from anytime_lab.launch import NotebookRun, told_changes, versions
+from anytime_lab.launch import NotebookRun, RunFailed, finish_run, told_changes, versions
 from anytime_lab.records import write_json
 from anytime_lab.sweep import main, prepare_sweep, run_sweep
 from anytime_lab.sweep_file import load_sweep
@@ -79,6 +79,16 @@ def test_settings_of_accelerate_that_cannot_be(tmp_path, settings, says):
         (tmp_path / "a.yaml").write_text(settings)
     with pytest.raises(ValueError, match=says):
         load_sweep(sweep_file(tmp_path, "notebook: rows\naccelerate: a.yaml"))
+
+
+def test_a_result_counts_however_its_process_ended(tmp_path):
+    run = NotebookRun(row_notebook(tmp_path), {}, tmp_path / "run")
+    run.folder.mkdir()
+    write_json(run.folder / "result.json", {"hash": run.hash, "seconds": 1.0})
+    assert finish_run(run, -6)["seconds"] == 1.0
+    write_json(run.folder / "result.json", {"hash": "of another run"})
+    with pytest.raises(RunFailed, match="stopped by signal SIGABRT"):
+        finish_run(run, -6)
 
 
 def shares(devices, workers, *wanted):
