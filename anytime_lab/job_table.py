@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from anytime_lab.records import PROGRESS, read_json
+from anytime_lab.records import PROGRESS, RunFolderError, read_json
 
 REFRESH = 0.25  # seconds between drawings in a terminal
 REDRAW = 1.0  # in a notebook, where each one is a message to the page
@@ -126,7 +126,7 @@ def _in_a_line(message: str, style: str = "") -> Text:
 def _progress(state: Shown) -> dict[str, Any] | None:
     try:
         progress = read_json(state.folder / PROGRESS)
-    except Exception:  # noqa: BLE001  (not there yet)
+    except RunFolderError:  # not there yet
         return None
     return progress if progress.get("updated", 0) >= state.started else None
 

@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 from anytime_lab.parameters import check_parameters
-from anytime_lab.records import RESULT, read_json, write_json
+from anytime_lab.records import RESULT, RunFolderError, read_json, write_json
 
 RUN, FAILURE = "run.json", "failure.json"
 EXECUTED = "notebook.ipynb"
@@ -156,7 +156,7 @@ def _short(value: Any) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = read_json(path)
-    except Exception:  # noqa: BLE001  (absent or damaged: as if it were not there)
+    except RunFolderError:  # absent or damaged: as if it were not there
         return {}
     return found if isinstance(found, dict) else {}
 
