@@ -17,6 +17,9 @@ import fsspec
 from anytime_lab.launch import FAILURE, LOCK, LOG, REPLACED, RUN, NotebookRun
 from anytime_lab.records import RESULT, read_json, write_json
 
+# Python before 3.11.4 has no filters; archives are our own.
+SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+
 PARTIAL = "partial.tar"
 MIRROR = ".mirror.json"  # in a folder that only shows what is behind a URL
 TOLD = (RUN, LOG, FAILURE)  # of an unfinished run, for whoever asks why
@@ -101,7 +104,7 @@ class Storage:
                 self._get(name, PARTIAL, Path(room))
                 folder.mkdir(parents=True, exist_ok=True)
                 with tarfile.open(Path(room) / PARTIAL) as archive:
-                    archive.extractall(folder, filter="data")
+                    archive.extractall(folder, **SAFELY)
 
     def set_aside(self, run: NotebookRun, name: str) -> None:
         """Move what other parameters or versions had made to `.replaced/`."""
