@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from anytime_lab.lab import GRPO, SCALES, lab_jobs, step_within, training_seconds
+from anytime_lab.lab import AR_EQUAL_TIME, GRPO, SCALES, lab_jobs, step_within, training_seconds
 from anytime_lab.launch import run_notebook
 from anytime_lab.parameters import NOTEBOOKS, declared_parameters
 from anytime_lab.records import append_jsonl, read_records
@@ -28,8 +28,20 @@ def test_equal_time_takes_the_last_checkpoint_within_it(tmp_path):
     assert step_within(run, 39.9) == 2
     assert step_within(run, 40.0) == 4
     assert step_within(run, 10.0) == 1
-    with pytest.raises(ValueError, match="no checkpoint within 9.0 s"):
-        step_within(run, 9.0)
+    assert step_within(run, 9.0) == 0  # nothing yet but the start
+
+
+@pytest.mark.parametrize(("grpo", "model"), [(25.0, "train_ar/checkpoint-2"), (9.0, "embedded")])
+def test_at_equal_time_the_model_is_the_one_that_the_run_had_by_then(tmp_path, grpo, model):
+    metrics(tmp_path / "train_ar", [10.0, 20.0, 30.0, 40.0])
+    metrics(tmp_path / "train_grpo", [grpo / 2, grpo])
+    for step in (1, 2, 4):
+        (tmp_path / "train_ar" / f"checkpoint-{step}").mkdir()
+    jobs = {job.name: job for job in lab_jobs(tmp_path, SCALES["full"], 0)}
+    expected = model if model == "embedded" else str(tmp_path / model)
+    assert jobs[f"evaluate {AR_EQUAL_TIME}"].parameters()["model"] == expected
+    made = "0 updates" if model == "embedded" else "2 updates"
+    assert f"had made {made} by then" in jobs["compare"].parameters()["equal_time_note"]
 
 
 def test_both_runs_differ_in_the_preset_only(tmp_path):
