@@ -109,7 +109,7 @@ def evaluate(
     sampling: Sampling = DEFAULT_SAMPLING,
     seed: int = 0,
     fmt: ThinkingFormat | None = None,
-    batch_size: int = 32,
+    batch_size: int = 64,
     model: str | Path | None = None,
     dataset_name: str = "",
     dataset_card: str = "",

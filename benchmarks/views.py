@@ -1,6 +1,6 @@
 """Times of the views at 1,000 problems × 32 budgets × 16 samples × 6 runs (2,000 updates each).
 
-    python benchmarks/views.py [--problems 1000 --samples 16 --budgets 32 --runs 6 --part 32]
+    python benchmarks/views.py [--problems 1000 --samples 16 --budgets 32 --runs 6 --part 64]
 
 Made-up runs are written to a temporary folder first. First paint is from the call to a view that
 is ready to show, reading included; steps are what a control's callback takes in the kernel. The
@@ -203,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name, default in (("problems", 1000), ("budgets", 32), ("samples", 16), ("runs", 6)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--part", type=int, default=32, help="thinkings per parquet part")
+    parser.add_argument("--part", type=int, default=64, help="thinkings per parquet part")
     size = parser.parse_args()
     started = time.perf_counter()
     from anytime_lab.widgets.budget_curves import BudgetCurves
