@@ -30,7 +30,7 @@ KILLS = 20
 
 
 def unbroken(job, folder):
-    """Run a job to its end twice; returns the seconds of the second, which nothing was loaded for."""
+    """Run a job to its end twice; returns the seconds of the second, when all is loaded."""
     finish(job, folder.with_name("first"))
     return finish(job, folder)
 
