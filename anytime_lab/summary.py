@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import fill
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -126,8 +127,10 @@ def terminal_table(summary: pd.DataFrame, title: str = "") -> Table:
             min_width=12 if left else None,
         )
     for run, *cells in told.itertuples(index=False):
+        # Long names break before hyphens, in the 15 places that 80 columns leave them.
+        name = fill(plain(run).replace("-", " -"), 15, break_on_hyphens=False).replace(" -", "-")
         stacked = [cell.replace(" [", "\n[").replace(f",{NBSP}", ",") for cell in cells]
-        table.add_row(Text(plain(run)), *map(Text, stacked))
+        table.add_row(Text(name), *map(Text, stacked))
     return table
 
 

@@ -90,3 +90,12 @@ def test_the_terminal_table_fits_80_columns_and_shows_no_control(runs):
     assert "\x1b" not in text and "bold" in text
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
+
+
+def test_the_terminal_table_breaks_a_long_name_before_its_hyphen(runs):
+    name = "AnytimeReasoner-uniform"
+    console = Console(width=80, record=True, file=io.StringIO())
+    tables = read_tables({"start": runs["start"], name: runs["AR"]})
+    console.print(terminal_table(summary_table(tables, "start", resamples=10)))
+    words = console.export_text().split()
+    assert "AnytimeReasoner" in words and "-uniform" in words
