@@ -124,7 +124,7 @@ def terminal_table(summary: pd.DataFrame, title: str = "") -> Table:
             justify="left" if left else "right",
             overflow="fold",
             no_wrap=not left,
-            min_width=12 if left else None,
+            min_width=15 if left else None,
         )
     for run, *cells in told.itertuples(index=False):
         # Long names break before hyphens, in the 15 places that 80 columns leave them.
