@@ -74,6 +74,9 @@ _LABELS = {"problem_id", "thinking_end", "finish", "reason"}  # few values, many
 class RunFolderError(Exception):
     """A run folder cannot be read or written; the message says what was found and what to do."""
 
+    def _render_traceback_(self) -> list[str]:  # asked by IPython: a sentence ends a cell as well
+        return [f"{type(self).__name__}: {self}"]
+
 
 class PartialRunError(RunFolderError):
     """The run is still being written, or was stopped before its end."""

@@ -29,8 +29,8 @@ LAYERS = {
         "runlog", "sharding", "evaluate", "evaluation_folder", "warmstart", "preflight_plan",
     },
     4: {
-        "preflight", "doctor", "parameters", "launch", "execute", "executors", "job_table", "jobs",
-        "storage", "ray_executor",
+        "preflight", "doctor", "serve", "parameters", "launch", "execute", "executors", "job_table",
+        "jobs", "storage", "ray_executor",
         "lab", "sweep", "sweep_checks", "sweep_file", "sweep_jobs", "sweep_page", "sweep_plan",
     },
 }  # fmt: skip
