@@ -23,17 +23,27 @@ _FORMULA = re.compile(
     r"|(?<!\\)\$(?P<dollar>(?! )(?:[^$\\\n]|\\[^\n]){1,2000})(?<! )\$(?!\d)"
 )
 _NUMBER = re.compile(
-    r"(?<![\w.])(?P<number>[-+−–]?[$€£¥]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
+    r"(?P<point>(?<![\w.])[(\[][-+−–]?[\d./∞]+(?:,\s?[-+−–]?[\d./∞]+)+[)\]])"
+    r"|(?<![\w.])(?P<number>[-+−–]?[$€£¥]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
     r"(?:[eE][-+]?\d{1,4}(?!\w)|\s?(?:×|x|\*|\\times)\s?10\^\{?[-+]?\d{1,4}\}?)?"
     r"(?:\s?/\s?\d+(?:\.\d+)?)?\s?\\?%?"
     r"|[-+−–]?\.\d+%?)"
 )
-_WORD = re.compile(r"\\[a-zA-Z]+(?:\{[a-zA-Z ]{0,40}\})?|([a-zA-Z]{3,})")
+_WORD = re.compile(
+    r"\\[a-zA-Z]+(?:\{[a-zA-Z ]{0,40}\})?"
+    r"|(?<![a-zA-Z])(?!(?:sqrt|sin|cos|tan|log|exp|mod|and)(?![a-zA-Z]))([a-zA-Z]{3,})"
+)
 _LEAD = re.compile(
     r"^(?:so|thus|hence|therefore)?,?\s*"
-    r"(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?|(?:it|this|that)\s+(?:is|equals)\b)\s*",
+    r"(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?|(?:it|this|that)\s+(?:is|equals)\b"
+    r"|(?:最终)?答案(?:是|为|：|:)+)\s*",
     re.I,
 )
+# What is said to be the answer, up to the end of its sentence.
+_STATED = re.compile(
+    r"\banswer\*{0,2}\s*(?:is|:|=)[\s*:]{0,9}(?P<all>[^\n]{1,300}?)(?=\.(?:\s|$)|。|\n|$)", re.I
+)
+_IS = re.compile(r"\b(?:is|are|equals)\b:?")
 
 
 def answer_region(
@@ -154,18 +164,38 @@ def _first_paragraph(region: str) -> str:
 
 
 def _last_formula(paragraph: str) -> str | None:
-    """The last formula or number; the whole paragraph where it is a formula without delimiters."""
-    line = _LEAD.sub("", paragraph.strip().strip("*").strip()).removesuffix(".").strip()
+    """The last formula or number, with those that it is listed with, of what is stated as the
+    answer, or else of all; the whole where it is a formula without delimiters."""
+    stated = _STATED.search(paragraph)
+    paragraph = stated.group("all") if stated else paragraph
+    line = _LEAD.sub("", paragraph.strip().strip("*#").strip()).removesuffix("。")
+    line = line.removesuffix(".").strip()
     if not line:
         return None
-    plain = "\n" not in line and "$" not in line and "\\(" not in line and "\\[" not in line
-    if plain and len(line) <= 2000 and not any(m.group(1) for m in _WORD.finditer(line)):
-        return line.strip("*` ") or None
-    formulas = list(_FORMULA.finditer(paragraph))
+    for part in (line, line[[0, *(m.end() for m in _IS.finditer(line))][-1] :]):
+        if _is_bare_formula(part):
+            return part.strip("*` ") or None
+    formulas = [m for m in _FORMULA.finditer(paragraph)]
     covered = formulas[-1].end() if formulas else 0
     numbers = [m for m in _NUMBER.finditer(paragraph, covered)]
-    if numbers:
-        return numbers[-1].group("number").strip()
-    if formulas:
-        return next(group for group in formulas[-1].groups() if group is not None).strip()
-    return None
+    listed = _last_listed(paragraph, numbers or formulas)
+    texts = [next(group for group in m.groups() if group is not None).strip() for m in listed]
+    return ", ".join(texts) or None
+
+
+def _is_bare_formula(line: str) -> bool:
+    plain = "\n" not in line and "$" not in line and "\\(" not in line and "\\[" not in line
+    return plain and len(line) <= 2000 and not any(m.group(1) for m in _WORD.finditer(line))
+
+
+def _last_listed(paragraph: str, found: list[re.Match[str]]) -> list[re.Match[str]]:
+    """The last match; with "and" or "or" before it, those that it is listed with, too."""
+    start = len(found) - 1
+    while start > 0:
+        joint = _JOINT.fullmatch(paragraph, found[start - 1].end(), found[start].start())
+        # "If $n=3$, $12$ is" is no list.
+        last = start == len(found) - 1
+        if joint is None or not re.search("and|or" if last else ",|and|or", joint.group()):
+            break
+        start -= 1
+    return found[max(start, 0) :]

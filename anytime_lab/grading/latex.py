@@ -43,9 +43,11 @@ _CASES = re.compile(r"^\s*\\begin\{(?:cases|aligned|gathered)\}([^&]*)\\end\{\w+
 _OLD_FONT = re.compile(r"\{?\\(?:rm|bf|it)\s+([a-zA-Z]{1,20})\s*\}?")
 _DROPPED = re.compile(
     r"\\(?:left|right|middle|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|Biggl?|Biggr?|displaystyle"
-    r"|textstyle|limits|nolimits|mathord|hfill|strut|mathstrut|boxed|fbox|framebox)"
+    r"|textstyle|limits|nolimits|mathord|hfill|strut|mathstrut|boxed|fbox|framebox|underline"
+    r"|tiny|small|large|Large|LARGE|huge|Huge)"
     + _COMMAND_END
     + r"|\\phantom\s*(?:\{[^{}]*\}|[^\s{}])|\\[hv]space\*?\{[^{}]*\}|\\!|\\label\{[^{}]*\}"
+    r"|\\(?:text)?color\s*\{[^{}]*\}"
 )
 _RUN_OF_SPACES = re.compile(r"\s+")  # patterns with `\s*` on both sides are slow on long ones
 _SPACE = re.compile(r"(?<!\\)\\(?:quad|qquad|enspace|thinspace|;|:|,|>| |\n)|~")
@@ -80,6 +82,11 @@ _SYNONYMS = [
         (r"\\degree", r"^\\circ"),
         (r"\\ast", "*"),
         (r"\\(?:ldots|dots|cdots)", "..."),
+        (r"\\lg", r"\\log"),
+        (r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}"),
+        (r"(?<=\d)\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*(?=\d)", ":"),
+        (r"(?<=\d)\s*(?:\^\s*\{?)?\s*(?:\\text\{\s*)?(?:st|nd|rd|th)[\s}]*$", ""),
+        (r"(?<=\w)\s*\\text\{\s*\(?(?:in )?base\s*\}?\s*(\d{1,2})\)?\s*\}?$", r"_{\1}"),
         (r"\\(?:newline|nonumber|par)", " "),
         (r"\\mathbb\s*R", r"\\mathbb{R}"),
         (r"(?<![a-zA-Z\\])(?:infinity|infty|Infinity|inf)", r"\\infty"),
@@ -117,7 +124,8 @@ _MISSING_BRACES = (
 )
 _SMALL_TEXT = re.compile(r"\\text\{\s*(\\?[a-zA-Z0-9.,%()+\-]|\d+(?:\.\d+)?|)\s*\}")
 _JOINING_TEXT = re.compile(
-    r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*\}|(?<![\w\\])(?:and|or)(?!\w))\s*"
+    r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*\}"
+    r"|(?<![\w\\])(?:and|or)(?!\w| (?:more|less|an?)\b))\s*"
 )
 _BOUND = r"(?:[<>]|\\[lg]e(?![a-zA-Z]))"
 _BOTH_BOUNDS = re.compile(  # x > 1 and x < 3
@@ -138,7 +146,7 @@ _SCIENTIFIC = re.compile(r"(?<![a-zA-Z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]\{?([-+]?\d{
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d)(?:,\\!|\{,\}(?:\\!)?)\s*(?=\d{3})")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
 _GROUPED = re.compile(r"(?<![\d.,{])\d{1,3}(?:(?:\\,|\\ | )\d{3})+(?!\d)")  # 10\,000
-_KEPT_SPACE = re.compile(r"(\\[a-zA-Z]+ (?=\s*[a-zA-Z]))\s*|\s+")
+_KEPT_SPACE = re.compile(r"(\\[a-zA-Z]+ (?=\s*[a-zA-Z])|(?<=\d) (?=\s*\d))\s*|\s+")
 _CLOCK = re.compile(  # `9 a.m.`, `9:30\text{ pm}`, but not the product `9am`
     r"(?<![\w.:])(\d{1,2}(?::\d\d)?)(?:\s|(?<=:\d\d)|(?=\\text))\s*(?:\\text\{)?\s*"
     r"(?:([apAP])\.?\s?[mM]\.?|(noon|midnight))\s*\}?$"

@@ -21,12 +21,12 @@ from anytime_lab.grading.structure import (
     Matrix,
     Relation,
     Union,
-    Words,
     is_name,
     key_letters,
     read_form,
 )
 from anytime_lab.grading.units import unit_factor
+from anytime_lab.grading.words import Words
 
 AtomsEqual = Callable[[Atom, Atom], bool | None]
 

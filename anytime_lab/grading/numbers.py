@@ -14,6 +14,7 @@ _MIXED = re.compile(r"(\d+)\s*(?:\\frac\{(\d+)\}\{(\d+)\}|(?<=\s)(\d+)\s*/\s*(\d
 _SCIENTIFIC = re.compile(
     rf"(?:({_UNSIGNED})\s*(?:\\times|\\cdot|\*|x)\s*)?10\s*\^\s*(?:\{{\s*([-+]?\d{{1,3}})\s*\}}|(\d))"
 )
+_REMAINDER = re.compile(r"(\d{1,300})\s*(?:\\b?mod|mod)\s*(\d{1,300})")  # 7 \bmod 3
 _REPEATING = re.compile(
     r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s?(?:\{(\d+)\}|(\d))"  # 0.1\overline{6}
     r"|(\d{0,15})\.(\d{0,15}?)(?:(\d)\7{2,40}|(\d{2,12}?)\8{1,20})\.\.\."  # 0.1666...
@@ -83,6 +84,9 @@ def _read_magnitude(text: str) -> tuple[Fraction, bool] | None:
     if match := _FRACTION.fullmatch(text) or _SLASH.fullmatch(text):
         below = _fraction(match.group(2))
         return (_fraction(match.group(1)) / below, decimal) if below else None
+    if match := _REMAINDER.fullmatch(text):
+        left, by = int(match.group(1)), int(match.group(2))
+        return (Fraction(left % by), False) if by else None
     if match := _MIXED.fullmatch(text):
         whole, a, b, c, d = match.groups()
         above, below = int(a or c), int(b or d)

@@ -7,10 +7,12 @@ parser makes of them. What is inside is compared by `compare`.
 import functools
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from anytime_lab.grading.latex import braced_end, clean, key, split_commas, split_top
 from anytime_lab.grading.numbers import Number, read_number
 from anytime_lab.grading.units import Unit, strip_unit
+from anytime_lab.grading.words import NOTHING, NUMBERS, Words, read_words
 
 MAX_ITEMS = 64
 
@@ -26,15 +28,6 @@ class Atom:
     number: Number | None = None
     unit: Unit | None = None
     whole: str = ""
-
-
-@dataclass(frozen=True)
-class Words:
-    """A text answer or a choice: lower case, one space between words."""
-
-    text: str
-    choice: str | None = None  # the letter of "(E)" or of "(E) 12"
-    rest: str = ""  # what follows the letter
 
 
 @dataclass(frozen=True)
@@ -79,15 +72,7 @@ class Relation:
 
 Form = Atom | Words | Group | Many | Union | Matrix | Relation
 
-_CHOICE = re.compile(r"(?:\\text\{)?\s*\(?\s*([A-J])\s*(?:[).:]\s*\}?|\}\s*[).:]?)\s*(.*)", re.S)
-_ALL_TEXT = re.compile(r"(?:\\text\{[^{}]*\}|[\s\-,.'\"()]|\d)*")
-_PROSE = re.compile(
-    r"[a-zA-Z][a-zA-Z'\-]*(?: [a-zA-Z][a-zA-Z'\-]*)+|[A-Z][a-z]{2,}|[a-z]{4,}|[Nn]o|yes|DNE"
-)
-_NO_PROSE = re.compile(
-    r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|frac|theta|alpha|beta)\b"
-    r"|^(?:[a-zA-Z] )+[a-zA-Z]$"
-)
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?\s*(?:\\text\{[^{}\d]+\}|[a-zA-Z]+)),?")
 _LEAD = re.compile(
     r"^(?:\\text\{[^{}]{0,80}?(?:\bis|=|:|\bare)\s*\}|(?:the )?(?:final )?answer(?: is:?|:)"
     r"|(?:approximately|about|roughly)\b|\\text\{\s*(?:approximately|about|roughly)\s*\})\s*(?=\S)",
@@ -126,12 +111,15 @@ def _read(text: str, depth: int) -> Form:
         return Atom(text)
     if _ALL_REALS.fullmatch(text):
         return Group("(", ")", (Atom("-\\infty"), Atom("\\infty")))
-    words = _read_words(text)
+    words = read_words(text)
     if words is not None:
-        return words
+        return _meant(words)
     number = read_number(text)
     if number is not None:
         return Atom(text, number)
+    quantity = _read_quantity(text)
+    if quantity is not None:
+        return quantity
     rest, unit = strip_unit(text)
     if unit is not None and (number := read_number(rest)) is not None:
         return Atom(rest, number, unit, text if unit.letters else "")
@@ -153,30 +141,30 @@ def _strip_braces(text: str) -> str:
     return text
 
 
-def _read_words(text: str) -> Words | None:
-    """Text answers: `\\text{...}` wholly, plain prose, or a choice letter."""
-    choice = _CHOICE.fullmatch(text)
-    if choice is None and re.fullmatch(r"\(?[A-J]\)?|\(?\\text\{\s*\(?[A-J]\)?\s*\}\)?", text):
-        letter = re.sub(r"\\text|[^A-J]", "", text)
-        return Words(letter.lower(), letter)
-    if choice is not None and not choice.group(2).startswith((",", "=")):
-        rest = choice.group(2).strip()
-        return Words(_fold_words(text), choice.group(1), rest)
-    if "\\text" in text and re.search("[a-zA-Z]", text):
-        letters = re.sub(r"\\text\{[^{}]*\}", "", text)
-        if _ALL_TEXT.fullmatch(text) and not re.search(r"\d", letters):
-            return Words(_fold_words(text))
+def _meant(words: Words) -> Form:
+    """`no solution` is the empty set, and `four` is 4; any other text stands for itself."""
+    if NOTHING.fullmatch(words.text):
+        return Many((), braced=True)
+    if words.text in NUMBERS:
+        value = NUMBERS.index(words.text)
+        return Atom(str(value), Number(Fraction(value)))
+    return words
+
+
+def _read_quantity(text: str) -> Atom | None:
+    """`1 hour 30 minutes`, `5 feet, 6 inches`: a sum in the last, the smallest of its units."""
+    written = [match.group(1) for match in _QUANTITY.finditer(text)]
+    if not 2 <= len(written) <= 4 or _QUANTITY.sub("", text).strip():
         return None
-    if _PROSE.fullmatch(text) and not _NO_PROSE.search(text):
-        return Words(_fold_words(text))
-    return None
-
-
-def _fold_words(text: str) -> str:
-    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
-    text = re.sub(r"[^\w\s]|_", " ", text.lower())
-    text = re.sub(r"^(?:the|an?) (?=\w{2})", "", " ".join(text.split()))
-    return re.sub(r"(?<=\w{3}[^s])s(?!\w)", "", text)  # "no solutions" is "no solution"
+    parts = [(read_number(rest), unit) for rest, unit in map(strip_unit, written)]
+    if any(number is None or unit is None or not unit.kind for number, unit in parts):
+        return None
+    sizes = [unit.factor for _, unit in parts]
+    if len({unit.kind for _, unit in parts}) > 1 or sizes != sorted(set(sizes), reverse=True):
+        return None
+    value = sum(number.value * size for (number, _), size in zip(parts, sizes, strict=True))
+    value /= sizes[-1]
+    return Atom(rf"\frac{{{value.numerator}}}{{{value.denominator}}}", Number(value), parts[-1][1])
 
 
 def _read_list(text: str, depth: int) -> Form | None:
@@ -379,6 +367,14 @@ def _read_matrix(text: str, depth: int) -> Form | None:
             return form  # a tuple stands for a column anyway
         even = isinstance(form, Matrix) and len(set(map(len, form.rows))) == 1
         return Matrix(tuple(zip(*form.rows, strict=True))) if even else None
+    scalar, begin, _ = text.partition("\\begin")
+    if begin and scalar.strip(" ([") and text.endswith("}"):
+        factor = scalar.strip().removesuffix("\\cdot").removesuffix("\\times")
+        factor = "-1" if factor == "-" else factor
+        form = _read_matrix(text[len(scalar) :], depth)
+        if not isinstance(form, Matrix) or not isinstance(_read(factor, depth), Atom):
+            return None
+        return Matrix(tuple(tuple(_times(factor, cell) for cell in row) for row in form.rows))
     match = _ENVIRONMENT.fullmatch(re.sub(r"^[(\[]\s*(?=\\begin)|(?<=\})\s*[)\]]$", "", text))
     if match is None or "\\begin" in match.group(2):
         return None
@@ -387,6 +383,10 @@ def _read_matrix(text: str, depth: int) -> Form | None:
     if not cells or len(cells) * max(map(len, cells)) > MAX_ITEMS:
         return None
     return Matrix(tuple(tuple(_read(cell, depth) for cell in row) for row in cells))
+
+
+def _times(factor: str, cell: Form) -> Form:
+    return Atom(rf"({factor})\cdot({cell.text})") if isinstance(cell, Atom) else cell
 
 
 def is_name(text: str) -> bool:

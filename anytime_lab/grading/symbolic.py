@@ -21,14 +21,16 @@ from sympy.core.function import AppliedUndef
 from sympy.core.random import seed
 
 from anytime_lab.grading.latex import without_separators
+from anytime_lab.grading.magnitude import MAX_DIGITS, longest_number
 from anytime_lab.grading.maths import atoms_alike, decide, expressions
 from anytime_lab.grading.numbers import close
 from anytime_lab.grading.structure import Atom
 
-DIGITS = 60
-EXACT = Fraction(1, 10**45)  # relative; two expressions that agree so far are equal
+DIGITS = 60  # beyond those of the longest number met: 2^{2019} - 1 is not 2^{2019}
+AGREEING = 45  # of them make two values equal that are no fractions
 POINTS = 4  # at which expressions in letters are compared
 ENOUGH = 2  # of them must be defined
+_STRETCHED = (sympy.Rational(1, 5), sympy.Rational(1, 9), 5, 25)
 
 _NORMALIZE = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none"
@@ -46,6 +48,9 @@ _NUMBERED_CONSTANT = re.compile(r"(?<![a-zA-Z\\])([eEI])(?=_)")
 _CONJUGATE = re.compile(r"(\\?[a-zA-Z]+)(?:_(\w)|_\{(\w+)\})?\s*\^\s?\{?\s?(?:\*|\\dagger)\s?\}?")
 # The parser takes `2(1/2)` for the mixed number.
 _TIMES_BRACKET = re.compile(r"(?<![\w\\.{])(\d+(?:\.\d+)?)\s*(?=\()")
+# `1 2` is neither 12 nor 2.
+_TWO_NUMBERS = re.compile(r"(?<![\^_\d.])\d+ +\d")
+_TALL_BINOMIAL = re.compile(r"\\binom\{\d{5,}\}\{\d{5,}\}")  # the parser multiplies it out
 _POINT_AT_END = re.compile(r"(?<=\d)\.(?!\d)")
 _PRIMES = re.compile(r"(?:[a-zA-Z0-9]|\}|\))'+")
 _DECIMAL = re.compile(r"\d\.\d|(?<!\d)\.\d")
@@ -62,8 +67,12 @@ def parse(text: str) -> Any:
     Raises:
         UnparsableError: It is none.
     """
+    if _TWO_NUMBERS.search(text):
+        raise UnparsableError("two numbers side by side")
+    if _TALL_BINOMIAL.search(text):
+        raise UnparsableError("too large a number")
     text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
-    text = without_separators(text.replace("%", r"\cdot\frac{1}{100}"))
+    text = without_separators(text.replace("%", r"\cdot\frac{1}{100}").replace(r"\bmod", r"\mod"))
     text = _CONJUGATE.sub(r"\\bar{\1\2\3}", text)
     text = _BARE_FUNCTION.sub(r"\\\1 ", _NUMBERED_CONSTANT.sub(r"\\mathrm{\1}", text))
     text = _TIMES_BRACKET.sub(r"\1\\cdot ", _POINT_AT_END.sub("", text))
@@ -113,22 +122,32 @@ def _evaluated_equal(left: Any, right: Any, decimal: bool) -> bool | None:
         return None
     left, right = _named_functions(left), _named_functions(right)
     names = sorted({*left.free_symbols, *right.free_symbols} - _constants(), key=str)
+    if not names:
+        values = _values(left, right, {})
+        return None if values is None else _close(*values, decimal)
     whole = {*_whole_numbers(left), *_whole_numbers(right)}
-    # `ln(a/b)` is `ln a - ln b` where both are above 0; but `ln|a|` is not `ln a`.
     has_abs = left.has(sympy.Abs) or right.has(sympy.Abs)
+    # `ln(a/b)` is `ln a - ln b` where both are above 0; but `ln|a|` is not `ln a`.
     logarithms = left.atoms(sympy.log) | right.atoms(sympy.log)
     positive = set() if has_abs else {x for log in logarithms for x in log.args[0].free_symbols}
-    compared = 0
-    for point in _points(names, whole, positive) if names else [{}]:
-        values = _value(left, point), _value(right, point)
-        if None in values:
-            continue
-        if not _close(*values, decimal):
-            return False
-        compared += 1
-    if compared == 0 or (names and compared < ENOUGH):
-        return None
-    return True
+    # So with roots: `\sqrt{ab}` is `\sqrt{a}\sqrt{b}` where those are real, if anywhere.
+    real = [] if has_abs else [*_not_below_zero(left), *_not_below_zero(right)]
+    for domain in (real, []) if real else ([],):
+        compared = 0
+        for point in _points(names, whole, positive):
+            if any(_is_below_zero(part, point) for part in domain):
+                continue
+            values = _values(left, right, point)
+            if values is None:
+                continue
+            if not _close(*values, decimal):
+                return False
+            compared += 1
+            if compared == POINTS:
+                return True
+        if compared >= ENOUGH:
+            return True
+    return None
 
 
 def _relations_equal(given: re.Match[str], wanted: re.Match[str]) -> bool | None:
@@ -141,19 +160,24 @@ def _relations_equal(given: re.Match[str], wanted: re.Match[str]) -> bool | None
         return False
     left, right = _named_functions(left), _named_functions(right)
     names = sorted({*left.free_symbols, *right.free_symbols} - _constants(), key=str)
-    ratios = []
+    ratios, apart = [], Fraction(0)
     for point in _points(names):
-        a, b = _value(left, point), _value(right, point)
-        if a is None or b is None:
+        values = _values(left, right, point)
+        if values is None:
             continue
+        a, b, rounding = values
         if a == 0 or b == 0:
             if a == b:
                 continue
             return False
         ratios.append(a / b)
+        apart = max(apart, rounding)
+        if len(ratios) == POINTS:
+            break
     if len(ratios) < ENOUGH:
         return False
-    if not all(_close(ratio, ratios[0], decimal=False) for ratio in ratios[1:]):
+    one = sympy.Integer(1)
+    if not all(_close(ratio / ratios[0], one, apart, decimal=False) for ratio in ratios[1:]):
         return False
     if sign in ("=", "\\ne"):
         return True
@@ -166,8 +190,9 @@ def _constants() -> set[sympy.Symbol]:
 
 
 def _named_functions(expression: sympy.Expr) -> sympy.Expr:
-    """Calls of unknown functions, such as `I(0)`, as names of their own."""
+    """Calls of unknown functions, such as `I(0)`, and `dy/dx` as names of their own."""
     calls = expression.atoms(AppliedUndef)
+    calls |= {d for d in expression.atoms(sympy.Derivative) if d.expr.is_Symbol}
     return expression.xreplace({call: sympy.Symbol(f"call {call}") for call in calls})
 
 
@@ -176,16 +201,18 @@ def _points(
     whole: Collection[sympy.Symbol] = (),
     positive: Collection[sympy.Symbol] = (),
 ) -> Iterator[dict[sympy.Symbol, sympy.Rational]]:
-    """Fixed rational points, of both signs, none of them special.
+    """Fixed rational points, none of them special: of both signs, then small and large.
 
     whole: names that stand for whole numbers; odd and even ones in turn.
     positive: names that stand for numbers above 0.
     """
-    for number in range(POINTS):
+    for number in range(2 * POINTS):
         point = {}
         for index, name in enumerate(names):
             size = sympy.Rational(1009 + 377 * index + 613 * number, 701 + 89 * number)
-            below = name not in positive and (number >> (index % 2)) & 1
+            if number >= POINTS:
+                size *= _STRETCHED[number - POINTS]
+            below = number < POINTS and name not in positive and (number >> (index % 2)) & 1
             point[name] = -size if below else size
             if name in whole:
                 point[name] = sympy.Integer(3 + 5 * number + 2 * index)
@@ -201,11 +228,45 @@ def _whole_numbers(expression: sympy.Expr) -> Iterator[sympy.Symbol]:
         yield from (name for limit in added.limits for name in sympy.Tuple(*limit[1:]).free_symbols)
 
 
-def _value(expression: sympy.Expr, point: dict) -> sympy.Expr | None:
-    """A finite complex value to `DIGITS` digits, or None."""
+def _not_below_zero(expression: sympy.Expr) -> Iterator[sympy.Expr]:
+    """What stands under even roots and in logarithms, which are real only for such."""
+    for power in expression.atoms(sympy.Pow):
+        if power.exp.is_Rational and power.exp.q % 2 == 0 and power.base.free_symbols:
+            yield power.base
+    yield from (log.args[0] for log in expression.atoms(sympy.log) if log.free_symbols)
+
+
+def _is_below_zero(expression: sympy.Expr, point: dict) -> bool:
+    value = _value(expression, point, DIGITS)
+    return value is not None and sympy.im(value) == 0 and bool(value < 0)
+
+
+def _values(
+    left: sympy.Expr, right: sympy.Expr, point: dict
+) -> tuple[sympy.Expr, sympy.Expr, Fraction] | None:
+    """(values of both, how far apart equal ones may be by rounding), or None where undefined.
+
+    Raises:
+        UnparsableError: A number too long to be written out.
+    """
+    longest = max(longest_number(side, point) for side in (left, right))
+    if longest > MAX_DIGITS:
+        raise UnparsableError("too large a number")
+    a, b = (_value(side, point, DIGITS + 2 * int(longest)) for side in (left, right))
+    if a is None or b is None:
+        return None
+    rounded = not (a.is_Rational and b.is_Rational)
+    return a, b, Fraction(1, 10 ** (AGREEING + int(longest))) if rounded else Fraction(0)
+
+
+def _value(expression: sympy.Expr, point: dict, digits: int) -> sympy.Expr | None:
+    """A finite complex value, a fraction exactly and all else to so many digits, or None."""
     values = {**point, sympy.Symbol("i"): sympy.I, sympy.Symbol("e"): sympy.E}
     try:
-        value = expression.xreplace(values).doit().evalf(DIGITS, chop=False)
+        value = _real_roots(expression.xreplace(values).doit())
+        if value.is_Rational:
+            return value
+        value = value.evalf(digits, chop=False)
     except MemoryError:
         raise
     except Exception:
@@ -215,16 +276,23 @@ def _value(expression: sympy.Expr, point: dict) -> sympy.Expr | None:
     return value if (sympy.re(value).is_Number and sympy.im(value).is_Number) else None
 
 
-def _close(a: sympy.Expr, b: sympy.Expr, decimal: bool) -> bool:
-    """Equality of two values; real and imaginary part may each be a rounded decimal."""
+def _real_roots(value: sympy.Expr) -> sympy.Expr:
+    """With -2 for the cube root of -8, and so for all odd roots of numbers below 0."""
+    odd = {
+        power: (-1) ** power.exp.p * (-power.base) ** power.exp
+        for power in value.atoms(sympy.Pow)
+        if power.exp.is_Rational and power.exp.q % 2 and power.exp.q > 1 and power.base.is_negative
+    }
+    return value.xreplace(odd) if odd else value
+
+
+def _close(a: sympy.Expr, b: sympy.Expr, apart: Fraction, decimal: bool) -> bool:
+    """Equality of two values; real and imaginary part may each be a rounded decimal.
+
+    apart: by how much rounding may part two values that are equal.
+    """
     parts = [tuple(_exact(part(x)) for x in (a, b)) for part in (sympy.re, sympy.im)]
-    size = max(abs(x) for pair in parts for x in pair)
-    for left, right in parts:
-        if abs(left - right) <= EXACT * size:
-            continue
-        if not close(left, right, decimal):
-            return False
-    return True
+    return all(abs(x - y) <= apart or close(x, y, decimal) for x, y in parts)
 
 
 def _exact(number: sympy.Expr) -> Fraction:

@@ -113,47 +113,20 @@ _PREFIXED = {
     **{"m": "fpnumk", "g": "pnumk", "s": "fpnum", "L": "um", "pc": "kMG", "yr": "kMG"},
 }
 _SCALES = {
-    word: Fraction(10**zeros)
-    for word, zeros in {"hundred": 2, "thousand": 3, "million": 6, "billion": 9}.items()
-}
+    "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+    "trillion": 10**12,
+}  # fmt: skip
 _MODIFIERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
-# Bare words (outside `\\text`) that say what is counted.
+# Bare words (outside `\text`) that say what is counted.
 _COUNTED = frozenset(
-    {
-        "unit",
-        "people",
-        "way",
-        "student",
-        "apple",
-        "coin",
-        "ticket",
-        "point",
-        "block",
-        "triangle",
-    }
-    | {
-        "time",
-        "euro",
-        "rupee",
-        "page",
-        "card",
-        "ball",
-        "book",
-        "child",
-        "children",
-        "men",
-        "word",
-    }
-    | {
-        "solution",
-        "integer",
-        "pair",
-        "square unit",
-        "revolution",
-        "player",
-        "team",
-        "person",
-    }
+    {"unit", "people", "way", "student", "apple", "coin", "ticket", "point", "block", "triangle"}
+    | {"time", "euro", "rupee", "page", "card", "ball", "book", "child", "children", "men", "word"}
+    | {"solution", "integer", "pair", "revolution", "player", "team", "person"}
+)
+# Words after a number that make it another one, or no answer: `5 squared`, `5 \text{ or more}`.
+_CHANGING = re.compile(
+    r"(?<![a-zA-Z])(?:squared|cubed|factorial|halves|thirds|or|than|and a|not|wrong"
+    r"|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths)(?![a-zA-Z])"
 )
 _FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
@@ -175,6 +148,10 @@ _BELOW = re.compile(  # J/(mol K)
 _DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\text\{\s*)?([CF]|)\s*\}?$")
 _MONEY = re.compile(
     r"(?P<sign>[-+]?)\s*(?P<name>\\\$|US\s?\\?\$|[€£¥₹]|\\text\{\s*(?:Rs\.?|USD|US)\s*\})\s*"
+)
+_MODULUS = re.compile(
+    r"\s*(?:\(\s*(?:\\[bp]?mod|\\text\{\s*mod\s*\}|mod)\s*(?P<round>[^()]{1,20})\)"
+    r"|\\pmod\s*(?P<bare>\{[^{}]{1,20}\}|\w))$"
 )
 _SYMBOL = re.compile(r"[a-zA-Z]{2,3}(?:\^-?\d)?")
 _WORD = re.compile(
@@ -214,7 +191,8 @@ def strip_unit(text: str) -> tuple[str, Unit | None]:
         rest, unit = _strip_trailing(text[money.end() :])
         dollars = money.group("name")[0] in "\\U" and "R" not in money.group("name")
         if unit is None or not unit.parts:
-            unit = _DOLLAR if dollars else Unit((), Fraction(1))
+            name = re.sub(r"\\text|[\s{}.]", "", money.group("name"))
+            unit = _DOLLAR if dollars else Unit((), Fraction(1), symbol=name)
         return money.group("sign") + rest, unit
     return _strip_trailing(text)
 
@@ -225,6 +203,10 @@ def _strip_trailing(text: str) -> tuple[str, Unit | None]:
         flat = f"{text[: below.start()]}/{below.group(1) or below.group(2)}"
         rest, unit = _strip_trailing(flat)
         return (rest, unit) if unit is not None else (text, None)
+    modulus = _MODULUS.search(text, max(0, len(text) - 60))
+    if modulus is not None and modulus.start() > 0:
+        number = re.sub(r"[\s{}]", "", modulus.group("round") or modulus.group("bare"))
+        return text[: modulus.start()], Unit((), Fraction(1), symbol=f"mod {number}")
     degree = _DEGREE.search(text)
     if degree is not None and degree.start() > 0 and not _FUNCTION.search(text):
         kind = {"C": "celsius", "F": "fahrenheit"}.get(degree.group(1), "angle")
@@ -253,7 +235,8 @@ def _strip_trailing(text: str) -> tuple[str, Unit | None]:
     if bare and scale == 1 and not re.search("[a-zA-Z]{4}", written):
         unit = replace(unit, letters=True)
     if scale != 1:
-        rest = f"{rest}\\times 10^{{{len(str(scale)) - 1}}}"
+        zeros = len(str(scale)) - 1
+        rest += rf"\times 10^{{{zeros}}}" if scale == 10**zeros else rf"\cdot {scale}"
     return rest, unit
 
 
@@ -279,10 +262,13 @@ def unit_factor(answer: Unit | None, gold: Unit | None) -> Fraction | None:
 _CALENDAR = {Fraction(365, 30): Fraction(12), Fraction(30, 365): Fraction(1, 12)}
 
 
-def _read_unit(written: str, bare: bool) -> tuple[Unit | None, Fraction]:
-    """(unit, scale such as a million). A bare word that is no unit makes it None."""
+def _read_unit(written: str, bare: bool) -> tuple[Unit | None, int]:
+    """(unit, scale such as a million). A bare word that is no unit makes it None, and so does one
+    that changes the number."""
+    if _CHANGING.search(written):
+        return None, 1
     powers: dict[str, int] = {}
-    factor, scale, sign, modifier = Fraction(1), Fraction(1), 1, 1
+    factor, scale, sign, modifier = Fraction(1), 1, 1, 1
     last: tuple[str, Fraction, int] | None = None
     understood = True
     for match in _WORD.finditer(written):
