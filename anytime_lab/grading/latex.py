@@ -85,8 +85,6 @@ _SYNONYMS = [
         (r"\\lg", r"\\log"),
         (r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}"),
         (r"(?<=\d)\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*(?=\d)", ":"),
-        (r"(?<=\d)\s*(?:\^\s*\{?)?\s*(?:\\text\{\s*)?(?:st|nd|rd|th)[\s}]*$", ""),
-        (r"(?<=\w)\s*\\text\{\s*\(?(?:in )?base\s*\}?\s*(\d{1,2})\)?\s*\}?$", r"_{\1}"),
         (r"\\(?:newline|nonumber|par)", " "),
         (r"\\mathbb\s*R", r"\\mathbb{R}"),
         (r"(?<![a-zA-Z\\])(?:infinity|infty|Infinity|inf)", r"\\infty"),
@@ -95,6 +93,7 @@ _SYNONYMS = [
         (r"(?<![a-zA-Z\\])sqrt(?=\s*[\d{])", r"\\sqrt"),
     ]
 ]
+_WITHOUT_COMMANDS = [pair for pair in _SYNONYMS if not pair[0].pattern.startswith(r"\\")]
 _PLAIN = (
     ("<=", r"\le "),
     (">=", r"\ge "),
@@ -126,6 +125,10 @@ _SMALL_TEXT = re.compile(r"\\text\{\s*(\\?[a-zA-Z0-9.,%()+\-]|\d+(?:\.\d+)?|)\s*
 _JOINING_TEXT = re.compile(
     r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*\}"
     r"|(?<![\w\\])(?:and|or)(?!\w| (?:more|less|an?)\b))\s*"
+)
+_ORDINAL = re.compile(r"(?<=\d)\s*(?:\^\s*\{?)?\s*(?:\\text\{\s*)?(?:st|nd|rd|th)[\s}]*$")
+_IN_BASE = re.compile(  # 101 \text{ base } 2
+    r"(?<=\w)\s*\\text\{\s*\(?(?:in )?base\s*\}?\s*(\d{1,2})\)?\s*\}?$"
 )
 _BOUND = r"(?:[<>]|\\[lg]e(?![a-zA-Z]))"
 _BOTH_BOUNDS = re.compile(  # x > 1 and x < 3
@@ -188,11 +191,14 @@ def clean(text: str) -> str:
     text = _DROPPED.sub("", text)
     text = _GROUPED.sub(lambda m: re.sub(r"[^\d]", "", m.group()), text)
     text = _RUN_OF_SPACES.sub(" ", _SPACE.sub(" ", text))
-    for pattern, replacement in _SYNONYMS:
+    for pattern, replacement in _SYNONYMS if "\\" in text else _WITHOUT_COMMANDS:
         text = pattern.sub(replacement, text)
     for old, new in _PLAIN:
         text = text.replace(old, new)
     text = _PERCENT.sub("%", text)
+    if "base" in text:
+        text = _IN_BASE.sub(r"_{\1}", text)
+    text = _ORDINAL.sub("", text)
     text = _BOTH_BOUNDS.sub(_between, text)
     text = _JOINING_TEXT.sub(", ", text)
     text = _SMALL_TEXT.sub(r" \1", text)

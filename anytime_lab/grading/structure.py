@@ -153,6 +153,8 @@ def _meant(words: Words) -> Form:
 
 def _read_quantity(text: str) -> Atom | None:
     """`1 hour 30 minutes`, `5 feet, 6 inches`: a sum in the last, the smallest of its units."""
+    if not text[:1].isdecimal() or text[-1].isdecimal():
+        return None
     written = [match.group(1) for match in _QUANTITY.finditer(text)]
     if not 2 <= len(written) <= 4 or _QUANTITY.sub("", text).strip():
         return None

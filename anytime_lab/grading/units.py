@@ -203,7 +203,7 @@ def _strip_trailing(text: str) -> tuple[str, Unit | None]:
         flat = f"{text[: below.start()]}/{below.group(1) or below.group(2)}"
         rest, unit = _strip_trailing(flat)
         return (rest, unit) if unit is not None else (text, None)
-    modulus = _MODULUS.search(text, max(0, len(text) - 60))
+    modulus = _MODULUS.search(text, max(0, len(text) - 60)) if "mod" in text else None
     if modulus is not None and modulus.start() > 0:
         number = re.sub(r"[\s{}]", "", modulus.group("round") or modulus.group("bare"))
         return text[: modulus.start()], Unit((), Fraction(1), symbol=f"mod {number}")
