@@ -84,6 +84,14 @@ ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets
   .filter(cell => cell.model.type === 'code')
   .flatMap(cell => cell.model.outputs.toJSON())
   .filter(o => o.output_type === 'error').map(o => o.traceback.join('\\n'))"""
+# what has the focus: its name for a screen reader, and whether it is seen to have it
+FOCUSED = """() => {
+  const e = document.activeElement, style = getComputedStyle(e);
+  return {
+    within: e.closest('.anytime-lab-view') !== null && !e.matches('.modebar-btn'),
+    plotly: e.matches('.modebar-btn'),
+    name: e.getAttribute('aria-label') || e.labels?.[0]?.innerText || e.innerText,
+    seen: style.outlineStyle === 'solid' && parseFloat(style.outlineWidth) >= 2 }; }"""
 # every number as a number, whatever array plotly keeps it in
 DATA = """plot => plot._fullData.map(t => ({
   name: t.name, type: t.type, visible: t.visible, x: Array.from(t.x ?? []),
@@ -357,6 +365,24 @@ class Page:
     def slider(self, label: str) -> Any:
         """The handle of a slider: press keys on it, or drag it."""
         return self.control(label).locator(".noUi-handle")
+
+    def tabbed(self) -> list[str]:
+        """The names of all that Tab goes through in the last view, without plotly's own buttons.
+
+        Raises:
+            AssertionError: something has the focus and does not show it.
+        """
+        view = self.raw.locator(".anytime-lab-view").last
+        view.locator("select, input, button").first.focus()
+        self.raw.keyboard.press("Tab")  # focus by key is shown, by a script perhaps not
+        self.raw.keyboard.press("Shift+Tab")
+        names = []
+        while (at := self.raw.evaluate(FOCUSED))["within"] or at["plotly"]:
+            assert at["seen"] or at["plotly"], f"no focus is seen on {at['name']!r}"
+            names += [at["name"].strip()] if at["within"] else []
+            self.raw.keyboard.press("Tab")
+            assert len(names) < 60, names
+        return names
 
     def drag(self, label: str, pixels: int) -> None:
         """Drags a slider's handle sideways."""

@@ -26,6 +26,11 @@ def test_credit_is_read_by_budget_method_and_thinking(lab, tmp_path):
         assert live.trace("return R")["y"] == pytest.approx([0.35, 0.15, 0.0])
         assert live.trace("return R")["y"] == pytest.approx(page.plot(0).trace("return R")["y"])
         assert "At 4 tokens" in page.text()
+        names = page.tabbed()
+        assert names[:7] == ["Run", "Update", "10", "Problem", "Thinking", "Left", "Right"]
+        assert [name.split(":")[0] for name in names[7:]] == [
+            *("prompt", "BRPO", "GRPO (final score only)", "Read at budget", "4 tokens"),
+        ]
         page.slider("Read at budget").press("ArrowRight")
         page.wait(lambda: "At 8 tokens" in page.text())
         page.slider("Update").press("ArrowLeft")
@@ -70,6 +75,7 @@ def test_runs_are_followed_and_chosen(lab, tmp_path):
         page.wait(lambda: len(panels.data()) == 12)
         assert panels.data()[1]["y"] == pytest.approx([0.5, 0.6, 0.7, 0.8])
         assert scores.trace("done")["x"] == [24, 48]
+        assert page.tabbed() == ["Follow", "Over", "Mean of updates", "Runs", "Run in detail"]
         page.wait(lambda: panels.data()[7]["x"] == [1])
         write_step(tmp_path / "going", 2, lift=0.05)
         page.wait(lambda: panels.data()[7]["x"] == [1, 2])

@@ -38,6 +38,13 @@ def test_budget_curves_are_slid_hovered_reweighted_and_exported(lab, runs, tmp_p
         static = page.plot(0)
         assert live.trace("ar")["y"] == pytest.approx(static.trace("ar")["y"])
         assert "at 24 tokens" in page.text()
+        assert page.tabbed() == [
+            *("Runs", "Reference", "Read the folders again"),
+            *("Budget", "24 tokens", "Logarithmic budget axis", "Tokens to accuracy", "50%"),
+            *("Published values (BRPO)", "Prior", "Weight at budget", "Relative weight", "1.00"),
+            *("Export to folder", "HTML", "PNG", "SVG", "CSV", "LaTeX"),
+            *("Look inside", "Problems behind this point"),
+        ]
         page.slider("Budget").press("ArrowRight")
         page.wait(lambda: "at 32 tokens" in page.text())
         page.wait(lambda: live.layout()["shapes"][0]["x0"] == 32)
@@ -100,6 +107,11 @@ def test_a_thinking_is_read_up_to_the_budget_and_hostile_text_stays_text(lab, tm
         live = page.live(0)
         page.wait(lambda: live.data())
         page.wait(lambda: "At 24 tokens" in page.text())
+        assert page.tabbed() == [
+            *("Run A", "Run B", "Problems at budget", "Order", "Problem", "Sample of A", "question"),
+            *("Budget", "24 tokens", "Play or pause", "Back to the beginning", "Repeat"),
+            "thinking of sample 0, strong up to 24 tokens",
+        ]
         kept = page.raw.locator(".model .kept").last
         before = len(kept.text_content())
         page.slider("Budget").press("ArrowLeft")
@@ -118,6 +130,10 @@ def test_a_rule_is_read_at_another_setting(lab, runs):
         page.run_all()
         live = page.live(0)
         page.wait(lambda: len(live.data()) > 2)
+        assert page.tabbed() == [
+            *("Run", "Count", "Confidence: probability", "Logarithmic token axis"),
+            *("Rule and setting", "2 budgets agree", "Calibration at", "all budgets"),
+        ]
         ring = live.trace("chosen setting")
         said = page.text()
         page.slider("Rule and setting").press("ArrowRight")

@@ -14,16 +14,36 @@ from anytime_lab.widgets.live import LiveFigure
 LABEL = {"description_width": "initial"}
 CLEAR = "rgba(0,0,0,0)"
 _ESM = """
+const PLAY = ["Play or pause", "Back to the beginning", "Repeat"];
+let count = 0;
+function name(view) {  // sliders and play buttons have no name for a screen reader of their own
+  for (const handle of view.querySelectorAll(".noUi-handle")) {
+    const slider = handle.closest(".widget-inline-hbox");
+    const [label, value] = [".widget-label", ".widget-readout"].map((c) => slider.querySelector(c));
+    if (label) handle.setAttribute("aria-label", label.textContent);
+    if (!value) continue;
+    value.id ||= `anytime-lab-value-${count++}`;
+    handle.setAttribute("aria-describedby", value.id);
+  }
+  for (const play of view.querySelectorAll(".widget-play"))
+    play.querySelectorAll("button").forEach((button, i) => {
+      button.title = PLAY[i];
+      button.setAttribute("aria-label", PLAY[i]);
+    });
+}
 function render({ el }) {
+  let view = null, gone = false;
   const keep = ({ target }) => {
+    name(view);
     if (target.matches("select, .noUi-handle")) target.dataset.lmSuppressShortcuts = "true"; };
-  let view = null;
   const begin = () => {
     view = el.closest(".widget-vbox");
-    if (view) view.addEventListener("focusin", keep);
-    else if (!gone) requestAnimationFrame(begin);
+    if (view) {
+      view.classList.add("anytime-lab-view");
+      view.addEventListener("focusin", keep);
+      setTimeout(() => name(view), 500);  // when its controls are there
+    } else if (!gone) requestAnimationFrame(begin);
   };
-  let gone = false;
   begin();
   return () => { gone = true; view?.removeEventListener("focusin", keep); };
 }

@@ -78,7 +78,8 @@ def token_axis(tokens: pd.Series, log: bool) -> dict:
     if not log or tokens.min() <= 0:
         return {"type": "linear", "tickmode": "auto", "tickformat": ",d"}
     whole = sorted({int(t) for t in tokens.round() if t >= 1})
-    return {"type": "log", **log_ticks(whole, 1.7)}
+    ticks = [m * 10**k for k in range(9) for m in (1, 2, 5) if whole[0] <= m * 10**k <= whole[-1]]
+    return {"type": "log", **(log_ticks(ticks) if len(ticks) > 1 else log_ticks(whole, 1.7))}
 
 
 def policy_lines(policies: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -40,15 +40,18 @@ STYLE = """
   font-family: var(--jp-code-font-family, monospace); font-size: 13px; padding: 8px;
   border: 1px solid var(--jp-border-color2, #8886); }
 .anytime-lab .kept { font-weight: 600; }
-.anytime-lab .rest { opacity: .55; }
+.anytime-lab .rest { color: #757575; }
+[data-jp-theme-light="false"] .anytime-lab .rest { color: #949494; }
 .anytime-lab .mark { font: 600 11px system-ui, sans-serif; padding: 1px 5px; margin: 0 2px;
-  border-radius: 3px; border: 1px solid currentColor; opacity: 1; }
+  border-radius: 3px; border: 1px solid currentColor; }
 .anytime-lab .beside { display: grid; gap: 4px 16px;
   grid-template-columns: repeat(auto-fit, minmax(min(22em, 100%), 1fr)); }
 .anytime-lab .here { outline: 1px dashed currentColor; outline-offset: 1px; }
 .anytime-lab .right { color: #007a5a; } .anytime-lab .wrong { color: #b84a00; }
 [data-jp-theme-light="false"] .anytime-lab .right { color: #2fc79a; }
 [data-jp-theme-light="false"] .anytime-lab .wrong { color: #ff9450; }
+.anytime-lab-view :is(select, input, button, [tabindex], .widget-readout):focus-visible {
+  outline: 2px solid var(--jp-brand-color1, #1976d2) !important; outline-offset: 1px; }
 .anytime-lab-figure { overflow: hidden; }
 .anytime-lab-figure > .js-plotly-plot { width: 100%; height: 100%; }
 .anytime-lab-figure :is([class*="axislayer"], [class*="title"], .legend, .annotation, .barlayer)

@@ -6,7 +6,7 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
-from anytime_lab.plot_style import told_figure
+from anytime_lab.plot_style import budget_ticks, told_figure
 from anytime_lab.widgets.canvas import LABEL, framed, live_figure, row, style_sheet, text
 from anytime_lab.widgets.catalogue import Runs, Tables, find_evaluations, told_error
 from anytime_lab.widgets.comparison import all_budgets
@@ -223,6 +223,8 @@ class InsideProblem(widgets.VBox):
         with self.live.batch_update():
             for trace, new in zip(self.live.data, thinking_traces(self.path), strict=True):
                 trace.update(new)
+            ticks = {"tickmode": "auto", **budget_ticks(self.path["budget"])}
+            self.live.update_xaxes(**ticks)
         self._budget_moved()
 
     # --- moving along it -------------------------------------------------------------------------
