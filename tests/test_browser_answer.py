@@ -69,3 +69,53 @@ def test_answer_now_is_pressed_while_it_streams_and_it_thinks_on(lab):
         assert points(page, 4)[0]["x"] == [*curve["x"], total]
         assert shown(page).count("▼") == 4 and "</think>" in shown(page)
         assert "at the end (closed by itself)" in page.text()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A folder with a random Llama that spells letters, and its own tokenizer and template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("llama")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    spelt = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    spelt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    spelt.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=spelt,
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<think>", "</think>"],
+        chat_template="{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]"
+        "{% endfor %}",
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), **size, **heads)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_llama_in_a_folder_thinks_and_answers_by_its_own_tokenizer(lab, llama):
+    settings = {"ask_at": [0, 8], "num_summaries": 2, "max_summary_tokens": 8, "rate": 20}
+    with lab.notebook("10_answer_now", model=str(llama), num_problems=3, **settings) as page:
+        page.run_all(240)
+        assert page.plot(0).data()[0]["x"][:2] == [0, 8]
+        assert page.tabbed()[-3:-1] == ["Start", "Restart"]
+        ready(page, "Start").click()
+        page.wait(lambda: len(shown(page)) > 10)
+        ready(page, "Answer now").click()
+        ready(page, "Think on")
+        (tokens,) = points(page, 1)[0]["x"]
+        assert tokens > 0 and f"After {tokens} tokens" in page.text()
+        stopped = shown(page)
+        ready(page, "Think on").click()
+        page.wait(lambda: len(shown(page)) > len(stopped))
+        ready(page, "Answer now").click()
+        ready(page, "Think on")
+        assert points(page, 2)[0]["x"][1] > tokens

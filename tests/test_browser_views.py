@@ -97,6 +97,44 @@ def test_budget_curves_are_slid_hovered_reweighted_and_exported(lab, runs, tmp_p
         page.wait(lambda: "1 of 2 runs are shown" in page.text())
 
 
+def test_steps_and_data_sets_are_chosen(lab, tmp_path):
+    made = {"ar/step-10": (0, "countdown"), "ar/step-20": (1, "countdown")}
+    made |= {"ar/other/step-20": (2, "math500"), "grpo/step-20": (3, "countdown")}
+    right = {}
+    for place, (seed, dataset) in made.items():
+        budgets = (8, 16, 24, 32) if dataset == "countdown" else (16, 64)
+        right[place] = random_right(p=9, s=1, seed=seed, budgets=len(budgets))
+        write_run(tmp_path / place, right[place], budgets, dataset)
+
+    def curve(place):
+        return pytest.approx(right[place].mean((0, 1, 3)))
+
+    import_view = "from anytime_lab.widgets.budget_curves import BudgetCurves"
+    with lab.cells(f"{import_view}\nBudgetCurves({str(tmp_path)!r})") as page:
+        page.run_all()
+        live = page.live(0)
+
+        def shown():
+            traces = [t for t in live.data() if t["visible"] and not t["name"].endswith("95 %")]
+            return {t["name"]: t["y"] for t in traces}
+
+        page.select("Dataset").select_option("countdown")
+        page.wait(lambda: shown().keys() == {"ar · step 20", "grpo"})  # the last step of each
+        page.select("Steps").select_option(["step 10", "step 20"])
+        page.wait(lambda: shown().keys() == {"ar · step 10", "ar · step 20", "grpo"})
+        assert shown()["ar · step 10"] == curve("ar/step-10")
+        assert shown()["ar · step 20"] == curve("ar/step-20")
+        page.select("Steps").select_option(["step 10"])
+        page.wait(lambda: shown().keys() == {"ar · step 10"})
+        page.slider("Budget").press("End")
+        page.wait(lambda: "at 32 tokens" in page.text())
+        page.select("Dataset").select_option("math500")
+        page.wait(lambda: shown().keys() == {"ar"} and "at 64 tokens" in page.text())
+        assert shown()["ar"] == curve("ar/other/step-20")
+        assert not page.select("Steps").is_visible()
+        assert page.tabbed()[:4] == ["Dataset", "Runs", "Reference", "Read the folders again"]
+
+
 def test_a_thinking_is_read_up_to_the_budget_and_hostile_text_stays_text(lab, tmp_path):
     right = random_right(p=3, s=1)
     write_run(tmp_path / "a", right, thinking=HOSTILE * 9, question=HOSTILE, summary_text=HOSTILE)
@@ -108,7 +146,15 @@ def test_a_thinking_is_read_up_to_the_budget_and_hostile_text_stays_text(lab, tm
         page.wait(lambda: live.data())
         page.wait(lambda: "At 24 tokens" in page.text())
         assert page.tabbed() == [
-            *("Run A", "Run B", "Problems at budget", "Order", "Problem", "Sample of A", "question"),
+            *(
+                "Run A",
+                "Run B",
+                "Problems at budget",
+                "Order",
+                "Problem",
+                "Sample of A",
+                "question",
+            ),
             *("Budget", "24 tokens", "Play or pause", "Back to the beginning", "Repeat"),
             "thinking of sample 0, strong up to 24 tokens",
         ]

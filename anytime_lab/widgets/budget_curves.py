@@ -230,6 +230,7 @@ class BudgetCurves(widgets.VBox):
         self._names = self.catalogue.names(self.dataset.value)
         runs = list(dict.fromkeys(e.run for e in self._names.values()))
         steps = sorted({e.step for e in self._names.values() if e.step is not None})
+        self.runs.value, self.steps.value = [], []  # a page fails on a choice past a shorter list
         self.runs.options = [(short(run), run) for run in runs]
         self.runs.value = [run for run in runs if run in keep] or runs[:AT_FIRST]
         self.steps.options = [(f"step {step:,}", step) for step in steps]

@@ -31,6 +31,13 @@ function name(view) {  // sliders and play buttons have no name for a screen rea
       button.setAttribute("aria-label", PLAY[i]);
     });
 }
+function toEnd(event) {  // a slider's own End goes to the end of the range that it began with
+  const handle = event.target;
+  if (event.key !== "End" || !handle.matches(".noUi-handle")) return;
+  handle.closest(".noUi-target").noUiSlider.set(Number(handle.getAttribute("aria-valuemax")));
+  event.preventDefault();
+  event.stopPropagation();
+}
 function render({ el }) {
   let view = null, gone = false;
   const keep = ({ target }) => {
@@ -41,11 +48,16 @@ function render({ el }) {
     if (view) {
       view.classList.add("anytime-lab-view");
       view.addEventListener("focusin", keep);
+      view.addEventListener("keydown", toEnd, true);
       setTimeout(() => name(view), 500);  // when its controls are there
     } else if (!gone) requestAnimationFrame(begin);
   };
   begin();
-  return () => { gone = true; view?.removeEventListener("focusin", keep); };
+  return () => {
+    gone = true;
+    view?.removeEventListener("focusin", keep);
+    view?.removeEventListener("keydown", toEnd, true);
+  };
 }
 export default { render };
 """
