@@ -29,6 +29,7 @@ from anytime_lab.evaluation_folder import (
 )
 from anytime_lab.grading.base import FAILURES
 from anytime_lab.manifest import describe_problems, describe_rows
+from anytime_lab.priors import check_budgets
 from anytime_lab.prompts import (
     ThinkingFormat,
     ThinkingTokens,
@@ -140,22 +141,28 @@ def evaluate(
         run_dir.
 
     Raises:
+        TypeError: an argument is of another kind.
         ValueError: bad budgets, sizes, dataset, or an engine whose context is too short.
         RunFolderError: the folder holds something else, or an evaluation with other settings.
     """
-    fmt = detect_format(tokenizer) if fmt is None else fmt
-    _check_sizes(
-        num_samples=num_samples,
-        num_summaries=num_summaries,
-        batch_size=batch_size,
+    _check_kinds(
+        engine=(engine, "sample_trees", "an engine such as HFEngine"),
+        tokenizer=(tokenizer, "decode", "load_tokenizer(name)"),
+        dataset=(dataset, "column_names", "load_task(name).problems"),
+        verifier=(verifier, "grade", "load_task(name).verifier"),
+        sampling=(sampling, "max_summary_tokens", "Sampling(temperature=0.6)"),
+        seed=(seed, "__index__", "a whole number"),
+        run_dir=(run_dir, "strip" if isinstance(run_dir, str) else "__fspath__", "a folder"),
     )
+    fmt = detect_format(tokenizer) if fmt is None else fmt
+    _check_sizes(num_samples=num_samples, num_summaries=num_summaries, batch_size=batch_size)
     work = Work(
         engine=engine,
         tokenizer=tokenizer,
         tokens=resolve_tokens(tokenizer, fmt),
         verifier=verifier,
         problems=_problems(dataset, tokenizer, fmt, answer_column, chat_template_kwargs),
-        budgets=_checked_budgets(budgets),
+        budgets=check_budgets(budgets),
         num_samples=num_samples,
         num_summaries=num_summaries,
         sampling=sampling,
@@ -182,11 +189,7 @@ def evaluate(
     }
     about = {
         "model_path": str(model or model_name(engine)),
-        "dataset": {
-            "name": dataset_name,
-            "card": dataset_card,
-            **describe_problems(dataset),
-        },
+        "dataset": {"name": dataset_name, "card": dataset_card, **describe_problems(dataset)},
     }
     open_folder(run_dir, settings, about, work.chunks)
     _run_chunks(work, run_dir, progress)
@@ -338,15 +341,11 @@ def _check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1; got {size!r}.")
 
 
-def _checked_budgets(budgets: Sequence[int]) -> tuple[int, ...]:
-    budgets = tuple(budgets)
-    if not budgets:
-        raise ValueError("budgets is empty; give at least one number of thinking tokens.")
-    if any(isinstance(b, bool) or int(b) != b or b < 1 for b in budgets):
-        raise ValueError(f"budgets must be whole numbers of at least 1 token; got {budgets}.")
-    if any(b <= a for a, b in zip(budgets, budgets[1:], strict=False)):
-        raise ValueError(f"budgets must increase; got {budgets}. Sort them, shortest first.")
-    return tuple(int(b) for b in budgets)
+def _check_kinds(**given: tuple[Any, str, str]) -> None:
+    """Each argument has the method that is asked of it; else the error says what makes one."""
+    for name, (value, method, wanted) in given.items():
+        if isinstance(value, type) or not hasattr(value, method):
+            raise TypeError(f"{name} is {value!r:.60}; expected {wanted}.")
 
 
 def _problems(

@@ -1,5 +1,6 @@
 """Models and tokenizers by name: `embedded`, a folder, or a name on the hub."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,14 @@ def model_path(name: str | Path) -> str:
     """Where a model lies: the shipped folder for `embedded`, else the name as it is.
 
     Raises:
+        TypeError: the name is no text and no path.
         FileNotFoundError: the name looks like a folder, and there is none.
     """
+    if not isinstance(name, str | os.PathLike) or not str(name):
+        raise TypeError(
+            f"the model is {name!r:.80}; give a folder that save_pretrained wrote, a name on the "
+            'hub such as "Qwen/Qwen3-0.6B", or "embedded".'
+        )
     if str(name) == EMBEDDED:
         return str(MODEL_DIR)
     looks_local = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1

@@ -14,7 +14,7 @@ class Prior:
         weights: J probabilities P_j that sum to 1.
 
     Raises:
-        TypeError: a budget is no whole number.
+        TypeError: budgets are no list, or one is no whole number.
         ValueError: budgets do not increase, or weights are negative, not J many or do not sum to 1.
     """
 
@@ -41,17 +41,17 @@ class Prior:
     @classmethod
     def of(cls, budgets: Sequence[int], weights: Sequence[float]) -> "Prior":
         """Any weights that sum to 1."""
-        return cls(tuple(budgets), tuple(weights))
+        return cls(budgets, tuple(weights))
 
     @classmethod
     def base(cls, budgets: Sequence[int]) -> "Prior":
         """P_m = 1: only the largest budget counts, the standard objective (BRPO eq. 5)."""
-        return cls._scaled(budgets, [0.0] * (len(budgets) - 1) + [1.0])
+        return cls._scaled(budgets, [0.0] * (len(check_budgets(budgets)) - 1) + [1.0])
 
     @classmethod
     def uniform(cls, budgets: Sequence[int]) -> "Prior":
         """Every budget counts the same."""
-        return cls._scaled(budgets, [1.0] * len(budgets))
+        return cls._scaled(budgets, [1.0] * len(check_budgets(budgets)))
 
     @classmethod
     def linear(cls, budgets: Sequence[int]) -> "Prior":
@@ -64,7 +64,7 @@ class Prior:
         if not (math.isfinite(ratio) and ratio > 0):
             raise ValueError(f"ratio is {ratio}; expected a positive number, such as 0.5.")
         # Scaled by the largest exponent, so that a long grid does not overflow.
-        logs = [j * math.log(ratio) for j in range(len(budgets))]
+        logs = [j * math.log(ratio) for j in range(len(check_budgets(budgets)))]
         return cls._scaled(budgets, [math.exp(x - max(logs)) for x in logs])
 
     @classmethod
@@ -77,9 +77,11 @@ def check_budgets(budgets: Sequence[int]) -> tuple[int, ...]:
     """The budgets as a tuple, after checking that they are whole, positive and increasing.
 
     Raises:
-        TypeError: a budget is no whole number.
+        TypeError: they are no list, or a budget is no whole number.
         ValueError: there is none, one is below 1, or they do not increase.
     """
+    if isinstance(budgets, str) or not hasattr(budgets, "__iter__"):
+        raise TypeError(f"budgets is {budgets!r:.80}; expected a list of tokens, such as [24, 48].")
     budgets = tuple(budgets)
     if not budgets:
         raise ValueError("budgets is empty; give token budgets such as [24, 48, 72, 96].")

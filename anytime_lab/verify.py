@@ -66,6 +66,8 @@ class ExactVerifier(AnswerVerifier):
     name = "exact"
 
     def __init__(self, *, normalise: Callable[[str], str] = str.strip, **settings: Any):
+        if not callable(normalise):
+            raise TypeError(f"normalise is {normalise!r:.60}; expected a function, e.g. str.lower.")
         super().__init__(**settings)
         self.normalise = normalise
 
@@ -95,7 +97,12 @@ class MultipleChoiceVerifier(AnswerVerifier):
     name = "multiple_choice"
 
     def __init__(self, *, letters: str = "ABCDE", **settings: Any):
-        if not letters.isalpha() or letters != letters.upper() or len(set(letters)) < len(letters):
+        if (
+            not isinstance(letters, str)
+            or not letters.isalpha()
+            or letters != letters.upper()
+            or len(set(letters)) < len(letters)
+        ):
             raise ValueError(f"letters is {letters!r}; expected distinct capitals, e.g. 'ABCDE'.")
         super().__init__(**settings)
         some = f"[{letters}{letters.lower()}]"

@@ -386,6 +386,11 @@ def test_tasks_by_name_or_file(tmp_path):
     assert load_task(str(path)).card == dataset_card(load_problems(path)).sentence()
     with pytest.raises(ValueError, match="Choose countdown, aime24"):
         load_task("nothing")
+    for name in (3, None, ["math500"]):
+        with pytest.raises(TypeError, match="the task is .*Choose countdown, aime24"):
+            load_task(name)
+    with pytest.raises(ValueError, match=r"no benchmark \['aime24'\]"):
+        load_benchmark(["aime24"])
     with pytest.raises(ValueError, match="has 2; give 1 to 2"):
         load_task(str(path), num_problems=3)
 

@@ -319,9 +319,15 @@ def renamed(data, **columns):
 WRONG = [
     ({"budgets": []}, "budgets is empty"),
     ({"budgets": [8, 4]}, "Sort them, shortest first"),
-    ({"budgets": [4, 4]}, "must increase"),
-    ({"budgets": [0, 4]}, "at least 1 token"),
-    ({"budgets": [4.5, 8]}, "whole numbers"),
+    ({"budgets": [4, 4]}, "increase"),
+    ({"budgets": [0, 4]}, "must be 1 or more"),
+    ({"budgets": [4.5, 8]}, "whole tokens"),
+    ({"budgets": 16}, "budgets is 16; expected a list"),
+    ({"seed": "0"}, "seed is '0'; expected a whole number"),
+    ({"sampling": {"temperature": 1.0}}, "expected Sampling"),
+    ({"engine": "hf"}, "engine is 'hf'; expected an engine"),
+    ({"verifier": ExactVerifier}, "expected load_task.*verifier"),
+    ({"data": [{"prompt": "x"}]}, "expected load_task.*problems"),
     ({"num_samples": 0}, "num_samples must be a whole number of at least 1; got 0"),
     ({"num_summaries": 1.5}, "num_summaries"),
     ({"num_samples": True}, "num_samples"),
@@ -337,7 +343,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("change", "says"), WRONG)
 def test_what_cannot_be_evaluated_is_refused_before_any_work(parts, tmp_path, change, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((TypeError, ValueError), match=says):
         run(parts, tmp_path / "run", **change)
     assert not (tmp_path / "run").exists()
 

@@ -22,6 +22,12 @@ def test_a_folder_is_taken_as_it_is_and_a_name_is_left_to_the_hub(tmp_path):
     assert model_path("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
 
 
+@pytest.mark.parametrize("name", [3, None, "", ["embedded"]])
+def test_a_model_is_named_by_text_or_path(name):
+    with pytest.raises(TypeError, match="the model is .*; give a folder that save_pretrained"):
+        load_model(name)
+
+
 @pytest.mark.parametrize("name", ["./runs/none", "/nowhere/model", "~/none", "a/b/c"])
 def test_a_folder_that_is_not_there_is_said_with_where_it_was_looked_for(name):
     with pytest.raises(FileNotFoundError, match="no model folder(.|\n)*looked in(.|\n)*embedded"):

@@ -50,6 +50,13 @@ def test_a_budget_is_a_whole_number(budget):
         Prior((budget,), (1.0,))
 
 
+@pytest.mark.parametrize("made", [Prior.base, Prior.uniform, Prior.linear, Prior.geometric])
+@pytest.mark.parametrize("budgets", [16, None, "8, 16"])
+def test_budgets_are_a_list(made, budgets):
+    with pytest.raises(TypeError, match="expected a list of tokens"):
+        made(budgets)
+
+
 @pytest.mark.parametrize("ratio", [0, -1, float("inf")])
 def test_a_ratio_is_positive(ratio):
     with pytest.raises(ValueError, match="ratio"):

@@ -266,6 +266,8 @@ def test_a_missing_file_and_wrong_column_roles_are_refused(tmp_path):
         load_problems(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="is a folder"):
         load_problems(tmp_path)
+    with pytest.raises(TypeError, match="path is None; give the name of a file"):
+        load_problems(None)
     path = written(tmp_path, ROWS)
     for columns, says in [
         ({"gold": "answer"}, r"maps \['gold'\]; it can map prompt"),

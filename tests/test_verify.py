@@ -200,6 +200,12 @@ def test_equal_texts_of_golds_of_other_types_are_kept_apart(maths):
 def test_texts_and_golds_of_unequal_number_are_refused(verifier):
     with pytest.raises(ValueError, match="got 2 texts and 1 golds"):
         verifier.grade([stated("1")] * 2, ["1"])
+    with pytest.raises(TypeError, match="texts is 'abc'; expected a list"):
+        verifier.grade("abc", ["a", "b", "c"])
+    with pytest.raises(TypeError, match="golds is 'abc'; expected a list"):
+        verifier.grade([stated("1")] * 3, "abc")
+    with pytest.raises(TypeError, match=r"answers\[1\] is 5; expected text"):
+        verifier.grade_answers(["5", 5], ["5", "5"])
 
 
 # TRL's seam

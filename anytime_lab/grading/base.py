@@ -80,6 +80,7 @@ class AnswerVerifier:
             golds: One per text.
 
         Raises:
+            TypeError: One of them is no list, or a text is none.
             ValueError: The two differ in length.
         """
         check_lengths("texts", texts, golds)
@@ -157,11 +158,17 @@ class AsyncReward:
 
 
 def check_lengths(what: str, given: Sequence[Any], golds: Sequence[Any]) -> None:
-    """Raise unless there is one gold for each."""
+    """Raise unless there is a list of texts and one gold for each."""
+    for name, values in ((what, given), ("golds", golds)):
+        if isinstance(values, str) or not hasattr(values, "__len__"):
+            raise TypeError(f"{name} is {values!r:.60}; expected a list, one entry per item.")
     if len(given) != len(golds):
         raise ValueError(
             f"got {len(given)} {what} and {len(golds)} golds; expected one gold for each."
         )
+    for row, text in enumerate(given):
+        if not isinstance(text, str):
+            raise TypeError(f"{what}[{row}] is {text!r:.60}; expected text.")
 
 
 def _text(completion: Any) -> str:

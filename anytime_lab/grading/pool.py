@@ -67,10 +67,13 @@ class GradingPool:
         preload: Sequence[str] = (),
         warm_up: tuple[str, Sequence[Any]] | None = None,
     ):
-        if workers < 1 or seconds <= 0 or memory_mb < 0:
+        whole = isinstance(workers, int) and isinstance(memory_mb, int)
+        if not (whole and isinstance(seconds, int | float)) or (
+            workers < 1 or not 0 < seconds < float("inf") or memory_mb < 0
+        ):
             raise ValueError(
-                f"workers={workers}, seconds={seconds}, memory_mb={memory_mb}; expected at least "
-                f"1 worker, seconds above 0 and memory_mb of 0 (no limit) or more."
+                f"workers={workers!r}, seconds={seconds!r}, memory_mb={memory_mb!r}; expected at "
+                f"least 1 worker, seconds above 0 and memory_mb of 0 (no limit) or more."
             )
         if os.name != "posix":
             raise ValueError(

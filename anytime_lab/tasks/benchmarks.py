@@ -117,7 +117,7 @@ def load_benchmark(
 
     Whatever the hub refuses, the message says how to pass a file instead.
     """
-    if name not in BENCHMARKS:
+    if name not in list(BENCHMARKS):  # a list, so that a name that has no hash is none of them
         raise ValueError(
             f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}. For problems of "
             "your own: load_problems(path)."

@@ -1,5 +1,6 @@
 """Problems and their verifier by name: the embedded task, a benchmark, or your own file."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from anytime_lab.tasks.countdown import load_countdown
 from anytime_lab.verify import CountdownVerifier, MathVerifier, Verifier
 
 COUNTDOWN = "countdown"
+_KNOWN = (
+    f"Choose {COUNTDOWN}, {', '.join(BENCHMARKS)}, or the path of a file of problems (.json, "
+    ".jsonl, .parquet, .csv)."
+)
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,11 @@ def load_task(
         **options: For `load_countdown`, `load_benchmark` or `load_problems`.
 
     Raises:
+        TypeError: the name is no text and no path.
         ValueError: there is no such task, too few problems, or require_all for `countdown`.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"the task is {name!r:.80}. {_KNOWN}")
     if isinstance(num_problems, bool) or not isinstance(num_problems, int | None):
         raise ValueError(
             f"num_problems is {num_problems!r}; expected a whole number, or None for all."
@@ -74,10 +82,7 @@ def load_task(
     elif Path(name).expanduser().is_file():
         problems = load_problems(name, check=check and not require_all, **options)
     else:
-        raise ValueError(
-            f"there is no task {name!r}. Choose {COUNTDOWN}, {', '.join(BENCHMARKS)}, or the path "
-            "of a file of problems (.json, .jsonl, .parquet, .csv)."
-        )
+        raise ValueError(f"there is no task {name!r}. {_KNOWN}")
     if num_problems is not None:
         if not 1 <= num_problems <= len(problems):
             raise ValueError(

@@ -8,6 +8,7 @@ import codecs
 import contextlib
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,9 +29,12 @@ def read_rows(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
             longest is taken), one object a line (.jsonl), a table (.parquet, .csv with a header).
 
     Raises:
+        TypeError: the path is no text and no path.
         FileNotFoundError: there is no such file.
         ValueError: it is empty, no UTF-8, torn, or of another form; the message names the row.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path is {path!r:.80}; give the name of a file ({', '.join(SUFFIXES)}).")
     path = Path(path).expanduser()
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give a file in it ({', '.join(SUFFIXES)}).")
