@@ -126,6 +126,7 @@ def _evaluated_equal(left: Any, right: Any, decimal: bool) -> bool | None:
         values = _values(left, right, {})
         return None if values is None else _close(*values, decimal)
     whole = {*_whole_numbers(left), *_whole_numbers(right)}
+    exponents = _exponents(left) | _exponents(right)
     has_abs = left.has(sympy.Abs) or right.has(sympy.Abs)
     # `ln(a/b)` is `ln a - ln b` where both are above 0; but `ln|a|` is not `ln a`.
     logarithms = left.atoms(sympy.log) | right.atoms(sympy.log)
@@ -134,7 +135,7 @@ def _evaluated_equal(left: Any, right: Any, decimal: bool) -> bool | None:
     real = [] if has_abs else [*_not_below_zero(left), *_not_below_zero(right)]
     for domain in (real, []) if real else ([],):
         compared = 0
-        for point in _points(names, whole, positive):
+        for point in _points(names, whole, positive, exponents):
             if any(_is_below_zero(part, point) for part in domain):
                 continue
             values = _values(left, right, point)
@@ -153,6 +154,8 @@ def _evaluated_equal(left: Any, right: Any, decimal: bool) -> bool | None:
 def _relations_equal(given: re.Match[str], wanted: re.Match[str]) -> bool | None:
     """Whether `a - b` and `c - d` differ by a constant factor only, of the right sign."""
     sign, turned = given.group(1), given.group(1) != wanted.group(1)
+    if {*_PRIMES.findall(given.group())} != {*_PRIMES.findall(wanted.group())}:
+        return False
     left = parse(given.group(2)) - parse(given.group(3))
     try:
         right = parse(wanted.group(2)) - parse(wanted.group(3))
@@ -161,7 +164,7 @@ def _relations_equal(given: re.Match[str], wanted: re.Match[str]) -> bool | None
     left, right = _named_functions(left), _named_functions(right)
     names = sorted({*left.free_symbols, *right.free_symbols} - _constants(), key=str)
     ratios, apart = [], Fraction(0)
-    for point in _points(names):
+    for point in _points(names, exponents=_exponents(left) | _exponents(right)):
         values = _values(left, right, point)
         if values is None:
             continue
@@ -200,11 +203,13 @@ def _points(
     names: list[sympy.Symbol],
     whole: Collection[sympy.Symbol] = (),
     positive: Collection[sympy.Symbol] = (),
+    exponents: Collection[sympy.Symbol] = (),
 ) -> Iterator[dict[sympy.Symbol, sympy.Rational]]:
     """Fixed rational points, none of them special: of both signs, then small and large.
 
     whole: names that stand for whole numbers; odd and even ones in turn.
     positive: names that stand for numbers above 0.
+    exponents: names that get sevenths: with a longer denominator a power takes for ever.
     """
     for number in range(2 * POINTS):
         point = {}
@@ -212,11 +217,18 @@ def _points(
             size = sympy.Rational(1009 + 377 * index + 613 * number, 701 + 89 * number)
             if number >= POINTS:
                 size *= _STRETCHED[number - POINTS]
+            if name in exponents:
+                sevenths = round(7 * size)
+                size = sympy.Rational(sevenths + (sevenths % 7 == 0), 7)
             below = number < POINTS and name not in positive and (number >> (index % 2)) & 1
             point[name] = -size if below else size
             if name in whole:
                 point[name] = sympy.Integer(3 + 5 * number + 2 * index)
         yield point
+
+
+def _exponents(expression: sympy.Expr) -> set[sympy.Symbol]:
+    return {x for power in expression.atoms(sympy.Pow) for x in power.exp.free_symbols}
 
 
 def _whole_numbers(expression: sympy.Expr) -> Iterator[sympy.Symbol]:
@@ -229,9 +241,10 @@ def _whole_numbers(expression: sympy.Expr) -> Iterator[sympy.Symbol]:
 
 
 def _not_below_zero(expression: sympy.Expr) -> Iterator[sympy.Expr]:
-    """What stands under even roots and in logarithms, which are real only for such."""
+    """What is under even roots and exponents in letters and in logarithms: real only for such."""
     for power in expression.atoms(sympy.Pow):
-        if power.exp.is_Rational and power.exp.q % 2 == 0 and power.base.free_symbols:
+        even_root = power.exp.is_Rational and power.exp.q % 2 == 0
+        if power.base.free_symbols and (even_root or power.exp.free_symbols):
             yield power.base
     yield from (log.args[0] for log in expression.atoms(sympy.log) if log.free_symbols)
 

@@ -125,8 +125,9 @@ _COUNTED = frozenset(
 )
 # Words after a number that make it another one, or no answer: `5 squared`, `5 \text{ or more}`.
 _CHANGING = re.compile(
-    r"(?<![a-zA-Z])(?:squared|cubed|factorial|halves|thirds|or|than|and a|not|wrong"
+    r"^\s?(?:\\text\{)?\s?(?:squared|cubed|factorial|halves|thirds"
     r"|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths)(?![a-zA-Z])"
+    r"|(?<![a-zA-Z])(?:or|than|and a|not|wrong)(?![a-zA-Z])"
 )
 _FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
@@ -267,6 +268,7 @@ def _read_unit(written: str, bare: bool) -> tuple[Unit | None, int]:
     that changes the number."""
     if _CHANGING.search(written):
         return None, 1
+    written = written.replace(" squared", "^2").replace(" cubed", "^3")
     powers: dict[str, int] = {}
     factor, scale, sign, modifier = Fraction(1), 1, 1, 1
     last: tuple[str, Fraction, int] | None = None
