@@ -63,6 +63,7 @@ def stated(answer):
         ("The result is:\n\n$$\\frac{3}{4}$$", r"\frac{3}{4}"),
         (r"\[ x^2 \]", "x^2"),
         ("The answer is 5. There are 3 cases.", "5"),
+        ("The answer is not given. It must be $7$.", "7"),
         ("The solutions are $2$ and $3$.", "2, 3"),
         ("The roots are 1, 2 or 3.", "1, 2 or 3"),
         ("With $n=3$, $12$ is the largest.", "12"),

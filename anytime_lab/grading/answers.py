@@ -164,10 +164,14 @@ def _first_paragraph(region: str) -> str:
 
 
 def _last_formula(paragraph: str) -> str | None:
-    """The last formula or number, with those that it is listed with, of what is stated as the
-    answer, or else of all; the whole where it is a formula without delimiters."""
+    """The last formula or number of what is stated as the answer, or else of all."""
     stated = _STATED.search(paragraph)
-    paragraph = stated.group("all") if stated else paragraph
+    return (_last_of(stated.group("all")) if stated else None) or _last_of(paragraph)
+
+
+def _last_of(paragraph: str) -> str | None:
+    """The last formula or number, with those that it is listed with; the whole, or what follows
+    the last "is", where that is a formula without delimiters."""
     line = _LEAD.sub("", paragraph.strip().strip("*#").strip()).removesuffix("。")
     line = line.removesuffix(".").strip()
     if not line:
