@@ -73,6 +73,7 @@ def stated(answer):
         ("It leaves 5 (mod 7) apples of 9.", "9"),
         ("答案是 5。", "5"),
         ("**Answer:** 5", "5"),
+        ("Answers: 2, 3", "2, 3"),
         ("**Evelyn**", "Evelyn"),
         ("", None),
         ("  \n\n ", None),

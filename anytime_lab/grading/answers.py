@@ -35,13 +35,14 @@ _WORD = re.compile(
 )
 _LEAD = re.compile(
     r"^(?:so|thus|hence|therefore)?,?\s*"
-    r"(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?|(?:it|this|that)\s+(?:is|equals)\b"
+    r"(?:(?:the\s+)?(?:final\s+)?answers?\s*(?:is|are|:|=)\s*:?|(?:it|this|that)\s+(?:is|equals)\b"
     r"|(?:最终)?答案(?:是|为|：|:)+)\s*",
     re.I,
 )
 # What is said to be the answer, up to the end of its sentence.
 _STATED = re.compile(
-    r"\banswer\*{0,2}\s*(?:is|:|=)[\s*:]{0,9}(?P<all>[^\n]{1,300}?)(?=\.(?:\s|$)|。|\n|$)", re.I
+    r"\banswers?\*{0,2}\s*(?:is|are|:|=)[\s*:]{0,9}(?P<all>[^\n]{1,300}?)(?=\.(?:\s|$)|。|\n|$)",
+    re.I,
 )
 _IS = re.compile(r"\b(?:is|are|equals)\b:?")
 
