@@ -144,13 +144,14 @@ def write_json(path: str | Path, obj: Any, durable: bool = True) -> None:
     _replace(Path(path), lambda file: file.write(text.encode() + b"\n"), durable)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file in one step.
+def write_text(path: str | Path, text: str | bytes) -> None:
+    """Writes a file of text (or of bytes, as they are) in one step.
 
     Raises:
         RunFolderError: the disk is full or the folder cannot be written.
     """
-    _replace(Path(path), lambda file: file.write(text.encode()))
+    content = text.encode() if isinstance(text, str) else text
+    _replace(Path(path), lambda file: file.write(content))
 
 
 def read_json(path: str | Path) -> Any:

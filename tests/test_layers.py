@@ -36,7 +36,8 @@ LAYERS = {
 }  # fmt: skip
 LOOK = {
     "records", "rollout_records", "manifest", "priors", "curves", "measures", "policies",
-    "published", "training_curves", "seeds", "plot_style", "plots", "summary", "report", "widgets",
+    "published", "training_curves", "seeds", "plot_style", "plots", "pictures", "summary", "report",
+    "widgets",
 }  # fmt: skip
 # Who may import what from outside.
 ONLY = {

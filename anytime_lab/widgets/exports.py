@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from anytime_lab.pictures import draw
 from anytime_lab.records import write_text
 from anytime_lab.widgets.html import escaped
 
@@ -42,14 +43,7 @@ def export(figure: go.Figure, frame: pd.DataFrame, path: str | Path) -> Path:
     elif kind == "tex":
         write_text(path, latex_table(frame))
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            figure.write_image(path, **PIXELS)
-        except Exception as error:  # kaleido tells a missing browser in several ways
-            raise RuntimeError(
-                f"no {kind} was written: {str(error).splitlines()[0] or type(error).__name__}. "
-                "Images need kaleido and Chrome or Chromium; HTML needs neither."
-            ) from error
+        write_text(path, draw(figure.to_dict(), kind, **PIXELS))
     return path
 
 
