@@ -22,6 +22,10 @@ from anytime_lab.tree import PADDING, TRUNK
 BACKEND = "anytime_tree"
 
 
+class PlanLostError(RuntimeError):
+    """The plan of a tree did not reach the attention that it is for."""
+
+
 @dataclass(frozen=True)
 class Segment:
     """Leaves that branch off at the same budget in every row.
@@ -169,11 +173,12 @@ def tree_attention_forward(
     """The attention function: over trees where a plan is given, else transformers' own SDPA.
 
     Raises:
-        RuntimeError: the model dropped the plan on the way, or caps its scores.
+        PlanLostError: the model dropped the plan on the way.
+        RuntimeError: the model caps its scores.
     """
     if tree is None:
         if attention_mask is not None and attention_mask.shape[-1] == 1 < key.shape[2]:
-            raise RuntimeError(
+            raise PlanLostError(
                 f"{type(module).__name__} was not given the plan of the tree: its model does not "
                 'pass keyword arguments on. Set tree_backend="unrolled".'
             )
@@ -212,3 +217,26 @@ def why_not_trees(model: PreTrainedModel) -> str:
     if not getattr(inner, "_supports_attention_backend", False):
         return f"{type(inner).__name__} does not use transformers' attention interface"
     return ""
+
+
+def plan_is_lost(model: PreTrainedModel) -> bool:
+    """Whether a model that uses the backend drops the plan on the way: one pass over 3 tokens.
+
+    False, too, where the weights are not here to be tried (sharded, or not loaded yet).
+    """
+    if any(p.is_meta or not p.numel() or hasattr(p, "ds_id") for p in model.parameters()):
+        return False
+    device = model.device
+    leaf, branch = torch.tensor([[TRUNK, 0]], device=device), torch.tensor([[0, 1]], device=device)
+    prompt_mask = torch.ones(1, 1, device=device)
+    try:
+        with torch.no_grad():
+            model(
+                input_ids=torch.zeros(1, 3, dtype=torch.long, device=device),
+                position_ids=torch.arange(3, device=device)[None],
+                attention_mask=no_mask(leaf),
+                tree=tree_plan(leaf, branch, prompt_mask),
+            )
+    except PlanLostError:
+        return True
+    return False

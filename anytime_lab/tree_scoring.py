@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from anytime_lab.attention import BACKEND, no_mask, tree_plan, why_not_trees
+from anytime_lab.attention import BACKEND, no_mask, plan_is_lost, tree_plan, why_not_trees
 from anytime_lab.rollouts import TreeRows
 from anytime_lab.tree import PADDING, tree_mask, tree_positions, unroll
 
@@ -69,6 +69,14 @@ def choose_backend(model: PreTrainedModel, name: str = "auto") -> TreeBackend:
         return TreeBackend(name, "asked for")
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     inner.set_attn_implementation(BACKEND)
+    if plan_is_lost(model):
+        inner.set_attn_implementation("sdpa")
+        reason = f"{type(inner).__name__} hands its attention no more than a mask"
+        if name == "auto":
+            return TreeBackend("dense", reason)
+        raise ValueError(
+            f'tree_backend={name!r} cannot run this model: {reason}. Set tree_backend="auto".'
+        )
     return TreeBackend("segmented", "asked for" if name != "auto" else "the model supports it")
 
 

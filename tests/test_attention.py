@@ -11,6 +11,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    NemotronConfig,
+    NemotronForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -194,6 +196,21 @@ def test_what_cannot_attend_over_trees_is_unrolled_and_says_why():
             choose_backend(windowed, name)
     capped = Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8))
     assert choose_backend(capped).name == "unrolled"
+
+
+def test_a_model_that_drops_the_plan_on_the_way_takes_the_dense_mask():
+    config = NemotronConfig(**SMALL, head_dim=8)
+    torch.manual_seed(0)
+    model = NemotronForCausalLM(config)
+    add_fused_lm_head(model, temperature=0.8, outputs=("log_probs", "entropy"))
+    chosen = choose_backend(model)
+    assert (chosen.name, "no more than a mask" in chosen.reason) == ("dense", True)
+    with pytest.raises(ValueError, match="no more than a mask"):
+        choose_backend(model, "segmented")
+    other = NemotronForCausalLM(config)
+    other.load_state_dict(model.state_dict())
+    add_fused_lm_head(other, temperature=0.8, outputs=("log_probs", "entropy"))
+    assert_same_run(run(other, "unrolled"), run(model, "dense"))
 
 
 def test_a_mask_that_nobody_meant_is_refused():
