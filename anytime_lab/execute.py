@@ -21,6 +21,7 @@ import psutil
 import yaml
 
 from anytime_lab.launch import EXECUTED, RUN
+from anytime_lab.pictures import add_pictures
 from anytime_lab.records import RESULT, read_json, write_json
 
 ACCELERATE = "accelerate.yaml"  # in the folder of a run that accelerate launches
@@ -67,6 +68,11 @@ def execute_notebook(folder: Path, about: Mapping[str, Any]) -> None:
         start_timeout=KERNEL_START,
         store_widget_state=False,  # one figure widget adds 5 MB
     )
+    if rank == 0:
+        try:
+            add_pictures(folder / executed)
+        except RuntimeError as error:  # the run is as good without
+            print(f"The notebook's figures have no pictures: {error}", flush=True)
 
 
 def _run_processes(folder: Path, about: Mapping[str, Any]) -> None:

@@ -5,11 +5,14 @@ import re
 import subprocess
 import sys
 
+import nbformat
 import pytest
+from lab_browser import find_browser
 
 from anytime_lab.lab import AR_EQUAL_TIME, GRPO, SCALES, lab_jobs, step_within, training_seconds
 from anytime_lab.launch import run_notebook
 from anytime_lab.parameters import NOTEBOOKS, declared_parameters
+from anytime_lab.pictures import FIGURE, PICTURE
 from anytime_lab.records import append_jsonl, read_records
 
 
@@ -84,7 +87,13 @@ def test_notebooks_read_what_the_main_job_left_by_their_defaults(smoke, tmp_path
     defaults = declared_parameters(path)
     assert any("../runs/lab/" in str(value) for value in defaults.values())
     run_notebook(path, {key: here(value) for key, value in defaults.items()}, tmp_path / "run")
-    assert (tmp_path / "run" / "notebook.ipynb").stat().st_size < 1_000_000
+    executed = tmp_path / "run" / "notebook.ipynb"
+    assert executed.stat().st_size < 1_000_000
+    outputs = [o for c in nbformat.read(executed, 4).cells for o in c.get("outputs", [])]
+    figures = [o.data for o in outputs if FIGURE in o.get("data", {})]
+    assert figures  # a static one goes before each view
+    if find_browser():
+        assert all(PICTURE in data for data in figures)
 
 
 @pytest.mark.slow

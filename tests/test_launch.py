@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from lab_browser import find_browser
 from made_notebooks import notebook
 
 from anytime_lab.executors import LocalExecutor
@@ -38,6 +39,22 @@ def test_a_finished_run_is_kept_and_a_changed_one_runs_again(tmp_path):
     assert runs.read_text() == "5,6,6,"
     executed = nbformat.read(tmp_path / "run/notebook.ipynb", 4)
     assert "widgets" not in executed.metadata
+
+
+FIGURE = "import plotly.graph_objects as go\ngo.Figure(go.Scatter(y=[1, 2]))"
+
+
+@pytest.mark.parametrize("browser", [True, False])
+def test_figures_have_pictures_where_there_is_a_browser(tmp_path, browser):
+    if browser and find_browser() is None:
+        pytest.skip("no browser to draw with")
+    told = {} if browser else {"BROWSER_PATH": "/nowhere"}
+    run_notebook(notebook(tmp_path, FIGURE), {}, tmp_path / "run", told)
+    executed = nbformat.read(tmp_path / "run/notebook.ipynb", 4)
+    (shown,) = [output.data for cell in executed.cells for output in cell.outputs]
+    assert "application/vnd.plotly.v1+json" in shown and ("image/png" in shown) is browser
+    said = "have no pictures: no png was written: no browser was found at BROWSER_PATH='/nowhere'"
+    assert (said in (tmp_path / "run/log.txt").read_text()) is not browser
 
 
 def test_the_kernel_is_this_environments(tmp_path):

@@ -10,9 +10,9 @@ import pytest
 from lab_browser import find_browser
 from nbconvert import HTMLExporter
 
-from anytime_lab.pictures import FIGURE, PICTURE, add_pictures
+from anytime_lab.pictures import FIGURE, PICTURE, add_pictures, main
 
-pytestmark = pytest.mark.skipif(find_browser() is None, reason="no browser to draw with")
+browser = pytest.mark.skipif(find_browser() is None, reason="no browser to draw with")
 
 
 def executed(folder):
@@ -35,6 +35,7 @@ def page(path):
     return re.findall(r'<img[^>]*src="data:image/png;base64,([^"]*)"', html)
 
 
+@browser
 def test_a_figure_gets_its_picture_once_and_nbconvert_shows_it(tmp_path):
     path = executed(tmp_path)
     assert page(path) == []
@@ -47,3 +48,20 @@ def test_a_figure_gets_its_picture_once_and_nbconvert_shows_it(tmp_path):
     assert shown == data[PICTURE].strip()
     written = path.read_bytes()
     assert add_pictures(path) == 0 and path.read_bytes() == written
+
+
+def test_what_cannot_be_drawn_is_told_in_a_sentence(tmp_path, monkeypatch):
+    path = executed(tmp_path)
+    before = path.read_bytes()
+    monkeypatch.setenv("BROWSER_PATH", "/nowhere")
+    with pytest.raises(
+        SystemExit,
+        match="n.ipynb: no png was written: no browser was found at BROWSER_PATH='/nowhere'",
+    ):
+        main([str(path)])
+    assert path.read_bytes() == before
+    with pytest.raises(SystemExit, match="No such file"):
+        main([str(tmp_path / "other.ipynb")])
+    (tmp_path / "torn.ipynb").write_text('{"cells": [')
+    with pytest.raises(SystemExit, match="torn.ipynb"):
+        main([str(tmp_path / "torn.ipynb")])

@@ -43,7 +43,7 @@ def export(figure: go.Figure, frame: pd.DataFrame, path: str | Path) -> Path:
     elif kind == "tex":
         write_text(path, latex_table(frame))
     else:
-        write_text(path, draw(figure.to_dict(), kind, **PIXELS))
+        write_text(path, *draw([figure.to_dict()], kind, **PIXELS))
     return path
 
 
