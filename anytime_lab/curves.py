@@ -215,7 +215,7 @@ def paired_difference(
     Returns one row per budget (measure "accuracy"), then one each for "anytime" and "final";
     columns measure, budget (tokens; missing for anytime), accuracy_a, accuracy_b, difference,
     se, low, high (paired over problems, Student t), boot_low, boot_high (bootstrap percentiles),
-    n_problems.
+    n_problems (graded in both runs).
 
     Raises:
         ValueError: the runs share no problem, or were measured at different budgets.
@@ -247,13 +247,19 @@ def paired_difference(
     frame = []
     for measure, budget, weights in parts:
         told = weighted_mean(difference, weights, (-width, width))
-        low, high = np.percentile(boot @ weights, [tail, 100 - tail])
+        used = weights != 0  # a budget without weight may lack every problem of a resample
+        drawn = boot[:, used] @ weights[used]
+        drawn = drawn[np.isfinite(drawn)]
+        low, high = np.percentile(drawn, [tail, 100 - tail]) if len(drawn) else (math.nan,) * 2
         means = [weighted_mean(side, weights, a.bounds).value for side in sides]
-        frame.append((measure, budget, *means, told.value, told.se, told.low, told.high, low, high))
-    columns = "measure budget accuracy_a accuracy_b difference se low high boot_low boot_high"
+        numbers = (told.value, told.se, told.low, told.high, low, high, told.n_problems)
+        frame.append((measure, budget, *means, *numbers))
+    columns = (
+        "measure budget accuracy_a accuracy_b difference se low high boot_low boot_high n_problems"
+    )
     out = pd.DataFrame(frame, columns=columns.split())
     out["budget"] = out["budget"].astype("Int64")
-    return out.assign(n_problems=len(rows_a))
+    return out
 
 
 def paired_differences(

@@ -229,7 +229,7 @@ def _by_budget(pairs: pd.DataFrame) -> list[str]:
     return [
         _table(
             _pair_told(curve),
-            f"{run} against {reference}, {curve['n_problems'].iloc[0]:,} problems.",
+            f"{run} against {reference}, {curve['n_problems'].max():,} problems.",
         )
         for (run, reference), curve in curves
     ]

@@ -200,6 +200,27 @@ def test_pairing_uses_the_problems_that_both_have():
     assert (paired_difference(a, fewer)["n_problems"] == 18).all()
 
 
+def test_a_budget_that_is_hardly_graded_leaves_the_intervals_of_the_others():
+    # four problems; at the first budget one of them is graded in both runs, at the last all
+    values = np.random.default_rng(5).random((2, 4, 3))
+    values[0, :2, 0] = values[1, 1:3, 0] = np.nan
+    a, b = (
+        ProblemTable(np.array(list("pqrs")), (10, 20, 30), side, np.ones((4, 3)))
+        for side in values
+    )
+    told = paired_difference(a, b, resamples=300, seed=2).set_index("budget")
+    drawn = np.random.default_rng(2).integers(4, size=(300, 4))
+    gap = values[0] - values[1]
+    for j, budget in ((1, 20), (2, 30)):
+        low, high = np.percentile(gap[drawn, j].mean(axis=1), [2.5, 97.5])
+        rows = told.loc[[budget]]
+        assert rows["boot_low"].to_numpy() == pytest.approx(low)
+        assert rows["boot_high"].to_numpy() == pytest.approx(high)
+        assert (rows["n_problems"] == 4).all()
+    assert told.loc[10, "n_problems"] == 1
+    assert told.loc[10, "boot_low"] == pytest.approx(gap[3, 0])
+
+
 def test_runs_that_cannot_be_compared_are_refused():
     a = random_records()
     with pytest.raises(ValueError, match="share no problem"):
