@@ -1,5 +1,6 @@
 """`BRPOConfig`: TRL's `GRPOConfig` with budgets, a prior over them and the method's defaults."""
 
+import numbers
 import types
 import typing
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from trl import GRPOConfig
@@ -17,20 +19,17 @@ from anytime_lab.config_checks import (
     check_brpo_fields,
     check_trl_fields,
     coerce_numbers,
+    coerce_switch,
     from_json_text,
 )
 from anytime_lab.priors import Prior
 
 
-def _is_numeric(annotation: object) -> type | None:
-    """The number type of a field annotated `int`, `float`, or either of them `| None`."""
-    members = set(typing.get_args(annotation)) if _is_union(annotation) else {annotation}
-    members.discard(types.NoneType)
-    return next(iter(members)) if members in ({int}, {float}) else None
-
-
-def _is_union(annotation: object) -> bool:
-    return typing.get_origin(annotation) in (types.UnionType, typing.Union)
+def _members(annotation: object) -> set[object]:
+    """The types that an annotation such as `int | None` allows."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return set(typing.get_args(annotation))
+    return {annotation}
 
 
 @dataclass
@@ -216,13 +215,18 @@ class BRPOConfig(GRPOConfig):
         super().__post_init__()
 
     def _coerce(self) -> None:
-        """Accept what YAML, JSON and papermill make of numbers and lists, e.g. "1e-6" or a "
-        "tuple."""
+        """Accept what YAML, JSON and papermill make of numbers, switches and lists."""
         for item in fields(self):
             value = getattr(self, item.name)
-            number = _is_numeric(item.type)
-            if number is not None and isinstance(value, str):
-                setattr(self, item.name, coerce_numbers(item.name, value, number))
+            members = _members(item.type)
+            optional = types.NoneType in members
+            kinds = members - {types.NoneType}
+            if value is None and (optional or item.default is None):
+                continue
+            if kinds in ({int}, {float}) and not isinstance(value, numbers.Real):
+                setattr(self, item.name, coerce_numbers(item.name, value, *kinds))
+            if kinds == {bool} and not isinstance(value, (bool, numpy.bool_)):
+                setattr(self, item.name, coerce_switch(item.name, value))
         for name, number in (("budgets", int), ("prior", float), ("summary_prior", float)):
             value = from_json_text(name, getattr(self, name))
             if isinstance(value, (list, tuple)):

@@ -38,6 +38,18 @@ def coerce_numbers(name: str, value: Any, number: type) -> int | float:
     return float(value)
 
 
+def coerce_switch(name: str, value: Any) -> bool:
+    """`value` as a bool; text is read, since "False" would count as true.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    read = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if str(value).lower() not in read:
+        raise ValueError(f"{name} is {value!r}; expected True or False.")
+    return read[str(value).lower()]
+
+
 def from_json_text(name: str, value: Any) -> Any:
     """A list that arrived as its JSON text, as papermill's and shells' quoting makes it."""
     if not isinstance(value, str):
@@ -156,6 +168,7 @@ def check_trl_fields(config: Any) -> None:
         "use_liger_kernel": "It replaces the forward that runs packed trees.",
         "use_transformers_continuous_batching": "Trees are sampled with a cache of their own.",
         "use_transformers_paged": "Trees are sampled with a cache of their own.",
+        "remove_unused_columns": "It would drop the columns that the rewards grade by.",
     }
     for name, reason in off.items():
         if getattr(config, name):
@@ -190,9 +203,10 @@ def check_trl_fields(config: Any) -> None:
             raise ValueError(
                 f"{name} is {getattr(config, name)!r}; this method needs {value!r}. {reason}"
             )
+    _check_loss_numbers(config)
     _check_choice("loss_type", config.loss_type, LOSS_TYPES)
     _check_choice("vllm_mode", config.vllm_mode, ("colocate", "server"))
-    if config.temperature <= 0:
+    if not 0 < config.temperature < math.inf:
         raise ValueError(
             f"temperature is {config.temperature}; training samples from the policy. Set 1.0 (or "
             "any number above 0)."
@@ -202,6 +216,24 @@ def check_trl_fields(config: Any) -> None:
         "A thinking is compared with the others of its group: set num_generations=8.",
     )  # fmt: skip
     _check_truncated_sampling(config)
+
+
+def _check_loss_numbers(config: Any) -> None:
+    """Numbers that TRL takes unchecked, and with which it trains nothing or the wrong way."""
+    _check_int("num_iterations", config.num_iterations, 1, "Set 1 to use each rollout once.")
+    for name in ("steps_per_generation", "generation_batch_size", "num_generations_eval"):
+        if getattr(config, name) is not None:
+            _check_int(name, getattr(config, name), 1, "Leave it out (None) for the default.")
+    _check_range("beta", config.beta, 0, math.inf, "It is the KL coefficient; 0 is off.")
+    _check_range("epsilon", config.epsilon, 0, math.inf, "The published runs use 0.2.")
+    if config.epsilon_high is not None:
+        _check_range("epsilon_high", config.epsilon_high, 0, math.inf, "None takes epsilon.")
+    if config.delta is not None:
+        _check_range("delta", config.delta, 0, math.inf, "None is off.")
+    quantile = config.top_entropy_quantile
+    _check_range("top_entropy_quantile", quantile, 0, 1, "1.0 trains every token.")
+    if quantile == 0:
+        raise ValueError("top_entropy_quantile is 0, which trains no token. Set 1.0 for all.")
 
 
 def _check_truncated_sampling(config: Any) -> None:

@@ -72,6 +72,21 @@ WRONG_VALUES = [
     ({"num_generations": 1}, "num_generations is 1"),
     ({"learning_rate": "fast"}, "learning_rate is the text 'fast'"),
     ({"per_device_train_batch_size": 6}, "multiple of 4"),
+    ({"learning_rate": None}, "learning_rate is None .*expected a number"),
+    ({"max_grad_norm": [1.0]}, "max_grad_norm is \\[1.0\\]"),
+    ({"check_format": "never"}, "check_format is 'never'; expected True or False"),
+    ({"use_vllm": None}, "use_vllm is None; expected True or False"),
+    ({"num_iterations": 0}, "num_iterations is 0"),
+    ({"steps_per_generation": 0}, "steps_per_generation is 0"),
+    ({"generation_batch_size": 0}, "generation_batch_size is 0"),
+    ({"num_generations_eval": -2}, "num_generations_eval is -2"),
+    ({"beta": -0.1}, "beta is -0.1; expected a number from 0"),
+    ({"epsilon": -1.0}, "epsilon is -1.0"),
+    ({"epsilon_high": -0.2}, "epsilon_high is -0.2"),
+    ({"delta": -1.0}, "delta is -1.0"),
+    ({"top_entropy_quantile": 1.5}, "top_entropy_quantile is 1.5"),
+    ({"top_entropy_quantile": 0.0}, "trains no token"),
+    ({"temperature": float("nan")}, "Set 1.0"),
 ]
 
 
@@ -83,6 +98,7 @@ def test_a_wrong_value_is_refused_with_what_was_found_and_the_fix(settings, mess
 
 UNSUPPORTED = [
     ({"mask_truncated_completions": True}, "Set mask_truncated_completions=False"),
+    ({"remove_unused_columns": True}, "Set remove_unused_columns=False"),
     ({"use_liger_kernel": True}, "Set use_liger_kernel=False"),
     ({"use_vllm": True, "top_p": 0.9}, "vllm_importance_sampling_correction=False"),
     ({"use_vllm": True, "vllm_mode": "remote"}, "'colocate', 'server'"),
@@ -134,6 +150,13 @@ def test_numbers_that_yaml_made_text_are_read():
     assert config.learning_rate == 3e-4
     assert (config.num_summaries, config.discount) == (2, 0.25)
     assert (config.budgets, config.prior) == ([24, 48], [0.5, 0.5])
+
+
+def test_switches_that_arrive_as_text_are_read():
+    config = make(check_format="False", log_completions="yes", bf16="false", use_cpu="1")
+    read = (config.check_format, config.log_completions, config.bf16, config.use_cpu)
+    assert read == (False, True, False, True)
+    assert config.shuffle_dataset is True and make(shuffle_dataset=None).shuffle_dataset is None
 
 
 def test_lists_that_arrive_as_text_are_read():

@@ -205,8 +205,7 @@ def test_a_budget_that_is_hardly_graded_leaves_the_intervals_of_the_others():
     values = np.random.default_rng(5).random((2, 4, 3))
     values[0, :2, 0] = values[1, 1:3, 0] = np.nan
     a, b = (
-        ProblemTable(np.array(list("pqrs")), (10, 20, 30), side, np.ones((4, 3)))
-        for side in values
+        ProblemTable(np.array(list("pqrs")), (10, 20, 30), side, np.ones((4, 3))) for side in values
     )
     told = paired_difference(a, b, resamples=300, seed=2).set_index("budget")
     drawn = np.random.default_rng(2).integers(4, size=(300, 4))
