@@ -5,13 +5,18 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 
 from anytime_lab.engines.base import Sampling
@@ -161,6 +166,55 @@ def test_models_that_cannot_branch_take_plain_generate_and_say_so(caplog):
     assert all(len(tree.leaves) == 6 for tree in trees)
     with pytest.raises(ValueError, match="sliding"):
         engine.think(PROMPTS[0], GREEDY)
+
+
+def tiny_rwkv():
+    config = {"attention_hidden_size": 32, "context_length": 256, "pad_token_id": TOK.pad_token_id}
+    return RwkvForCausalLM(RwkvConfig(**{**SMALL, **config}))
+
+
+RECURRENT = {
+    "rwkv": tiny_rwkv,  # takes no notice of the mask
+    "mamba": lambda: MambaForCausalLM(MambaConfig(**SMALL, state_size=8)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4)),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_plain_generate_samples_what_the_model_says_without_padding(name):
+    torch.manual_seed(2)
+    model = ending(RECURRENT[name]())
+    engine = HFEngine(model, TOKENS)
+    prompts = PROMPTS[:4]
+    assert len(set(map(len, prompts))) > 1
+    sampling = Sampling(max_summary_tokens=4)
+    for tree in engine.sample_trees(prompts, BUDGETS, 1, sampling, seed=1):
+        parts = [(tree.prompt, tree.thinking, tree.logprobs)]
+        for leaf in tree.leaves:
+            prefix = (*tree.prompt, *tree.thinking[: leaf.cut], *leaf.forced)
+            parts.append((prefix, leaf.summary, leaf.logprobs))
+        for prefix, sampled, logprobs in parts:
+            ids = torch.tensor([[*prefix, *sampled]])
+            with torch.no_grad():
+                told = model(input_ids=ids).logits[0, len(prefix) - 1 : -1].log_softmax(-1)
+            own = told.gather(1, ids[0, len(prefix) :, None])[:, 0]
+            assert logprobs == pytest.approx(own.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_plain_generate_takes_nothing_from_the_generation_config_of_a_checkpoint(adapter):
+    model = ending(RECURRENT["mistral"]())
+    config = model.generation_config
+    config.repetition_penalty, config.suppress_tokens = 3.0, [TOKENS.close_id]
+    kept = model
+    if adapter:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).eval()
+    for tree in HFEngine(model, TOKENS).sample_trees(PROMPTS[:2], BUDGETS, 1, GREEDY):
+        ids = torch.tensor([[*tree.prompt, *tree.thinking]])
+        with torch.no_grad():
+            likeliest = model(input_ids=ids).logits[0, len(tree.prompt) - 1 : -1].argmax(-1)
+        assert list(tree.thinking) == likeliest.tolist()
+    assert kept.generation_config is config and model.generation_config.repetition_penalty == 3.0
 
 
 def test_a_thinking_goes_on_after_its_answers_as_if_nothing_had_been_asked():
