@@ -96,7 +96,8 @@ def progress_baseline(scores: Tensor, prior: Tensor, discount: float) -> Tensor:
     """What this thinking's own earlier budgets lead one to expect, V1 (BRPO eq. 7).
 
     The mean of the earlier scores, weighted by discount**(j - i), times the prior that is left.
-    0 at the first budget, and where no earlier budget has a score.
+    0 at the first budget, and where no earlier budget has a score. A discount of 0 is the limit:
+    the latest earlier score alone.
 
     Args:
         scores: (P, G, J), NaN where nothing was scored.
@@ -107,17 +108,20 @@ def progress_baseline(scores: Tensor, prior: Tensor, discount: float) -> Tensor:
         (P, G, J).
     """
     _check_scores(scores, prior)
-    known = (~scores.isnan()).to(scores)
-    filled = scores.nan_to_num(0.0)
+    missing = scores.isnan()
+    known, filled = (~missing).to(scores), scores.nan_to_num(0.0)
     left = _from_here_on(prior * known)
     total = torch.zeros_like(filled[..., 0])
-    weight = torch.zeros_like(total)
+    weight, decay = torch.zeros_like(total), torch.ones_like(total)
     columns = []
     for j in range(scores.shape[-1]):
-        columns.append(torch.where(weight > 0, total / weight.clamp_min(1e-30), 0.0))
-        # Each step to the right multiplies every earlier weight by the discount.
-        total = discount * (total + filled[..., j])
-        weight = discount * (weight + known[..., j])
+        columns.append(torch.where(weight > 0, total / weight.clamp_min(1.0), 0.0))
+        # Weights count up to a common factor: the latest score has 1, so that a discount of 0
+        # leaves it, and what lies before a missing score is discounted when the next one comes.
+        decay = discount * decay
+        total = torch.where(missing[..., j], total, decay * total + filled[..., j])
+        weight = torch.where(missing[..., j], weight, decay * weight + 1)
+        decay = torch.where(missing[..., j], decay, 1.0)
     return torch.stack(columns, dim=-1) * left
 
 

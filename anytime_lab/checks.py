@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from anytime_lab.config import BRPOConfig
-from anytime_lab.prompts import ThinkingFormat, ThinkingTokens, prompt_ids
+from anytime_lab.prompts import ThinkingFormat, ThinkingTokens, prompt_ids, what_is_wrong
 
 # What TRL hands to a reward function besides the columns of the dataset.
 _GIVEN = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
@@ -108,6 +108,14 @@ def check_dataset(
         raise ValueError(
             f"{name} has an image column; trees are text only. Remove it with remove_columns."
         )
+    if clash := sorted(_GIVEN & set(columns)):
+        raise ValueError(
+            f"{name} has the column {clash[0]!r}, a name under which rewards are given something "
+            f"else. Rename it: dataset.rename_column({clash[0]!r}, 'own_{clash[0]}')."
+        )
+    for row, prompt in enumerate(dataset["prompt"] if isinstance(dataset, Dataset) else ()):
+        if wrong := what_is_wrong(prompt):
+            raise ValueError(f"{name}: the prompt of row {row} {wrong}")
     for function in reward_funcs:
         missing = columns_needed(function) - set(columns)
         if missing:
@@ -193,11 +201,12 @@ def check_lengths(
     tokens = max(len(encode(prompt)) for prompt in longest)
     needed = tokens + config.budgets[-1] + config.max_summary_tokens
     if needed > positions:
+        room = positions - tokens - config.max_summary_tokens
+        lower = f"Lower the last budget to {room} or less, or drop" if room > 0 else "Drop"
         raise ValueError(
             f"the longest prompt of {name} has {tokens} tokens; with a thinking of "
             f"{config.budgets[-1]} (budgets) and a summary of {config.max_summary_tokens} that is "
-            f"{needed}, but the model has {positions} positions. Lower the last budget to "
-            f"{positions - tokens - config.max_summary_tokens} or less, or drop the long prompts."
+            f"{needed}, but the model has {positions} positions. {lower} the long prompts."
         )
 
 

@@ -100,6 +100,12 @@ def resolve_tokens(tokenizer: Any, fmt: ThinkingFormat) -> ThinkingTokens:
             f"it: tokenizer.add_tokens([{fmt.think_close!r}]) and "
             "model.resize_token_embeddings(len(tokenizer))."
         )
+    if not (header := _encode(tokenizer, fmt.header)):
+        raise ValueError(
+            f"the header {fmt.header!r} is no token in this tokenizer; expected one or more, "
+            "which stand between a thinking and its summaries in a packed tree. Give the format a "
+            'header such as "\\n\\n".'
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "the tokenizer has no EOS token, so a summary could never end. Set tokenizer.eos_token."
@@ -112,8 +118,33 @@ def resolve_tokens(tokenizer: Any, fmt: ThinkingFormat) -> ThinkingTokens:
         eos_ids=frozenset({tokenizer.eos_token_id, *ends}),
         pad_id=tokenizer.eos_token_id if pad is None else pad,
         cut_ids=tuple(_encode(tokenizer, fmt.cut_suffix + fmt.header)),
-        header_ids=tuple(_encode(tokenizer, fmt.header)),
+        header_ids=tuple(header),
     )
+
+
+def what_is_wrong(prompt: Any) -> str:
+    """What keeps a prompt from being one, and the fix; empty where it is one."""
+    if isinstance(prompt, str):
+        return "" if prompt.strip() else "is empty; drop such rows with dataset.filter."
+    if not isinstance(prompt, Sequence) or not all(isinstance(m, Mapping) for m in prompt):
+        return (
+            f"is {prompt!r:.60} ({type(prompt).__name__}); expected a text or a conversation, "
+            "[{'role': 'user', 'content': ...}]."
+        )
+    if not prompt:
+        return "is a conversation without messages; drop such rows with dataset.filter."
+    for message in prompt:
+        content = message.get("content")
+        parts = content if isinstance(content, Sequence) else [content]
+        if not isinstance(content, str) and not all(
+            isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts
+        ):
+            return f"has the message {message!r:.90}; expected a 'content' of text only."
+        if not message.get("role"):
+            return f"has the message {message!r:.90} without a 'role'."
+    if prompt[-1]["role"] == "assistant":
+        return "ends with a turn of the assistant, where its thinking should begin; drop that turn."
+    return ""
 
 
 def prompt_ids(
@@ -132,8 +163,10 @@ def prompt_ids(
         chat_template_kwargs: For the chat template, such as `{"enable_thinking": True}`.
 
     Raises:
-        ValueError: the template closes the thinking, or there is no template.
+        ValueError: it is no prompt, the template closes the thinking, or there is no template.
     """
+    if wrong := what_is_wrong(prompt):
+        raise ValueError(f"a prompt {wrong}")
     text = _text(prompt, tokenizer, fmt, chat_template_kwargs)
     marker = fmt.think_open.strip()
     if text.rstrip().endswith(fmt.think_close):
@@ -153,16 +186,22 @@ def prompt_ids(
 def _text(prompt: Any, tokenizer: Any, fmt: ThinkingFormat, kwargs: Mapping | None) -> str:
     if isinstance(prompt, str):
         return prompt
+    prompt = [{**message, "content": _content(message["content"])} for message in prompt]
     if not fmt.chat_template:
-        return "\n\n".join(str(message["content"]) for message in prompt) + "\n\n"
+        return "\n\n".join(message["content"] for message in prompt) + "\n\n"
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError(
             "the prompt is a conversation, but the tokenizer has no chat template. Pass the format "
             "PLAIN (anytime_lab.prompts) for a base model, or set tokenizer.chat_template."
         )
     return tokenizer.apply_chat_template(
-        list(prompt), add_generation_prompt=True, tokenize=False, **dict(kwargs or {})
+        prompt, add_generation_prompt=True, tokenize=False, **dict(kwargs or {})
     )
+
+
+def _content(content: str | Sequence[Mapping[str, Any]]) -> str:
+    # Many templates print a list of parts as it is, brackets and all.
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def detect_format(tokenizer: Any) -> ThinkingFormat:

@@ -49,7 +49,7 @@ from anytime_lab.run_setup import prepare_run
 from anytime_lab.runlog import StepRecorder
 from anytime_lab.sharding import check_sharding, whole_model, whole_value
 from anytime_lab.tree import PackedTree, Tree, pack
-from anytime_lab.tree_scoring import choose_backend, score_rows, trim_columns
+from anytime_lab.tree_scoring import check_head, choose_backend, score_rows, trim_columns
 from anytime_lab.vllm_rollouts import check_logprobs, sample_trees_by_vllm
 
 logger = logging.getLogger(__name__)
@@ -140,6 +140,7 @@ class BRPOTrainer(GRPOTrainer):
                 rollout_func=_sample_rollouts,
             )
         check_sharding(self)
+        check_head(self.model, args.temperature)
         backend = choose_backend(self.model, args.tree_backend)
         if self.ref_model is not None:
             choose_backend(self.accelerator.unwrap_model(self.ref_model), backend.name)
@@ -211,6 +212,12 @@ class BRPOTrainer(GRPOTrainer):
             self._trees, self.tokens.close_id, budgets, summaries, self.accelerator.device
         )
         numbers = TreeNumbers.from_flat(gather(counted.flat()), budgets, summaries)
+        if (infinite := rewards.isinf().any(dim=0)).any():
+            name = self.reward_func_names[int(infinite.int().argmax())]
+            raise ValueError(
+                f"the reward {name!r} is infinite for a summary, so that no mean exists. Return a "
+                "finite number, or None to abstain."
+            )
         rewards = rewards.view(-1, budgets, summaries, rewards.shape[-1])
         scores = combine_rewards(rewards, self.reward_weights)
         if self.args.check_format:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from anytime_lab.attention import BACKEND, no_mask, plan_is_lost, tree_plan, why_not_trees
+from anytime_lab.attention import (
+    BACKEND,
+    no_mask,
+    plan_is_lost,
+    tree_plan,
+    weights_are_here,
+    why_not_trees,
+)
+from anytime_lab.engines.hf import sampling_mode
 from anytime_lab.rollouts import TreeRows
 from anytime_lab.tree import PADDING, tree_mask, tree_positions, unroll
 
@@ -37,6 +45,37 @@ class TreeBackend:
 
     name: str
     reason: str
+
+
+def check_head(model: PreTrainedModel, temperature: float) -> None:
+    """Check that TRL's fused head says what the model says, on the likeliest tokens after three.
+
+    It knows the common ways from hidden states to logits; of others it would leave out a part.
+    Nothing is tried where the weights are not here (sharded, or not loaded yet).
+
+    Args:
+        model: With the fused head.
+        temperature: What the head divides logits by.
+
+    Raises:
+        ValueError: log-probs would be another model's.
+    """
+    if not weights_are_here(model):
+        return
+    with sampling_mode(model):
+        ids = torch.arange(3, device=model.device)[None]
+        logits = model(input_ids=ids).logits.float() / temperature
+        likeliest = logits.argmax(-1)
+        wanted = logits.log_softmax(-1).gather(2, likeliest[..., None])[..., 0]
+        told = model(input_ids=ids, shift_labels=likeliest, fused_lm_head=True).log_probs
+    apart = (told - wanted).abs().max()
+    if not apart < 4 * torch.finfo(model.dtype).eps ** 0.5:
+        inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        raise ValueError(
+            f"TRL's fused head gives log-probs of {type(inner).__name__} that are off by "
+            f"{apart:.2g} nats: it leaves out what this model does after its last layer. Take a "
+            "model of another architecture."
+        )
 
 
 def choose_backend(model: PreTrainedModel, name: str = "auto") -> TreeBackend:

@@ -46,8 +46,14 @@ def test_without_discount_the_progress_baseline_is_the_plain_mean():
     close(progress_baseline(SCORES, UNIFORM, 1.0)[0, 0], [0.0, 0.0, 0.25, 0.125])
 
 
-def test_a_discount_of_zero_leaves_no_progress_baseline():
-    close(progress_baseline(SCORES, UNIFORM, 0.0), torch.zeros(1, 2, 4))
+def test_a_discount_of_zero_is_the_limit_the_latest_score_alone():
+    scores = SCORES.clone()
+    scores[0, 0, 2] = NAN  # its latest score at the last budget is then the second
+    close(
+        progress_baseline(scores, UNIFORM, 0.0),
+        [[[0.0, 0.0, 1.0 * 0.25, 1.0 * 0.25], [0.0, 0.0, 0.0, 0.0]]],
+    )
+    close(progress_baseline(scores, UNIFORM, 0.0), progress_baseline(scores, UNIFORM, 1e-7))
 
 
 def test_group_baseline_includes_the_thinking_itself():
@@ -116,6 +122,9 @@ def test_a_missing_score_leaves_returns_and_means():
     close(progress_baseline(scores, prior, 0.5), [[[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]])
     late = torch.tensor([[[0.5, NAN, 1.0]]])
     close(progress_baseline(late, torch.full((3,), 1 / 3), 0.5)[0, 0], [0.0, 1 / 6, 1 / 6])
+    # Discounted by how far back it lies, whatever lies between: (.125*1 + .5*0) / .625 * .25.
+    between = torch.tensor([[[1.0, NAN, 0.0, 1.0]]])
+    close(progress_baseline(between, UNIFORM, 0.5)[0, 0], [0.0, 0.5, 0.5, 0.05])
 
 
 def test_summaries_are_compared_on_the_same_truncated_thinking():

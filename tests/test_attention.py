@@ -17,6 +17,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 from trl.trainer.utils import add_fused_lm_head
 
@@ -24,7 +26,7 @@ from anytime_lab.attention import BACKEND, no_mask, tree_plan, why_not_trees
 from anytime_lab.prompts import COUNTDOWN, resolve_tokens
 from anytime_lab.rollouts import stack_rows
 from anytime_lab.tree import pack, tree_mask, tree_positions
-from anytime_lab.tree_scoring import choose_backend, score_rows
+from anytime_lab.tree_scoring import check_head, choose_backend, score_rows
 
 TOKENS = resolve_tokens(tiny.tokenizer(), COUNTDOWN)
 SMALL = {
@@ -196,6 +198,28 @@ def test_what_cannot_attend_over_trees_is_unrolled_and_says_why():
             choose_backend(windowed, name)
     capped = Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8))
     assert choose_backend(capped).name == "unrolled"
+
+
+def test_a_model_whose_logits_trls_head_does_not_know_is_refused():
+    torch.manual_seed(0)
+    config = RecurrentGemmaConfig(**SMALL, lru_width=32, attention_window_size=8, head_dim=8)
+    config.logits_soft_cap = 2.0  # applied after the last layer, and not by TRL's head
+    capped = RecurrentGemmaForCausalLM(config)
+    ids = torch.arange(3)[None]
+    for model, known in ((capped, False), (model_of("qwen3"), True)):
+        if not known:
+            add_fused_lm_head(model, temperature=0.8)
+        model.lm_head.weight.data.mul_(50)
+        with torch.no_grad():
+            plain = (model.eval()(input_ids=ids).logits / 0.8).log_softmax(-1)[0, :-1]
+            fused = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs[0]
+        same = torch.allclose(plain.gather(1, ids[0, 1:, None])[:, 0], fused, atol=1e-4)
+        assert same is known
+        if known:
+            check_head(model, temperature=0.8)
+        else:
+            with pytest.raises(ValueError, match="RecurrentGemma(.|\n)*another architecture"):
+                check_head(model, temperature=0.8)
 
 
 def test_a_model_that_drops_the_plan_on_the_way_takes_the_dense_mask():

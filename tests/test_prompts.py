@@ -82,6 +82,18 @@ def test_base_models_get_a_conversation_as_plain_text():
         prompt_ids(CHAT, tok, QWEN3)
 
 
+def test_text_in_parts_is_the_same_prompt():
+    parts = [{"role": "user", "content": [{"type": "text", "text": t} for t in ("1+", "1?")]}]
+    tok = characters(QWEN3_TEMPLATE, specials=("<|im_start|>", "<|im_end|>"))
+    for fmt in (QWEN3, PLAIN):
+        assert prompt_ids(parts, tok, fmt) == prompt_ids(CHAT, tok, fmt)
+
+
+def test_a_header_without_tokens_is_refused():
+    with pytest.raises(ValueError, match="header '' is no token"):
+        resolve_tokens(characters(), ThinkingFormat(header=""))
+
+
 def test_marker_ids_come_from_the_tokenizer():
     tok = characters(QWEN3_TEMPLATE, specials=("<|im_start|>", "<|im_end|>"))
     tokens = resolve_tokens(tok, QWEN3)

@@ -31,7 +31,36 @@ def needs_difficulty(prompts, completions, difficulty, **columns):
     return [0.0] * len(prompts)
 
 
+def prompts(*first):
+    """A dataset with these prompts and good ones after them."""
+    good = [{"role": "user", "content": "Reach 5"}] if isinstance(first[0], list) else "Reach 5"
+    return Dataset.from_dict(
+        {"prompt": [*first, *[good] * 12], "answer": ["1"] * (12 + len(first))}
+    )
+
+
+def turn(content, role="user"):
+    return {"role": role, "content": content}
+
+
 WRONG = [
+    ({"data": prompts("Reach 6", " ")}, "train_dataset: the prompt of row 1 is empty; drop such"),
+    ({"data": prompts("Reach 6", None)}, "row 1 is None \\(NoneType\\); expected a text or"),
+    ({"data": Dataset.from_dict({"prompt": [5] * 12})}, "row 0 is 5 \\(int\\)"),
+    ({"data": Dataset.from_dict({"prompt": [turn("x")] * 12})}, "row 0 is (.|\n)*a conversation"),
+    ({"data": prompts([turn("Reach 6")], [])}, "row 1 is a conversation without messages"),
+    ({"data": prompts([turn("Reach 6")], [turn(None)])}, "row 1 has the message(.|\n)*text only"),
+    ({"data": prompts([turn("Reach 6", None)])}, "without a 'role'"),
+    ({"data": prompts([turn("Reach 6"), turn("So", "assistant")])}, "drop that turn"),
+    (
+        {"data": Dataset.from_dict({"prompt": [[turn([{"type": "image", "text": None}])]] * 12})},
+        "a 'content' of text only",
+    ),
+    (
+        {"data": tiny.problems().rename_column("answer", "completions")},
+        "rename_column\\('completions', 'own_completions'\\)",
+    ),
+    ({"data": prompts("Reach 5 " * 3000)}, "1024 positions. Drop the long prompts"),
     ({"data": tiny.problems().select([])}, "train_dataset is empty"),
     ({"data": tiny.problems(1)}, "1 problems, but one batch takes 2(.|\n)*Add problems"),
     ({"data": tiny.problems().rename_column("prompt", "q")}, "no 'prompt'(.|\n)*rename_column"),

@@ -252,6 +252,15 @@ def test_a_reward_that_always_abstains_moves_nothing(tmp_path):
     assert lines(tmp_path)[0]["anytime_accuracy"] is None  # NaN is not JSON
 
 
+def test_an_infinite_reward_is_refused_by_name(tmp_path):
+    def log_odds(prompts, **_):
+        return [-math.inf] * len(prompts)
+
+    trainer = build(tmp_path, [tiny.digit_reward, log_odds], **SGD)
+    with pytest.raises(ValueError, match="'log_odds' is infinite(.|\n)*None to abstain"):
+        trainer.train()
+
+
 def test_a_thinking_that_ends_in_eos_scores_nothing_at_its_end(tmp_path):
     trainer = build(tmp_path, lambda prompts, **_: [1.0] * len(prompts), **SGD)
     kept = {}

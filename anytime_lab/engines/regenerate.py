@@ -105,7 +105,7 @@ def _generate(
     limit: int,
     sampling: Sampling,
     stops: set[int],
-    batched: bool,
+    batched: bool = True,
 ) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
     """Continue each prefix up to a stop token; tokens and log-probs as `sample_tokens` has them."""
     if not batched and len(prefixes) > 1:
