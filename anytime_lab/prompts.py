@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 # Ends of a turn in the vocabularies of common chat models, besides the tokenizer's own EOS.
-TURN_ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>")
+TURN_ENDS = (
+    "<|im_end|>", "<|endoftext|>",  # Qwen
+    "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>",  # Llama
+    "<end_of_turn>",  # Gemma
+    "<|end|>", "<|return|>",  # Phi, gpt-oss
+    "<|user|>", "<|observation|>",  # GLM begins the next turn instead of ending its own
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,9 @@ def resolve_tokens(tokenizer: Any, fmt: ThinkingFormat) -> ThinkingTokens:
         raise ValueError(
             "the tokenizer has no EOS token, so a summary could never end. Set tokenizer.eos_token."
         )
+    # A turn's end need not be among the special tokens: Gemma's is an added one.
     known = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    known |= tokenizer.get_added_vocab()
     ends = {known[text] for text in TURN_ENDS if text in known}
     pad = tokenizer.pad_token_id
     return ThinkingTokens(

@@ -69,7 +69,7 @@ def check_head(model: PreTrainedModel, temperature: float) -> None:
         wanted = logits.log_softmax(-1).gather(2, likeliest[..., None])[..., 0]
         told = model(input_ids=ids, shift_labels=likeliest, fused_lm_head=True).log_probs
     apart = (told - wanted).abs().max()
-    if not apart < 4 * torch.finfo(model.dtype).eps ** 0.5:
+    if not apart < max(0.02, 4 * torch.finfo(model.dtype).eps ** 0.5):  # TF32 and bf16 round
         inner = model.get_base_model() if hasattr(model, "peft_config") else model
         raise ValueError(
             f"TRL's fused head gives log-probs of {type(inner).__name__} that are off by "

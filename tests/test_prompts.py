@@ -106,6 +106,17 @@ def test_marker_ids_come_from_the_tokenizer():
     assert tokens.pad_id == tok.eos_token_id
 
 
+@pytest.mark.parametrize(
+    ("text", "ends_turn"),
+    [("<end_of_turn>", True), ("<|eom_id|>", True), ("<|user|>", True), ("<start_of_turn>", False)],
+)
+def test_a_turn_ends_by_an_added_token_that_is_not_special_too(text, ends_turn):
+    tok = characters(markers=("<think>", "</think>", text))
+    assert text not in tok.all_special_tokens
+    ended = tok.convert_tokens_to_ids(text) in resolve_tokens(tok, PLAIN).eos_ids
+    assert ended is ends_turn
+
+
 def test_what_is_forced_depends_on_how_the_thinking_ended():
     tokens = resolve_tokens(tiny.tokenizer(), COUNTDOWN)
     assert tokens.forced("closed", 5, 9) == tokens.cut_ids
