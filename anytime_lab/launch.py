@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 from anytime_lab.parameters import check_parameters
-from anytime_lab.records import RESULT, RunFolderError, read_json, write_json
+from anytime_lab.records import RESULT, RunFolderError, read_json, remove_leftovers, write_json
 
 RUN, FAILURE = "run.json", "failure.json"
 EXECUTED = "notebook.ipynb"
@@ -241,6 +241,7 @@ def _prepare(run: NotebookRun) -> None:
     before = _read(run.folder / RUN)
     if before and before.get("hash") != run.hash:
         _set_aside(run.folder, str(before.get("hash"))[:12])
+    remove_leftovers(run.folder)  # of a writer that was killed; the folder's lock is held here
     write_json(
         run.folder / RUN,
         {

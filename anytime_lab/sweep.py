@@ -20,6 +20,7 @@ from rich.console import Console
 from anytime_lab.executors import Executor, LocalExecutor, cores, cuda_devices
 from anytime_lab.jobs import Job, JobsFailed, run_jobs
 from anytime_lab.parameters import NOTEBOOKS
+from anytime_lab.records import remove_leftovers
 from anytime_lab.storage import Storage, check_mirror, mirror
 from anytime_lab.summary import terminal_table
 from anytime_lab.sweep_checks import check_settings
@@ -205,6 +206,7 @@ def _only_one(out: Path) -> Iterator[None]:
     with open(out / LOCK, "a+b") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_leftovers(out)  # of pages that a killed sweep was writing
         except BlockingIOError:
             raise BlockingIOError(
                 f"another sweep is running in {out}. Wait for it, stop it, or choose another --out."

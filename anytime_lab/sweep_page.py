@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from anytime_lab.jobs import Job
-from anytime_lab.records import METRICS, RunFolderError, read_manifest
+from anytime_lab.records import METRICS, RunFolderError, read_manifest, write_text
 from anytime_lab.report import write_report
 from anytime_lab.seeds import mean_tables, read_seed_tables, seed_frame
 from anytime_lab.summary import summary_table
@@ -62,7 +62,7 @@ def compare(
     if not frames:
         return None
     summary = pd.concat(frames, ignore_index=True)
-    summary.to_csv(out / TABLE, index=False)
+    write_text(out / TABLE, summary.to_csv(index=False))
     return Compared(summary, tuple(pages), evaluations)
 
 

@@ -133,6 +133,19 @@ def test_twenty_kills_lose_double_and_tear_nothing(tmp_path):
     check_whole(path, folders[-1])
 
 
+def test_what_killed_writers_left_goes_when_the_sweep_goes_on(tmp_path):
+    row_notebook(tmp_path)
+    path = tmp_path / "s.yaml"
+    path.write_text("notebook: rows\nbase: {rows: 2}\n")
+    out = tmp_path / "out"
+    left = [out / "run/seed-0/progress.json.9.tmp", out / "comparison.html.9.tmp"]
+    left[0].parent.mkdir(parents=True)
+    for leftover in left:
+        leftover.write_text("half")
+    run_sweep(prepare_sweep(path, out), 1)
+    assert not any(leftover.exists() for leftover in left)
+
+
 def test_nothing_goes_on_behind_a_killed_sweep(tmp_path):
     row_notebook(tmp_path)
     path = tmp_path / "s.yaml"
