@@ -5,6 +5,7 @@ import threading
 import time
 
 from anytime_lab.thoughts import Answer, ThinkingError
+from anytime_lab.widgets.answer import WORDS
 
 FORCED = "...</think>\n\n**Final Answer**\n"
 
@@ -85,5 +86,11 @@ def until(holds, seconds=20.0):
 
 
 def state(view):
-    """Of the thinking that a view shows."""
-    return view.session.state if view.session else None
+    """Of a view's thinking; None without one, and until its button shows that state.
+
+    The thinking's thread enters a state first and tells the view then.
+    """
+    if view.session is None:
+        return None
+    now = view.session.state
+    return now if view.go.description == WORDS[now][0] else None
