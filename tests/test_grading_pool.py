@@ -11,7 +11,7 @@ import time
 import pytest
 from processes import family, gone, until
 
-from anytime_lab.grading.pool import GradingPool
+from anytime_lab.grading.pool import KILLS, GradingPool
 from anytime_lab.verify import FunctionVerifier, Grade, MathVerifier, PooledVerifier
 
 HEADER = "thought</think>\n\n**Final Answer**\n"
@@ -116,6 +116,37 @@ def test_workers_killed_by_hand_are_replaced_and_no_job_is_lost(pool, whom, afte
     assert [outcome.died or outcome.error for outcome in outcomes] == [""] * 54
     assert [outcome.result for outcome in outcomes[4:]] == list(range(50))
     assert gone(victims)
+
+
+@pytest.mark.parametrize("whom", ["worker", "server"])
+@pytest.mark.parametrize(("kills", "died"), [(KILLS, ""), (KILLS + 1, "crashed")])
+def test_a_job_outlives_kills_by_hand_but_not_without_end(whom, kills, died):
+    pool = GradingPool(workers=1, seconds=5.0, memory_mb=512)
+    dead = set()
+
+    def kill():
+        for _ in range(kills):
+            both = until(
+                lambda: (
+                    pool._workers
+                    and pool._workers[0].job is not None
+                    and len(both := family(pool.processes())) == 2
+                    and not (both - set(pool.processes())) & dead
+                    and both
+                )
+            )
+            victims = both if whom == "worker" else both - set(pool.processes())
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+            dead.update(victims)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    (outcome,) = pool.run([("time:sleep", [2])])
+    killer.join()
+    assert outcome.died == died and gone(dead)
+    assert pool.run([("builtins:abs", [-1])])[0].result == 1
+    pool.close()
 
 
 def test_workers_killed_while_they_start_are_replaced(pool):

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,8 @@ from anytime_lab.grading import frames
 START_SECONDS = 120.0  # for a worker to import what it needs, on a machine under load
 GRACE_SECONDS = 2.0  # after which a job that outlived its own timer is ended from here
 KILLED_STARTS = 3  # in a row, by a hand or a system short of memory, after which to give up
-ATTEMPTS = 2  # a job whose worker died for no reason of its own is given to another one
+CRASHES = 2  # of a job's worker, after which the job is at fault
+KILLS = 2  # of a job's worker by a hand, beyond one for each that may have been killed at once
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ class GradingPool:
 
     def _stream(self, jobs: Sequence[tuple[str, Sequence[Any]]]) -> Iterator[tuple[int, Outcome]]:
         waiting = deque(range(len(jobs)))
-        attempts = [0] * len(jobs)
+        deaths: Counter[tuple[int, str]] = Counter()
+        most = {"crashed": CRASHES, "killed": self.workers + KILLS}
         left = len(jobs)
         while len(self._workers) < min(self.workers, len(jobs)):
             self._workers.append(self._spawn())
@@ -150,7 +152,6 @@ class GradingPool:
             for worker in self._workers:
                 if worker.ready and worker.job is None and waiting:
                     index = waiting.popleft()
-                    attempts[index] += 1
                     call, arguments = jobs[index]
                     message = {"id": index, "call": call, "args": list(arguments)}
                     worker.give(index, message, self.seconds + GRACE_SECONDS)
@@ -158,9 +159,12 @@ class GradingPool:
                 index, outcome = worker.settle(message)
                 if index is None:
                     continue
-                if outcome.died == "crashed" and attempts[index] < ATTEMPTS:
-                    waiting.appendleft(index)
-                    continue
+                if outcome.died in most:
+                    deaths[index, outcome.died] += 1
+                    if deaths[index, outcome.died] < most[outcome.died]:
+                        waiting.appendleft(index)
+                        continue
+                    outcome = Outcome(died="crashed")
                 left -= 1
                 yield index, outcome
 
@@ -185,8 +189,10 @@ class GradingPool:
                 self._killed_starts += 1
                 if not worker.was_killed() or self._killed_starts > KILLED_STARTS:
                     raise RuntimeError(worker.failure(now))
-            if worker.job is not None and not any(w is worker for w, _ in messages):
-                cause = "crashed" if worker.ended else "timed out"
+            if worker.job is not None and not any(
+                w is worker and message.get("id") == worker.job for w, message in messages
+            ):
+                cause = "killed" if worker.ended else "timed out"
                 messages.append((worker, {"id": worker.job, "died": cause}))
             worker.end()
             self._workers[place] = self._spawn()

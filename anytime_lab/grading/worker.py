@@ -27,6 +27,7 @@ from anytime_lab.grading import frames
 ENDED, RECYCLE = 0, 3  # exit codes of a server: no more input; please fork a fresh one
 JOBS_PER_SERVER = 5000  # caches of sympy grow; a fresh server starts without them
 _ID = struct.Struct("q")
+_DIED = {signal.SIGALRM: "timed out", signal.SIGKILL: "killed", signal.SIGTERM: "killed"}
 
 
 def main() -> None:
@@ -54,11 +55,9 @@ def main() -> None:
         status = _wait(server, parent)
         (job,) = _ID.unpack_from(current, 0)
         if job >= 0:  # it was at a job, however it ended: graded code may exit, too
-            killed_by_timer = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
+            ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
             with contextlib.suppress(BrokenPipeError):
-                frames.send(
-                    replies, {"id": job, "died": "timed out" if killed_by_timer else "crashed"}
-                )
+                frames.send(replies, {"id": job, "died": _DIED.get(ended_by, "crashed")})
         elif not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == RECYCLE):
             # The end of the input; or killed from outside, perhaps with half a job read: then the
             # pool sees this process end, too, and gives the job to another worker.
