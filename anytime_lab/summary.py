@@ -113,18 +113,15 @@ def terminal_table(summary: pd.DataFrame, title: str = "") -> Table:
         title=title or None,
         title_justify="left",
         box=SIMPLE_HEAD,
-        padding=(0, 1),
-        collapse_padding=True,
-        pad_edge=False,
+        padding=0,  # the box parts the columns by a space
+        show_edge=False,
     )
     for column in told.columns:
         left = column == "run"  # the interval below the value, so that 80 columns are enough
         table.add_column(
             column.replace(" ", "\n"),
             justify="left" if left else "right",
-            overflow="fold",
-            no_wrap=not left,
-            min_width=15 if left else None,
+            overflow="fold",  # where even 80 columns are not there, no digit is cut off
         )
     for run, *cells in told.itertuples(index=False):
         # Long names break before hyphens, in the 15 places that 80 columns leave them.

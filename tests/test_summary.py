@@ -2,8 +2,10 @@
 
 import io
 import re
+from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_runs import random_right, write_run
 from rich.console import Console
@@ -90,6 +92,25 @@ def test_the_terminal_table_fits_80_columns_and_shows_no_control(runs):
     assert "\x1b" not in text and "bold" in text
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
+
+
+def test_the_terminal_table_cuts_no_digit_off():
+    value = {"run": "AnytimeReasoner-uniform", "n_problems": 840, "thinking_length": 15_678}
+    for measure in ("anytime", "final"):
+        value |= {measure: 1.0, f"{measure}_low": 1.0, f"{measure}_high": 1.0}
+        name = f"{measure}_difference"
+        value |= {name: -0.1615, f"{name}_low": -0.1766, f"{name}_high": -0.1464}
+    table = terminal_table(pd.DataFrame([value]), "Result")
+    shown = {}
+    for width in (200, 80, 60):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(table)
+        shown[width] = console.export_text()
+        assert max(map(len, shown[width].splitlines())) <= width
+    assert shown[80].split() == shown[200].split()
+    assert {"15,678", "[100.0,100.0]", "[−17.7,−14.6]", "thinking"} <= set(shown[80].split())
+    # in less than 80 columns folded, but whole
+    assert Counter(re.sub(r"[\s─]", "", shown[60])) == Counter(re.sub(r"[\s─]", "", shown[80]))
 
 
 def test_the_terminal_table_breaks_a_long_name_before_its_hyphen(runs):
