@@ -10,7 +10,7 @@ PYTHON = $(shell for p in $(CANDIDATES); do \
 	2>/dev/null && echo $$p && break; done)
 TORCH_PIN = $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 # On Linux the plain build of torch brings gigabytes of CUDA. Without an NVIDIA device, ask for the
-# CPU build by name, so that no other is taken. Your own choice: make TORCH="torch==... --index-url ..."
+# CPU build by name, so that no other is taken. Your own choice: make install TORCH="torch==... --index-url ..."
 TORCH = $(TORCH_PIN)$(shell test "$$(uname -s)" != Linux || nvidia-smi -L 2>/dev/null | grep -q GPU \
 	|| echo "+cpu --retries 2 --extra-index-url https://download.pytorch.org/whl/cpu")
 
@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml
 				if command -v $$p >/dev/null; then echo "  $$p: $$($$p --version 2>&1)" >&2; fi; \
 			done; \
 			echo "Install one (Debian: python3 and python3-venv), or name it:" >&2; \
-			echo "  make PYTHON=/path/to/python3.12" >&2; \
+			echo "  make install PYTHON=/path/to/python3.12" >&2; \
 			exit 1; \
 		fi; \
 		echo "Creating $(VENV) with $(PYTHON)"; \
@@ -48,7 +48,11 @@ $(STAMP): pyproject.toml
 	@echo "Installing torch (200 MB for the CPU, 500 MB and more for CUDA)"
 	@$(PY) -c "from importlib.metadata import version as v; \
 		assert 'torch==' + v('torch').split('+')[0] == '$(TORCH_PIN)'" 2>/dev/null \
-		|| $(PY) -m pip install --quiet --no-deps $(TORCH)
+		|| $(PY) -m pip install --quiet --no-deps $(TORCH) || { \
+			echo "torch could not be installed; see pip's error above. To take it from elsewhere:" >&2; \
+			echo "  make install TORCH=\"$(TORCH_PIN) --index-url URL\"   # a mirror of yours" >&2; \
+			echo "  make install TORCH=$(TORCH_PIN)   # PyPI; on Linux with CUDA, some gigabytes" >&2; \
+			exit 1; }
 	@echo "Installing the project and its packages (400 MB, a few minutes)"
 	@$(PY) -m pip install --quiet -e ".[dev]"
 	@touch $(STAMP)

@@ -149,7 +149,7 @@ def torch_line(tmp_path: Path, **programs: str) -> str:
     planned = make("--dry-run", "--always-make", "install", path=path)
     assert planned.returncode == 0, planned.stderr
     (line,) = [line for line in planned.stdout.splitlines() if "install --quiet --no-deps" in line]
-    return line.split("--no-deps ")[1].strip()
+    return line.split("--no-deps ")[1].split("||")[0].strip()
 
 
 def test_without_an_nvidia_device_on_linux_only_the_cpu_build_of_torch_will_do(tmp_path):
@@ -180,5 +180,21 @@ def test_make_says_which_pythons_it_found_when_none_will_do(tmp_path):
     assert failed.returncode != 0
     assert "No Python 3.11, 3.12 or 3.13" in failed.stderr
     assert "python3: Python 3.9.2" in failed.stderr
-    assert "make PYTHON=" in failed.stderr
+    assert "make install PYTHON=" in failed.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_where_torch_cannot_be_had_make_says_how_to_take_it_from_elsewhere(tmp_path):
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    # pip is there and up to date; torch is neither installed nor to be had
+    script(python, 'case "$*" in "-c "*|*torch*) echo no torch >&2; exit 1;; esac')
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    failed = make("install", folder=tmp_path)
+    assert failed.returncode != 0
+    pinned = str(requirements(set())["torch"])
+    assert f'make install TORCH="{pinned} --index-url URL"' in failed.stderr
+    assert f"make install TORCH={pinned} " in failed.stderr
+    assert "Installing the project" not in failed.stdout
+    assert not (tmp_path / ".venv" / ".installed").exists()
