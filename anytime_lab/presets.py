@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from anytime_lab.config import BRPOConfig
-from anytime_lab.priors import Prior
+from anytime_lab.priors import Prior, check_budgets
 
 PRESETS = (
     "grpo",
@@ -28,12 +28,9 @@ PRESETS = (
 def _config(
     budgets: Sequence[int], make_prior: Callable[..., Prior], settings: dict, overrides: dict
 ) -> BRPOConfig:
-    budgets = list(budgets)
-    if not budgets:
-        raise ValueError("budgets is empty; give the token budgets, such as [24, 48, 72, 96].")
-    # A prior given by hand, or budgets that BRPOConfig will refuse, must not fail in here.
-    prior = overrides.get("prior", list(make_prior(tuple(budgets)).weights))
-    return BRPOConfig(**{"budgets": budgets, "prior": prior, **settings, **overrides})
+    budgets = check_budgets(budgets)
+    given = {"budgets": list(budgets), "prior": list(make_prior(budgets).weights)}
+    return BRPOConfig(**{**given, **settings, **overrides})
 
 
 # Final summaries only, compared with the siblings of the group.
@@ -44,7 +41,7 @@ _DECOUPLED = {"num_summaries": 4, "train_summaries": "all"}
 
 def grpo(budgets: Sequence[int], **overrides: Any) -> BRPOConfig:
     """GRPO on the largest budget: final answer rewarded, group baseline."""
-    return _config(budgets[-1:], Prior.base, _FINAL_ONLY, overrides)
+    return _config(check_budgets(budgets)[-1:], Prior.base, _FINAL_ONLY, overrides)
 
 
 def grpo_linear(budgets: Sequence[int], **overrides: Any) -> BRPOConfig:
@@ -80,13 +77,13 @@ def ar_uniform(budgets: Sequence[int], **overrides: Any) -> BRPOConfig:
 def grpo_length_penalty_v1(budgets: Sequence[int], **overrides: Any) -> BRPOConfig:
     """GRPO with the L1 length penalty: 1 - 0.2 |z| / b_m where right."""
     settings = {**_FINAL_ONLY, "length_penalty": "linear", "length_penalty_alpha": 0.2}
-    return _config(budgets[-1:], Prior.base, settings, overrides)
+    return _config(check_budgets(budgets)[-1:], Prior.base, settings, overrides)
 
 
 def grpo_length_penalty_v2(budgets: Sequence[int], **overrides: Any) -> BRPOConfig:
     """GRPO with the length penalty of Arora & Zanette, alpha 0.2."""
     settings = {**_FINAL_ONLY, "length_penalty": "group", "length_penalty_alpha": 0.2}
-    return _config(budgets[-1:], Prior.base, settings, overrides)
+    return _config(check_budgets(budgets)[-1:], Prior.base, settings, overrides)
 
 
 def by_name(name: str) -> Callable[..., BRPOConfig]:

@@ -62,6 +62,15 @@ def test_wrong_budgets_are_refused_by_a_preset_too():
         presets.ar_uniform([40, 20], **SETTINGS)
     with pytest.raises(ValueError, match="empty"):
         presets.grpo([], **SETTINGS)
+    with pytest.raises(ValueError, match="increas"):
+        presets.grpo([40, 20], **SETTINGS)  # also where only the largest is taken
+
+
+@pytest.mark.parametrize("budgets", [None, 24, "24"])
+@pytest.mark.parametrize("name", ["grpo", "ar_uniform", "grpo_length_penalty_v2"])
+def test_budgets_that_are_no_list_are_told_in_a_sentence(name, budgets):
+    with pytest.raises(TypeError, match=f"budgets is {budgets!r}; expected a list of tokens"):
+        presets.by_name(name)(budgets, **SETTINGS)
 
 
 @pytest.mark.parametrize(("processes", "rows"), [(8, 4), (8, 32), (1, 8), (4, 16)])
