@@ -7,6 +7,7 @@ from textwrap import fill
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -106,8 +107,8 @@ def _points(fraction: float) -> str:
     return "0.0" if told in ("+0.0", "-0.0") else told.replace("-", MINUS)
 
 
-def terminal_table(summary: pd.DataFrame, title: str = "") -> Table:
-    """The summary as a table that `rich.print` shows."""
+def terminal_table(summary: pd.DataFrame, title: str = "") -> Padding:
+    """The summary as a table that `rich.print` shows, between two empty lines."""
     told = told_table(summary)
     table = Table(
         title=title or None,
@@ -128,7 +129,7 @@ def terminal_table(summary: pd.DataFrame, title: str = "") -> Table:
         name = fill(plain(run).replace("-", " -"), 15, break_on_hyphens=False).replace(" -", "-")
         stacked = [cell.replace(" [", "\n[").replace(f",{NBSP}", ",") for cell in cells]
         table.add_row(Text(name), *map(Text, stacked))
-    return table
+    return Padding(table, (1, 0), expand=False)
 
 
 def verdicts(differences: pd.DataFrame) -> list[str]:
