@@ -82,10 +82,10 @@ def whole_checkpoint(folder: Path, args: Any, best: str | None) -> Iterator[None
         yield
     except (OSError, SafetensorError, RuntimeError, RunFolderError) as error:
         last = last_complete_checkpoint(folder.parent)
-        kept = f"{last} is whole" if last else "No earlier checkpoint is there"
+        kept = f"{last} is whole; training goes on from there" if last else "Training begins anew"
         raise RunFolderError(
-            f"could not write {folder}: {error}. {kept}; training goes on from there once there is "
-            "space and the folder can be written. A lower save_total_limit needs less."
+            f"could not write {folder}: {error}. {kept} once there is space "
+            "and the folder can be written. A lower save_total_limit needs less."
         ) from error
     finally:
         args.save_total_limit = limit

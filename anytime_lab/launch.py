@@ -279,7 +279,7 @@ def finish_run(run: NotebookRun, code: int) -> dict[str, Any]:
         return result
     reason = _reason(run.folder, code)
     write_json(run.folder / FAILURE, {"hash": run.hash, "reason": reason, "finished": time.time()})
-    raise RunFailed(f"{reason}. Log: {run.folder / LOG}")
+    raise RunFailed(f"{reason.rstrip('.')}. Log: {run.folder / LOG}")
 
 
 _ERROR = re.compile(r"[\w.]*(Error|Exception|Died|Interrupt|Failed)\b")
