@@ -10,7 +10,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from anytime_lab.verify import MathVerifier
+from anytime_lab.verify.verifiers import MathVerifier
 
 Pairs = list[tuple[str, str]]
 

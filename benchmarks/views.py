@@ -23,14 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anytime_lab.records import (
+from anytime_lab.store.records import (
     FORMAT,
     RECORD_SCHEMA,
     THINKING_SCHEMA,
     part_path,
     write_json,
 )
-from anytime_lab.rollout_records import ROLLOUT_SCHEMA, rollout_path, write_rollouts
+from anytime_lab.store.rollout_records import ROLLOUT_SCHEMA, rollout_path, write_rollouts
 
 TEXT = "Let me try another way, and check it. "
 
@@ -170,7 +170,7 @@ def wire() -> Iterator[list]:
     import ipywidgets
     from ipywidgets.widgets import widget
 
-    from anytime_lab.widgets.live import LiveFigure
+    from anytime_lab.look.live import LiveFigure
 
     for one in list(widget._instances.values()):
         if isinstance(one, LiveFigure):
@@ -206,9 +206,9 @@ def main() -> None:
     parser.add_argument("--part", type=int, default=64, help="thinkings per parquet part")
     size = parser.parse_args()
     started = time.perf_counter()
-    from anytime_lab.widgets.budget_curves import BudgetCurves
-    from anytime_lab.widgets.policies_view import Policies
-    from anytime_lab.widgets.problem import InsideProblem
+    from anytime_lab.look.budget_curves import BudgetCurves
+    from anytime_lab.look.policies_view import Policies
+    from anytime_lab.look.problem import InsideProblem
 
     print(f"{'import of the views':<48}{1000 * (time.perf_counter() - started):8.0f} ms")
     assert "torch" not in sys.modules
@@ -267,8 +267,8 @@ def time_training(place: Path, count: int, paint, views: dict) -> None:
     write_tree(runs[0])
     size = rollout_path(runs[0], 25).stat().st_size
     print(f"{'rollouts of 16 thinkings of 8,000 tokens':<46}{size / 1024:7.0f} KiB")
-    from anytime_lab.widgets.credit import Credit
-    from anytime_lab.widgets.training import Training
+    from anytime_lab.look.credit import Credit
+    from anytime_lab.look.training import Training
 
     timed(
         "training: first paint", paint("training", lambda r: Training(r, follow=False), runs), 2000

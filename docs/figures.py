@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from anytime_lab.curves import accuracy_curves, read_tables
-from anytime_lab.lab import evaluations
-from anytime_lab.plots import plot_accuracy
+from anytime_lab.look.plots import plot_accuracy
+from anytime_lab.read.curves import accuracy_curves, read_tables
+from anytime_lab.run.lab import evaluations
 
 HERE = Path(__file__).resolve().parent
 run = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "runs" / "lab"

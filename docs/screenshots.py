@@ -20,7 +20,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 from lab_browser import THEMES, Lab, Page, open_lab  # noqa: E402
 
-from anytime_lab.lab import AR, GRPO, START, evaluations  # noqa: E402
+from anytime_lab.run.lab import AR, GRPO, START, evaluations  # noqa: E402
 
 SIZE = {"width": 1080, "height": 3000}  # the whole view is on the page, none of it scrolled away
 

@@ -9,13 +9,13 @@ import tiny
 import torch
 import transformers
 
-from anytime_lab.checkpoints import last_complete_checkpoint
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.evaluate import evaluate
 from anytime_lab.prompts import detect_format, resolve_tokens
-from anytime_lab.trainer import BRPOTrainer
-from anytime_lab.verify import ExactVerifier
+from anytime_lab.train.checkpoints import last_complete_checkpoint
+from anytime_lab.train.trainer import BRPOTrainer
+from anytime_lab.verify.verifiers import ExactVerifier
 
 # Two generations of two updates each, and a checkpoint after every update.
 TRAINING = {
@@ -35,7 +35,7 @@ def forks():
     """Processes that start with everything imported: a tenth of a second instead of five."""
     context = multiprocessing.get_context("forkserver")
     # Not this module: Python 3.11's fork server does not look where the tests lie.
-    context.set_forkserver_preload(["anytime_lab.trainer", "anytime_lab.evaluate"])
+    context.set_forkserver_preload(["anytime_lab.train.trainer", "anytime_lab.evaluate"])
     return context
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from anytime_lab.records import FORMAT, write_json, write_part
+from anytime_lab.store.records import FORMAT, write_json, write_part
 
 BUDGETS = (8, 16, 24, 32)
 

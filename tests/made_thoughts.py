@@ -4,8 +4,8 @@ import math
 import threading
 import time
 
-from anytime_lab.thoughts import Answer, ThinkingError
-from anytime_lab.widgets.answer import WORDS
+from anytime_lab.engines.thoughts import Answer, ThinkingError
+from anytime_lab.look.answer import WORDS
 
 FORCED = "...</think>\n\n**Final Answer**\n"
 
@@ -94,3 +94,12 @@ def state(view):
         return None
     now = view.session.state
     return now if view.go.description == WORDS[now][0] else None
+
+
+QUESTION = [{"role": "user", "content": "Reach 20 with 17, 11, 14."}]
+
+
+def think_on(thought, tokens):
+    for _ in range(tokens):
+        thought.step()
+    return thought

@@ -9,13 +9,13 @@ import pytest
 import tiny
 
 from anytime_lab import evaluate as module
-from anytime_lab import records as files
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.evaluate import chunk_seed, evaluate
-from anytime_lab.manifest import describe_rows
 from anytime_lab.prompts import detect_format, resolve_tokens
-from anytime_lab.records import (
+from anytime_lab.store import records as files
+from anytime_lab.store.manifest import describe_rows
+from anytime_lab.store.records import (
     RECORD_SCHEMA,
     RECORDS,
     THINKING_SCHEMA,
@@ -26,7 +26,7 @@ from anytime_lab.records import (
     read_records,
     read_thinkings,
 )
-from anytime_lab.verify import AnswerVerifier, ExactVerifier, Grade
+from anytime_lab.verify.verifiers import AnswerVerifier, ExactVerifier, Grade
 
 BUDGETS = [4, 8, 12]
 PROBLEMS, SAMPLES, SUMMARIES = 5, 2, 2

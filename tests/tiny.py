@@ -5,8 +5,8 @@ import random
 import torch
 from datasets import Dataset
 
-from anytime_lab.config import BRPOConfig
-from anytime_lab.embedded import build_model, build_tokenizer
+from anytime_lab.engines.embedded import build_model, build_tokenizer
+from anytime_lab.train.config import BRPOConfig
 from anytime_lab.tree import Leaf, Tree, cuts
 
 BUDGETS = [4, 8, 12]

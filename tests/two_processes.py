@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from accelerate.utils import gather_object
 
-from anytime_lab.trainer import BRPOTrainer
+from anytime_lab.train.trainer import BRPOTrainer
 
 ROWS = 12  # in groups of 4: with 6 rows on each of two processes the second group lies on both
 COMMON = {

@@ -22,7 +22,7 @@ BUDGETS = [6, 20, 60]
 
 def work():
     """Problems, verifier, tokenizer and tokens of the embedded task."""
-    from anytime_lab.models import load_tokenizer
+    from anytime_lab.engines.models import load_tokenizer
     from anytime_lab.prompts import detect_format, resolve_tokens
     from anytime_lab.tasks.catalogue import load_task
 
@@ -34,8 +34,8 @@ def work():
 def greedy_records(engine, folder):
     """Evaluate 12 problems greedily into a folder."""
     from anytime_lab.engines.base import Sampling
+    from anytime_lab.engines.models import model_path
     from anytime_lab.evaluate import evaluate
-    from anytime_lab.models import model_path
 
     task, tokenizer, _ = work()
     evaluate(
@@ -104,8 +104,8 @@ def train(folder):
     import vllm.model_executor.layers.vocab_parallel_embedding
     from trl.generation import vllm_generation
 
-    from anytime_lab.trainer import BRPOTrainer
-    from anytime_lab.vllm_rollouts import LogprobMismatch
+    from anytime_lab.train.trainer import BRPOTrainer
+    from anytime_lab.train.vllm_rollouts import LogprobMismatch
 
     def plain_product(layer, *_args, **_kwargs):
         layer.cpu_linear = torch.nn.functional.linear

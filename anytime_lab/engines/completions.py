@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from anytime_lab.thoughts import ThinkingError
+from anytime_lab.engines.thoughts import ThinkingError
 
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that may be better the next time
 

@@ -7,12 +7,11 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from anytime_lab.decoding import PieceReader, decode
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.branching import Trunks
 from anytime_lab.engines.hf import HFEngine, sampling_mode
-from anytime_lab.prompts import ThinkingFormat, detect_format, prompt_ids
-from anytime_lab.thoughts import Answer, Prompt, ThinkingError, answer_seed
+from anytime_lab.engines.thoughts import Answer, Prompt, ThinkingError, answer_seed
+from anytime_lab.prompts import PieceReader, ThinkingFormat, decode, detect_format, prompt_ids
 
 DEFAULT_SAMPLING = Sampling()
 

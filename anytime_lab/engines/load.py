@@ -6,9 +6,9 @@ from typing import Any
 
 from anytime_lab.engines.base import Engine
 from anytime_lab.engines.hf import HFEngine
+from anytime_lab.engines.models import load_model, model_path
 from anytime_lab.engines.server import ServerEngine
 from anytime_lab.engines.vllm import VLLMEngine
-from anytime_lab.models import load_model, model_path
 from anytime_lab.prompts import ThinkingTokens
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.completions import CompletionsClient, PassingError
+from anytime_lab.engines.thoughts import ThinkingError
 from anytime_lab.engines.two_phase import Continuation, Prefix, sample_trees_in_two_phases
 from anytime_lab.engines.vllm import warn_of_filters
 from anytime_lab.prompts import ThinkingTokens
-from anytime_lab.thoughts import ThinkingError
 from anytime_lab.tree import Tree
 
 logger = logging.getLogger(__name__)

@@ -16,12 +16,18 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from anytime_lab.decoding import PieceReader, decode
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.completions import Call, CompletionsClient
 from anytime_lab.engines.hf_thought import thinking_room
-from anytime_lab.prompts import ThinkingFormat, detect_format, prompt_ids, resolve_tokens
-from anytime_lab.thoughts import Answer, Prompt, ThinkingError, answer_seed
+from anytime_lab.engines.thoughts import Answer, Prompt, ThinkingError, answer_seed
+from anytime_lab.prompts import (
+    PieceReader,
+    ThinkingFormat,
+    decode,
+    detect_format,
+    prompt_ids,
+    resolve_tokens,
+)
 
 DEFAULT_SAMPLING = Sampling()
 UNKNOWN_ROOM = 8192  # tokens of thinking asked for where a server does not tell its context

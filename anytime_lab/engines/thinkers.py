@@ -7,10 +7,10 @@ from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.completions import CompletionsClient
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.engines.hf_thought import HFThinker
+from anytime_lab.engines.models import load_model, load_tokenizer
 from anytime_lab.engines.server_thought import ServerThinker
-from anytime_lab.models import load_model, load_tokenizer
+from anytime_lab.engines.thoughts import Thinker, ThinkingError
 from anytime_lab.prompts import detect_format, resolve_tokens
-from anytime_lab.thoughts import Thinker, ThinkingError
 
 
 def load_thinker(

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from anytime_lab.manifest import describe_problems
+from anytime_lab.store.manifest import describe_problems
 from anytime_lab.tasks.files import read_rows
 from anytime_lab.tasks.hub import load_hub_rows
 from anytime_lab.tasks.problems import problems_from_rows
-from anytime_lab.verify import MathVerifier
+from anytime_lab.verify.verifiers import MathVerifier
 
 # What the published runs append to every question (BRPO §7), with one space before it.
 QUESTION_SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."

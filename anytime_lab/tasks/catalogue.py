@@ -15,7 +15,7 @@ from anytime_lab.tasks.benchmarks import (
     warn_of_golds,
 )
 from anytime_lab.tasks.countdown import load_countdown
-from anytime_lab.verify import CountdownVerifier, MathVerifier, Verifier
+from anytime_lab.verify.verifiers import CountdownVerifier, MathVerifier, Verifier
 
 COUNTDOWN = "countdown"
 _KNOWN = (

@@ -1,0 +1,327 @@
+"""Static figures of the views: exit rules, calibration, one thinking, the published overlay.
+
+As in `plots`: a frame goes in, a figure comes out; nothing is read or averaged here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from anytime_lab.look.plot_style import (
+    COLOURS,
+    RunStyle,
+    axis_span,
+    budget_ticks,
+    log_ticks,
+    run_styles,
+    safe_text,
+    short_text,
+)
+from anytime_lab.read.published import BUDGETS, SOURCE
+
+RIGHT, WRONG = COLOURS[2], COLOURS[1]
+MARKS = {  # how a turn of the answer is marked: symbol, colour, words
+    "flip": ("triangle-down", "#7F7F7F", "answer flips"),
+    "first_right": ("star", RIGHT, "first right"),
+    "lost": ("x", WRONG, "right before, lost here"),
+}
+TURNS = (-0.1, 1.5)  # accuracy axis with room for the marks above it
+RULE_WORDS = {
+    "fixed budget": "fixed budget",
+    "agreement": "stop when k budgets agree",
+    "confidence": "stop when confident",
+}
+COUNT_WORDS = {
+    "spent": "Thinking tokens spent (mean per problem)",
+    "allowed": "Thinking tokens allowed (budget at the stop; k·b for a majority)",
+    "with_summaries": "Thinking and summary tokens spent (mean per problem)",
+}
+
+
+def plot_policies(
+    policies: pd.DataFrame,
+    title: str = "Early-exit rules beside fixed budgets",
+    count: str = "spent",
+    log_tokens: bool = True,
+    template: str = "plotly_white",
+) -> go.Figure:
+    """Accuracy against tokens of each rule, with the band of the fixed budgets.
+
+    Args:
+        policies: the frame of policy_frame(): policy, setting, value, tokens, accuracy, low, high.
+        count: how its tokens were counted, for the axis.
+        log_tokens: logarithmic token axis.
+
+    Returns traces named "fixed budget 95 %" and, per rule, its name.
+    """
+    _check(policies, ["policy", "setting", "value", "tokens", "accuracy", "low", "high"])
+    figure = go.Figure()
+    lines = policy_lines(policies)
+    fixed = lines.get("fixed budget")
+    styles = run_styles(list(lines))
+    if fixed is not None:
+        figure.add_scatter(**band(fixed, "tokens", styles["fixed budget"], "fixed budget"))
+    for name, part in lines.items():
+        figure.add_scatter(**policy_trace(part, name, styles[name]))
+    _layout(figure, title, template, 460)
+    low, high = axis_span(policies[["accuracy", "low", "high"]], 0.0, 1.0)
+    figure.update_yaxes(title="Accuracy", tickformat=".0%", range=[low, high])
+    figure.update_xaxes(title=COUNT_WORDS[count], **token_axis(policies["tokens"], log_tokens))
+    return figure
+
+
+def token_axis(tokens: pd.Series, log: bool) -> dict:
+    """Type and ticks of a token axis."""
+    if not log or tokens.min() <= 0:
+        return {"type": "linear", "tickmode": "auto", "tickformat": ",d"}
+    whole = sorted({int(t) for t in tokens.round() if t >= 1})
+    ticks = [m * 10**k for k in range(9) for m in (1, 2, 5) if whole[0] <= m * 10**k <= whole[-1]]
+    return {"type": "log", **(log_ticks(ticks) if len(ticks) > 1 else log_ticks(whole, 1.7))}
+
+
+def policy_lines(policies: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The points of each line: one per rule, a majority one per k; sorted along the line."""
+    lines: dict[str, pd.DataFrame] = {}
+    for policy, part in policies.groupby("policy", sort=False):
+        if policy == "majority":
+            for k, votes in part.groupby("value"):
+                lines[f"majority of {k:g}"] = votes.sort_values("tokens")
+        else:
+            lines[RULE_WORDS.get(policy, policy)] = part.sort_values("value")
+    return lines
+
+
+def policy_trace(part: pd.DataFrame, name: str, style: RunStyle) -> dict:
+    """A scatter trace of one rule."""
+    told = 100 * part[["accuracy", "low", "high"]].to_numpy()
+    return {
+        "x": part["tokens"].tolist(),
+        "y": part["accuracy"].tolist(),
+        "customdata": [
+            [safe_text(setting), *row] for setting, row in zip(part["setting"], told, strict=True)
+        ],
+        "mode": "lines+markers",
+        "name": safe_text(name),
+        "line": {"color": style.colour, "dash": style.dash, "width": 2},
+        "marker": {"symbol": style.marker, "size": 7},
+        "hovertemplate": "%{customdata[0]}: <b>%{customdata[1]:.1f}%</b> [%{customdata[2]:.1f}, "
+        "%{customdata[3]:.1f}] at %{x:,.0f} tokens<extra></extra>",
+    }
+
+
+def band(part: pd.DataFrame, x: str, style: RunStyle, name: str) -> dict:
+    """A scatter trace that fills the interval of a curve."""
+    part = part.dropna(subset=["low", "high"])
+    return {
+        "x": [*part[x], *part[x][::-1]],
+        "y": [*part["high"], *part["low"][::-1]],
+        "fill": "toself",
+        "fillcolor": style.band,
+        "line": {"width": 0},
+        "mode": "lines",
+        "name": f"{safe_text(name)} 95 %",
+        "showlegend": False,
+        "hoverinfo": "skip",
+    }
+
+
+def plot_calibration(
+    calibration: pd.DataFrame,
+    title: str = "Calibration of the confidence",
+    template: str = "plotly_white",
+) -> go.Figure:
+    """How often answers of a confidence are right, with 95 % bars and the diagonal.
+
+    Args:
+        calibration: columns confidence, accuracy, low, high, answers.
+    """
+    _check(calibration, ["confidence", "accuracy", "low", "high", "answers"])
+    figure = go.Figure()
+    figure.add_scatter(**DIAGONAL)
+    figure.add_scatter(**calibration_trace(calibration))
+    _layout(figure, title, template, 380)
+    figure.update_xaxes(title="Confidence of the answer", tickformat=".0%", range=[-0.02, 1.02])
+    figure.update_yaxes(title="Share right", tickformat=".0%", range=[-0.02, 1.02])
+    return figure.update_layout(showlegend=False, margin={"t": 56 if title else 24})
+
+
+DIAGONAL = {
+    "x": [0, 1],
+    "y": [0, 1],
+    "mode": "lines",
+    "name": "perfectly calibrated",
+    "line": {"color": "#888", "width": 1.5, "dash": "dot"},
+    "hoverinfo": "skip",
+}
+
+
+def calibration_trace(calibration: pd.DataFrame) -> dict:
+    """A scatter trace of the bins, with their intervals."""
+    return {
+        "x": calibration["confidence"].tolist(),
+        "y": calibration["accuracy"].tolist(),
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": (calibration["high"] - calibration["accuracy"]).tolist(),
+            "arrayminus": (calibration["accuracy"] - calibration["low"]).tolist(),
+            "color": COLOURS[0],
+            "thickness": 1.5,
+            "width": 4,
+        },
+        "customdata": calibration["answers"].tolist(),
+        "mode": "lines+markers",
+        "name": "answers",
+        "line": {"color": COLOURS[0], "width": 2},
+        "marker": {"size": 8},
+        "hovertemplate": "confidence %{x:.1%}: <b>%{y:.1%}</b> right of %{customdata:,} answers"
+        "<extra></extra>",
+    }
+
+
+def plot_thinking(
+    path: pd.DataFrame,
+    title: str = "Share of right summaries along one thinking",
+    template: str = "plotly_white",
+) -> go.Figure:
+    """How right one thinking is at each budget, and where its answer turns.
+
+    Args:
+        path: the frame of answer_path(): budget, answer, share_right, right, flip, first_right,
+            lost.
+    """
+    _check(path, ["budget", "answer", "share_right", "right", *MARKS])
+    figure = go.Figure(thinking_traces(path))
+    _layout(figure, title, template, 260)
+    figure.update_xaxes(title="Thinking budget (tokens)", **budget_ticks(path["budget"]))
+    figure.update_yaxes(
+        title="Summaries right", tickformat=".0%", range=TURNS, tickvals=[0, 0.5, 1]
+    )
+    return figure
+
+
+def thinking_traces(path: pd.DataFrame) -> list[dict]:
+    """The curve of one thinking and the marks above it, always as many traces."""
+    right = path["right"].to_numpy(dtype=bool)
+    traces = [
+        {
+            "type": "scatter",
+            "x": path["budget"].tolist(),
+            "y": path["share_right"].tolist(),
+            "customdata": [short_text("no answer" if a is None else a) for a in path["answer"]],
+            "mode": "lines+markers",
+            "name": "share right",
+            "line": {"color": COLOURS[0], "width": 2, "shape": "hv"},
+            "marker": {
+                "size": 9,
+                "color": [RIGHT if r else WRONG for r in right],
+                "symbol": ["circle" if r else "circle-open" for r in right],
+            },
+            "hovertemplate": "%{x:,d} tokens: %{customdata} (%{y:.0%} right)<extra></extra>",
+            "showlegend": False,
+        }
+    ]
+    for height, (column, (symbol, colour, words)) in enumerate(MARKS.items()):
+        part = path[path[column].to_numpy(dtype=bool)]
+        traces.append(
+            {
+                "type": "scatter",
+                "x": part["budget"].tolist(),
+                "y": [1.38 if column == "flip" else 1.2] * len(part),
+                "mode": "markers",
+                "name": words,
+                "marker": {"symbol": symbol, "size": 10 + height, "color": colour},
+                "hovertemplate": f"%{{x:,d}} tokens: {words}<extra></extra>",
+            }
+        )
+    return traces
+
+
+def plot_published(
+    figure: go.Figure, published: pd.DataFrame, runs: Sequence[str], template: str = "plotly_white"
+) -> go.Figure:
+    """Lays a benchmark's published values over a copy of an accuracy figure.
+
+    Args:
+        figure: of plot_accuracy(), in tokens.
+        published: the frame of published_table() for one benchmark.
+        runs: the runs of the figure; the published ones take the styles after theirs.
+    """
+    out = go.Figure(figure)
+    out.update_traces(showlegend=True, selector={"mode": "lines+markers"})
+    out.add_traces(published_traces(published, runs))
+    spread = published[["final", "anytime"]]
+    low, high = figure.layout.yaxis.range or (0, 1)
+    low, high = min(low, spread.min().min() - 0.02), max(high, spread.max().max() + 0.02)
+    _layout(out, figure.layout.title.text or "", template, 500)
+    # curves may now end before the axis does, so a legend names them
+    out.layout.annotations = ()
+    out.update_layout(margin={"t": 120}, title={"y": 0.97, "yanchor": "top"})
+    ticks = {"tickmode": "auto", "tickvals": None, "tickangle": None}
+    out.update_xaxes(range=None, autorange=True, **ticks)
+    return out.update_yaxes(range=[low, high])
+
+
+def published_traces(published: pd.DataFrame, runs: Sequence[str]) -> list[dict]:
+    """Two traces per published run: its anytime accuracy as a line, its final one as a point."""
+    names = [f"{run} (published)" for run in published["run"]]
+    styles = run_styles([*runs, *names])
+    traces = []
+    for name, row in zip(names, published.itertuples(), strict=True):
+        style = styles[name]
+        told = f"{safe_text(name)}, {safe_text(row.benchmark)}"
+        traces.append(
+            {
+                "type": "scatter",
+                "x": [BUDGETS[0], BUDGETS[-1]],
+                "y": [row.anytime] * 2,
+                "mode": "lines",
+                "name": f"{safe_text(name)}, anytime",
+                "legendgroup": name,
+                "showlegend": False,
+                "line": {"color": style.colour, "dash": "dot", "width": 1.2},
+                "hovertemplate": f"{told}: anytime %{{y:.1%}} ({SOURCE})<extra></extra>",
+            }
+        )
+        traces.append(
+            {
+                "type": "scatter",
+                "x": [BUDGETS[-1]],
+                "y": [row.final],
+                "mode": "markers",
+                "name": safe_text(name),
+                "legendgroup": name,
+                "marker": {
+                    "symbol": f"{style.marker}-open",
+                    "size": 11,
+                    "color": style.colour,
+                    "line": {"width": 2},
+                },
+                "hovertemplate": f"{told}: final %{{y:.1%}} ({SOURCE})<extra></extra>",
+            }
+        )
+    return traces
+
+
+def _check(frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    if missing := [c for c in columns if c not in frame]:
+        raise ValueError(f"the frame lacks the columns {missing}; it has {list(frame.columns)}.")
+    if not len(frame):
+        raise ValueError("the frame is empty; there is nothing to draw.")
+
+
+def _layout(figure: go.Figure, title: str, template: str, height: int) -> None:
+    heading = {"text": safe_text(title), "x": 0, "xref": "paper", "xanchor": "left"}
+    figure.update_layout(
+        template=template,
+        title=heading if title else None,
+        height=height,
+        hovermode="closest",
+        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},  # nothing leaves the page
+        margin={"l": 64, "r": 24, "t": 84 if title else 40, "b": 56},
+        font={"size": 13},
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+    )

@@ -1,0 +1,101 @@
+"""A picture beside every figure of a notebook: `python -m anytime_lab.look.pictures NOTEBOOK …`
+
+JupyterLab writes pictures when it saves a notebook; papermill does not, and GitHub and nbconvert
+show nothing else of a figure. Sweeps and the main job add them by themselves where they find
+Chrome or Chromium, which this needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from anytime_lab.store.records import write_text
+
+FIGURE, PICTURE = "application/vnd.plotly.v1+json", "image/png"
+PIXELS = {"width": 960, "height": 450}
+ASK_NOBODY = {"mathjax": False}  # kaleido takes it from a CDN; no figure has formulas
+
+
+def draw(figures: Sequence[Mapping[str, Any]], kind: str, **pixels: float) -> list[bytes]:
+    """Figures as images of this kind, by one browser.
+
+    Args:
+        pixels: width, height and scale, where not the figure's own.
+
+    Raises:
+        RuntimeError: no browser could draw them.
+    """
+    # Not before a picture is wanted: views import this module.
+    import kaleido
+    from choreographer.browsers.chromium import Chromium
+
+    browser = Chromium.find_browser(skip_local=False)
+    if not browser or not os.access(browser, os.X_OK):  # kaleido would leave threads behind
+        named = os.environ.get("BROWSER_PATH")
+        place = f" at BROWSER_PATH={named!r}" if named else ""
+        raise RuntimeError(
+            f"no {kind} was written: no browser was found{place}. Images need Chrome or Chromium; "
+            "HTML does not."
+        )
+
+    async def drawn() -> list[bytes]:
+        async with kaleido.Kaleido(n=1, **ASK_NOBODY) as browser:
+            return [await browser.calc_fig(dict(f), _options(f, kind, pixels)) for f in figures]
+
+    try:
+        with ThreadPoolExecutor(1) as apart:  # a notebook's own thread has an event loop already
+            return apart.submit(asyncio.run, drawn()).result()
+    except Exception as error:  # kaleido tells a browser that fails in several ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise RuntimeError(f"no {kind} was written: {reason}. HTML needs no browser.") from error
+
+
+def _options(figure: Mapping[str, Any], kind: str, pixels: Mapping[str, float]) -> dict[str, Any]:
+    layout = figure.get("layout", {})
+    own = {side: layout[side] for side in ("width", "height") if layout.get(side)}
+    return {"format": kind, **PIXELS, **own, **pixels}
+
+
+def add_pictures(path: str | Path) -> int:
+    """Puts pictures into the notebook at `path`, in one step; returns how many were missing.
+
+    Raises:
+        RuntimeError: no browser could draw them; the notebook is as it was.
+    """
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    bare = [
+        output.data
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if FIGURE in output.get("data", {}) and PICTURE not in output.data
+    ]
+    if bare:
+        for data, png in zip(bare, draw([data[FIGURE] for data in bare], "png"), strict=True):
+            data[PICTURE] = base64.b64encode(png).decode()
+        write_text(path, nbformat.writes(notebook))
+    return len(bare)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """See the top of this file."""
+    parser = argparse.ArgumentParser(description="Put pictures of figures into notebooks.")
+    parser.add_argument("notebook", nargs="+", type=Path)
+    for path in parser.parse_args(arguments).notebook:
+        try:
+            print(f"{path}: {add_pictures(path)} pictures added")
+        except (RuntimeError, OSError, ValueError) as error:  # nbformat's are ValueErrors
+            sys.exit(f"{path}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""How runs look in every figure: colours, dashes, markers, axis ticks, names at curves' ends."""
+
+from __future__ import annotations
+
+import html
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from anytime_lab.page import plain
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot")
+MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star")
+BAND_OPACITY = 0.16
+LABEL_CHARACTERS = 24
+LINE_PIXELS = 16
+
+
+@dataclass(frozen=True)
+class RunStyle:
+    """How one run is drawn."""
+
+    colour: str
+    dash: str
+    marker: str
+
+    @property
+    def band(self) -> str:
+        """The colour of the run's interval band."""
+        r, g, b = (int(self.colour[i : i + 2], 16) for i in (1, 3, 5))
+        return f"rgba({r},{g},{b},{BAND_OPACITY})"
+
+
+def run_styles(runs: Sequence[str]) -> dict[str, RunStyle]:
+    """A style for each run, by its place; colours, dashes and markers have different periods."""
+    return {
+        run: RunStyle(COLOURS[i % 7], DASHES[i % 6], MARKERS[i % 8]) for i, run in enumerate(runs)
+    }
+
+
+def safe_text(text: str) -> str:
+    """Text that plotly shows as it is: no pseudo-HTML, no LaTeX, no hover template, no controls."""
+    return html.escape(plain(text)).replace("$", "&#36;").replace("%{", "&#37;{")
+
+
+def short_text(name: str, limit: int = 2 * LABEL_CHARACTERS) -> str:
+    """A name in one line, safe for plotly; a long one keeps its beginning and its end."""
+    return safe_text(_shortened(name, limit))
+
+
+def _shortened(name: str, limit: int) -> str:
+    # the middle goes: names of runs often differ in their last words only
+    name = " ".join(plain(name).split())
+    head = (limit - 1) // 2
+    return name if len(name) <= limit else name[:head] + "…" + name[head + 1 - limit :]
+
+
+def label_lines(name: str) -> list[str]:
+    """A name as one or two lines of at most LABEL_CHARACTERS, as plain text."""
+    name = _shortened(name, 2 * LABEL_CHARACTERS)
+    if len(name) <= LABEL_CHARACTERS:
+        return [name]
+    cuts = [i for i in range(LABEL_CHARACTERS, 0, -1) if len(name[i:].lstrip()) <= LABEL_CHARACTERS]
+    at = next((i for i in cuts if name[i] == " " or name[i - 1] in " -_/"), cuts[0])
+    return [name[:at].rstrip(), name[at:].lstrip()]
+
+
+def budget_ticks(budgets: Sequence[int], most: int = 12) -> dict:
+    """The budgets themselves as ticks where they are few; else plotly's round numbers."""
+    budgets = sorted(set(budgets))
+    if len(budgets) > most:
+        return {"tickformat": ",d"}
+    return {"tickmode": "array", "tickvals": budgets, "tickformat": ",d"}
+
+
+def log_ticks(budgets: Sequence[int], ratio: float = 1.5) -> dict:
+    """Budgets far enough apart that their labels do not touch; the first and last among them."""
+    ticks = [budgets[0]]
+    for budget in budgets[1:]:
+        if budget >= ticks[-1] * ratio:
+            ticks.append(budget)
+    if ticks[-1] != budgets[-1]:
+        ticks[max(len(ticks) - 1, 1) :] = [budgets[-1]]
+    return {"tickmode": "array", "tickvals": ticks, "tickformat": ",d", "tickangle": 0}
+
+
+def point_ticks(low: float, high: float) -> dict:
+    """Ticks of a difference in percentage points, with their sign."""
+    steps = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    step = next((s for s in steps if (high - low) / s <= 9), 0.5)
+    ticks = [k * step for k in range(int(low // step), int(high // step) + 2)]
+    digits = 1 if step < 0.01 else 0
+    texts = [f"{100 * t:+.{digits}f}" if abs(t) > step / 2 else "0" for t in ticks]
+    texts = [text.replace("-", "−") for text in texts]
+    return {"tickmode": "array", "tickvals": ticks, "ticktext": texts}
+
+
+def axis_span(values: pd.DataFrame, least: float, greatest: float) -> tuple[float, float]:
+    """The range of an axis: all values with a margin, not far past what is possible."""
+    low, high = float(values.min().min()), float(values.max().max())
+    margin = 0.06 * (high - low) or 0.02
+    return max(low - margin, least - margin / 2), min(high + margin, greatest + margin / 2)
+
+
+def label_ends(
+    figure: go.Figure, frame: pd.DataFrame, value: str, styles: dict[str, RunStyle]
+) -> go.Figure:
+    """Names each curve at its right end, pushed apart so that the names do not overlap."""
+    if frame["run"].nunique() == 1 and (frame["run"] == "accuracy").all():
+        return figure
+    ends = frame.sort_values("budget").groupby("run", sort=False)[value].last().dropna()
+    ends = ends.sort_values()
+    low, high = figure.layout.yaxis.range
+    plot_pixels = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    lines = {run: label_lines(run) for run in ends.index}
+    sizes = [(2 + LINE_PIXELS * len(lines[run])) / plot_pixels * (high - low) for run in ends.index]
+    for run, y in zip(ends.index, apart(ends.tolist(), sizes, low, high), strict=True):
+        figure.add_annotation(
+            x=1,
+            xref="paper",
+            xanchor="left",
+            xshift=8,
+            y=y,
+            yanchor="middle",
+            align="left",
+            text=f"<b>{'<br>'.join(safe_text(line) for line in lines[run])}</b>",
+            font={"color": styles[run].colour},
+            hovertext=safe_text(run),
+            showarrow=False,
+        )
+    longest = max((len(line) for told in lines.values() for line in told), default=0)
+    figure.update_layout(margin={"r": 20 + round(7.8 * longest)})
+    least, most = frame["budget"].min(), frame["budget"].max()  # curves end where names begin
+    if figure.layout.xaxis.type == "log":
+        least, most = math.log10(least), math.log10(most)
+    room = 0.02 * (most - least or most)
+    return figure.update_xaxes(range=[least - room, most + room])
+
+
+def apart(wanted: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
+    """Centres nearest to the wanted ones for blocks of the given sizes that must not overlap.
+
+    Args:
+        wanted: centres, increasing.
+        sizes: height of each block, in the same unit.
+        low, high: what the blocks stay inside, if they fit.
+    """
+    clusters: list[tuple[list[int], float]] = []  # blocks from below, lower edge of the lowest
+    for i in range(len(wanted)):
+        clusters.append(_cluster([i], wanted, sizes, low, high))
+        while len(clusters) > 1:
+            (below, edge), (above, next_edge) = clusters[-2:]
+            if edge + sum(sizes[k] for k in below) <= next_edge + 1e-12:
+                break
+            clusters[-2:] = [_cluster(below + above, wanted, sizes, low, high)]
+    centres = []
+    for blocks, edge in clusters:
+        for k in blocks:
+            centres.append(edge + sizes[k] / 2)
+            edge += sizes[k]
+    return centres
+
+
+def _cluster(
+    blocks: list[int], wanted: Sequence[float], sizes: Sequence[float], low: float, high: float
+) -> tuple[list[int], float]:
+    """Blocks stacked on each other, and the lower edge that is right for them on average."""
+    edges, height = [], 0.0
+    for k in blocks:
+        edges.append(wanted[k] - sizes[k] / 2 - height)
+        height += sizes[k]
+    return blocks, max(min(sum(edges) / len(edges), high - height), low)
+
+
+def told_figure(sentence: str, template: str = "plotly_white") -> go.Figure:
+    """A figure that says why there is nothing to draw, where a notebook shows a figure."""
+    lines = "<br>".join(safe_text(line) for line in textwrap.wrap(plain(sentence)[:600], 90))
+    figure = go.Figure(layout={"template": template, "height": 160, "margin": {"t": 24, "b": 24}})
+    figure.add_annotation(
+        text=lines, showarrow=False, font={"size": 14}, align="left",
+        x=0, xanchor="left", xref="paper", y=0.5, yref="paper",
+    )  # fmt: skip
+    figure.update_xaxes(visible=False)
+    return figure.update_yaxes(visible=False)

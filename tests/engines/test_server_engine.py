@@ -1,0 +1,229 @@
+"""Evaluation through a completions server, stood in for by a transformers model on loopback."""
+
+import contextlib
+import json
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import tiny
+import torch
+from small_models import build
+
+from anytime_lab.engines.base import Sampling
+from anytime_lab.engines.hf import HFEngine
+from anytime_lab.engines.load import load_engine
+from anytime_lab.engines.regenerate import _generate
+from anytime_lab.engines.server import ServerEngine
+from anytime_lab.engines.thoughts import ThinkingError
+from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens
+
+TOK = tiny.tokenizer()
+TOKENS = resolve_tokens(TOK, COUNTDOWN)
+PROMPTS = [prompt_ids(p, TOK, COUNTDOWN) for p in tiny.problems()["prompt"]]
+BUDGETS = (3, 5, 20)
+MODEL = build()  # its greedy thinkings end in every way
+
+
+@dataclass
+class Behaviour:
+    """What the server does, and what it was asked.
+
+    Attributes:
+        served: Names of its models.
+        failures: Requests that it refuses first, with a status.
+        tells: `token_ids`, `token_id:` in the log-probs, or nothing.
+        raw: It takes log-probs at temperature 1, whatever the sampling temperature.
+        most: Longest prompt and completion together.
+    """
+
+    served: tuple = ("tiny",)
+    failures: list = field(default_factory=list)
+    tells: str = "token_ids"
+    raw: bool = False
+    most: int = 256
+    asked: list = field(default_factory=list)
+    at_once: int = 0
+    most_at_once: int = 0
+
+
+@contextlib.contextmanager
+def serving(**behaviour):
+    told, lock = Behaviour(**behaviour), threading.Lock()
+    count = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def reply(self, status, body):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def do_GET(self):
+            cards = [{"id": name, "max_model_len": told.most} for name in told.served]
+            self.reply(200, {"data": cards})
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if told.failures:
+                return self.reply(told.failures.pop(0), {"error": {"message": "too busy"}})
+            if len(body["prompt"]) + body["max_tokens"] > told.most:
+                message = f"This model's maximum context length is {told.most} tokens."
+                return self.reply(400, {"error": {"message": message}})
+            with count:
+                told.at_once += 1
+                told.most_at_once = max(told.most_at_once, told.at_once)
+            with lock:
+                told.asked.append(body)
+                choices = self.complete(body)
+            with count:
+                told.at_once -= 1
+            self.reply(200, {"choices": choices})
+
+        def complete(self, body):
+            sampling = Sampling(*(body[n] for n in ("temperature", "top_p", "top_k", "min_p")))
+            made = []
+            for number in range(body["n"]):
+                torch.manual_seed(body.get("seed", 0) + number)
+                with torch.no_grad():
+                    made += _generate(
+                        MODEL, TOKENS, [body["prompt"]], body["max_tokens"], sampling,
+                        set(body["stop_token_ids"]),
+                    )  # fmt: skip
+            choices = []
+            for number, (ids, values) in enumerate(made):
+                if told.raw:
+                    values = plain_logprobs(body["prompt"], ids)
+                names = [
+                    f"token_id:{i}" if told.tells == "token_id:" else TOK.decode(i) for i in ids
+                ]
+                choice = {"index": number, "text": TOK.decode(ids)}
+                choice["logprobs"] = {"tokens": names, "token_logprobs": list(values)}
+                if told.tells == "token_ids":
+                    choice["token_ids"] = list(ids)
+                choices.append(choice)
+            return choices[::-1]  # the order is told by `index` alone
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = False  # they run torch, so closing the server waits for them
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", told
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def plain_logprobs(prompt, ids):
+    whole = torch.tensor([[*prompt, *ids]])
+    with torch.no_grad():
+        logprobs = MODEL(input_ids=whole).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return logprobs.gather(1, whole[0, len(prompt) :, None])[:, 0].tolist()
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("tells", ["token_ids", "token_id:"])
+def test_greedy_trees_of_a_server_are_those_of_its_model(tells, share):
+    sampling = Sampling(temperature=0, max_summary_tokens=6)
+    expected = HFEngine(MODEL, TOKENS).sample_trees(PROMPTS, BUDGETS, 2, sampling, share_cuts=share)
+    with serving(tells=tells) as (url, told):
+        found = ServerEngine(url, TOKENS).sample_trees(
+            PROMPTS, BUDGETS, 2, sampling, share_cuts=share
+        )
+    assert len({len(tree.thinking) for tree in expected}) > 1
+    for one, two in zip(found, expected, strict=True):
+        assert (one.prompt, one.thinking, one.end) == (two.prompt, two.thinking, two.end)
+        assert one.logprobs == pytest.approx(two.logprobs, abs=1e-4)
+        for a, b in zip(one.leaves, two.leaves, strict=True):
+            assert (a.cut, a.forced, a.summary, a.finished) == (
+                b.cut, b.forced, b.summary, b.finished,
+            )  # fmt: skip
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+    assert {body["n"] for body in told.asked} == {1}  # greedy summaries are all alike
+
+
+def test_the_seed_decides_and_every_filter_is_told():
+    sampling = Sampling(max_summary_tokens=5)
+    with serving() as (url, told):
+        engine = ServerEngine(url, TOKENS, concurrency=4)
+        first = engine.sample_trees(PROMPTS[:2] * 2, BUDGETS, 3, sampling, seed=7)
+        assert engine.sample_trees(PROMPTS[:2] * 2, BUDGETS, 3, sampling, seed=7) == first
+        assert engine.sample_trees(PROMPTS[:2] * 2, BUDGETS, 3, sampling, seed=8) != first
+    assert first[0].thinking != first[2].thinking  # two thinkings of one problem
+    summaries = [leaf.summary for leaf in first[0].leaves]
+    assert len(set(summaries)) > 1
+    assert told.most_at_once <= 4
+    neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert all(body | neutral == body and body["ignore_eos"] for body in told.asked)
+
+
+def test_the_other_order_of_requests_changes_nothing():
+    sampling = Sampling(max_summary_tokens=5)
+    with serving() as (url, _):
+        many = ServerEngine(url, TOKENS, concurrency=8).sample_trees(
+            PROMPTS[:4], BUDGETS, 2, sampling, seed=1
+        )
+        single = ServerEngine(url, TOKENS, concurrency=1).sample_trees(
+            PROMPTS[:4], BUDGETS, 2, sampling, seed=1
+        )
+    assert many == single
+
+
+def test_an_overload_passes_and_a_refusal_does_not(monkeypatch):
+    monkeypatch.setattr("anytime_lab.engines.server.time.sleep", lambda _: None)
+    sampling = Sampling(temperature=0, max_summary_tokens=3)
+    with serving(failures=[503, 429, 500]) as (url, told):
+        ServerEngine(url, TOKENS, concurrency=1).sample_trees(PROMPTS[:1], [4], 1, sampling)
+        assert told.failures == []
+        told.failures += [503] * 3
+        with pytest.raises(ThinkingError, match="503 too busy"):
+            ServerEngine(url, TOKENS, concurrency=1, retries=2).sample_trees(
+                PROMPTS[:1], [4], 1, sampling
+            )
+        told.failures += [400, 503]
+        with pytest.raises(ThinkingError, match="400 too busy"):
+            ServerEngine(url, TOKENS, concurrency=1).sample_trees(PROMPTS[:1], [4], 1, sampling)
+        assert told.failures == [503]  # no second try of what is refused
+
+
+def test_what_the_server_lacks_is_told(monkeypatch):
+    monkeypatch.setattr("anytime_lab.engines.server.time.sleep", lambda _: None)
+    sampling = Sampling(temperature=0, max_summary_tokens=3)
+    with serving(tells="text", served=("a", "b")) as (url, _):
+        with pytest.raises(ThinkingError, match="serves 'a', 'b'; asked for 'c'"):
+            ServerEngine(url, TOKENS, model="c")
+        with pytest.raises(ThinkingError, match="serves 'a', 'b'; asked for its only one"):
+            ServerEngine(url, TOKENS)
+        engine = load_engine(url, "embedded", TOKENS, served_name="b")
+        assert (engine.served_name, engine.context_length) == ("b", 256)
+        with pytest.raises(ThinkingError, match="tells no token ids"):
+            engine.sample_trees(PROMPTS[:1], [4], 1, sampling)
+        with pytest.raises(ThinkingError, match="maximum context length is 256.*Lower the budgets"):
+            engine.sample_trees(PROMPTS[:1], [400], 1, sampling)
+    with pytest.raises(ThinkingError, match="no server answers"):
+        ServerEngine(url, TOKENS, retries=1)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_log_probs_at_another_temperature_are_warned_of(caplog, raw):
+    with serving(raw=raw) as (url, told):
+        engine = ServerEngine(url, TOKENS)
+        for temperature in (1.0, 0.6, 0.6):
+            engine.sample_trees(
+                PROMPTS[:1], [3], 1, Sampling(temperature=temperature, max_summary_tokens=2), seed=0
+            )
+    assert caplog.text.count("--logprobs-mode processed_logprobs") == raw
+    assert len(told.asked) == 2 * 3 + 2  # one look
+
+
+def test_engines_are_known_by_name():
+    with pytest.raises(ValueError, match='expected "hf", "vllm", or the URL'):
+        load_engine("sglang", "embedded", TOKENS)
+    assert isinstance(load_engine("hf", "embedded", TOKENS, batch_size=3), HFEngine)
+    with pytest.raises(ValueError, match="logprobs_mode is 'raw_logprobs'; this engine needs"):
+        load_engine("vllm", "embedded", TOKENS, logprobs_mode="raw_logprobs")

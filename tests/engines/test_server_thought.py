@@ -1,0 +1,167 @@
+"""Thoughts over HTTP, on a server with the embedded model, against the same model in here."""
+
+import contextlib
+import threading
+import time
+
+import pytest
+from completions_server import serving
+from made_thoughts import QUESTION, think_on
+
+from anytime_lab.engines.completions import CompletionsClient
+from anytime_lab.engines.server_thought import ServerThinker
+from anytime_lab.engines.thinkers import load_thinker
+from anytime_lab.engines.thoughts import ThinkingError
+from anytime_lab.prompts import prompt_ids
+
+
+@pytest.fixture(scope="module")
+def local():
+    return load_thinker("embedded", max_summary_tokens=24)
+
+
+@pytest.fixture
+def served(local):
+    """Starts servers and gives a thinker on each, with what the server was told and asked."""
+    with contextlib.ExitStack() as stack:
+
+        def start(timeout=60.0, max_thinking_tokens=None, **behaviour):
+            url, told = stack.enter_context(serving(local.engine, local.tokenizer, **behaviour))
+            client = CompletionsClient(url, timeout=timeout)
+            stack.callback(client.http.close)
+            thinker = ServerThinker(
+                client,
+                local.tokenizer,
+                sampling=local.sampling,
+                max_thinking_tokens=max_thinking_tokens,
+            )
+            return thinker, told
+
+        yield start
+
+
+@pytest.mark.parametrize("behaviour", [{}, {"join": 5}, {"ids": False}], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_served_thinking_asked_midway_equals_the_local_one(served, local, temperature, behaviour):
+    thinker, told = served(**behaviour)
+    asked, alone = (t.think(QUESTION, temperature, seed=5) for t in (thinker, local))
+    for n in range(60):
+        if n in (0, 3, 20):
+            heard, expected = asked.answers(3), alone.answers(3)
+            assert [a.text for a in heard] == [a.text for a in expected]
+            logprobs = [a.logprob for a in expected]
+            assert [a.logprob for a in heard] == pytest.approx(logprobs, abs=1e-4)
+        asked.step(), alone.step()
+        assert asked.text == alone.text
+        assert asked.length == alone.length
+    asked.close()
+    # one stream, however often it was asked; questions go out on their own
+    assert len(told.streamed) == 1 and len(told.asked) == 3
+
+
+def test_a_question_stands_on_the_prefix_and_the_forced_text(served, local):
+    thinker, told = served()
+    thought = think_on(thinker.think(QUESTION, 1.0, seed=5), 10)
+    thought.answers(4)
+    prompt = prompt_ids(QUESTION, local.tokenizer, local.fmt)
+    body = told.asked[0]
+    assert body["prompt"] == [*prompt, *thought.ids, *thinker.tokens.cut_ids]
+    assert (body["n"], body["max_tokens"]) == (4, 24)
+    assert told.streamed[0]["prompt"] == prompt
+    thought.close()
+
+
+@pytest.mark.parametrize("behaviour", [{}, {"ids": False, "past_end": " and more"}], ids=str)
+def test_a_thinking_ends_at_its_marker_whatever_the_server_sends_past_it(served, behaviour):
+    thinker, _ = served(**behaviour)
+    question = [{"role": "user", "content": "Reach 42 with 12, 16, 14."}]
+    thought = thinker.think(question, 1.0, seed=0)
+    while not thought.end:
+        thought.step()
+    assert thought.end == "closed" and thought.text.endswith("\n</think>")
+    (answer,) = thought.answers(1)
+    assert answer.forced == thinker.fmt.header and answer.text == "\\boxed{16+(14+12)}"
+    assert answer.logprob < 0 and answer.finished
+    assert thought.step() == ""
+
+
+def test_a_limit_of_tokens_ends_the_thinking(served):
+    thinker, told = served(max_thinking_tokens=7)
+    thought = think_on(thinker.think(QUESTION, 0.0), 9)
+    assert (thought.length, thought.end) == (7, "length")
+    assert told.streamed[0]["max_tokens"] == 7
+    assert len(thought.answers(3)) == 3 and told.asked[0]["n"] == 1  # greedy: all are alike
+
+
+def test_a_stream_that_breaks_off_is_told_and_goes_on_where_it_was(served, local):
+    thinker, told = served(break_after=12)
+    thought = thinker.think(QUESTION, 0.0)
+    with pytest.raises(ThinkingError, match=r"broke.* off.* 12 tokens were thought"):
+        think_on(thought, 30)
+    think_on(thought, 18)
+    assert thought.text == think_on(local.think(QUESTION, 0.0), 30).text
+    assert told.streamed[1]["prompt"] == [*thought.prompt, *thought.ids[:12]]
+    assert told.streamed[1]["max_tokens"] == told.streamed[0]["max_tokens"] - 12
+    thought.close()
+
+
+def test_refusals_and_errors_are_sentences(served):
+    thinker, told = served(error_after=3)
+    with pytest.raises(ThinkingError, match="failed: out of memory <b>"):
+        think_on(thinker.think(QUESTION), 5)
+    told.refuse = "no such thing"
+    with pytest.raises(ThinkingError, match="refused: 400 no such thing"):
+        thinker.think(QUESTION).step()
+    with pytest.raises(ThinkingError, match="refused: 400"):
+        thinker.think(QUESTION).answers(2)
+
+
+def test_silence_is_told(served):
+    thinker, _ = served(timeout=0.3, hang=5.0)
+    with pytest.raises(ThinkingError, match="said nothing for 0.3 seconds"):
+        thinker.think(QUESTION).step()
+
+
+@pytest.mark.parametrize("call", ["step", "answers"])
+def test_close_ends_a_call_in_another_thread_at_once(served, call):
+    thinker, told = served(hang=20.0)
+    thought = thinker.think(QUESTION)
+    said = []
+
+    def run():
+        try:
+            thought.step() if call == "step" else thought.answers(2)
+        except ThinkingError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not told.requests:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    started = time.monotonic()
+    thought.close()
+    thread.join(15)
+    assert not thread.is_alive() and time.monotonic() - started < 15  # the server hangs for 20
+    assert len(said) == 1
+
+
+def test_no_server_and_the_wrong_model_are_sentences(served, local):
+    with pytest.raises(ThinkingError, match="no server answers at http://127.0.0.1:9/v1"):
+        load_thinker("http://127.0.0.1:9")
+    with pytest.raises(ValueError, match="http"):
+        CompletionsClient("localhost:8000")
+    thinker, _ = served()
+    with pytest.raises(ThinkingError, match="serves served, not other"):
+        ServerThinker(thinker.client, local.tokenizer, model="other")
+
+
+def test_a_server_is_loaded_by_its_url_and_a_tokenizer(local):
+    with serving(local.engine, local.tokenizer) as (url, _):
+        thinker = load_thinker(url, tokenizer="embedded", max_summary_tokens=24)
+        thought = think_on(thinker.think(QUESTION, 0.0), 8)
+        assert thought.text == think_on(local.think(QUESTION, 0.0), 8).text
+        thought.close()
+        with pytest.raises(ThinkingError, match="no tokenizer was found at 'served'"):
+            load_thinker(url)
+        thinker.client.http.close()

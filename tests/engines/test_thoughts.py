@@ -1,0 +1,168 @@
+"""A thinking that is asked in the middle, against the same thinking left alone."""
+
+import threading
+
+import pytest
+import torch
+from made_thoughts import QUESTION, think_on
+from small_models import SMALL
+from transformers import MistralConfig, MistralForCausalLM
+
+from anytime_lab.engines.base import Sampling
+from anytime_lab.engines.hf import HFEngine
+from anytime_lab.engines.hf_thought import HFThinker, thinking_room
+from anytime_lab.engines.thinkers import load_thinker
+from anytime_lab.engines.thoughts import ThinkingError
+from anytime_lab.prompts import PieceReader, decode, prompt_ids
+
+
+@pytest.fixture(scope="module")
+def thinker():
+    return load_thinker("embedded", max_summary_tokens=24)
+
+
+def whole(thinker, temperature, limit=90):
+    thought = thinker.think(QUESTION, temperature, seed=5)
+    think_on(thought, limit)
+    return thought
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_thinking_asked_at_many_tokens_equals_the_one_left_alone(thinker, temperature):
+    alone = whole(thinker, temperature)
+    asked = thinker.think(QUESTION, temperature, seed=5)
+    for n in range(90):
+        if n in (0, 1, 7, 8, 40):
+            asked.answers(1 + n % 4)
+        asked.step()
+    assert asked.trunks.thinkings == alone.trunks.thinkings
+    assert asked.trunks.logprobs[0] == pytest.approx(alone.trunks.logprobs[0], abs=1e-4)
+    assert (asked.text, asked.length, asked.end) == (alone.text, alone.length, alone.end)
+
+
+def test_summaries_depend_on_the_seed_and_the_length_alone(thinker):
+    asked = thinker.think(QUESTION, 1.0, seed=5)
+    think_on(asked, 10).answers(4)
+    late = think_on(asked, 10).answers(4)
+    once = think_on(thinker.think(QUESTION, 1.0, seed=5), 20).answers(4)
+    assert [a.text for a in late] == [a.text for a in once]
+    assert [a.logprob for a in late] == pytest.approx([a.logprob for a in once], abs=1e-4)
+    assert [a.text for a in asked.answers(4)] == [a.text for a in once]
+
+
+def test_no_token_of_a_thinking_is_computed_twice(thinker):
+    engine = thinker.engine
+    fed = []
+    hook = engine.model.register_forward_pre_hook(
+        lambda _model, _args, kwargs: fed.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        thought = thinker.think(QUESTION, 1.0, seed=5)
+        prompt = len(prompt_ids(QUESTION, thinker.tokenizer, thinker.fmt))
+        assert fed == [prompt]
+        think_on(thought, 30)
+        assert fed == [prompt] + [1] * 30
+        before = len(fed)
+        answers = thought.answers(4)
+        # the forced text of each summary and its tokens, the last of which need not be fed
+        forced, *steps = fed[before:]
+        assert forced == 4 * len(engine.tokens.cut_ids)
+        assert steps == [4] * (max(a.tokens for a in answers) - 1)
+        asked = len(fed)
+        think_on(thought, 20)
+        assert fed[asked:] == [1] * 20
+    finally:
+        hook.remove()
+
+
+def test_the_text_is_what_the_tokens_say_and_ends_with_its_marker(thinker):
+    thought = thinker.think([{"role": "user", "content": "Reach 42 with 12, 16, 14."}], 1.0, seed=0)
+    pieces = []
+    while not thought.end:
+        pieces.append(thought.step())
+    assert thought.end == "closed" and thought.text.endswith("</think>")
+    ids = thought.trunks.thinkings[0]
+    assert thought.text == "".join(pieces) == decode(thinker.tokenizer, thinker.engine.tokens, ids)
+    assert thought.step() == "" and thought.length == len(ids)  # past the end nothing is thought
+    (answer,) = thought.answers(1)
+    assert answer.forced == thinker.fmt.header and answer.text.startswith("\\boxed{")
+
+
+def test_an_answer_in_the_middle_closes_the_thinking_by_force(thinker):
+    answer = think_on(thinker.think(QUESTION, 0.0), 5).answers(1)[0]
+    assert answer.forced == thinker.fmt.cut_suffix + thinker.fmt.header
+    assert answer.logprob < 0 and answer.tokens > 1 and answer.finished
+
+
+def test_a_full_context_ends_the_thinking_and_still_answers(thinker):
+    short = HFThinker(thinker.engine, thinker.tokenizer, sampling=Sampling(max_summary_tokens=980))
+    thought = short.think(QUESTION, 1.0, seed=5)
+    room = thought.room
+    assert 0 < room < 30
+    think_on(thought, room + 5)
+    assert (thought.length, thought.end) == (room, "length")
+    assert len(thought.answers(2)) == 2
+    none = HFThinker(thinker.engine, thinker.tokenizer, sampling=Sampling(max_summary_tokens=1010))
+    with pytest.raises(ThinkingError, match="leave none to think"):
+        none.think(QUESTION)
+    assert thinking_room(None, [1], thinker.engine.tokens, Sampling()) is None
+
+
+def test_a_model_that_cannot_branch_says_so(thinker):
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8))
+    engine = HFEngine(model.eval(), thinker.engine.tokens)
+    with pytest.raises(ValueError, match="sliding"):
+        HFThinker(engine, thinker.tokenizer).think(QUESTION)
+
+
+def test_a_closed_thought_says_so(thinker):
+    thought = thinker.think(QUESTION)
+    thought.close()
+    thought.close()
+    for call in (thought.step, lambda: thought.answers(1)):
+        with pytest.raises(ThinkingError, match="closed"):
+            call()
+
+
+def test_thoughts_in_several_threads_do_not_disturb_each_other(thinker):
+    seeds = (0, 5, 6)  # long ones
+    alone = [think_on(thinker.think(QUESTION, 1.0, seed), 40) for seed in seeds]
+    thinker.engine.model.train()  # its mode is switched around each step
+    made = [None] * 3
+
+    def run(place):
+        thought = thinker.think(QUESTION, 1.0, seeds[place])
+        for n in range(40):
+            thought.step()
+            if n % 10 == place:
+                thought.answers(2)
+        made[place] = thought
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(3)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert thinker.engine.model.training
+    finally:
+        thinker.engine.model.eval()
+    assert [m.text for m in made] == [a.text for a in alone]
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes: characters come in parts."""
+
+    def decode(self, ids, **_):
+        return bytes(ids).decode(errors="replace")
+
+
+def test_characters_of_several_tokens_come_when_they_are_whole(thinker):
+    said = "é→𝄞 a\ufffd b"
+    reader = PieceReader(Bytes(), thinker.engine.tokens)
+    reader.tokens = type(reader.tokens)(**{**vars(reader.tokens), "eos_ids": frozenset({-1})})
+    reader.tokens = type(reader.tokens)(**{**vars(reader.tokens), "pad_id": -1})
+    pieces = [reader.read(byte) for byte in said.encode()]
+    assert "".join(pieces) + reader.rest() == said
+    assert pieces[:2] == ["", "é"] and pieces[5:9] == ["", "", "", "𝄞"]

@@ -1,0 +1,39 @@
+"""The budget curves as a page without its code, served by voila."""
+
+import pytest
+from lab_browser import free_port, server
+from made_runs import random_right, write_run
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_curves_are_read_on_a_page_of_voila(lab, tmp_path):
+    pytest.importorskip("voila")
+    for name, lead in (("grpo", 0), ("ar", 0.25)):
+        write_run(tmp_path / name, random_right(lead=lead, s=1))
+    runs = {name: str(tmp_path / name) for name in ("grpo", "ar")}
+    notebook = lab.copy("04_budget_curves", runs=runs, reference="grpo")
+    (tmp_path / "home").mkdir()
+    url = f"http://127.0.0.1:{free_port()}"
+    options = [
+        str(notebook),
+        "--no-browser",
+        "--Voila.ip=127.0.0.1",
+        f"--port={url.rpartition(':')[2]}",
+        "--port_retries=0",
+    ]
+    with (
+        server("anytime_lab.run.serve", options, tmp_path / "home", f"{url}/voila/static/voila.js"),
+        lab.page() as page,
+    ):
+        page.raw.goto(url, timeout=120_000)
+        live = page.live(0)
+        page.wait(lambda: page.slider("Budget").count(), 60)
+        page.wait(lambda: len(live.data()) == 4, 60)
+        assert live.trace("ar")["y"] == pytest.approx(page.plot(0).trace("ar")["y"])
+        assert "at 24 tokens" in page.text()
+        page.slider("Budget").press("ArrowRight")
+        page.wait(lambda: "at 32 tokens" in page.text())
+        page.wait(lambda: live.layout()["shapes"][0]["x0"] == 32)
+        assert page.raw.locator(".js-plotly-plot").count() == 4
+        assert not page.problems, "\n".join(page.problems)

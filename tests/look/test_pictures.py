@@ -1,0 +1,67 @@
+"""Pictures in executed notebooks: for whoever shows them without plotly."""
+
+import base64
+import json
+import re
+
+import nbformat
+import plotly.graph_objects as go
+import pytest
+from lab_browser import find_browser
+from nbconvert import HTMLExporter
+
+from anytime_lab.look.pictures import FIGURE, PICTURE, add_pictures, main
+
+browser = pytest.mark.skipif(find_browser() is None, reason="no browser to draw with")
+
+
+def executed(folder):
+    """A notebook with a figure and a text among its outputs, as papermill leaves it."""
+    figure = go.Figure(go.Scatter(y=[1, 2]), layout={"height": 300})
+    data = {FIGURE: json.loads(figure.to_json())}
+    cell = nbformat.v4.new_code_cell("show()")
+    cell.outputs = [
+        nbformat.v4.new_output("display_data", data),
+        nbformat.v4.new_output("stream", text="told"),
+        nbformat.v4.new_output("execute_result", {"text/plain": "1"}),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "n.ipynb")
+    return folder / "n.ipynb"
+
+
+def page(path):
+    """The pictures on the page that nbconvert makes of a notebook."""
+    html = HTMLExporter().from_filename(str(path))[0]
+    return re.findall(r'<img[^>]*src="data:image/png;base64,([^"]*)"', html)
+
+
+@browser
+def test_a_figure_gets_its_picture_once_and_nbconvert_shows_it(tmp_path):
+    path = executed(tmp_path)
+    assert page(path) == []
+    assert add_pictures(path) == 1
+    data = nbformat.read(path, as_version=4).cells[0].outputs[0].data
+    png = base64.b64decode(data[PICTURE])
+    assert png.startswith(b"\x89PNG") and FIGURE in data
+    assert (int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")) == (960, 300)
+    (shown,) = page(path)
+    assert shown == data[PICTURE].strip()
+    written = path.read_bytes()
+    assert add_pictures(path) == 0 and path.read_bytes() == written
+
+
+def test_what_cannot_be_drawn_is_told_in_a_sentence(tmp_path, monkeypatch):
+    path = executed(tmp_path)
+    before = path.read_bytes()
+    monkeypatch.setenv("BROWSER_PATH", "/nowhere")
+    with pytest.raises(
+        SystemExit,
+        match="n.ipynb: no png was written: no browser was found at BROWSER_PATH='/nowhere'",
+    ):
+        main([str(path)])
+    assert path.read_bytes() == before
+    with pytest.raises(SystemExit, match="No such file"):
+        main([str(tmp_path / "other.ipynb")])
+    (tmp_path / "torn.ipynb").write_text('{"cells": [')
+    with pytest.raises(SystemExit, match="torn.ipynb"):
+        main([str(tmp_path / "torn.ipynb")])

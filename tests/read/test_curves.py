@@ -1,0 +1,293 @@
+"""Curves and measures against tables worked by hand, direct formulas and brute force."""
+
+import math
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_records import SMALL, random_records, records
+
+from anytime_lab.priors import Prior
+from anytime_lab.read.curves import (
+    ProblemTable,
+    accuracy_curve,
+    accuracy_curves,
+    anytime_accuracy,
+    bootstrap_means,
+    final_accuracy,
+    paired_difference,
+    paired_differences,
+    problem_table,
+    t_quantile,
+    thinking_length,
+    tokens_to_accuracy,
+    weighted_accuracy,
+)
+
+# --- one run -------------------------------------------------------------------------------------
+
+
+def test_a_curve_worked_by_hand():
+    curve = accuracy_curve(records(SMALL))
+    # problem means: budget 10: (0, ½); budget 20: (1, ½)
+    assert curve["budget"].tolist() == [10, 20]
+    assert curve["accuracy"].tolist() == [0.25, 0.75]
+    assert curve["se"].tolist() == pytest.approx([0.25, 0.25])  # sqrt(Var 0.125 / 2)
+    assert curve["low"].tolist() == [0, 0]  # t_1 = 12.7: all of it, kept inside 0 … 1
+    assert curve["high"].tolist() == [1, 1]
+    assert curve["n_problems"].tolist() == [2, 2]
+
+
+def test_anytime_and_final_accuracy_worked_by_hand():
+    frame = records(SMALL)
+    assert anytime_accuracy(frame).value == 0.5
+    assert anytime_accuracy(frame).se == 0  # both problems have ½ over the two budgets
+    weighted = anytime_accuracy(frame, Prior.of((10, 20), (0.2, 0.8)))
+    assert weighted.value == pytest.approx(0.2 * 0.25 + 0.8 * 0.75)
+    assert weighted.se == pytest.approx(np.std([0.8, 0.5], ddof=1) / math.sqrt(2))
+    assert final_accuracy(frame).value == 0.75
+
+
+def test_the_base_prior_gives_final_accuracy():
+    frame = random_records()
+    base = Prior.base((10, 20, 30, 40))
+    assert anytime_accuracy(frame, base) == final_accuracy(frame)
+
+
+def test_a_prior_on_fewer_budgets_uses_those():
+    frame = random_records()
+    curve = accuracy_curve(frame)
+    told = anytime_accuracy(frame, Prior.uniform((20, 40)))
+    assert told.value == pytest.approx(curve["accuracy"].iloc[[1, 3]].mean())
+
+
+def test_a_prior_on_a_budget_that_was_not_measured_is_refused():
+    with pytest.raises(ValueError, match=r"not measured: \[15\]"):
+        anytime_accuracy(random_records(), Prior.uniform((10, 15)))
+
+
+def test_standard_errors_equal_the_direct_formula():
+    frame = random_records()
+    by_problem = frame.groupby(["problem_id", "budget"])["correct"].mean().unstack()
+    curve = accuracy_curve(frame)
+    assert curve["se"].to_numpy() == pytest.approx(
+        (by_problem.std(ddof=1) / math.sqrt(len(by_problem))).to_numpy()
+    )
+    anytime = by_problem.mean(axis=1)
+    assert anytime_accuracy(frame).se == pytest.approx(anytime.std(ddof=1) / math.sqrt(20))
+    reach = t_quantile(19) * anytime_accuracy(frame).se
+    assert anytime_accuracy(frame).high == pytest.approx(anytime.mean() + reach)
+
+
+def test_abstained_summaries_leave_the_means():
+    scores = np.array([[[[1, np.nan]]], [[[0, 0]]], [[[np.nan, np.nan]]]])
+    curve = accuracy_curve(records(scores))
+    assert curve["accuracy"].tolist() == [0.5]
+    assert curve["n_problems"].tolist() == [2]
+    assert anytime_accuracy(records(scores)).n_problems == 2
+
+
+def test_real_scores_can_be_averaged_instead():
+    frame = records(np.array([-1.0, 3.0]).reshape(2, 1, 1, 1))
+    assert accuracy_curve(frame)["accuracy"].tolist() == [0.5]
+    table = problem_table(frame, value="score")
+    assert accuracy_curve(table)["accuracy"].tolist() == [1.0]
+
+
+def test_one_problem_has_no_interval():
+    told = anytime_accuracy(records(SMALL[:1]))
+    assert told.value == 0.5
+    assert math.isnan(told.se) and math.isnan(told.low)
+
+
+def test_categories_and_strings_give_the_same_table():
+    frame = random_records()
+    shuffled = frame.sample(frac=1, random_state=0)
+    as_category = shuffled.assign(problem_id=shuffled["problem_id"].astype("category"))
+    a, b = problem_table(frame), problem_table(as_category)
+    assert a.problems.tolist() == b.problems.tolist()
+    assert np.array_equal(a.values, b.values)
+
+
+def test_mixed_records_are_refused():
+    frame = random_records()
+    with pytest.raises(ValueError, match="has no record at budget 40"):
+        accuracy_curve(frame[(frame["problem_id"] != "p3") | (frame["budget"] != 40)])
+    with pytest.raises(ValueError, match="lack the columns"):
+        accuracy_curve(frame.drop(columns="score"))
+    with pytest.raises(ValueError, match="empty"):
+        accuracy_curve(frame.iloc[:0])
+
+
+def test_thinking_length_and_tokens_to_accuracy():
+    frame = records(SMALL, lengths=[[4, 20], [15, 15]])
+    assert thinking_length(frame).value == pytest.approx(((4 + 20) / 2 + 15) / 2)
+    curve = accuracy_curve(frame)
+    assert tokens_to_accuracy(curve, 0.25) == 10
+    assert tokens_to_accuracy(curve, 0.5) == 20
+    assert tokens_to_accuracy(curve, 0.8) is None
+    assert weighted_accuracy(curve) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("df", "wanted"),
+    # a printed table of Student's t, 97.5 %
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262), (29, 2.045)],
+)
+def test_t_quantiles_equal_the_printed_table(df, wanted):
+    assert t_quantile(df) == pytest.approx(wanted, abs=0.004)
+
+
+@pytest.mark.slow
+def test_intervals_hold_the_truth_95_times_in_100():
+    rng = np.random.default_rng(0)
+    held = {"anytime": 0, "difference": 0}
+    trials = 600
+    for _ in range(trials):
+        ability = rng.normal(size=(40, 1, 1, 1))
+        draw = [
+            (rng.random((40, 4, 3, 1)) < 1 / (1 + np.exp(-ability - shift))).astype(float)
+            for shift in (0.0, 0.3)
+        ]
+        a, b = (problem_table(records(d)) for d in draw)
+        truth = [_logistic_mean(shift) for shift in (0.0, 0.3)]
+        told = anytime_accuracy(a)
+        held["anytime"] += told.low <= truth[0] <= told.high
+        row = paired_difference(b, a, resamples=10).set_index("measure").loc["anytime"]
+        held["difference"] += row["low"] <= truth[1] - truth[0] <= row["high"]
+    for count in held.values():  # three standard deviations around 95 %
+        assert count / trials == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / trials))
+
+
+def _logistic_mean(shift):
+    x = np.linspace(-8, 8, 4001)
+    weight = np.exp(-(x**2) / 2)
+    return float((weight / (1 + np.exp(-x - shift))).sum() / weight.sum())
+
+
+# --- two runs ------------------------------------------------------------------------------------
+
+
+def test_paired_differences_equal_the_direct_formula():
+    a, b = random_records(seed=1), random_records(seed=2)
+    means = [f.groupby(["problem_id", "budget"])["correct"].mean().unstack() for f in (a, b)]
+    gap = means[0] - means[1]
+    told = paired_difference(a, b)
+    rows = told[told["measure"] == "accuracy"]
+    assert rows["difference"].to_numpy() == pytest.approx(gap.mean().to_numpy())
+    assert rows["se"].to_numpy() == pytest.approx((gap.std(ddof=1) / math.sqrt(20)).to_numpy())
+    anytime = told[told["measure"] == "anytime"].iloc[0]
+    area = gap.mean(axis=1)
+    assert anytime["difference"] == pytest.approx(area.mean())
+    assert anytime["se"] == pytest.approx(area.std(ddof=1) / math.sqrt(20))
+    assert anytime["accuracy_a"] - anytime["accuracy_b"] == pytest.approx(anytime["difference"])
+    final = told[told["measure"] == "final"].iloc[0]
+    assert final["difference"] == rows["difference"].iloc[-1]
+
+
+def test_a_run_does_not_differ_from_itself():
+    a = random_records()
+    told = paired_difference(a, a)
+    assert (told[["difference", "se", "low", "high", "boot_low", "boot_high"]] == 0).all().all()
+
+
+def test_pairing_uses_the_problems_that_both_have():
+    a, b = random_records(seed=1), random_records(seed=2)
+    fewer = b[~b["problem_id"].isin(["p0", "p7"])]
+    same = a[~a["problem_id"].isin(["p0", "p7"])]
+    assert paired_difference(a, fewer).equals(paired_difference(same, fewer))
+    assert (paired_difference(a, fewer)["n_problems"] == 18).all()
+
+
+def test_a_budget_that_is_hardly_graded_leaves_the_intervals_of_the_others():
+    # four problems; at the first budget one of them is graded in both runs, at the last all
+    values = np.random.default_rng(5).random((2, 4, 3))
+    values[0, :2, 0] = values[1, 1:3, 0] = np.nan
+    a, b = (
+        ProblemTable(np.array(list("pqrs")), (10, 20, 30), side, np.ones((4, 3))) for side in values
+    )
+    told = paired_difference(a, b, resamples=300, seed=2).set_index("budget")
+    drawn = np.random.default_rng(2).integers(4, size=(300, 4))
+    gap = values[0] - values[1]
+    for j, budget in ((1, 20), (2, 30)):
+        low, high = np.percentile(gap[drawn, j].mean(axis=1), [2.5, 97.5])
+        rows = told.loc[[budget]]
+        assert rows["boot_low"].to_numpy() == pytest.approx(low)
+        assert rows["boot_high"].to_numpy() == pytest.approx(high)
+        assert (rows["n_problems"] == 4).all()
+    assert told.loc[10, "n_problems"] == 1
+    assert told.loc[10, "boot_low"] == pytest.approx(gap[3, 0])
+
+
+def test_runs_that_cannot_be_compared_are_refused():
+    a = random_records()
+    with pytest.raises(ValueError, match="share no problem"):
+        paired_difference(a, a.assign(problem_id=a["problem_id"] + "x"))
+    with pytest.raises(ValueError, match="different budgets"):
+        paired_difference(a, a[a["budget"] < 40])
+    with pytest.raises(ValueError, match="not one of the runs"):
+        paired_differences({"a": a}, "b")
+    with pytest.raises(ValueError, match="only run"):
+        paired_differences({"a": a}, "a")
+
+
+def test_the_bootstrap_equals_drawing_problems_one_by_one():
+    values = np.random.default_rng(3).random((5, 2))
+    values[1, 0] = np.nan
+    rng = np.random.default_rng(7)
+    drawn = rng.integers(5, size=(50, 5))
+    wanted = [np.nanmean(values[rows], axis=0) for rows in drawn]
+    assert bootstrap_means(values, resamples=50, seed=7) == pytest.approx(np.array(wanted))
+
+
+def test_the_bootstrap_agrees_with_the_standard_error_and_repeats_itself():
+    a, b = random_records(p=200, seed=1), random_records(p=200, seed=2)
+    told = paired_difference(a, b, resamples=4000, seed=1)
+    width = (told["boot_high"] - told["boot_low"]) / (2 * 1.96)
+    assert width.to_numpy() == pytest.approx(told["se"].to_numpy(), rel=0.08)
+    assert told.equals(paired_difference(a, b, resamples=4000, seed=1))
+    assert not told.equals(paired_difference(a, b, resamples=4000, seed=2))
+
+
+def test_correlated_budgets_keep_their_area_uncertain():
+    # a problem is right at all budgets or at none: averaging over budgets must not shrink the error
+    rng = np.random.default_rng(0)
+    scores = np.repeat((rng.random((100, 1, 1, 1)) > 0.5).astype(float), 8, axis=2)
+    a, b = records(scores), records(np.zeros_like(scores))
+    told = paired_difference(a, b).set_index("measure")
+    assert told.loc["anytime", "boot_low"] == pytest.approx(told.loc["final", "boot_low"])
+    assert told.loc["anytime", "se"] == pytest.approx(told.loc["final", "se"])
+
+
+def test_many_curves_keep_their_names_and_order():
+    frame = accuracy_curves({"b": random_records(seed=1), "a": random_records(seed=2)})
+    assert frame["run"].tolist() == ["b"] * 4 + ["a"] * 4
+
+
+def test_a_large_study_is_aggregated_quickly():
+    rng = np.random.default_rng(0)
+    rows = 1000 * 32 * 16
+    k = np.arange(rows)
+    frame = pd.DataFrame(
+        {
+            "problem_id": pd.Categorical.from_codes(k // 512, [f"p{i}" for i in range(1000)]),
+            "sample": k // 32 % 16,
+            "budget": 250 * (k % 32 + 1),
+            "cut": 250 * (k % 32 + 1),
+            "score": (rng.random(rows) > 0.5).astype(float),
+        }
+    )
+    frame["correct"] = frame["score"] >= 1
+    started = time.perf_counter()
+    table = problem_table(frame)
+    tables = {name: table for name in "abcdef"}
+    paired_differences(tables, "a")
+    accuracy_curves(tables)
+    assert time.perf_counter() - started < 30  # about half a second on an idle core
+
+
+def test_a_table_is_taken_as_it_is():
+    table = problem_table(random_records())
+    assert problem_table(table) is table
+    assert isinstance(table, ProblemTable)

@@ -1,0 +1,263 @@
+"""The preflight's estimates against measured ones, what it reads from records, what it refuses."""
+
+import contextlib
+import json
+
+import killable
+import pandas as pd
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from trl.trainer.utils import add_fused_lm_head
+
+from anytime_lab.engines.embedded import load_embedded_model, load_embedded_tokenizer
+from anytime_lab.prompts import detect_format, resolve_tokens
+from anytime_lab.run.costs import (
+    DEVICES,
+    GIB,
+    Hardware,
+    ModelSize,
+    TreeShape,
+    activation_bytes,
+    forward_flops,
+    memory,
+    update_flops,
+)
+from anytime_lab.run.preflight import main, preflight, refusals, report
+from anytime_lab.run.preflight_plan import make_plan
+from anytime_lab.train import presets
+from anytime_lab.train.rollouts import stack_rows
+from anytime_lab.train.tree_scoring import choose_backend, score_rows
+from anytime_lab.tree import Leaf, Tree, pack
+
+BUDGETS, SUMMARIES, PROMPT, SUMMARY, ROWS = [24, 48, 72, 96], 4, 30, 13, 4
+PROMPTS = [[{"role": "user", "content": "Reach 25 with 3, 7, 9"}]] * 6
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """The embedded model, a micro-batch of the longest trees, and the same as shapes."""
+    tok, model = load_embedded_tokenizer(), load_embedded_model()
+    add_fused_lm_head(model, temperature=1.0, outputs=("log_probs", "entropy"))
+    backend = choose_backend(model)
+    tokens = resolve_tokens(tok, detect_format(tok))
+
+    def ids(count):
+        return tuple(torch.randint(20, 200, (count,)).tolist())
+
+    def tree():
+        leaves = tuple(
+            Leaf(b, tokens.cut_ids, ids(SUMMARY), (-1.0,) * SUMMARY, False)
+            for b in BUDGETS for _ in range(SUMMARIES)
+        )  # fmt: skip
+        return Tree(ids(PROMPT), ids(96), (-1.0,) * 96, "length", leaves)
+
+    trees = [tree() for _ in range(ROWS)]
+    packed = [pack(one) for one in trees]
+    rows = stack_rows(packed, torch.device("cpu"))
+    batch = torch.tensor([[*t.prompt, *p.ids] for t, p in zip(trees, packed, strict=True)])
+    forced = len(tokens.cut_ids)
+    shape = TreeShape(PROMPT, 96, tuple(BUDGETS), SUMMARIES, forced, SUMMARY)
+    assert sum(sum(p.trained) for p in packed) == ROWS * shape.trained
+    assert batch.shape == (ROWS, shape.packed)  # tokens are exact
+
+    def run():
+        return score_rows(model, backend.name, batch, torch.ones_like(batch), rows).log_probs.sum()
+
+    return model, run, ModelSize.of(model.config), shape
+
+
+def test_parameters_are_counted_without_weights(measured):
+    model, _, size, _ = measured
+    assert size.parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("checkpointing", "tolerance"), [(False, 0.02), (True, 0.1)])
+def test_flops_are_those_that_torch_counts(measured, checkpointing, tolerance):
+    model, run, size, shape = measured
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            loss = run()
+            forward = counter.get_total_flops()
+            loss.backward()
+        # On the processor TRL's head scores every position; on devices the trained ones.
+        scored = shape.packed
+        assert ROWS * forward_flops(size, shape, scored) == pytest.approx(forward, rel=0.001)
+        total = counter.get_total_flops()
+        estimate = ROWS * update_flops(size, shape, checkpointing, scored)
+        assert estimate == pytest.approx(total, rel=tolerance)
+    finally:
+        model.gradient_checkpointing_disable()
+        model.zero_grad()
+
+
+def test_activations_are_those_that_autograd_keeps(measured):
+    model, run, size, shape = measured
+    kept, alive = {}, []
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)  # or its place would be taken by another
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    found = sum(size for place, size in kept.items() if place not in own)
+    estimate = activation_bytes(size, shape, ROWS, 4, False, shape.packed)
+    assert estimate == pytest.approx(found, rel=0.15)
+
+
+def test_standing_memory_is_weights_gradients_and_two_moments(measured):
+    model, run, size, shape = measured
+    optimizer = torch.optim.AdamW(model.parameters())
+    run().backward()
+    optimizer.step()
+    found = sum(p.nbytes for p in model.parameters())
+    found += sum(p.grad.nbytes for p in model.parameters())
+    found += sum(v.nbytes for s in optimizer.state.values() for v in s.values() if v.ndim)
+    used = memory(size, shape, rows=1, rollout_rows=1, weight_width=4, compute_width=4)
+    assert used.weights + used.gradients + used.optimizer == pytest.approx(found, rel=0.001)
+    model.zero_grad()
+
+
+# --- plans ---------------------------------------------------------------------------------------
+
+A100 = Hardware("a100", 8, *DEVICES["a100"])
+LARGE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 32,
+         "steps_per_generation": 64, "max_steps": 100}  # fmt: skip
+
+
+def published(layers=28, hidden=1536, inner=8960, heads=12, **settings):
+    """Qwen2 of 1.5B parameters, as a configuration only, with the published schedule."""
+    from transformers import Qwen2Config
+
+    config = Qwen2Config(
+        vocab_size=151_936, hidden_size=hidden, intermediate_size=inner,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=2,
+        max_position_embeddings=131_072, tie_word_embeddings=False,
+    )  # fmt: skip
+    args = presets.ar_uniform(
+        [2000, 4000, 6000, 8000],
+        **{"output_dir": "unused", "report_to": "none", "bf16": False, **LARGE, **settings},
+    )
+    return config, args
+
+
+def plan(config, args, hardware=A100, **settings):
+    return make_plan(config, args, PROMPTS, hardware, tokenizer=load_embedded_tokenizer(),
+                     **settings)  # fmt: skip
+
+
+def test_tokens_and_steps_are_those_of_the_schedule():
+    one = plan(*published())  # from a configuration only
+    assert one.size.parameters == pytest.approx(1.78e9, rel=0.01)
+    assert one.trees == 512 and one.updates == 2 and one.steps == 100
+    rows = {what: (step, whole) for what, step, whole in report(one)}
+    assert rows["thinkings"] == ("256", "25,600")
+    assert rows["thinking tokens"] == (f"{256 * 8000:,}", f"{25_600 * 8000:,}")
+    assert rows["prompts without variance"][0] == "unknown"
+    epoch = plan(*published(max_steps=-1, num_train_epochs=1), problems=40_315)
+    assert epoch.steps == 40_315 // 64 * 2
+
+
+def test_what_does_not_fit_is_refused_with_what_would():
+    rows = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8,
+            "steps_per_generation": 16}  # fmt: skip
+    config, args = published(gradient_checkpointing=False, **rows)
+    told = refusals(plan(config, args))
+    assert any("GiB; it has 74.5" in reason and "It would fit with" in reason for reason in told)
+    assert any("gradient_checkpointing=True" in reason for reason in told)
+    fixed = published(gradient_checkpointing=True, rollout_batch_size=8, **rows)
+    assert not [r for r in refusals(plan(*fixed)) if "one device needs" in r]
+
+
+def test_seven_billion_need_their_weights_shared_out():
+    big = {"layers": 28, "hidden": 3584, "inner": 18_944, "heads": 28}
+    config, args = published(gradient_checkpointing=True, rollout_batch_size=4, **big)
+    whole = plan(config, args, weight_dtype="float32")
+    assert whole.size.parameters == pytest.approx(7.6e9, rel=0.02)
+    assert "ZeRO-3 or FSDP" in "\n".join(refusals(whole))
+    shared = plan(config, args, weight_dtype="float32", sharding="zero3")
+    assert shared.memory.weights == pytest.approx(whole.memory.weights / 8)
+    assert shared.fits
+    adapter = plan(config, args, trainable=40_000_000)
+    assert adapter.memory.optimizer < 1 * GIB and adapter.fits
+
+
+def test_context_disk_and_groups_are_checked_too():
+    config, args = published(gradient_checkpointing=True, rollout_batch_size=8)
+    config.max_position_embeddings = 8000
+    told = "\n".join(refusals(plan(config, args)))
+    assert "positions of 8,000. Set the largest budget to" in told
+    config, args = published(rollout_batch_size=8, max_steps=100_000, save_steps=1)
+    assert "Set save_total_limit=2" in "\n".join(refusals(plan(config, args)))
+    config, args = published(steps_per_generation=None, gradient_accumulation_steps=8)
+    three = Hardware("a100", 1, *DEVICES["a100"])
+    assert not [r for r in refusals(plan(config, args, three)) if "groups" in r]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Records of a tiny random model on six problems."""
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    inner, killable.quiet = killable.quiet, contextlib.nullcontext
+    try:
+        killable.evaluate_tiny(folder)
+    finally:
+        killable.quiet = inner
+    return folder
+
+
+def test_records_tell_lengths_ends_and_prompts_that_teach_nothing(evaluated):
+    from anytime_lab.store.records import read_records
+
+    args = presets.ar_uniform(
+        [3, 6], output_dir="unused", report_to="none", num_generations=2,
+        per_device_train_batch_size=4, max_summary_tokens=6, max_steps=3,
+    )  # fmt: skip
+    here = Hardware("here", 1, 8 * GIB, 1e11, 1e10)
+    one = make_plan("embedded", args, PROMPTS, here, records=evaluated)
+    records = read_records(evaluated)
+    thinkings = records.drop_duplicates(["problem_id", "sample"])
+    assert one.observed.finished == (thinkings.thinking_end != "length").mean()
+    assert one.shape().thinking == pytest.approx(thinkings.thinking_tokens.mean())
+    last = records[records.budget == 6].groupby("problem_id", observed=True).score
+    assert one.observed.flat == (last.nunique() == 1).mean() and one.observed.exact
+    frame = preflight("embedded", args, PROMPTS, here, records=evaluated)
+    assert frame.loc["thinkings finished before the end", "per step"].endswith("%")
+    with pytest.raises(ValueError, match="stop at 6 tokens(.|\n)*Evaluate with budgets up to 96"):
+        make_plan("embedded", presets.grpo([96], output_dir="unused", num_generations=8,
+                  per_device_train_batch_size=8), PROMPTS, here, records=evaluated)  # fmt: skip
+
+
+def test_groups_without_variance_are_counted_over_all_ways_to_draw_them():
+    from anytime_lab.run.preflight_plan import _flat_share
+
+    scores = pd.Series([1, 1, 0, 0.0, 1, 1, 1, 1],
+                       index=pd.MultiIndex.from_product([["a", "b"], range(4)]))  # fmt: skip
+    # a: of the 6 pairs 2 are equal; b: all are.
+    assert _flat_share(scores, 2) == (pytest.approx((1 / 3 + 1) / 2), True)
+    assert _flat_share(scores, 8) == (pytest.approx((2 / 2**8 + 1) / 2), False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        ([], 0, "optimiser steps"),
+        (["--device", "a100", "--memory", "0.01"], 1, "Refused: one device needs"),
+        (["--budgets", "48", "24"], 2, "Sort them, shortest first"),
+        (["--budgets", "900", "1000"], 1, "Set the largest budget to"),
+    ],
+)
+def test_the_command_prints_and_refuses(capsys, tmp_path, arguments, status, says):
+    settings = {"num_generations": 8, "per_device_train_batch_size": 8, "max_steps": 5,
+                "max_summary_tokens": 16, "output_dir": str(tmp_path)}  # fmt: skip
+    assert main(["--settings", json.dumps(settings), *arguments]) == status
+    told = capsys.readouterr()
+    assert says in told.out + told.err

@@ -1,0 +1,218 @@
+"""Runs on a Ray cluster of two nodes: each result once, also when a node is lost on the way."""
+
+import shutil
+import sys
+import tarfile
+import threading
+import time
+
+import pytest
+from made_notebooks import ROW_PARAMETERS, ROWS, notebook, row_notebook
+
+from anytime_lab.run.executors import Needs
+from anytime_lab.run.jobs import JobsFailed
+from anytime_lab.run.launch import REPLACED, NotebookRun, RunFailed, versions
+from anytime_lab.run.sweep import executor_for, main, prepare_sweep, run_sweep
+from anytime_lab.store.records import read_json, read_jsonl
+
+RUNS = 24
+# Also tells that it has begun, and on which node.
+STARTS = (
+    "import os, time\nopen(output_dir + '/starts.txt', 'a').write("
+    "os.environ['NODE_OF_TEST'] + '\\n')\n" + ROWS
+)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of two cores on this machine; the driver's is "0", the other "1".
+
+    Ray counts devices that it is told of: the first node has one.
+    """
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("NODE_OF_TEST", "0")
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+        patch.setenv("NODE_OF_TEST", "1")
+        other = nodes.add_node(num_cpus=2)
+        ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
+        try:
+            yield nodes, other
+        finally:
+            ray.shutdown()
+            nodes.shutdown()
+
+
+@pytest.mark.slow
+def test_a_lost_node_loses_and_doubles_no_result(cluster, tmp_path):
+    nodes, other = cluster
+    notebook(tmp_path, STARTS, name="rows.ipynb", parameters=ROW_PARAMETERS)
+    path = tmp_path / "s.yaml"
+    grid = f"grid: {{x: {list(range(RUNS))}}}"
+    path.write_text(f"notebook: rows\ngpus: 0\nbase: {{rows: 20, pause: 0.05}}\n{grid}\n")
+    out = tmp_path / "out"
+    prepared = prepare_sweep(path, out)
+    rows_before, ended = {}, threading.Event()
+
+    def lose_the_other() -> None:
+        """Once it has finished a run and is in the middle of another one."""
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and not ended.is_set():
+            there = [f.parent for f in out.rglob("starts.txt") if "1" in f.read_text().split()]
+            finished = [folder for folder in there if (folder / "result.json").exists()]
+            for folder in set(there) - set(finished):
+                if finished and 0 < len(read_jsonl(folder / "rows.jsonl")) < 20:
+                    nodes.remove_node(other, allow_graceful=False)
+                    rows_before[folder] = len(read_jsonl(folder / "rows.jsonl"))
+                    return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=lose_the_other)
+    killer.start()
+    try:
+        run_sweep(prepared, executor="ray")
+    finally:
+        ended.set()
+        killer.join()
+    assert rows_before, "the node was lost in the middle of a run"
+    results = sorted(out.rglob("result.json"))
+    assert len(results) == RUNS
+    for job in prepared.jobs.values():
+        assert read_json(job.folder / "result.json")["hash"] == job.run().hash
+        x = job.parameters["x"]
+        assert read_jsonl(job.folder / "rows.jsonl") == [
+            {"row": row, "seed": 0, "x": x} for row in range(20)
+        ]
+    starts = {f.parent: f.read_text().split() for f in out.rglob("starts.txt")}
+    # The lost runs, and only those, were tried again on the node that was left.
+    again = {folder for folder, nodes in starts.items() if len(nodes) > 1}
+    assert set(rows_before) <= again and len(again) <= 2
+    assert all(starts[folder] == ["1", "0"] for folder in again)
+    assert not list(out.rglob(REPLACED))
+
+
+def chained(folder, x=1):
+    row_notebook(folder)
+    reads = (
+        "import os\nfrom pathlib import Path\nlines = Path(at).read_text().splitlines()\n"
+        "assert more != 'wrong', 'as it was told'\n"
+        "(Path(output_dir) / 'count.txt').write_text("
+        "f\"{len(lines)} on {os.environ['CUDA_VISIBLE_DEVICES']}\")"
+    )
+    declared = 'output_dir: str = ""\nat: str = ""\nmore: str = ""'
+    notebook(folder, reads, name="reads.ipynb", parameters=declared)
+    path = folder / "s.yaml"
+    path.write_text(
+        f"base: {{more: ''}}\nlist: [{{name: good}}, {{name: bad, more: wrong}}]\nsteps:\n"
+        f"  a: {{notebook: rows, parameters: {{x: {x}, rows: 3}}}}\n"
+        "  b: {notebook: reads, gpus: 0.5, parameters: {at: '${a}/rows.jsonl', more: '${more}'}}\n"
+    )
+    return path
+
+
+@pytest.mark.slow
+def test_results_behind_a_url_are_read_from_there(cluster, tmp_path, capsys):
+    out, stored = tmp_path / "out", tmp_path / "stored"
+    url = stored.as_uri()
+    path = chained(tmp_path)
+    prepared = prepare_sweep(path, out, storage=url)
+    with pytest.raises(JobsFailed, match="bad/seed-0/b.*AssertionError: as it was told"):
+        run_sweep(prepared, executor="ray")
+    names = ("good/seed-0/a", "good/seed-0/b", "bad/seed-0/a")
+    for name in names:
+        assert read_json(stored / name / "result.json") == read_json(out / name / "result.json")
+        assert not (stored / name / "partial.tar").exists()
+    assert (stored / "good/seed-0/b/count.txt").read_text() == "3 on 0"
+    assert (stored / "bad/seed-0/b/partial.tar").exists()
+    assert not (stored / "bad/seed-0/b/result.json").exists()
+    # What is behind the URL counts, whatever this machine has.
+    shutil.rmtree(out)
+    (stored / "good/seed-0/a/result.json").unlink()
+    states = {one.job.name: one for one in prepare_sweep(path, out, storage=url).plan()}
+    assert [states[name].state for name in names] == ["begun", "done", "done"]
+    assert states["bad/seed-0/b"].state == "failed"
+    assert "as it was told" in states["bad/seed-0/b"].why
+    # Another parameter: what was there is kept beside the new.
+    path = chained(tmp_path, x=2)
+    run_sweep(prepare_sweep(path, out, ["good"], url), executor="ray")
+    (old,) = (stored / "good/seed-0/a" / REPLACED).iterdir()
+    assert {row["x"] for row in read_jsonl(old / "rows.jsonl")} == {1}
+    assert {row["x"] for row in read_jsonl(stored / "good/seed-0/a/rows.jsonl")} == {2}
+    with pytest.raises(ValueError, match="shows results behind file://.*give --storage"):
+        prepare_sweep(path, out)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_from_what_it_left_behind_a_url(cluster, tmp_path):
+    import ray
+
+    row_notebook(tmp_path)
+    path = tmp_path / "s.yaml"
+    path.write_text("notebook: rows\ngpus: 0.25\nbase: {rows: 30, pause: 0.1}\n")
+    out, stored = tmp_path / "out", tmp_path / "stored"
+    prepared = prepare_sweep(path, out, storage=stored.as_uri())
+    (job,) = prepared.jobs.values()
+    executor = executor_for("ray", prepared)
+    with pytest.raises(ValueError, match="2 GPUs and the largest node of the cluster has 1"):
+        executor.check(Needs(gpus=2), 1)
+    handle = executor.start(job.run(), job.needs)
+    deadline = time.monotonic() + 120
+    while not (job.folder / "progress.json").exists() and time.monotonic() < deadline:
+        assert executor.poll(handle) is None
+        time.sleep(0.1)
+    assert ray.available_resources()["GPU"] == 0.75
+    executor.stop([handle])
+    (planned,) = prepare_sweep(path, out, storage=stored.as_uri()).plan()
+    assert planned.state == "begun"
+    archive = stored / job.name / "partial.tar"
+    with tarfile.open(archive) as kept:
+        lines = kept.extractfile("rows.jsonl").read().splitlines()
+    assert 0 < len(lines) < 30
+    run_sweep(prepared, executor="ray")
+    rows = read_jsonl(out / job.name / "rows.jsonl")
+    assert [row["row"] for row in rows] == list(range(30))
+    assert not archive.exists()
+
+
+def test_a_run_is_the_same_one_on_another_node(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    from anytime_lab.run.ray_executor import _Task
+
+    path, here = row_notebook(tmp_path), tmp_path / "here"
+    folder = here / "a/seed-0/train"
+    parameters = {"output_dir": str(folder), "x": 2}
+    settings = {"distributed_type": "FSDP"}
+    run = NotebookRun(path, parameters, folder, here, {"b": "hash"}, 9.0, 2, settings)
+    task = _Task.of(run, here, here / "seen", None)
+    moved = task.at(tmp_path / "there")
+    assert moved.folder == tmp_path / "there/a/seed-0/train"
+    assert moved.parameters == {"output_dir": str(moved.folder), "x": 2}
+    same = ("hash", "inputs", "timeout", "processes", "accelerate")
+    assert [getattr(moved, name) for name in same] == [getattr(run, name) for name in same]
+    told = {**versions(), "torch": "9.0"}
+    monkeypatch.setattr("anytime_lab.run.launch.versions", lambda: told)
+    with pytest.raises(RunFailed, match='would make it differently: torch ".*" → "9.0". Install'):
+        task.at(tmp_path / "there")
+    path.unlink()
+    with pytest.raises(RunFailed, match="has no .*rows.ipynb. Install the project on every node"):
+        task.at(tmp_path / "there")
+
+
+def test_ray_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "anytime_lab.run.ray_executor", raising=False)
+    path = chained(tmp_path)
+    assert main([str(path), "--out", str(tmp_path / "out"), "--executor", "ray"]) == 2
+    assert "pip install 'anytime-lab[ray]'" in capsys.readouterr().err
+
+
+def test_a_url_without_a_cluster_is_refused(tmp_path, capsys):
+    path = chained(tmp_path)
+    arguments = [str(path), "--out", str(tmp_path / "out"), "--storage", tmp_path.as_uri() + "/s"]
+    assert main(arguments) == 2
+    assert "choose the executor ray" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no executor 'slurm'; choose local or ray"):
+        executor_for("slurm", prepare_sweep(path, tmp_path / "other"))

@@ -1,0 +1,302 @@
+"""A sweep that is killed at random moments and run again: nothing lost, doubled or torn."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from made_notebooks import notebook, row_notebook
+
+from anytime_lab.run.jobs import JobsFailed
+from anytime_lab.run.launch import MARK, NotebookRun, RunFailed, finish_run, run_notebook, start_run
+from anytime_lab.run.sweep import prepare_sweep, run_sweep
+from anytime_lab.store.records import read_json, read_jsonl
+
+pytestmark = pytest.mark.slow  # every run starts a kernel
+KILLS = 20
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+
+
+def start_sweep(path, out, *arguments):
+    command = [sys.executable, "-m", "anytime_lab.run.sweep", str(path), "--out", str(out)]
+    log = open(out.parent / "log.txt", "ab")  # noqa: SIM115
+    return subprocess.Popen([*command, *arguments], stdout=log, stderr=log, start_new_session=True)
+
+
+def wait_for_rows(out, sweep):
+    """The rows' file, once a running sweep has made it; one that has ended never will."""
+    rows = out / "run/seed-0/rows.jsonl"
+    while not rows.exists():
+        if sweep.poll() is not None:
+            log = (out.parent / "log.txt").read_text()
+            pytest.fail(f"the sweep ended with {sweep.returncode}: {log[-3000:]}")
+        time.sleep(0.05)
+    return rows
+
+
+def processes_of(out):
+    """Everything alive that belongs to a run below the folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK, "").startswith(str(out)):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def kill_later(path, out, moment):
+    """Start a sweep and kill it at that moment, or a bit after its first row if None.
+
+    Returns the seconds until then, and whether it was whole before.
+    """
+    started = time.monotonic()
+    sweep = start_sweep(path, out, "--jobs", "2")
+    while moment is None and not list(out.rglob("rows.jsonl")):
+        assert sweep.poll() is None, (out.parent / "log.txt").read_text()[-3000:]
+        time.sleep(0.02)
+    try:
+        code = sweep.wait(timeout=0.2 if moment is None else moment)
+        assert code == 0, (out.parent / "log.txt").read_text()[-3000:]
+        return time.monotonic() - started, True
+    except subprocess.TimeoutExpired:
+        os.kill(sweep.pid, signal.SIGKILL)
+        sweep.wait()
+        return time.monotonic() - started, False
+
+
+def check_after_kill(out, finished):
+    """No torn or doubled row, and finished runs are as they were; adds those that are now."""
+    for place in out.rglob("rows.jsonl"):
+        rows = [row["row"] for row in read_jsonl(place)]
+        assert rows == list(range(len(rows))), f"{place} after a kill"
+    for place, told in finished.items():
+        assert place.read_bytes() == told, f"{place} was finished and was made again"
+    for place in out.rglob("result.json"):
+        for file in (place, place.parent / "rows.jsonl"):
+            finished[file] = file.read_bytes()
+        json.loads(finished[place])
+
+
+def check_whole(path, out):
+    """Everything is there once, as an unbroken sweep makes it."""
+    jobs = prepare_sweep(path, out).jobs
+    assert len(jobs) == 4
+    for place, job in jobs.items():
+        rows = read_jsonl(job.folder / "rows.jsonl")
+        x = int(place.variant.removeprefix("x="))
+        wanted = 40 if place.step == "a" else 20
+        assert rows == [{"row": n, "seed": place.seed, "x": x} for n in range(wanted)]
+        assert read_json(job.folder / "result.json")["parameters"]["x"] == x
+        executed = json.loads((job.folder / "notebook.ipynb").read_text())
+        assert executed["metadata"]["papermill"]["exception"] is None
+    assert not list(out.rglob(".replaced")), "a kill made nothing stale"
+    assert not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.timeout(900)
+def test_twenty_kills_lose_double_and_tear_nothing(tmp_path):
+    row_notebook(tmp_path)
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "grid: {x: [1, 2]}\nsteps:\n"
+        "  a: {notebook: rows, parameters: {x: '${x}', rows: 40, pause: 0.02}}\n"
+        "  b: {notebook: rows, parameters: {x: '${x}', rows: 20, pause: 0.02}}\n"
+    )
+    rng = random.Random(0)
+    folders, finished, kills = [tmp_path / "out-0"], {}, 0
+    # What this machine takes to the first row sets the moments of the other kills: from before a
+    # kernel is up to the middle of its work.
+    first, _ = kill_later(path, folders[0], None)
+    kills += 1
+    assert any(read_jsonl(rows) for rows in folders[0].rglob("rows.jsonl"))
+    while kills < KILLS:
+        check_after_kill(folders[-1], finished)
+        _, whole = kill_later(path, folders[-1], min(first, 5.0) * rng.uniform(0.1, 1.5))
+        if whole:  # nothing is left to kill here
+            check_whole(path, folders[-1])
+            folders.append(tmp_path / f"out-{len(folders)}")
+        else:
+            kills += 1
+    check_after_kill(folders[-1], finished)
+    sweep = start_sweep(path, folders[-1], "--jobs", "2")
+    assert sweep.wait(timeout=400) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    check_after_kill(folders[-1], finished)
+    check_whole(path, folders[-1])
+
+
+def test_what_killed_writers_left_goes_when_the_sweep_goes_on(tmp_path):
+    row_notebook(tmp_path)
+    path = tmp_path / "s.yaml"
+    path.write_text("notebook: rows\nbase: {rows: 2}\n")
+    out = tmp_path / "out"
+    left = [out / "run/seed-0/progress.json.9.tmp", out / "comparison.html.9.tmp"]
+    left[0].parent.mkdir(parents=True)
+    for leftover in left:
+        leftover.write_text("half")
+    run_sweep(prepare_sweep(path, out), 1)
+    assert not any(leftover.exists() for leftover in left)
+
+
+def test_nothing_goes_on_behind_a_killed_sweep(tmp_path):
+    row_notebook(tmp_path)
+    path = tmp_path / "s.yaml"
+    path.write_text("notebook: rows\nbase: {rows: 10000}\n")
+    out = tmp_path / "out"
+    sweep = start_sweep(path, out)
+    wait_for_rows(out, sweep)
+    assert len(processes_of(out)) >= 2  # the launcher and its kernel
+    os.kill(sweep.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while (alive := processes_of(out)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive
+    sweep.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_sweep_and_leaves_it_to_go_on(tmp_path, number):
+    row_notebook(tmp_path)
+    path = tmp_path / "s.yaml"
+    path.write_text("notebook: rows\nbase: {rows: 40, pause: 0.05}\n")
+    out = tmp_path / "out"
+    sweep = start_sweep(path, out)
+    rows = wait_for_rows(out, sweep)
+    os.kill(sweep.pid, number)
+    assert sweep.wait(timeout=60) == 130
+    assert not processes_of(out)
+    before = len(read_jsonl(rows))
+    assert 0 < before < 40
+    (planned,) = prepare_sweep(path, out).plan()
+    assert (planned.state, planned.why) == ("begun", f"{before} of 40 rows")
+    path.write_text("notebook: rows\nbase: {rows: 40, pause: 0.05}\ntimeout: 600\n")
+    run_sweep(prepare_sweep(path, out), 1)
+    assert [row["row"] for row in read_jsonl(rows)] == list(range(40))
+
+
+def test_a_changed_parameter_starts_anew_says_so_and_keeps_the_old(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    row_notebook(tmp_path)
+    path = tmp_path / "s.yaml"
+    path.write_text("notebook: rows\nbase: {rows: 3, x: 1, pause: 0}\nlist: [{name: r}]\n")
+    out = tmp_path / "out"
+    run_sweep(prepare_sweep(path, out), 1)
+    path.write_text("notebook: rows\nbase: {rows: 3, x: 2, pause: 0}\nlist: [{name: r}]\n")
+    (planned,) = prepare_sweep(path, out).plan()
+    assert (planned.state, planned.why) == ("stale", "x 1 → 2")
+    capsys.readouterr()
+    run_sweep(prepare_sweep(path, out), 1)
+    folder = out / "r/seed-0"
+    told = f"r/seed-0: made anew (x 1 → 2); the old files go to {folder / '.replaced'}."
+    assert told in capsys.readouterr().out
+    assert {row["x"] for row in read_jsonl(folder / "rows.jsonl")} == {2}
+    (old,) = (folder / ".replaced").iterdir()
+    assert {row["x"] for row in read_jsonl(old / "rows.jsonl")} == {1}
+    assert read_json(old / "run.json")["parameters"]["x"] == 1
+
+
+def test_a_failed_run_is_tried_again_on_request_only(tmp_path, capsys):
+    tries = tmp_path / "tries"
+    code = f"open({str(tries)!r}, 'a').write('x')\nassert len(open({str(tries)!r}).read()) > 1"
+    notebook(tmp_path, code, name="bad.ipynb")
+    path = tmp_path / "s.yaml"
+    path.write_text("notebook: bad\n")
+    out = tmp_path / "out"
+    with pytest.raises(JobsFailed, match="AssertionError"):
+        run_sweep(prepare_sweep(path, out), 1)
+    (planned,) = prepare_sweep(path, out).plan()
+    assert planned.state == "failed" and "AssertionError" in planned.why
+    with pytest.raises(JobsFailed, match="AssertionError"):
+        run_sweep(prepare_sweep(path, out), 1)
+    assert tries.read_text() == "x"
+    run_sweep(prepare_sweep(path, out), 1, retry_failed=True)
+    assert tries.read_text() == "xx"
+
+
+def test_a_time_out_is_a_failure_with_its_reason(tmp_path):
+    path = notebook(tmp_path, "import time\ntime.sleep(300)")
+    run = NotebookRun(path, {}, tmp_path / "run", timeout=4)
+    process = start_run(run)
+    code = process.wait(timeout=100)
+    with pytest.raises(RunFailed, match="TimeoutError: the run took longer than its limit of 4 s"):
+        finish_run(run, code)
+    assert run.failure.startswith("TimeoutError")
+    assert not processes_of(tmp_path / "run")
+
+
+def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path):
+    row_notebook(tmp_path)
+    path = tmp_path / "s.yaml"
+    path.write_text("notebook: rows\nbase: {rows: 10000}\n")
+    out = tmp_path / "out"
+    sweep = start_sweep(path, out)
+    wait_for_rows(out, sweep)
+    with pytest.raises(BlockingIOError, match="another sweep is running"):
+        run_sweep(prepare_sweep(path, out), 1)
+    assert sweep.poll() is None
+    os.kill(sweep.pid, signal.SIGTERM)
+    sweep.wait(timeout=60)
+
+
+def test_several_processes_each_run_the_notebook_with_their_rank(tmp_path):
+    code = (
+        "import os\nfrom pathlib import Path\nfolder = Path(output_dir)\n"
+        "told = [os.environ[name] for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR')]\n"
+        "(folder / f'rank-{told[0]}.txt').write_text(' '.join(told[:2]))"
+    )
+    path = notebook(tmp_path, code, parameters='output_dir: str = ""')
+    folder = tmp_path / "run"
+    run = NotebookRun(path, {"output_dir": str(folder)}, folder, processes=2)
+    process = start_run(run)
+    assert process.wait(timeout=200) == 0, (folder / "log.txt").read_text()[-3000:]
+    assert [(folder / f"rank-{r}.txt").read_text() for r in (0, 1)] == ["0 2", "1 2"]
+    assert run.result is not None
+    assert (folder / "notebook.ipynb").exists() and (folder / "notebook.rank-1.ipynb").exists()
+
+
+def test_accelerate_starts_the_processes_by_its_settings(tmp_path):
+    code = (
+        "import os\nfrom pathlib import Path\nfolder = Path(output_dir)\n"
+        "told = [os.environ[name] for name in ('RANK', 'WORLD_SIZE', 'ACCELERATE_USE_FSDP',"
+        " 'FSDP_VERSION', 'FSDP_RESHARD_AFTER_FORWARD')]\n"
+        "(folder / f'rank-{told[0]}.txt').write_text(' '.join(told).lower())"
+    )
+    notebook(tmp_path, code, parameters='output_dir: str = ""', name="told.ipynb")
+    shipped = EXPERIMENTS / "accelerate/fsdp_7b_1node.yaml"
+    settings = yaml.safe_load(shipped.read_text()) | {"num_processes": 2}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(settings))
+    path = tmp_path / "s.yaml"
+    path.write_text("notebook: told\naccelerate: two.yaml")
+    (job,) = prepare_sweep(path, tmp_path / "out").jobs.values()
+    assert job.processes == 2
+    run = job.run()
+    process = start_run(run)
+    assert process.wait(timeout=200) == 0, (run.folder / "log.txt").read_text()[-3000:]
+    told = [(run.folder / f"rank-{r}.txt").read_text() for r in (0, 1)]
+    assert told == ["0 2 true 2 true", "1 2 true 2 true"]
+    # Other settings make another run.
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(settings | {"mixed_precision": "no"}))
+    (job,) = prepare_sweep(path, tmp_path / "out").jobs.values()
+    assert job.run().result is None
+    assert job.run().changes == ["the settings of accelerate"]
+
+
+def test_parameters_arrive_as_they_are(tmp_path):
+    told = tmp_path / "told.json"
+    parameters = "a: float = 1.0\nb: list = []\nc: dict = {}\nd: bool = True\ne: str = ''"
+    path = notebook(
+        tmp_path,
+        f"import json\njson.dump([a, b, c, d, e], open({str(told)!r}, 'w'))",
+        parameters=parameters,
+    )
+    wanted = [1e-6, [1, "x", None, [2.5]], {"k": {"l": [True, False]}}, False, "1e-6 ' \" \\ ü"]
+    run_notebook(path, dict(zip("abcde", wanted, strict=True)), tmp_path / "run")
+    assert json.loads(told.read_text()) == wanted

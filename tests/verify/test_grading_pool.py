@@ -1,0 +1,349 @@
+"""The pool of grading workers: limits, order, death, threads and event loops."""
+
+import asyncio
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+
+import pytest
+from processes import family, gone, until
+
+from anytime_lab.verify.pool import KILLS, GradingPool
+from anytime_lab.verify.verifiers import FunctionVerifier, Grade, MathVerifier, PooledVerifier
+
+HEADER = "thought</think>\n\n**Final Answer**\n"
+
+
+@pytest.fixture
+def pool():
+    made = GradingPool(workers=2, seconds=1.0, memory_mb=512)
+    yield made
+    made.close()
+
+
+def warm(pool):
+    """Start both workers; returns (keepers, servers)."""
+    pool.run([("builtins:abs", [1])] * 2)
+    keepers = set(pool.processes())
+    assert len(keepers) == 2
+    return keepers, until(lambda: len(both := family(keepers)) == 4 and both) - keepers
+
+
+def algebra(count, start=2):
+    """Pairs that need sympy, each another one."""
+    answers = [rf"\frac{{x^2-{n * n}}}{{x-{n}}}" for n in range(start, start + count)]
+    return answers, [f"x+{n}" for n in range(start, start + count)]
+
+
+def test_outcomes_come_in_the_order_of_the_jobs(pool):
+    jobs = [("time:sleep", [0.3])] + [("builtins:abs", [-n]) for n in range(200)]
+    outcomes = pool.run(jobs)
+    assert [outcome.result for outcome in outcomes] == [None, *range(200)]
+
+
+def test_a_job_past_its_limit_ends_at_it_and_its_neighbours_do_not_wait(pool):
+    warm(pool)
+    start = time.monotonic()
+    jobs = [("time:sleep", [60]), *[("builtins:abs", [-n]) for n in range(20)]]
+    finished = {}
+    for index, outcome in pool.stream(jobs):
+        finished[index] = (time.monotonic() - start, outcome)
+    assert finished[0][1].died == "timed out"
+    assert 0.9 <= finished[0][0] < 20  # a second is its limit, a minute what it wants
+    assert [finished[n + 1][1].result for n in range(20)] == list(range(20))
+    assert list(finished)[-1] == 0  # all others before it
+
+
+def test_a_job_that_never_returns_to_python_is_ended_too(pool):
+    # One multiplication in C that checks for no signal.
+    outcome = pool.run([("builtins:pow", [3, 10**9]), ("builtins:abs", [-1])])
+    assert outcome[0].died in ("timed out", "out of memory")
+    assert outcome[1].result == 1
+
+
+def test_memory_is_capped_and_the_next_job_is_fine(pool):
+    jobs = [("builtins:bytearray", [2**31]), ("builtins:abs", [-5])] * 2
+    outcomes = pool.run(jobs)
+    assert [outcome.died for outcome in outcomes] == ["out of memory", "", "out of memory", ""]
+    assert [outcome.result for outcome in outcomes[1::2]] == [5, 5]
+
+
+def test_errors_and_exits_of_a_job_are_its_outcome_alone(pool):
+    outcomes = pool.run(
+        [
+            ("builtins:int", ["x"]),
+            ("os:_exit", [1]),
+            ("os:abort", []),
+            ("sys:exit", [3]),
+            ("no_such_module:f", []),
+            ("builtins:object", []),
+            ("builtins:abs", [-1]),
+        ]
+    )
+    assert outcomes[0].error.startswith("ValueError: invalid literal")
+    assert [outcome.died for outcome in outcomes[1:4]] == ["crashed"] * 3
+    assert outcomes[4].error.startswith("ModuleNotFoundError")
+    assert outcomes[-1].result == 1
+    assert outcomes[5].error  # a result that is no JSON
+
+
+def test_what_a_job_prints_or_reads_does_not_reach_the_pipes(pool):
+    outcomes = pool.run([("builtins:print", ["{}"]), ("os:write", [1, "x"]), ("os:getpid", [])])
+    assert outcomes[0].result is None and not outcomes[0].error
+    assert outcomes[2].result > 0
+
+
+@pytest.mark.parametrize("whom", ["keepers", "servers", "both"])
+@pytest.mark.parametrize("after", [0.0, 0.1])
+def test_workers_killed_by_hand_are_replaced_and_no_job_is_lost(pool, whom, after):
+    keepers, servers = warm(pool)
+    victims = {"keepers": keepers, "servers": servers, "both": keepers | servers}[whom]
+
+    def kill():
+        time.sleep(after)
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    if not after:
+        killer.join()  # before the batch; else in the midst of it
+    outcomes = pool.run([("time:sleep", [0.2])] * 4 + [("builtins:abs", [-n]) for n in range(50)])
+    killer.join()
+    assert [outcome.died or outcome.error for outcome in outcomes] == [""] * 54
+    assert [outcome.result for outcome in outcomes[4:]] == list(range(50))
+    assert gone(victims)
+
+
+@pytest.mark.parametrize("whom", ["worker", "server"])
+@pytest.mark.parametrize(("kills", "died"), [(KILLS, ""), (KILLS + 1, "crashed")])
+def test_a_job_outlives_kills_by_hand_but_not_without_end(whom, kills, died):
+    pool = GradingPool(workers=1, seconds=5.0, memory_mb=512)
+    dead = set()
+
+    def kill():
+        for _ in range(kills):
+            both = until(
+                lambda: (
+                    pool._workers
+                    and pool._workers[0].job is not None
+                    and len(both := family(pool.processes())) == 2
+                    and not (both - set(pool.processes())) & dead
+                    and both
+                )
+            )
+            victims = both if whom == "worker" else both - set(pool.processes())
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+            dead.update(victims)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    (outcome,) = pool.run([("time:sleep", [2])])
+    killer.join()
+    assert outcome.died == died and gone(dead)
+    assert pool.run([("builtins:abs", [-1])])[0].result == 1
+    pool.close()
+
+
+def test_workers_killed_while_they_start_are_replaced(pool):
+    result = []
+    batch = threading.Thread(target=lambda: result.extend(pool.run([("builtins:abs", [-4])] * 2)))
+    batch.start()
+    for pid in until(lambda: len(pool.processes()) == 2 and pool.processes()):
+        os.kill(pid, signal.SIGKILL)
+    batch.join()
+    assert [outcome.result for outcome in result] == [4, 4]
+
+
+def test_workers_killed_between_two_batches_of_a_verifier_cost_no_verdict():
+    verifier = MathVerifier(workers=2, seconds=5.0)
+    answers, golds = algebra(4)
+    assert [g.reason for g in verifier.grade_answers(answers, golds)] == ["correct"] * 4
+    for pid in verifier.pool.processes():
+        os.kill(pid, signal.SIGKILL)
+    answers, golds = algebra(8, start=50)
+    assert [g.reason for g in verifier.grade_answers(answers, golds)] == ["correct"] * 8
+    assert verifier.metrics()["crashed"] == 0
+    verifier.close()
+
+
+def test_time_outs_are_counted_and_not_remembered(tmp_path, monkeypatch):
+    (tmp_path / "slow_grader.py").write_text(
+        "import time\n\n\ndef score(answer, gold):\n    time.sleep(float(answer))\n    return 1.0\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    verifier = FunctionVerifier("slow_grader:score", seconds=0.5, workers=2)
+    grades = verifier.grade_answers(["0", "30", "0", "30"], [1, 1, 1, 1])
+    assert [grade.reason for grade in grades] == ["correct", "timed out"] * 2
+    assert [grade.score for grade in grades] == [1.0, 0.0] * 2
+    counts = verifier.metrics()
+    assert (counts["graded"], counts["timed out"], counts["in workers"]) == (4, 2, 2)
+    verifier.grade_answers(["0", "30"], [1, 1])
+    assert verifier.metrics()["in workers"] == 3  # "0" is known, "30" is tried again
+    verifier.close()
+
+
+def test_equal_pairs_reach_a_worker_once():
+    verifier = MathVerifier(workers=2)
+    answers, golds = algebra(3)
+    verifier.grade_answers(answers * 20, golds * 20)
+    verifier.grade_answers(answers, golds)
+    assert verifier.metrics()["in workers"] == 3
+    verifier.close()
+
+
+class Parity(PooledVerifier):
+    """Grades by parity, in this process."""
+
+    def _settle(self, answer, gold):
+        return Grade(float(int(answer) % 2), answer, "correct" if int(answer) % 2 else "wrong")
+
+
+def test_threads_that_remember_and_forget_lose_no_verdict_and_no_count():
+    verifier, switch = Parity(workers=1, remember=3), sys.getswitchinterval()
+    answers, failures = [str(n % 40) for n in range(400)], []
+
+    def work():
+        try:
+            for _ in range(10):
+                grades = verifier.grade_answers(answers, answers)
+                assert [g.score for g in grades] == [float(int(a) % 2) for a in answers]
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(switch)
+    assert failures == []
+    assert verifier.metrics()["graded"] == 8 * 10 * 400
+    assert verifier._counts["correct"] == verifier._counts["wrong"] == 8 * 10 * 200
+    assert len(verifier._known) == 3
+    assert pickle.loads(pickle.dumps(verifier)).metrics() == verifier.metrics()
+
+
+def test_threads_share_a_verifier():
+    verifier = MathVerifier(workers=2)
+    results = {}
+
+    def grade(name, start):
+        answers, golds = algebra(10, start)
+        golds[3] = "x"  # a wrong one, at a place that differs from thread to thread
+        golds[name] = "x"
+        results[name] = [g.score for g in verifier.grade_answers(answers, golds)]
+
+    threads = [threading.Thread(target=grade, args=(n, 10 * n + 2)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in range(4):
+        assert results[name] == [0.0 if n in (3, name) else 1.0 for n in range(10)]
+    verifier.close()
+
+
+def test_grading_works_inside_a_running_event_loop_and_as_a_coroutine():
+    verifier = MathVerifier(workers=2)
+    reward = verifier.as_async()
+    answers, golds = algebra(6)
+    completions = [f"{HEADER}\\boxed{{{answer}}}" for answer in answers]
+    ticks = []
+
+    async def tick():
+        while True:
+            ticks.append(time.monotonic())
+            await asyncio.sleep(0.005)
+
+    async def main():
+        assert verifier([""], [completions[0]], answer=[golds[0]]) == [1.0]  # sync, in the loop
+        ticker = asyncio.create_task(tick())
+        both = await asyncio.gather(
+            reward(prompts=[""] * 6, completions=completions, answer=golds),
+            reward.grade(completions, ["7"] * 6),
+        )
+        ticker.cancel()
+        return both
+
+    scores, grades = asyncio.run(main())
+    assert scores == [1.0] * 6
+    assert [grade.reason for grade in grades] == ["wrong"] * 6
+    assert len(ticks) >= 2  # the loop went on meanwhile
+    verifier.close()
+
+
+def test_a_loop_on_another_thread_awaits_it_while_threads_call_it():
+    # TRL awaits asynchronous rewards in a loop of its own and calls the others meanwhile.
+    verifier = MathVerifier(workers=2)
+    reward = verifier.as_async()
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        futures, called = [], []
+        for start in (2, 12, 22):
+            answers, golds = algebra(10, start)
+            golds[start % 10] = "x"
+            asked = {"completions": [f"{HEADER}\\boxed{{{a}}}" for a in answers], "answer": golds}
+            futures.append(asyncio.run_coroutine_threadsafe(reward([""] * 10, **asked), loop))
+            called.append(verifier([""] * 10, **asked))
+        expected = [0.0 if n == 2 else 1.0 for n in range(10)]
+        assert [future.result(60) for future in futures] == called == [expected] * 3
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        verifier.close()
+
+
+def test_a_verifier_can_be_pickled_and_its_copy_has_workers_of_its_own():
+    verifier = MathVerifier(workers=1)
+    answers, golds = algebra(2)
+    verifier.grade_answers(answers, golds)
+    copy = pickle.loads(pickle.dumps(verifier))
+    assert copy.pool.processes() == []
+    assert [g.score for g in copy.grade_answers(["x+x"], ["2x"])] == [1.0]
+    assert not set(copy.pool.processes()) & set(verifier.pool.processes())
+    copy.close()
+    verifier.close()
+
+
+def test_closing_ends_all_processes_and_the_pool_can_be_used_again(pool):
+    keepers, servers = warm(pool)
+    processes = keepers | servers
+    pool.close()
+    assert gone(processes)
+    assert pool.run([("builtins:abs", [-3])])[0].result == 3
+
+
+def test_a_forgotten_pool_ends_its_workers():
+    made = GradingPool(workers=1)
+    made.run([("builtins:abs", [1])])
+    processes = family(made.processes())
+    del made
+    assert gone(processes)
+
+
+def test_a_module_that_workers_cannot_import_is_reported_with_its_error():
+    made = GradingPool(workers=1, preload=["no_such_module"])
+    with pytest.raises(RuntimeError, match="No module named 'no_such_module'"):
+        made.run([("builtins:abs", [1])])
+    assert made.processes() == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"workers": 0}, {"workers": "2"}, {"seconds": 0}, {"seconds": None}, {"memory_mb": -1}],
+)
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(ValueError, match="expected at least"):
+        GradingPool(**settings)
