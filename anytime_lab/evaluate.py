@@ -51,8 +51,7 @@ from anytime_lab.store.records import (
     write_progress,
 )
 from anytime_lab.tree import Tree
-from anytime_lab.verify.base import FAILURES
-from anytime_lab.verify.verifiers import Verifier
+from anytime_lab.verify.verifiers import FAILURES, Verifier
 
 DEFAULT_SAMPLING = Sampling()
 

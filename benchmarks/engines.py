@@ -13,10 +13,9 @@ import os
 import time
 
 from anytime_lab.engines.base import Engine, Sampling
-from anytime_lab.engines.load import load_engine
-from anytime_lab.engines.models import load_tokenizer
+from anytime_lab.engines.load import load_engine, load_tokenizer
 from anytime_lab.prompts import detect_format, prompt_ids, resolve_tokens
-from anytime_lab.tasks.catalogue import load_task
+from anytime_lab.tasks.problems import load_task
 from anytime_lab.tree import Tree
 
 

@@ -22,13 +22,11 @@ from engines import sampled_tokens
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from anytime_lab.engines.base import Sampling
-from anytime_lab.engines.embedded import build_tokenizer
+from anytime_lab.engines.base import Sampling, sample_trees_by_generate
 from anytime_lab.engines.hf import HFEngine, sampling_mode
-from anytime_lab.engines.regenerate import sample_trees_by_generate
+from anytime_lab.engines.load import build_tokenizer
 from anytime_lab.prompts import COUNTDOWN, resolve_tokens
-from anytime_lab.train.rollouts import TreeRows, stack_rows
-from anytime_lab.train.tree_scoring import choose_backend, score_rows
+from anytime_lab.train.scoring import TreeRows, choose_backend, score_rows, stack_rows
 from anytime_lab.tree import Leaf, Tree, pack
 
 BACKENDS = ("segmented", "dense", "unrolled")

@@ -30,7 +30,7 @@ from anytime_lab.store.records import (
     part_path,
     write_json,
 )
-from anytime_lab.store.rollout_records import ROLLOUT_SCHEMA, rollout_path, write_rollouts
+from anytime_lab.store.rollouts import ROLLOUT_SCHEMA, rollout_path, write_rollouts
 
 TEXT = "Let me try another way, and check it. "
 
@@ -206,9 +206,9 @@ def main() -> None:
     parser.add_argument("--part", type=int, default=64, help="thinkings per parquet part")
     size = parser.parse_args()
     started = time.perf_counter()
-    from anytime_lab.look.budget_curves import BudgetCurves
+    from anytime_lab.look.curves_view import BudgetCurves
     from anytime_lab.look.policies_view import Policies
-    from anytime_lab.look.problem import InsideProblem
+    from anytime_lab.look.problem_view import InsideProblem
 
     print(f"{'import of the views':<48}{1000 * (time.perf_counter() - started):8.0f} ms")
     assert "torch" not in sys.modules
@@ -267,8 +267,8 @@ def time_training(place: Path, count: int, paint, views: dict) -> None:
     write_tree(runs[0])
     size = rollout_path(runs[0], 25).stat().st_size
     print(f"{'rollouts of 16 thinkings of 8,000 tokens':<46}{size / 1024:7.0f} KiB")
-    from anytime_lab.look.credit import Credit
-    from anytime_lab.look.training import Training
+    from anytime_lab.look.credit_view import Credit
+    from anytime_lab.look.training_view import Training
 
     timed(
         "training: first paint", paint("training", lambda r: Training(r, follow=False), runs), 2000

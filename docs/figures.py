@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from anytime_lab.look.plots import plot_accuracy
+from anytime_lab.look.figures import plot_accuracy
 from anytime_lab.read.curves import accuracy_curves, read_tables
 from anytime_lab.run.lab import evaluations
 

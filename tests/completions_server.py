@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from anytime_lab.engines.base import Sampling
-from anytime_lab.engines.branching import sample_leaves
+from anytime_lab.engines.hf import sample_leaves
 from anytime_lab.prompts import decode
 from anytime_lab.tree import Leaf
 

@@ -81,7 +81,7 @@ def lab(tmp_path_factory):
 @pytest.fixture
 def opened():
     """Makes answer-now views that are closed at the end."""
-    from anytime_lab.look.answer import AnswerNow
+    from anytime_lab.look.answer_view import AnswerNow
 
     views = []
 

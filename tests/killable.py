@@ -13,7 +13,7 @@ from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.evaluate import evaluate
 from anytime_lab.prompts import detect_format, resolve_tokens
-from anytime_lab.train.checkpoints import last_complete_checkpoint
+from anytime_lab.train.recording import last_complete_checkpoint
 from anytime_lab.train.trainer import BRPOTrainer
 from anytime_lab.verify.verifiers import ExactVerifier
 

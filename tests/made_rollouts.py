@@ -7,8 +7,8 @@ import tiny
 import torch
 from made_runs import text_of
 
-from anytime_lab.store.rollout_records import write_rollouts
-from anytime_lab.train.rollout_recorder import credit
+from anytime_lab.store.rollouts import write_rollouts
+from anytime_lab.train.recording import credit
 
 SCORES = ((0.0, 0.5, 1.0), (0.0, 0.0, 0.5))
 

@@ -5,7 +5,7 @@ import threading
 import time
 
 from anytime_lab.engines.thoughts import Answer, ThinkingError
-from anytime_lab.look.answer import WORDS
+from anytime_lab.look.answer_view import WORDS
 
 FORCED = "...</think>\n\n**Final Answer**\n"
 

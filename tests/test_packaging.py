@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from anytime_lab.run.parameters import declared_parameters
+from anytime_lab.run.notebook import declared_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from anytime_lab.prompts import COUNTDOWN, resolve_tokens
-from anytime_lab.train.rollouts import stack_rows
+from anytime_lab.train.scoring import stack_rows
 from anytime_lab.tree import (
     PADDING,
     Leaf,

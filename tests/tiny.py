@@ -5,7 +5,7 @@ import random
 import torch
 from datasets import Dataset
 
-from anytime_lab.engines.embedded import build_model, build_tokenizer
+from anytime_lab.engines.load import build_model, build_tokenizer
 from anytime_lab.train.config import BRPOConfig
 from anytime_lab.tree import Leaf, Tree, cuts
 

@@ -22,9 +22,9 @@ BUDGETS = [6, 20, 60]
 
 def work():
     """Problems, verifier, tokenizer and tokens of the embedded task."""
-    from anytime_lab.engines.models import load_tokenizer
+    from anytime_lab.engines.load import load_tokenizer
     from anytime_lab.prompts import detect_format, resolve_tokens
-    from anytime_lab.tasks.catalogue import load_task
+    from anytime_lab.tasks.problems import load_task
 
     tokenizer = load_tokenizer("embedded")
     tokens = resolve_tokens(tokenizer, detect_format(tokenizer))
@@ -34,7 +34,7 @@ def work():
 def greedy_records(engine, folder):
     """Evaluate 12 problems greedily into a folder."""
     from anytime_lab.engines.base import Sampling
-    from anytime_lab.engines.models import model_path
+    from anytime_lab.engines.load import model_path
     from anytime_lab.evaluate import evaluate
 
     task, tokenizer, _ = work()
@@ -104,8 +104,8 @@ def train(folder):
     import vllm.model_executor.layers.vocab_parallel_embedding
     from trl.generation import vllm_generation
 
+    from anytime_lab.train.devices import LogprobMismatch
     from anytime_lab.train.trainer import BRPOTrainer
-    from anytime_lab.train.vllm_rollouts import LogprobMismatch
 
     def plain_product(layer, *_args, **_kwargs):
         layer.cpu_linear = torch.nn.functional.linear

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anytime_lab.engines.base import Sampling
-from anytime_lab.engines.two_phase import Continuation, Prefix, sample_trees_in_two_phases
+from anytime_lab.engines.base import Continuation, Prefix, Sampling, sample_trees_in_two_phases
 from anytime_lab.prompts import ThinkingTokens
 from anytime_lab.tree import Tree
 

@@ -9,9 +9,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from anytime_lab.look.canvas import LABEL, framed, live_figure, row, style_sheet, text
-from anytime_lab.look.catalogue import Runs, find_evaluations, read_parts, told_error
-from anytime_lab.look.comparison import told_side
 from anytime_lab.look.figures import (
     COUNT_WORDS,
     DIAGONAL,
@@ -23,7 +20,8 @@ from anytime_lab.look.figures import (
     policy_trace,
     token_axis,
 )
-from anytime_lab.look.plot_style import axis_span, run_styles, told_figure
+from anytime_lab.look.live import LABEL, framed, live_figure, row, style_sheet, text
+from anytime_lab.look.style import axis_span, run_styles, told_figure
 from anytime_lab.page import block, paragraph, short
 from anytime_lab.read.policies import (
     COUNTS,
@@ -42,7 +40,8 @@ from anytime_lab.read.policies import (
     stop_on_agreement,
     stop_on_confidence,
 )
-from anytime_lab.read.summary import told_percent, told_points
+from anytime_lab.read.runs import Runs, find_evaluations, read_parts, told_error
+from anytime_lab.read.told import told_percent, told_points, told_side
 
 AGREEMENTS = (2, 3, 4, 5, 6, 8)
 MAJORITIES = (2, 4, 8, 16)

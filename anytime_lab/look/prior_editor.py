@@ -9,8 +9,8 @@ import ipywidgets as widgets
 import numpy as np
 import traitlets
 
-from anytime_lab.look.canvas import LABEL, framed, live_figure, row, text
-from anytime_lab.look.plot_style import COLOURS
+from anytime_lab.look.live import LABEL, framed, live_figure, row, text
+from anytime_lab.look.style import COLOURS
 from anytime_lab.page import block, paragraph
 from anytime_lab.priors import Prior
 

@@ -11,11 +11,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from anytime_lab.look.plots import plot_accuracy, plot_difference, plot_training
+from anytime_lab.look.figures import plot_accuracy, plot_difference, plot_training
 from anytime_lab.page import escaped, plain
 from anytime_lab.priors import Prior
 from anytime_lab.read.curves import accuracy_curve, accuracy_curves, paired_differences
-from anytime_lab.read.seeds import (
+from anytime_lab.read.told import (
     ABOUT_SEEDS,
     Folders,
     folders_of,
@@ -23,10 +23,14 @@ from anytime_lab.read.seeds import (
     mean_tables,
     read_seed_tables,
     seed_frame,
+    summary_table,
+    told_percent,
+    told_points,
     told_seeds,
+    told_table,
+    verdicts,
 )
-from anytime_lab.read.summary import summary_table, told_percent, told_points, told_table, verdicts
-from anytime_lab.read.training_curves import trained_at_fewer, training_frame
+from anytime_lab.read.training import trained_at_fewer, training_frame
 from anytime_lab.store.records import finished_chunks, read_manifest, write_text
 
 NUMBERS = "The numbers at every budget"

@@ -22,8 +22,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from anytime_lab.read.curves import Estimate, weighted_mean
-from anytime_lab.read.measures import ThinkingGrid, thinking_grid
+from anytime_lab.read.curves import Estimate, ThinkingGrid, thinking_grid, weighted_mean
 
 REPLAY_COLUMNS = [
     "problem_id",

@@ -21,7 +21,7 @@ import psutil
 import yaml
 
 from anytime_lab.look.pictures import add_pictures
-from anytime_lab.run.launch import EXECUTED, RUN
+from anytime_lab.run.notebook import EXECUTED, RUN
 from anytime_lab.store.records import RESULT, read_json, write_json
 
 ACCELERATE = "accelerate.yaml"  # in the folder of a run that accelerate launches

@@ -18,10 +18,10 @@ from typing import Any
 from rich.console import Console
 
 from anytime_lab.read.curves import paired_differences, read_tables
-from anytime_lab.read.summary import summary_table, terminal_table, verdicts
-from anytime_lab.run.executors import LocalExecutor, cores
-from anytime_lab.run.jobs import Job, JobsFailed, run_jobs
-from anytime_lab.run.parameters import NOTEBOOKS
+from anytime_lab.read.told import summary_table, terminal_table, verdicts
+from anytime_lab.run.notebook import NOTEBOOKS
+from anytime_lab.run.places import LocalExecutor, cores
+from anytime_lab.run.sweep import Job, JobsFailed, run_jobs
 from anytime_lab.store.records import METRICS, read_jsonl, write_json
 
 START, GRPO, AR = "start", "GRPO", "AnytimeReasoner-uniform"

@@ -29,8 +29,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from anytime_lab.run.executors import Needs
-from anytime_lab.run.launch import (
+from anytime_lab.run.notebook import (
     NotebookRun,
     RunFailed,
     finish_run,
@@ -38,7 +37,7 @@ from anytime_lab.run.launch import (
     stop_run,
     told_changes,
 )
-from anytime_lab.run.storage import Storage
+from anytime_lab.run.places import Needs, Storage
 from anytime_lab.store.records import PROGRESS, RunFolderError, read_json, write_json
 
 LOOK = 1.0  # seconds between looks at the progress of runs

@@ -27,29 +27,39 @@ from anytime_lab.train.advantages import (
     token_advantages,
     variance_diagnostics,
 )
-from anytime_lab.train.checkpoints import checkpoint_to_resume, step_of, whole_checkpoint
+from anytime_lab.train.checks import prepare_run
 from anytime_lab.train.config import BRPOConfig
-from anytime_lab.train.metrics import (
+from anytime_lab.train.devices import (
+    check_logprobs,
+    check_sharding,
+    sample_trees_by_vllm,
+    whole_model,
+    whole_value,
+)
+from anytime_lab.train.recording import (
     MISLEADING,
+    RolloutRecorder,
+    StepRecorder,
+    checkpoint_to_resume,
     combine_rewards,
     generation_metrics,
     prior_mean,
+    step_of,
     variance_metrics,
+    whole_checkpoint,
 )
-from anytime_lab.train.rollout_recorder import RolloutRecorder
-from anytime_lab.train.rollouts import (
+from anytime_lab.train.scoring import (
     TreeNumbers,
     TreeRows,
+    check_head,
+    choose_backend,
     count_trees,
     leaf_texts,
     leaf_token_ids,
+    score_rows,
     stack_rows,
+    trim_columns,
 )
-from anytime_lab.train.run_setup import prepare_run
-from anytime_lab.train.runlog import StepRecorder
-from anytime_lab.train.sharding import check_sharding, whole_model, whole_value
-from anytime_lab.train.tree_scoring import check_head, choose_backend, score_rows, trim_columns
-from anytime_lab.train.vllm_rollouts import check_logprobs, sample_trees_by_vllm
 from anytime_lab.tree import PackedTree, Tree, pack
 
 logger = logging.getLogger(__name__)
@@ -64,7 +74,7 @@ class BRPOTrainer(GRPOTrainer):
             `(prompts, completions, **columns)`, sequence classifiers, or a list of them. They are
             called with one row per summary; the completion is the thinking as cut, the forced text
             and the summary, with special tokens kept but for EOS and padding. None abstains.
-        args: the settings; `anytime_lab.train.presets` has the published ones.
+        args: the settings; `anytime_lab.train.config` has the published ones.
         train_dataset: problems with a `prompt` (text or conversation) and what the rewards need.
         eval_dataset: the same, or a dict of them, for `evaluate`.
         processing_class: the tokenizer; by default the model's.

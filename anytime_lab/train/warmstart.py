@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from anytime_lab.engines.embedded import build_model, build_tokenizer
+from anytime_lab.engines.load import build_model, build_tokenizer
 from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens
 from anytime_lab.tasks.countdown import (
     Problem,

@@ -5,19 +5,321 @@ A verifier grades batches, says why a score is 0, and is itself a TRL reward fun
 `MathVerifier` and `FunctionVerifier` hand what could hang or blow up to worker processes.
 """
 
+import asyncio
+import contextlib
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from anytime_lab.verify.answers import answer_region, find_answer, find_boxed, first_line
-from anytime_lab.verify.base import AnswerVerifier, AsyncReward, Grade, Verifier, check_lengths
+from anytime_lab.verify.answers import (
+    HEADER,
+    THINK_CLOSE,
+    answer_region,
+    find_answer,
+    find_boxed,
+    first_line,
+)
 from anytime_lab.verify.countdown import read_expression
 from anytime_lab.verify.golds import all_required, gold_text
 from anytime_lab.verify.latex import UnreadableError
 from anytime_lab.verify.maths import accepted_forms, decide, expressions
-from anytime_lab.verify.pool import Outcome
-from anytime_lab.verify.pooled import PooledVerifier
+from anytime_lab.verify.pool import GradingPool, Outcome, in_forked_child
+
+# Reasons for a zero that are the grader's limits, not the answer's fault.
+FAILURES = ("timed out", "out of memory", "crashed")
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict on one answer.
+
+    Attributes:
+        score: Reward, usually 0 or 1; None where the grader abstains (the gold is unreadable).
+        answer: The answer as found in the text; None where there is none.
+        reason: "correct", "wrong", "no answer", "unparsable", "too long", "timed out",
+            "out of memory", "crashed", "format" (not exactly one think-close marker),
+            "unreadable gold", or what a user's function gave as its error.
+    """
+
+    score: float | None
+    answer: str | None
+    reason: str
+
+
+class Verifier(Protocol):
+    """What trainer and evaluation ask of a grader."""
+
+    def grade(self, texts: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
+        """Grade texts (thinking as cut + forced text + summary, decoded, without EOS)."""
+        ...
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        """The same as a TRL reward function; golds come from a column."""
+        ...
+
+
+class AnswerVerifier:
+    """Format check, answer finding and TRL's signature; a kind of answer adds `grade_answers`.
+
+    Args:
+        header: The forced summary header; the answer is what follows it.
+        think_close: The think-close marker. Exactly one must stand in a text, or the score is 0
+            with reason "format" (BRPO §5). None: the model has no such marker, nothing to check.
+        answer_column: Dataset column that holds the golds when called as a reward function.
+        name: Name under which TRL logs the reward.
+    """
+
+    name = "answer"
+
+    def __init__(
+        self,
+        *,
+        header: str | None = HEADER,
+        think_close: str | None = THINK_CLOSE,
+        answer_column: str = "answer",
+        name: str | None = None,
+    ):
+        self.header = header
+        self.think_close = think_close
+        self.answer_column = answer_column
+        self.__name__ = name or self.name  # TRL names its metrics by it
+
+    def find(self, text: str) -> str | None:
+        """The answer in a text, or None."""
+        return find_answer(text, self.header, self.think_close)
+
+    def grade(self, texts: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
+        """Grade texts that hold thinking, forced text and summary. Order is kept.
+
+        Args:
+            texts: Decoded, without EOS and padding.
+            golds: One per text.
+
+        Raises:
+            TypeError: One of them is no list, or a text is none.
+            ValueError: The two differ in length.
+        """
+        check_lengths("texts", texts, golds)
+        grades: list[Grade | None] = [None] * len(texts)
+        rows, answers = [], []
+        for row, text in enumerate(texts):
+            if self.think_close is not None and text.count(self.think_close) != 1:
+                grades[row] = Grade(0.0, None, "format")
+                continue
+            answer = self.find(text)
+            if answer is None:
+                grades[row] = Grade(0.0, None, "no answer")
+            else:
+                rows.append(row)
+                answers.append(answer)
+        for row, grade in zip(
+            rows, self.grade_answers(answers, [golds[row] for row in rows]), strict=True
+        ):
+            grades[row] = grade
+        return grades
+
+    def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
+        """Grade answers that are already found (no text around them, no format to check)."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how to grade an answer.")
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        """Scores as a TRL reward function; None (abstained) where the gold is unreadable.
+
+        Args:
+            prompts: Not looked at.
+            completions: Strings or conversations (`[{"role": …, "content": …}]`).
+            columns: The dataset's columns, one value per completion, and TRL's `log_metric`.
+
+        Raises:
+            ValueError: The column of golds is missing.
+        """
+        if self.answer_column not in columns:
+            raise ValueError(
+                f"the data set has no column {self.answer_column!r} to grade against; it has "
+                f"{sorted(columns)}. Name the right one: "
+                f"{type(self).__name__}(answer_column=...)."
+            )
+        texts = [_text(completion) for completion in completions]
+        grades = self.grade(texts, columns[self.answer_column])
+        log_metric = columns.get("log_metric")
+        if log_metric is not None and grades:
+            for reason in FAILURES:
+                failed = sum(grade.reason == reason for grade in grades)
+                log_metric(f"{self.__name__}/{reason.replace(' ', '_')}", float(failed))
+        return [grade.score for grade in grades]
+
+    def as_async(self) -> "AsyncReward":
+        """The same reward as a coroutine function, for event loops and TRL's async rewards."""
+        return AsyncReward(self)
+
+
+class AsyncReward:
+    """A verifier whose `__call__` is awaited; the grading runs in a thread of its own."""
+
+    def __init__(self, verifier: AnswerVerifier):
+        self.verifier = verifier
+        self.__name__ = verifier.__name__
+
+    async def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        """As `AnswerVerifier.__call__`, without blocking the event loop."""
+        return await asyncio.to_thread(self.verifier, prompts, completions, **columns)
+
+    async def grade(self, texts: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
+        """As `AnswerVerifier.grade`, without blocking the event loop."""
+        return await asyncio.to_thread(self.verifier.grade, texts, golds)
+
+
+def check_lengths(what: str, given: Sequence[Any], golds: Sequence[Any]) -> None:
+    """Raise unless there is a list of texts and one gold for each."""
+    for name, values in ((what, given), ("golds", golds)):
+        if isinstance(values, str) or not hasattr(values, "__len__"):
+            raise TypeError(f"{name} is {values!r:.60}; expected a list, one entry per item.")
+    if len(given) != len(golds):
+        raise ValueError(
+            f"got {len(given)} {what} and {len(golds)} golds; expected one gold for each."
+        )
+    for row, text in enumerate(given):
+        if not isinstance(text, str):
+            raise TypeError(f"{what}[{row}] is {text!r:.60}; expected text.")
+
+
+def _text(completion: Any) -> str:
+    """The text of a completion: a string, or a conversation whose contents may come in parts."""
+    if isinstance(completion, str):
+        return completion
+    texts = []
+    for message in completion:
+        content = message["content"] or ""
+        parts = [content] if isinstance(content, str) else [part.get("text") for part in content]
+        texts += [part or "" for part in parts]
+    return "".join(texts)
+
+
+class PooledVerifier(AnswerVerifier):
+    """A verifier that settles what it can here and has workers do the rest.
+
+    Equal pairs are graded once, also across calls (`remember` of them); a verdict that a limit
+    cut short is not remembered, so that a busy moment does not decide a whole run.
+
+    Args:
+        workers: Worker processes.
+        seconds: Wall-clock limit of one item.
+        memory_mb: Memory limit of a worker, MiB.
+        remember: Verdicts kept.
+        settings: As `AnswerVerifier`.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int = 2,
+        seconds: float = 3.0,
+        memory_mb: int = 1024,
+        remember: int = 100_000,
+        preload: Sequence[str] = (),
+        warm_up: tuple[str, Sequence[Any]] | None = None,
+        **settings: Any,
+    ):
+        super().__init__(**settings)
+        self.pool = GradingPool(
+            workers=workers,
+            seconds=seconds,
+            memory_mb=memory_mb,
+            preload=preload,
+            warm_up=warm_up,
+        )
+        self.remember = remember
+        self._known: dict[Any, Grade] = {}
+        self._counts: Counter[str] = Counter()
+        self._unlock()
+        in_forked_child(self._unlock)
+
+    def _unlock(self) -> None:
+        self._lock = threading.Lock()  # of the two above; never held while grading
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            copied = {"_known": dict(self._known), "_counts": Counter(self._counts)}
+        return {name: v for name, v in vars(self).items() if name != "_lock"} | copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._unlock()
+        in_forked_child(self._unlock)
+
+    def metrics(self) -> Mapping[str, int]:
+        """Counts since the start: "graded", "in workers", "timed out", "out of memory", "crashed".
+
+        Items, not distinct pairs, but for "in workers".
+        """
+        with self._lock:
+            return {name: self._counts[name] for name in ("graded", "in workers", *FAILURES)}
+
+    def close(self) -> None:
+        """End the workers; they start again when needed."""
+        self.pool.close()
+
+    def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
+        """Grade answers in order; limits and reasons as the class says."""
+        check_lengths("answers", answers, golds)
+        keys = [(a, _frozen(g)) for a, g in zip(answers, golds, strict=True)]
+        grades: dict[Any, Grade] = {}
+        jobs: dict[Any, tuple[str, Sequence[Any]]] = {}
+        for key, answer, gold in zip(keys, answers, golds, strict=True):
+            if key in grades or key in jobs:
+                continue
+            with self._lock:
+                known = self._known.get(key)
+            settled = known or self._settle(answer, gold)
+            if isinstance(settled, Grade):
+                grades[key] = settled
+                self._keep(key, settled)
+            else:
+                jobs[key] = settled
+        waiting = list(jobs)
+        with contextlib.closing(self.pool.stream(list(jobs.values()))) as stream:
+            for index, outcome in stream:
+                key = waiting[index]
+                grades[key] = grade = self._conclude(key[0], outcome)
+                with self._lock:
+                    self._counts["in workers"] += 1
+                if grade.reason not in FAILURES:
+                    self._keep(key, grade)  # even if this call is interrupted
+        with self._lock:
+            self._counts["graded"] += len(keys)
+            self._counts.update(grades[key].reason for key in keys)
+        return [grades[key] for key in keys]
+
+    def _keep(self, key: Any, grade: Grade) -> None:
+        """Remember a verdict, and forget the oldest above `remember`."""
+        with self._lock:
+            self._known[key] = grade
+            while len(self._known) > self.remember:
+                self._known.pop(next(iter(self._known)))
+
+    def _settle(self, answer: str, gold: Any) -> Grade | tuple[str, Sequence[Any]]:
+        """The grade, or the job that finds it."""
+        raise NotImplementedError
+
+    def _conclude(self, answer: str, outcome: Outcome) -> Grade:
+        """The grade that a worker's outcome stands for."""
+        raise NotImplementedError
+
+
+def _frozen(gold: Any) -> Any:
+    """A gold as a dictionary key; equal keys are golds of equal type and text."""
+    return (type(gold).__name__, repr(gold))
+
 
 __all__ = [
     "AnswerVerifier",

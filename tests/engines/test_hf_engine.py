@@ -16,10 +16,8 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from anytime_lab.engines.base import Sampling
+from anytime_lab.engines.base import Sampling, sample_tokens, sample_trees_by_generate
 from anytime_lab.engines.hf import HFEngine, leaf_cuts, why_not_branching
-from anytime_lab.engines.regenerate import sample_trees_by_generate
-from anytime_lab.engines.sampling import sample_tokens
 from anytime_lab.prompts import COUNTDOWN, prompt_ids
 
 PROMPTS = [prompt_ids(p, TOK, COUNTDOWN) for p in tiny.problems()["prompt"]]

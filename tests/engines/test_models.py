@@ -4,8 +4,7 @@ import pytest
 import tiny
 import torch
 
-from anytime_lab.engines.embedded import MODEL_DIR
-from anytime_lab.engines.models import load_model, load_tokenizer, model_path
+from anytime_lab.engines.load import MODEL_DIR, load_model, load_tokenizer, model_path
 
 
 def test_embedded_is_the_shipped_folder():

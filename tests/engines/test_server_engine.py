@@ -11,10 +11,9 @@ import tiny
 import torch
 from small_models import build
 
-from anytime_lab.engines.base import Sampling
+from anytime_lab.engines.base import Sampling, _generate
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.engines.load import load_engine
-from anytime_lab.engines.regenerate import _generate
 from anytime_lab.engines.server import ServerEngine
 from anytime_lab.engines.thoughts import ThinkingError
 from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens

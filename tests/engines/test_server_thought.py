@@ -8,9 +8,8 @@ import pytest
 from completions_server import serving
 from made_thoughts import QUESTION, think_on
 
-from anytime_lab.engines.completions import CompletionsClient
-from anytime_lab.engines.server_thought import ServerThinker
-from anytime_lab.engines.thinkers import load_thinker
+from anytime_lab.engines.load import load_thinker
+from anytime_lab.engines.server import CompletionsClient, ServerThinker
 from anytime_lab.engines.thoughts import ThinkingError
 from anytime_lab.prompts import prompt_ids
 

@@ -9,9 +9,8 @@ from small_models import SMALL
 from transformers import MistralConfig, MistralForCausalLM
 
 from anytime_lab.engines.base import Sampling
-from anytime_lab.engines.hf import HFEngine
-from anytime_lab.engines.hf_thought import HFThinker, thinking_room
-from anytime_lab.engines.thinkers import load_thinker
+from anytime_lab.engines.hf import HFEngine, HFThinker, thinking_room
+from anytime_lab.engines.load import load_thinker
 from anytime_lab.engines.thoughts import ThinkingError
 from anytime_lab.prompts import PieceReader, decode, prompt_ids
 

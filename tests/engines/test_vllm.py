@@ -22,8 +22,7 @@ import torch
 import vllm_scenarios
 
 from anytime_lab.engines.base import Sampling
-from anytime_lab.engines.load import load_engine
-from anytime_lab.engines.models import load_model, model_path
+from anytime_lab.engines.load import load_engine, load_model, model_path
 from anytime_lab.engines.thoughts import ThinkingError
 from anytime_lab.store.records import read_records
 

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 from made_thoughts import Scripted, answer
 
-from anytime_lab.look.answer_data import ask, ask_along, asked_html, history, told_asked
-from anytime_lab.look.answer_figures import BARS, bar_axis, bar_trace, plot_asked
+from anytime_lab.look.answer_view import (
+    BARS,
+    ask,
+    ask_along,
+    asked_html,
+    bar_axis,
+    bar_trace,
+    history,
+    plot_asked,
+    told_asked,
+)
 from anytime_lab.verify.verifiers import ExactVerifier
 
 GRADED = ExactVerifier()

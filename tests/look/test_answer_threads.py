@@ -9,8 +9,7 @@ from pathlib import Path
 
 from made_thoughts import Scripted, scripted, state, until
 
-from anytime_lab.look.answer import AnswerNow
-from anytime_lab.look.answer_session import ANSWERING, ENDED, PAUSED, THINKING, Session
+from anytime_lab.look.answer_view import ANSWERING, ENDED, PAUSED, THINKING, AnswerNow, Session
 from anytime_lab.verify.verifiers import ExactVerifier
 
 ROWS = [{"problem_id": "a", "prompt": "2 + 5?", "answer": "7"}]
@@ -18,8 +17,8 @@ ENDS = """
 import sys, threading, time
 sys.path.insert(0, sys.argv[1])
 from made_thoughts import Scripted, until
-from anytime_lab.look.answer_session import PAUSED, Session
-from anytime_lab.look.training import Training
+from anytime_lab.look.answer_view import PAUSED, Session
+from anytime_lab.look.training_view import Training
 
 class Deaf:
     def __getattr__(self, name):

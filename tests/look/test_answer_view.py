@@ -7,13 +7,11 @@ import pytest
 from completions_server import serving
 from made_thoughts import Scripted, Thinks, answer, scripted, state, until
 
-from anytime_lab.engines.hf_thought import HFThinker
-from anytime_lab.engines.thinkers import load_thinker
+from anytime_lab.engines.hf import HFThinker
+from anytime_lab.engines.load import load_thinker
 from anytime_lab.engines.thoughts import ThinkingError
-from anytime_lab.look.answer import AnswerNow
-from anytime_lab.look.answer_pane import SHOWN
-from anytime_lab.look.answer_session import ENDED, PAUSED, THINKING
-from anytime_lab.tasks.catalogue import load_task
+from anytime_lab.look.answer_view import ENDED, PAUSED, SHOWN, THINKING, AnswerNow
+from anytime_lab.tasks.problems import load_task
 from anytime_lab.verify.verifiers import ExactVerifier
 
 HOSTILE = "<img src=x onerror=alert(1)></script>\\(x\\) $y$ \x1b[31m\u202e"
@@ -149,7 +147,7 @@ def test_text_is_sent_once_and_in_few_messages(opened, monkeypatch):
 
 
 def test_the_rate_holds_and_an_ask_does_not_wait_for_the_next_token(opened, monkeypatch):
-    monkeypatch.setattr("anytime_lab.look.answer.RATES", (0, 0.05))
+    monkeypatch.setattr("anytime_lab.look.answer_view.RATES", (0, 0.05))
     view = opened(scripted(), ROWS, rate=0.05)  # the second token is due after 20 s
     started = time.monotonic()
     view.go.click()

@@ -23,12 +23,12 @@ import sys
 sys.path.insert(0, {tests!r})
 from made_thoughts import Scripted, Thinks, answer
 from anytime_lab.verify.verifiers import ExactVerifier
-from anytime_lab.look.answer import AnswerNow
-from anytime_lab.look.budget_curves import BudgetCurves
-from anytime_lab.look.credit import Credit
+from anytime_lab.look.answer_view import AnswerNow
+from anytime_lab.look.curves_view import BudgetCurves
+from anytime_lab.look.credit_view import Credit
 from anytime_lab.look.policies_view import Policies
-from anytime_lab.look.problem import InsideProblem
-from anytime_lab.look.training import Training
+from anytime_lab.look.problem_view import InsideProblem
+from anytime_lab.look.training_view import Training
 hostile, runs, trained = {hostile!r}, {runs!r}, {trained!r}
 """
 ANSWER = """

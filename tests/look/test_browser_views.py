@@ -109,7 +109,7 @@ def test_steps_and_data_sets_are_chosen(lab, tmp_path):
     def curve(place):
         return pytest.approx(right[place].mean((0, 1, 3)))
 
-    import_view = "from anytime_lab.look.budget_curves import BudgetCurves"
+    import_view = "from anytime_lab.look.curves_view import BudgetCurves"
     with lab.cells(f"{import_view}\nBudgetCurves({str(tmp_path)!r})") as page:
         page.run_all()
         live = page.live(0)

@@ -10,13 +10,13 @@ import plotly.graph_objects as go
 import pytest
 from made_runs import BUDGETS, random_right, write_run
 
-from anytime_lab.look.budget_curves import BudgetCurves
-from anytime_lab.look.catalogue import find_evaluations
-from anytime_lab.look.comparison import difference_table, told_difference, under_prior
-from anytime_lab.look.exports import export, latex_table
+from anytime_lab.look.curves_view import BudgetCurves
+from anytime_lab.look.style import export, latex_table
 from anytime_lab.page import escaped, plain, short
 from anytime_lab.priors import Prior
 from anytime_lab.read.curves import paired_difference, problem_table
+from anytime_lab.read.runs import find_evaluations
+from anytime_lab.read.told import difference_table, told_difference, under_prior
 from anytime_lab.store.records import part_path, read_records, write_json
 
 
@@ -379,7 +379,7 @@ def test_every_control_has_a_label(view):
 
 def test_the_views_load_no_torch():
     code = (
-        "import sys; import anytime_lab.look.budget_curves, anytime_lab.look.policies_view;"
+        "import sys; import anytime_lab.look.curves_view, anytime_lab.look.policies_view;"
         "assert not {'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules), 'heavy'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -6,10 +6,8 @@ import pytest
 from made_rollouts import write_tree
 from made_runs import told
 
-from anytime_lab.look.credit import Credit
-from anytime_lab.look.credit_data import signed, told_credit
-from anytime_lab.look.credit_html import tint
-from anytime_lab.store.rollout_records import rollout_path
+from anytime_lab.look.credit_view import Credit, signed, tint, told_credit
+from anytime_lab.store.rollouts import rollout_path
 
 HOSTILE = (
     "<img src=x onerror=alert(1)></script><script>alert(2)</script>\\(x^2\\) $y$ \x1b[31m\u202e"

@@ -6,8 +6,8 @@ import ipywidgets
 import pytest
 from made_runs import random_right, write_run
 
-from anytime_lab.look.budget_curves import BudgetCurves
-from anytime_lab.look.canvas import live_figure
+from anytime_lab.look.curves_view import BudgetCurves
+from anytime_lab.look.live import live_figure
 
 
 @pytest.fixture

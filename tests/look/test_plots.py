@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from anytime_lab.look.plot_style import (
+from anytime_lab.look.figures import plot_accuracy, plot_difference, plot_training, plot_variance
+from anytime_lab.look.style import (
     COLOURS,
     DASHES,
     LABEL_CHARACTERS,
@@ -20,7 +21,6 @@ from anytime_lab.look.plot_style import (
     safe_text,
     short_text,
 )
-from anytime_lab.look.plots import plot_accuracy, plot_difference, plot_training, plot_variance
 
 # Okabe & Ito, "Color Universal Design" (2008): blue, vermillion, bluish green, reddish purple,
 # orange, sky blue.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from made_runs import BUDGETS, random_right, text_of, told, write_run
 
-from anytime_lab.look.problem import InsideProblem
-from anytime_lab.look.problem_data import (
+from anytime_lab.look.problem_view import (
+    InsideProblem,
     answer_path,
     find_thinkings,
     order_problems,

@@ -13,7 +13,7 @@ from made_runs import BUDGETS, random_right, write_run
 from anytime_lab.look.report import write_report
 from anytime_lab.priors import Prior
 from anytime_lab.read.curves import paired_differences, read_tables
-from anytime_lab.read.summary import summary_table, told_table
+from anytime_lab.read.told import summary_table, told_table
 from anytime_lab.store.records import (
     PartialRunError,
     RunFolderError,

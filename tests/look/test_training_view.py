@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 from made_runs import told
 
-from anytime_lab.look.training import Training
-from anytime_lab.look.training_data import MetricsTail, read_progress
-from anytime_lab.look.training_figures import MOST, thinned
-from anytime_lab.read.training_curves import read_metrics, training_frame, variance_frame
+from anytime_lab.look.training_view import MOST, MetricsTail, Training, read_progress, thinned
+from anytime_lab.read.training import read_metrics, training_frame, variance_frame
 from anytime_lab.store.records import append_jsonl, write_progress
-from anytime_lab.train.runlog import drop_lines_after
+from anytime_lab.train.recording import drop_lines_after
 
 BUDGETS = (24, 96)
 

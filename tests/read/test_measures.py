@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from made_records import SMALL, random_records, records
 
-from anytime_lab.read.curves import accuracy_curve
-from anytime_lab.read.measures import (
+from anytime_lab.read.curves import (
+    accuracy_curve,
     answer_flips,
     anytime_index,
     curve_measures,

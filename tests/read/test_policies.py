@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from anytime_lab.read.measures import majority_curve
+from anytime_lab.read.curves import majority_curve
 from anytime_lab.read.policies import (
     calibration,
     calibration_error,
@@ -19,7 +19,7 @@ from anytime_lab.read.policies import (
     stop_on_agreement,
     stop_on_confidence,
 )
-from anytime_lab.read.published import ANYTIME, DATASETS, FINAL, published_table
+from anytime_lab.read.told import ANYTIME, DATASETS, FINAL, published_table
 
 BUDGETS = [10, 20, 30, 40]
 

@@ -11,7 +11,7 @@ from made_runs import random_right, write_run
 from rich.console import Console
 
 from anytime_lab.read.curves import paired_differences, read_tables
-from anytime_lab.read.summary import (
+from anytime_lab.read.told import (
     summary_table,
     terminal_table,
     told_percent,

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from anytime_lab.read.training_curves import (
+from anytime_lab.read.training import (
     read_metrics,
     trained_at_fewer,
     training_frame,

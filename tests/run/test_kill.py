@@ -24,7 +24,7 @@ from anytime_lab.store.records import (
     read_records,
     read_thinkings,
 )
-from anytime_lab.train.checkpoints import last_complete_checkpoint, missing_parts, read_state
+from anytime_lab.train.recording import last_complete_checkpoint, missing_parts, read_state
 
 KILLS = 20
 

@@ -11,8 +11,7 @@ from lab_browser import find_browser
 
 from anytime_lab.look.pictures import FIGURE, PICTURE
 from anytime_lab.run.lab import AR_EQUAL_TIME, GRPO, SCALES, lab_jobs, step_within, training_seconds
-from anytime_lab.run.launch import run_notebook
-from anytime_lab.run.parameters import NOTEBOOKS, declared_parameters
+from anytime_lab.run.notebook import NOTEBOOKS, declared_parameters, run_notebook
 from anytime_lab.store.records import append_jsonl, read_records
 
 

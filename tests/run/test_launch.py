@@ -12,9 +12,9 @@ import pytest
 from lab_browser import find_browser
 from made_notebooks import notebook
 
-from anytime_lab.run.executors import LocalExecutor
-from anytime_lab.run.jobs import Job, JobsFailed, run_jobs
-from anytime_lab.run.launch import NotebookRun, RunFailed, run_notebook, start_run, stop_run
+from anytime_lab.run.notebook import NotebookRun, RunFailed, run_notebook, start_run, stop_run
+from anytime_lab.run.places import LocalExecutor
+from anytime_lab.run.sweep import Job, JobsFailed, run_jobs
 from anytime_lab.store.records import read_json
 
 pytestmark = pytest.mark.slow  # every run starts a kernel
@@ -116,7 +116,7 @@ def test_jobs_run_in_order_and_failures_stop_only_what_needs_them(tmp_path):
 
 
 def test_each_run_has_its_own_devices_and_its_share_of_the_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr("anytime_lab.run.executors.cores", lambda: 6)
+    monkeypatch.setattr("anytime_lab.run.places.cores", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
     code = (
@@ -137,7 +137,7 @@ def test_a_signal_stops_all_runs_and_the_next_call_goes_on(tmp_path):
     code = f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(300)"
     path = notebook(tmp_path, code)
     script = (
-        "from pathlib import Path\nfrom anytime_lab.run.jobs import *\n"
+        "from pathlib import Path\nfrom anytime_lab.run.sweep import *\n"
         f"run_jobs([Job('a', Path({str(path)!r}), {{}}, Path({str(tmp_path / 'run')!r}))], 1)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)

@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from trl.trainer.utils import add_fused_lm_head
 
-from anytime_lab.engines.embedded import load_embedded_model, load_embedded_tokenizer
+from anytime_lab.engines.load import load_embedded_model, load_embedded_tokenizer
 from anytime_lab.prompts import detect_format, resolve_tokens
-from anytime_lab.run.costs import (
+from anytime_lab.run.estimate import (
     DEVICES,
     GIB,
     Hardware,
@@ -21,14 +21,16 @@ from anytime_lab.run.costs import (
     TreeShape,
     activation_bytes,
     forward_flops,
+    main,
+    make_plan,
     memory,
+    preflight,
+    refusals,
+    report,
     update_flops,
 )
-from anytime_lab.run.preflight import main, preflight, refusals, report
-from anytime_lab.run.preflight_plan import make_plan
-from anytime_lab.train import presets
-from anytime_lab.train.rollouts import stack_rows
-from anytime_lab.train.tree_scoring import choose_backend, score_rows
+from anytime_lab.train import config as presets
+from anytime_lab.train.scoring import choose_backend, score_rows, stack_rows
 from anytime_lab.tree import Leaf, Tree, pack
 
 BUDGETS, SUMMARIES, PROMPT, SUMMARY, ROWS = [24, 48, 72, 96], 4, 30, 13, 4
@@ -237,7 +239,7 @@ def test_records_tell_lengths_ends_and_prompts_that_teach_nothing(evaluated):
 
 
 def test_groups_without_variance_are_counted_over_all_ways_to_draw_them():
-    from anytime_lab.run.preflight_plan import _flat_share
+    from anytime_lab.run.estimate import _flat_share
 
     scores = pd.Series([1, 1, 0, 0.0, 1, 1, 1, 1],
                        index=pd.MultiIndex.from_product([["a", "b"], range(4)]))  # fmt: skip

@@ -9,10 +9,9 @@ import time
 import pytest
 from made_notebooks import ROW_PARAMETERS, ROWS, notebook, row_notebook
 
-from anytime_lab.run.executors import Needs
-from anytime_lab.run.jobs import JobsFailed
-from anytime_lab.run.launch import REPLACED, NotebookRun, RunFailed, versions
-from anytime_lab.run.sweep import executor_for, main, prepare_sweep, run_sweep
+from anytime_lab.run.notebook import REPLACED, NotebookRun, RunFailed, versions
+from anytime_lab.run.places import Needs
+from anytime_lab.run.sweep import JobsFailed, executor_for, main, prepare_sweep, run_sweep
 from anytime_lab.store.records import read_json, read_jsonl
 
 RUNS = 24
@@ -193,7 +192,7 @@ def test_a_run_is_the_same_one_on_another_node(tmp_path, monkeypatch):
     same = ("hash", "inputs", "timeout", "processes", "accelerate")
     assert [getattr(moved, name) for name in same] == [getattr(run, name) for name in same]
     told = {**versions(), "torch": "9.0"}
-    monkeypatch.setattr("anytime_lab.run.launch.versions", lambda: told)
+    monkeypatch.setattr("anytime_lab.run.notebook.versions", lambda: told)
     with pytest.raises(RunFailed, match='would make it differently: torch ".*" → "9.0". Install'):
         task.at(tmp_path / "there")
     path.unlink()

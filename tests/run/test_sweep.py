@@ -7,12 +7,18 @@ import pytest
 import yaml
 from made_notebooks import notebook, row_notebook
 
-from anytime_lab.run.executors import LocalExecutor, Needs, _Local, threads_of
-from anytime_lab.run.launch import NotebookRun, RunFailed, finish_run, told_changes, versions
-from anytime_lab.run.sweep import main, prepare_sweep, run_sweep
-from anytime_lab.run.sweep_file import load_sweep
-from anytime_lab.run.sweep_jobs import Place, sweep_jobs
-from anytime_lab.run.sweep_plan import plan_line, plan_sweep
+from anytime_lab.run.notebook import NotebookRun, RunFailed, finish_run, told_changes, versions
+from anytime_lab.run.places import LocalExecutor, Needs, _Local, threads_of
+from anytime_lab.run.sweep import (
+    Place,
+    load_sweep,
+    main,
+    plan_line,
+    plan_sweep,
+    prepare_sweep,
+    run_sweep,
+    sweep_jobs,
+)
 from anytime_lab.store.records import write_json
 
 
@@ -123,7 +129,7 @@ def test_devices_are_shared_out_without_giving_one_twice(devices, workers, wante
     [(None, 1, 8), (None, 3, 2), (None, 20, 1), ("1", 2, 1), ("16", 2, 4), ("", 2, 4)],
 )
 def test_cores_are_shared_out_between_the_runs(monkeypatch, told, workers, threads):
-    monkeypatch.setattr("anytime_lab.run.executors.cores", lambda: 8)
+    monkeypatch.setattr("anytime_lab.run.places.cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if told is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", told)
@@ -298,7 +304,7 @@ def test_the_plan_tells_what_is_stale_and_which_parameter_changed(tmp_path, monk
     assert (now["p/seed-0/b"].state, now["p/seed-0/b"].why) == ("stale", "p/seed-0/a changed")
     path = chain(tmp_path, "list: [{name: p, x: 3}, {name: q, x: 4}]", steps)
     assert states(path, out)["p/seed-0/b"].state == "done"
-    monkeypatch.setattr("anytime_lab.run.launch.versions", lambda: {**versions(), "torch": "9.0"})
+    monkeypatch.setattr("anytime_lab.run.notebook.versions", lambda: {**versions(), "torch": "9.0"})
     now = states(path, out)["p/seed-0/a"]
     assert now.state == "stale" and re.fullmatch('torch ".*" → "9.0"', now.why)
 

@@ -14,9 +14,15 @@ import pytest
 import yaml
 from made_notebooks import notebook, row_notebook
 
-from anytime_lab.run.jobs import JobsFailed
-from anytime_lab.run.launch import MARK, NotebookRun, RunFailed, finish_run, run_notebook, start_run
-from anytime_lab.run.sweep import prepare_sweep, run_sweep
+from anytime_lab.run.notebook import (
+    MARK,
+    NotebookRun,
+    RunFailed,
+    finish_run,
+    run_notebook,
+    start_run,
+)
+from anytime_lab.run.sweep import JobsFailed, prepare_sweep, run_sweep
 from anytime_lab.store.records import read_json, read_jsonl
 
 pytestmark = pytest.mark.slow  # every run starts a kernel

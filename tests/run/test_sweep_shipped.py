@@ -4,14 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from anytime_lab.read.published import ANYTIME, BENCHMARKS, BUDGETS, DATASETS
+from anytime_lab.read.told import ANYTIME, BENCHMARKS, BUDGETS, DATASETS
 from anytime_lab.run.lab import GRPO, SCALES, lab_jobs
-from anytime_lab.run.parameters import declared_parameters
-from anytime_lab.run.sweep import main, prepare_sweep
-from anytime_lab.run.sweep_checks import config_of
-from anytime_lab.run.sweep_file import load_sweep
-from anytime_lab.run.sweep_jobs import Place
-from anytime_lab.train import presets
+from anytime_lab.run.notebook import declared_parameters
+from anytime_lab.run.sweep import Place, config_of, load_sweep, main, prepare_sweep
+from anytime_lab.train import config as presets
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))

@@ -10,14 +10,14 @@ import tiny
 import torch
 
 from anytime_lab.store.records import RunFolderError
-from anytime_lab.store.rollout_records import (
+from anytime_lab.store.rollouts import (
     METHODS,
     read_rollouts,
     rollout_path,
     rollout_steps,
     write_rollouts,
 )
-from anytime_lab.train.rollout_recorder import chosen_groups, credit
+from anytime_lab.train.recording import chosen_groups, credit
 from anytime_lab.train.trainer import BRPOTrainer
 
 

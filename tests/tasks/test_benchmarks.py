@@ -20,15 +20,15 @@ import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from anytime_lab.tasks import benchmarks
-from anytime_lab.tasks.benchmarks import (
+from anytime_lab.tasks import problems as benchmarks
+from anytime_lab.tasks.problems import (
     BENCHMARKS,
     check_golds,
     dataset_card,
+    load_task,
 )
-from anytime_lab.tasks.benchmarks import load_benchmark as load_benchmark_checked
-from anytime_lab.tasks.benchmarks import load_problems as load_problems_checked
-from anytime_lab.tasks.catalogue import load_task
+from anytime_lab.tasks.problems import load_benchmark as load_benchmark_checked
+from anytime_lab.tasks.problems import load_problems as load_problems_checked
 from anytime_lab.verify.verifiers import Grade, MathVerifier
 
 # Golds are checked by workers, which take their time to start: only where a test is about it.
@@ -247,8 +247,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 ASKING = """
 import dataclasses, os
-from anytime_lab.tasks import benchmarks
-from anytime_lab.tasks.benchmarks import dataset_card, load_benchmark
+from anytime_lab.tasks import problems as benchmarks
+from anytime_lab.tasks.problems import dataset_card, load_benchmark
 
 print(dataset_card(load_benchmark('aime24', check=False)).sentence())
 here = benchmarks.BENCHMARKS["aime24"]

@@ -6,7 +6,6 @@ from fractions import Fraction
 
 import pytest
 
-from anytime_lab.tasks.catalogue import load_task
 from anytime_lab.tasks.countdown import (
     Problem,
     Rules,
@@ -16,6 +15,7 @@ from anytime_lab.tasks.countdown import (
     solve,
     success_rate,
 )
+from anytime_lab.tasks.problems import load_task
 
 
 def exact(expression: str) -> Fraction:

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from anytime_lab.tasks import files
-from anytime_lab.tasks.benchmarks import QUESTION_SUFFIX
-from anytime_lab.tasks.benchmarks import load_problems as load_problems_checked
+from anytime_lab.tasks import problems as files
+from anytime_lab.tasks.problems import QUESTION_SUFFIX
+from anytime_lab.tasks.problems import load_problems as load_problems_checked
 
 # Golds are checked by workers, which take their time to start: not here.
 load_problems = functools.partial(load_problems_checked, check=False)

@@ -24,8 +24,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from anytime_lab.prompts import COUNTDOWN, resolve_tokens
 from anytime_lab.train.attention import BACKEND, no_mask, tree_plan, why_not_trees
-from anytime_lab.train.rollouts import stack_rows
-from anytime_lab.train.tree_scoring import check_head, choose_backend, score_rows
+from anytime_lab.train.scoring import check_head, choose_backend, score_rows, stack_rows
 from anytime_lab.tree import pack, tree_mask, tree_positions
 
 TOKENS = resolve_tokens(tiny.tokenizer(), COUNTDOWN)

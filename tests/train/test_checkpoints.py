@@ -8,7 +8,7 @@ import pytest
 import torch
 from same_checkpoint import assert_same_checkpoint, lines
 
-from anytime_lab.train.checkpoints import (
+from anytime_lab.train.recording import (
     STATE_FILE,
     checkpoint_to_resume,
     last_complete_checkpoint,
@@ -157,7 +157,7 @@ def test_where_there_is_no_checkpoint_the_choice_is_said(tmp_path):
 
 def test_earlier_checkpoints_go_only_once_the_new_one_is_whole(tmp_path, monkeypatch):
     """With save_total_limit=1 the old one is all there is until the last file is written."""
-    from anytime_lab.train import runlog
+    from anytime_lab.train import recording as runlog
 
     seen = []
     inner = runlog.mark_complete

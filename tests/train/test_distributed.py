@@ -13,8 +13,8 @@ import two_processes
 from safetensors.torch import load_file
 from same_checkpoint import assert_same_checkpoint, lines
 
-from anytime_lab.store.rollout_records import read_rollouts, rollout_steps
-from anytime_lab.train.checkpoints import missing_parts, read_state
+from anytime_lab.store.rollouts import read_rollouts, rollout_steps
+from anytime_lab.train.recording import missing_parts, read_state
 
 TESTS = Path(__file__).parents[1]
 SHIPPED = sorted((TESTS.parent / "experiments/accelerate").glob("*.yaml"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from anytime_lab.train import presets
+from anytime_lab.train import config as presets
 from anytime_lab.train.config import BRPOConfig
 
 BUDGETS = [20, 40, 60, 80]

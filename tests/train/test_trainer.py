@@ -9,7 +9,7 @@ import tiny
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
-from anytime_lab.train import presets
+from anytime_lab.train import config as presets
 from anytime_lab.train.trainer import BRPOTrainer
 from anytime_lab.tree import pack
 from anytime_lab.verify.verifiers import ExactVerifier, Grade

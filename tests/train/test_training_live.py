@@ -6,7 +6,7 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 
 VIEW = """
-from anytime_lab.look.training import Training
+from anytime_lab.look.training_view import Training
 view = Training({"run": FOLDER}, seconds=0.1, follow=True)
 view
 """

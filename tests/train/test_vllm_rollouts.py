@@ -11,9 +11,9 @@ import pytest
 import tiny
 import torch
 
-from anytime_lab.engines.regenerate import _generate
+from anytime_lab.engines.base import _generate
+from anytime_lab.train.devices import LogprobMismatch, logprob_difference
 from anytime_lab.train.trainer import BRPOTrainer
-from anytime_lab.train.vllm_rollouts import LogprobMismatch, logprob_difference
 
 
 class Executor:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from anytime_lab.engines.embedded import build_model, build_tokenizer
+from anytime_lab.engines.load import build_model, build_tokenizer
 from anytime_lab.tasks.countdown import Problem, Rules, Trial, countdown_problems, success_rate
 from anytime_lab.train.warmstart import (
     WarmStartConfig,

@@ -2,43 +2,378 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from anytime_lab.look.canvas import LABEL, framed, live_figure, row, style_sheet, text
-from anytime_lab.look.catalogue import Runs
-from anytime_lab.look.plot_style import axis_span, run_styles, told_figure
-from anytime_lab.look.plots import plot_training
-from anytime_lab.look.training_data import (
-    Progress,
-    find_training,
-    read_progress,
-    score_frame,
-    told_run,
-)
-from anytime_lab.look.training_figures import (
-    MEASURES,
-    history_traces,
-    panel_lines,
-    panel_traces,
-    plot_scores,
-    plot_variances,
-    score_traces,
-    thinned,
-    variance_traces,
+from anytime_lab.look.credit_view import folder_name, run_folders
+from anytime_lab.look.figures import BASELINE_NAMES, plot_training
+from anytime_lab.look.live import LABEL, framed, live_figure, row, style_sheet, text
+from anytime_lab.look.style import (
+    BAND_OPACITY,
+    RunStyle,
+    axis_span,
+    budget_ticks,
+    run_styles,
+    safe_text,
+    told_figure,
 )
 from anytime_lab.page import block, paragraph, short, table
-from anytime_lab.read.training_curves import (
+from anytime_lab.read.runs import Runs, named_runs, told_error
+from anytime_lab.read.training import (
     ANYTIME,
     PANELS,
+    SCORE,
     trained_at_fewer,
     training_frame,
     variance_frame,
 )
+from anytime_lab.store.records import METRICS, PROGRESS, RunFolderError, read_json
+
+
+@dataclass
+class MetricsTail:
+    """The metrics of one run, read bit by bit.
+
+    Attributes:
+        folder: of the run; it need not exist yet.
+        rows: one per step; a step that was written twice counts once, the later one.
+        complaint: what is wrong with the file, in a sentence; "" if nothing.
+    """
+
+    folder: Path
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    complaint: str = ""
+    _offset: int = 0
+    _file: int = 0  # which file was read: a resumed run puts a shorter one in its place
+    _bad: int = 0
+
+    def read(self) -> bool:
+        """Reads what was added since; says whether anything changed."""
+        before = self.complaint
+        try:
+            new = self._read()
+            self.complaint = self._told_bad()
+        except FileNotFoundError:
+            new = bool(self.rows)
+            self._begin_anew(0)
+            self.complaint = f"{self.folder} has no {METRICS} yet."
+        except Exception as error:  # whatever is on that disk, the view goes on
+            new, self.complaint = False, told_error(self.folder, error)
+        return new or self.complaint != before
+
+    def _begin_anew(self, file: int) -> None:
+        self.rows, self._offset, self._file, self._bad = {}, 0, file, 0
+
+    def _read(self) -> bool:
+        with open(self.folder / METRICS, "rb") as file:
+            about = (self.folder / METRICS).stat()
+            anew = about.st_ino != self._file or about.st_size < self._offset
+            if anew:
+                self._begin_anew(about.st_ino)
+            if about.st_size == self._offset:
+                return anew
+            file.seek(self._offset)
+            new = file.read()
+        whole = new.rfind(b"\n") + 1  # what follows the last newline is still being written
+        self._offset += whole
+        for line in new[:whole].splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                self._bad += 1
+                continue
+            if isinstance(row, dict) and type(row.get("step")) is int:
+                self.rows[row["step"]] = row
+        return anew or whole > 0
+
+    def _told_bad(self) -> str:
+        if self._bad:
+            return f"{self.folder / METRICS}: {self._bad} lines are not JSON and are left out."
+        return "" if self.rows else f"{self.folder / METRICS} holds no step yet."
+
+    def frame(self) -> pd.DataFrame:
+        """One row per step, in order, with the columns of the panels."""
+        frame = pd.DataFrame([self.rows[step] for step in sorted(self.rows)])
+        for column in PANELS:
+            if column not in frame:
+                frame[column] = np.nan
+        numbers = frame.columns.difference(["step"])
+        frame[numbers] = frame[numbers].apply(pd.to_numeric, errors="coerce")
+        return frame
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run says that it is."""
+
+    done: int = 0
+    total: int = 0
+    seconds_left: float | None = None
+    updated: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come."""
+        return 0 < self.total <= self.done
+
+
+def read_progress(folder: Path) -> Progress:
+    """The progress of a training run; nothing known where there is none or it is no progress."""
+    try:
+        told = read_json(folder / PROGRESS)
+        if told.get("stage") != "train":
+            return Progress()
+        left = told.get("seconds_left")
+        return Progress(
+            int(told["done"]), int(told["total"]), None if left is None else float(left),
+            float(told["updated"]),
+        )  # fmt: skip
+    except (RunFolderError, AttributeError, KeyError, TypeError, ValueError):
+        return Progress()
+
+
+def find_training(runs: Runs) -> dict[str, MetricsTail]:
+    """The training runs in the folders given, or below them; a given one may not exist yet."""
+    found: dict[str, MetricsTail] = {}
+    for name, path in named_runs(runs):
+        try:
+            folders = run_folders(path, METRICS) or [path]
+        except OSError:
+            folders = [path]
+        for folder in folders:
+            found[folder_name(name, path, folder)] = MetricsTail(folder)
+    return found
+
+
+def told_run(name: str, tail: MetricsTail, progress: Progress, fewer: bool = False) -> list[str]:
+    """A row of the table: how far a run is and its last numbers.
+
+    Args:
+        fewer: it was scored at fewer budgets than others, so its anytime accuracy is none beside
+            theirs.
+    """
+    rows = tail.rows
+    if not rows:
+        return [name, "no step yet", "—", "—", "—"]
+    last = rows[max(rows)]
+    done = f"{max(rows):,}" + (f" of {progress.total:,}" if progress.total else "")
+    if progress.finished:
+        done += ", finished"
+    elif progress.seconds_left is not None:
+        done += f", about {progress.seconds_left / 60:,.0f} min left"
+    values = [last.get(column) for column in PANELS]
+    told = [
+        "—" if not isinstance(v, int | float) or v != v else (f"{v:.1%}" if i < 2 else f"{v:,.1f}")
+        for i, v in enumerate(values)
+    ]
+    if fewer:
+        told[0] = "—"
+    return [name, done, *told]
+
+
+def score_frame(metrics: pd.DataFrame, window: int) -> pd.DataFrame:
+    """Score of the rollouts at each budget: columns budget, step, value, smooth."""
+    parts = []
+    for column in metrics.columns:
+        if match := SCORE.match(column):
+            value = metrics[column].astype(float)
+            smooth = value.rolling(window, min_periods=1).mean()
+            parts.append(
+                pd.DataFrame({"step": metrics["step"], "value": value, "smooth": smooth}).assign(
+                    budget=int(match["budget"])
+                )
+            )
+    if not parts:
+        return pd.DataFrame(columns=["step", "value", "smooth", "budget"])
+    return pd.concat(parts, ignore_index=True).sort_values(["budget", "step"], ignore_index=True)
+
+
+MOST = 1_500  # points of a line; more are thinned evenly, the last one always drawn
+MEASURES = {"corr": "Correlation with the return", "ratio": "Variance left: Var[R−V] / Var[R]"}
+
+
+def thinned(count: int) -> np.ndarray:
+    """Which of `count` points are drawn."""
+    step = -(-count // MOST)
+    return np.arange(count - 1, -1, -step)[::-1]
+
+
+def panel_traces(part: pd.DataFrame, over: str, measure: str) -> tuple[dict, dict]:
+    """Data of the faint and of the strong line of one run in one panel."""
+    part = part.iloc[thinned(len(part))] if len(part) else part
+    x = part[over].to_numpy(float)
+    shown = "%{y:.1%}" if "accuracy" in measure else "%{y:.1f} tokens"
+    return (
+        {"x": x, "y": part["value"].to_numpy(float)},
+        {"x": x, "y": part["smooth"].to_numpy(float), "hovertemplate": shown},
+    )
+
+
+def panel_lines(name: str, style: RunStyle, axis: int, first: bool) -> list[dict]:
+    """The faint and the strong line of one run in panel `axis`, without data yet."""
+    where = {"xaxis": f"x{axis or ''}", "yaxis": f"y{axis or ''}"}
+    common = {"mode": "lines", "legendgroup": safe_text(name), "x": [], "y": [], **where}
+    return [
+        {
+            **common,
+            "name": f"{safe_text(name)}, each step",
+            "line": {"color": style.band.replace(str(BAND_OPACITY), "0.3"), "width": 1},
+            "hoverinfo": "skip",
+            "showlegend": False,
+        },
+        {
+            **common,
+            "name": safe_text(name),
+            "line": {"color": style.colour, "dash": style.dash, "width": 2.2},
+            "showlegend": first,
+        },
+    ]
+
+
+def score_traces(scores: Mapping[str, pd.DataFrame], names: list[str]) -> list[dict]:
+    """Per run, the latest score at each budget (mean of the window): one trace a run."""
+    traces = []
+    for name, style in run_styles(names).items():
+        frame = scores.get(name)
+        last = (
+            frame.groupby("budget", as_index=False).last()
+            if frame is not None and len(frame)
+            else pd.DataFrame({"budget": [], "smooth": []})
+        )
+        traces.append(
+            {
+                "type": "scatter",
+                "x": last["budget"].to_numpy(float),
+                "y": last["smooth"].to_numpy(float),
+                "mode": "lines+markers",
+                "name": safe_text(name),
+                "line": {"color": style.colour, "dash": style.dash, "width": 2.2},
+                "marker": {"symbol": style.marker, "size": 8},
+                "hovertemplate": f"{safe_text(name)} at %{{x:,d}} tokens: %{{y:.1%}}"
+                "<extra></extra>",
+            }
+        )
+    return traces
+
+
+def history_traces(frame: pd.DataFrame, most: int) -> list[dict]:
+    """One run's score at each budget over its updates: always `most` traces."""
+    budgets = sorted(set(frame["budget"]))[:most]
+    traces = []
+    for budget, style in run_styles(budgets).items():
+        part = frame[frame["budget"] == budget]
+        part = part.iloc[thinned(len(part))]
+        traces.append(
+            {
+                "type": "scatter",
+                "x": part["step"].to_numpy(float),
+                "y": part["smooth"].to_numpy(float),
+                "mode": "lines",
+                "name": f"{budget:,} tokens",
+                "line": {"color": style.colour, "dash": style.dash, "width": 2.2},
+                "hovertemplate": f"{budget:,} tokens: %{{y:.1%}}<extra></extra>",
+                "visible": True,
+            }
+        )
+    return traces + [{"x": [], "y": [], "visible": False}] * (most - len(budgets))
+
+
+def variance_traces(frame: pd.DataFrame) -> list[dict]:
+    """Six traces of one run: three baselines in two panels; empty where it has none."""
+    traces = []
+    for measure, axis in zip(MEASURES, ("", "2"), strict=True):
+        for baseline, style in run_styles(list(BASELINE_NAMES)).items():
+            part = frame[(frame["baseline"] == baseline) & (frame["measure"] == measure)]
+            part = part.sort_values("budget")
+            label = BASELINE_NAMES[baseline]
+            traces.append(
+                {
+                    "type": "scatter",
+                    "x": part["budget"].to_numpy(float),
+                    "y": part["value"].to_numpy(float),
+                    "xaxis": f"x{axis}",
+                    "yaxis": f"y{axis}",
+                    "mode": "lines+markers",
+                    "name": label,
+                    "legendgroup": baseline,
+                    "showlegend": not axis,
+                    "line": {"color": style.colour, "dash": style.dash, "width": 2.2},
+                    "marker": {"symbol": style.marker, "size": 8},
+                    "hovertemplate": f"{label} at %{{x:,d}} tokens: %{{y:.2f}}<extra></extra>",
+                }
+            )
+    return traces
+
+
+def plot_scores(
+    scores: Mapping[str, pd.DataFrame],
+    names: list[str],
+    window: int,
+    template: str = "plotly_white",
+) -> go.Figure:
+    """Score of the rollouts at each budget, mean of the last updates, all runs.
+
+    Args:
+        scores: run → frame of score_frame().
+        names: all runs in order, which gives their colours.
+        window: updates that the mean is over, for the title.
+    """
+    figure = go.Figure(score_traces(scores, names))
+    budgets = [b for frame in scores.values() for b in frame["budget"]]
+    _layout(figure, f"Score by budget, mean of the last {window} updates", template, 380)
+    figure.update_xaxes(title="Thinking budget (tokens)", **budget_ticks(budgets))
+    return figure.update_yaxes(title="Score of the rollouts", tickformat=".0%")
+
+
+def plot_variances(
+    variances: Mapping[str, pd.DataFrame], last: int, template: str = "plotly_white"
+) -> go.Figure:
+    """The variance figure of several runs, one above the other.
+
+    Args:
+        variances: run → frame of variance_frame().
+        last: updates that the means are over, for the title.
+    """
+    titles = [f"{safe_text(run)}: {word}" for run in variances for word in MEASURES.values()]
+    height = 172 + 300 * len(variances)
+    figure = make_subplots(
+        rows=len(variances), cols=2, subplot_titles=titles, horizontal_spacing=0.1,
+        vertical_spacing=min(100 / height, 0.9 / max(len(variances) - 1, 1)),
+    )  # fmt: skip
+    for place, frame in enumerate(variances.values(), start=1):
+        for number, trace in enumerate(variance_traces(frame)):
+            kept = {k: v for k, v in trace.items() if k not in ("xaxis", "yaxis")}
+            kept["showlegend"] = place == 1 and number < 3
+            figure.add_trace(kept, row=place, col=1 + number // 3)
+        figure.add_hline(y=1, row=place, col=2, line={"color": "#888", "width": 1.5}, layer="below")
+    _layout(figure, f"Mean of the last {last} updates", template, height)
+    figure.update_xaxes(title="Thinking budget (tokens)", tickformat=",d")
+    return figure.update_layout(margin={"t": 116}, legend={"y": 1 + 30 / height})
+
+
+def _layout(figure: go.Figure, title: str, template: str, height: int) -> None:
+    figure.update_layout(
+        template=template,
+        title={"text": title, "x": 0, "xref": "paper", "xanchor": "left"},
+        height=height,
+        hovermode="closest",
+        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},
+        margin={"l": 64, "r": 24, "t": 84, "b": 56},
+        font={"size": 13},
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.06, "yanchor": "bottom"},
+    )
+
 
 BUDGETS = 8  # whose score is followed over the updates
 NO_STEP = "No run has a step yet; wait for the first update."

@@ -1,0 +1,1098 @@
+"""View: a model thinks, and is stopped at any token to show its answer now."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import anywidget
+import ipywidgets as widgets
+import pandas as pd
+import plotly.graph_objects as go
+import traitlets
+from plotly.subplots import make_subplots
+
+from anytime_lab.engines.thoughts import Answer, Prompt, Thinker, ThinkingError, Thought
+from anytime_lab.look.live import LABEL, framed, live_figure, row, style_sheet, text
+from anytime_lab.look.style import COLOURS, safe_text, short_text
+from anytime_lab.page import NO_MATHS, block, escaped, paragraph, plain, region, short, table
+from anytime_lab.verify.verifiers import Verifier, find_answer
+
+SPREAD = ("answer", "count", "share", "probability", "per_token", "verdict")
+HISTORY = ("tokens", "answer", "share", "right", "share_right")
+NO_GOLD = "not graded"
+TEXTS = 32  # summaries shown
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question put to a thinking.
+
+    Attributes:
+        tokens: How long the thinking was.
+        end: How it had ended, if it had.
+        answers: Its summaries.
+        summaries: One row for each: answer (None: none was found), verdict, reason, probability of
+            the summary (NaN: not told), per_token (the geometric mean over its tokens).
+    """
+
+    tokens: int
+    end: str
+    answers: tuple[Answer, ...]
+    summaries: pd.DataFrame
+
+    @cached_property
+    def spread(self) -> pd.DataFrame:
+        """The distinct answers, the most frequent first (of those tied, the more probable).
+
+        Columns answer, count, share, probability and per_token (means over its summaries), verdict.
+        """
+        groups = self.summaries.groupby("answer", dropna=False, sort=False)
+        rows = [
+            {
+                "answer": None if pd.isna(answer) else answer,
+                "count": len(part),
+                "share": len(part) / len(self.summaries),
+                "probability": part["probability"].mean(),
+                "per_token": part["per_token"].mean(),
+                "verdict": part["verdict"].iloc[0],
+            }
+            for answer, part in groups
+        ]
+        rows.sort(key=lambda r: (-r["count"], -_known(r["probability"])))
+        frame = pd.DataFrame(rows, columns=SPREAD)
+        frame["answer"] = pd.Series([r["answer"] for r in rows], dtype=object)  # None stays None
+        return frame
+
+
+def _known(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
+
+
+def ask(thought: Thought, count: int, verifier: Verifier | None, gold: Any = None) -> Asked:
+    """Ask a thinking as it stands, and grade what it says.
+
+    Args:
+        thought: Goes on afterwards as if it had not been asked.
+        count: Summaries.
+        verifier: Finds the answers and grades them; None finds mathematical ones.
+        gold: The right answer; None where it is not known.
+    """
+    answers = tuple(thought.answers(count))
+    texts = [thought.text + a.forced + a.text for a in answers]
+    if verifier is not None and gold is not None:
+        grades = verifier.grade(texts, [gold] * len(texts))
+        told = [(g.answer, _verdict(g.score), g.reason) for g in grades]
+    else:
+        find = getattr(verifier, "find", find_answer)
+        told = [(find(text), NO_GOLD, "") for text in texts]
+    rows = [
+        {
+            "answer": found,
+            "verdict": verdict,
+            "reason": reason,
+            "probability": math.nan if a.logprob is None else math.exp(a.logprob),
+            "per_token": math.nan if a.logprob is None else math.exp(a.logprob / max(a.tokens, 1)),
+        }
+        for a, (found, verdict, reason) in zip(answers, told, strict=True)
+    ]
+    frame = pd.DataFrame(rows)
+    frame["answer"] = pd.Series([r["answer"] for r in rows], dtype=object)
+    return Asked(thought.length, thought.end, answers, frame)
+
+
+def _verdict(score: float | None) -> str:
+    if score is None:
+        return "abstained"
+    return "right" if score >= 1 else "wrong"
+
+
+def ask_along(
+    thought: Thought, budgets: Sequence[int], count: int, verifier: Verifier | None, gold: Any
+) -> Iterator[Asked]:
+    """Think on from budget to budget and ask at each; at the end of the thinking for the last time.
+
+    Args:
+        budgets: Increasing, in tokens.
+    """
+    if list(budgets) != sorted(set(budgets)) or not budgets or budgets[0] < 0:
+        raise ValueError(f"budgets must increase from 0 or more; got {list(budgets)}.")
+    for budget in budgets:
+        while thought.length < budget and not thought.end:
+            thought.step()
+        yield ask(thought, count, verifier, gold)
+        if thought.end:
+            return
+
+
+def history(asked: Sequence[Asked]) -> pd.DataFrame:
+    """The leading answer at each point that was asked at, shortest first.
+
+    Returns columns tokens, answer (None: no answer), share (of the summaries), right (of the
+    leading answer; None where it is not graded), share_right (NaN where nothing is graded). Where
+    one length was asked at twice, the last time counts.
+    """
+    rows = {}
+    for point in sorted(asked, key=lambda a: a.tokens):
+        lead = point.spread.iloc[0]
+        graded = point.summaries["verdict"].isin(["right", "wrong"])
+        right = point.summaries["verdict"] == "right"
+        rows[point.tokens] = {
+            "tokens": point.tokens,
+            "answer": lead["answer"],
+            "share": lead["share"],
+            "right": {"right": True, "wrong": False}.get(lead["verdict"]),
+            "share_right": right.sum() / graded.sum() if graded.any() else math.nan,
+        }
+    frame = pd.DataFrame(rows.values(), columns=HISTORY)
+    for column in ("answer", "right"):
+        frame[column] = pd.Series([r[column] for r in rows.values()], dtype=object)
+    return frame
+
+
+# --- in words ------------------------------------------------------------------------------------
+
+
+def told_answer(answer: str | None, limit: int = 60) -> str:
+    """An answer on one line; not escaped."""
+    return "no answer" if answer is None else short(answer, limit)
+
+
+def told_probability(value: float) -> str:
+    """A probability, precise where it is small."""
+    if math.isnan(value):
+        return "not told"
+    return f"{value:.0%}" if value >= 0.1 else f"{value:.2g}"
+
+
+def told_asked(asked: Asked) -> str:
+    """The leading answer of a question, in a sentence; not escaped."""
+    spread = asked.spread
+    lead = spread.iloc[0]
+    where = f"After {asked.tokens:,} tokens"
+    if asked.end:
+        how = {"closed": "closed by itself", "eos": "ended in EOS", "length": "its limit"}
+        where += f", at the end ({how.get(asked.end, asked.end)})"
+    others = len(spread) - 1
+    rest = "all alike" if not others else f"{others} other answer{'' if others == 1 else 's'}"
+    verdict = "" if lead["verdict"] == NO_GOLD else f", {lead['verdict']}"
+    return (
+        f"{where}: {told_answer(lead['answer'])}{verdict}; {lead['count']} of "
+        f"{len(asked.summaries)} summaries, {rest}; probability of such a summary "
+        f"{told_probability(lead['probability'])}."
+    )
+
+
+def asked_html(asked: Asked) -> str:
+    """The spread of one question, and its summaries one by one."""
+    total = len(asked.summaries)
+    spread = [
+        (
+            told_answer(row.answer, 80),
+            f"{row.count_} of {total}",
+            told_probability(row.probability),
+            told_probability(row.per_token),
+            row.verdict,
+        )
+        for row in asked.spread.rename(columns={"count": "count_"}).itertuples()
+    ]
+    header = ["answer", "summaries", "mean probability", "per token", "verdict"]
+    caption = f"Answers after {asked.tokens:,} tokens"
+    rows = []
+    pairs = zip(asked.answers, asked.summaries.itertuples(), strict=True)
+    for number, (answer, drawn) in enumerate(pairs):
+        if number == TEXTS:
+            break
+        logprob = "not told" if answer.logprob is None else f"{answer.logprob:.2f}"
+        finish = "ended" if answer.finished else "cut off"
+        reason = "" if drawn.reason in ("", "correct", "wrong") else f" ({short(drawn.reason, 40)})"
+        rows.append(
+            (
+                number + 1,
+                drawn.verdict + reason,
+                logprob.replace("-", "−"),
+                f"{answer.tokens:,} ({finish})",
+                short(answer.text, 400),
+            )
+        )
+    shown = f"Its summaries, the first {TEXTS} of {total}" if total > TEXTS else "Its summaries"
+    each = table(["summary", "verdict", "log-prob", "tokens", "text"], rows, shown, "text")
+    return (
+        paragraph(told_asked(asked))
+        + table(header, spread, caption, "text")
+        + f"<details><summary>{escaped(shown)}</summary>{each}</details>"
+    )
+
+
+RIGHT, WRONG, OTHER = COLOURS[2], COLOURS[1], COLOURS[0]
+VERDICTS = {"right": (RIGHT, ""), "wrong": (WRONG, "/")}  # colour, and hatching beside it
+BARS = 8  # distinct answers drawn; the rest are one bar
+SHARE = [-0.03, 1.05]
+
+
+def bar_trace(spread: pd.DataFrame) -> dict:
+    """The distinct answers as bars, the most frequent on top.
+
+    Args:
+        spread: of Asked.spread.
+    """
+    shown = spread.head(BARS)
+    rest = spread.iloc[BARS:]
+    names = [short_text(told_answer(a), 28) for a in shown["answer"]]
+    shares, verdicts = shown["share"].tolist(), shown["verdict"].tolist()
+    words = [_bar_words(row) for row in shown.itertuples()]
+    if len(rest):
+        names.append(f"{len(rest)} other answers")
+        shares.append(float(rest["share"].sum()))
+        verdicts.append("")
+        words.append(f"{shares[-1]:.0%}")
+    # two answers may be alike in their first characters; places, not names, tell bars apart
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "x": shares,
+        "y": list(range(len(names))),
+        "customdata": [[name] for name in names],
+        "text": words,
+        "textposition": "outside",
+        "cliponaxis": False,
+        "marker": _colours(verdicts),
+        "name": "answers",
+        "showlegend": False,
+        "hovertemplate": "%{customdata[0]}: %{text}<extra></extra>",
+    }
+
+
+def _colours(verdicts: Sequence[str]) -> dict:
+    """Colour and hatching of bars by their verdicts."""
+    kinds = [VERDICTS.get(v, (OTHER, "")) for v in verdicts]
+    return {
+        "color": [colour for colour, _ in kinds],
+        "pattern": {
+            "shape": [hatching for _, hatching in kinds],
+            "fillmode": "overlay",
+            "fgcolor": "rgba(255,255,255,.5)",
+            "fgopacity": 1,
+            "solidity": 0.12,
+        },
+    }
+
+
+def _bar_words(row) -> str:
+    verdict = "" if row.verdict == NO_GOLD else f", {row.verdict}"
+    told = told_probability(row.probability)
+    probability = "" if told == "not told" else f", p {told}"
+    return safe_text(f"{row.share:.0%}{verdict}{probability}")
+
+
+def bar_axis(spread: pd.DataFrame) -> dict:
+    """The axis that names the bars of `bar_trace`."""
+    names = [row[0] for row in bar_trace(spread)["customdata"]] if len(spread) else []
+    return {
+        "tickmode": "array",
+        "tickvals": list(range(len(names))),
+        "ticktext": names,
+        "range": [max(len(names), 3) - 0.5, -0.5],
+    }
+
+
+def live_asked(figure: go.Figure) -> None:
+    """Makes a live figure of three traces ready: the curve on the left, the bars on the right."""
+    figure.update_traces(xaxis="x2", yaxis="y2", selector={"type": "bar"})
+    figure.update_layout(
+        margin={"t": 48},
+        xaxis={
+            "domain": [0, 0.48],
+            "title": "Thinking (tokens)",
+            "tickformat": ",d",
+            "rangemode": "tozero",
+        },
+        yaxis={"title": "Summaries", "tickformat": ".0%", "range": SHARE},
+        xaxis2={
+            "domain": [0.64, 1],
+            "anchor": "y2",
+            "title": "Summaries, by answer",
+            "range": [0, 1.8],  # room for words beside a bar of 100 %
+            "tickvals": [0, 0.5, 1],
+            "tickformat": ".0%",
+            "gridcolor": "#8883",
+            "zeroline": False,
+        },
+        yaxis2={"anchor": "x2", "zeroline": False, "showgrid": False},
+    )
+    draw_asked(figure, [])
+
+
+def draw_asked(figure: go.Figure, asked: Sequence[Asked]) -> None:
+    """Shows these questions in a figure of `live_asked`."""
+    spread = asked[-1].spread if asked else None
+    bars = {"x": [], "y": [], "text": []} if spread is None else bar_trace(spread)
+    axis = {"tickvals": [], "ticktext": []} if spread is None else bar_axis(spread)
+    with figure.batch_update():
+        for trace, new in zip(figure.data, [*history_traces(history(asked)), bars], strict=True):
+            trace.update(new)
+        figure.layout.yaxis2.update(axis)
+
+
+def history_traces(points: pd.DataFrame) -> list[dict]:
+    """The share of the leading answer at each point asked at, and of right summaries.
+
+    Args:
+        points: the frame of history(). Always two traces; the second is empty where nothing was
+            graded.
+    """
+    tokens = points["tokens"].tolist()
+    answers = [short_text(told_answer(a)) for a in points["answer"]]
+    right = points["right"].tolist()
+    told = ["" if r is None else (", right" if r else ", wrong") for r in right]
+    graded = points[points["share_right"].notna()]
+    lead = {
+        "type": "scatter",
+        "x": tokens,
+        "y": points["share"].tolist(),
+        "customdata": [[a + t] for a, t in zip(answers, told, strict=True)],
+        "mode": "lines+markers",
+        "name": "leading answer",
+        "line": {"color": OTHER, "width": 2},
+        "marker": {
+            "size": 11,
+            "color": [OTHER if r is None else (RIGHT if r else WRONG) for r in right],
+            "symbol": ["circle" if r is None else ("circle" if r else "x") for r in right],
+        },
+        "hovertemplate": "%{x:,d} tokens: %{customdata[0]} (%{y:.0%} of summaries)<extra></extra>",
+    }
+    share = {
+        "type": "scatter",
+        "x": graded["tokens"].tolist(),
+        "y": graded["share_right"].tolist(),
+        "mode": "lines+markers",
+        "name": "right summaries",
+        "line": {"color": RIGHT, "width": 2, "dash": "dash"},
+        "marker": {"size": 7, "symbol": "diamond-open", "color": RIGHT},
+        "hovertemplate": "%{x:,d} tokens: %{y:.0%} of summaries right<extra></extra>",
+    }
+    return [lead, share]
+
+
+def column_traces(asked: Sequence[Asked]) -> list[dict]:
+    """The spread at each point as a column, its answers stacked, the most frequent below.
+
+    Returns a trace for each place in the order of frequency.
+    """
+    spreads = {point.tokens: point.spread for point in asked}
+    labels = [f"{tokens:,}" for tokens in spreads]
+    traces = []
+    for place in range(max(map(len, spreads.values()))):
+        rows = [s.iloc[place] if place < len(s) else None for s in spreads.values()]
+        names = [None if r is None else short_text(told_answer(r["answer"]), 28) for r in rows]
+        verdicts = ["" if r is None else r["verdict"] for r in rows]
+        shares = [0.0 if r is None else r["share"] for r in rows]
+        words = ["" if r is None else _bar_words(r) for r in rows]
+        wide = 1 / len(labels) > 0.12  # the answer fits into the column
+        shown = [n if n and s >= 0.1 and wide else "" for n, s in zip(names, shares, strict=True)]
+        traces.append(
+            {
+                "type": "bar",
+                "x": labels,
+                "y": shares,
+                "customdata": [[n, w] for n, w in zip(names, words, strict=True)],
+                "text": shown,
+                "textposition": "inside",
+                "textangle": 0,
+                "insidetextanchor": "middle",
+                "marker": {**_colours(verdicts), "line": {"color": "white", "width": 1.5}},
+                "showlegend": False,
+                "hovertemplate": "%{x} tokens: %{customdata[0]}: %{customdata[1]}<extra></extra>",
+            }
+        )
+    return traces
+
+
+def plot_asked(
+    asked: Sequence[Asked], title: str = "", template: str = "plotly_white"
+) -> go.Figure:
+    """One thinking's own anytime curve, and the spread of its answers at each point.
+
+    Args:
+        asked: Questions put to the thinking, shortest first.
+    """
+    if not asked:
+        raise ValueError("the thinking was not asked yet; there is nothing to draw.")
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        column_widths=[0.42, 0.58],
+        horizontal_spacing=0.1,
+        subplot_titles=["Asked along the thinking", "Spread of the answers"],
+    )
+    figure.add_traces(history_traces(history(asked)), rows=1, cols=1)
+    columns = column_traces(asked)
+    figure.add_traces(columns, rows=[1] * len(columns), cols=[2] * len(columns))
+    figure.update_xaxes(
+        title="Thinking (tokens)", tickformat=",d", rangemode="tozero", row=1, col=1
+    )
+    figure.update_yaxes(title="Summaries", tickformat=".0%", range=SHARE, row=1, col=1)
+    figure.update_xaxes(type="category", row=1, col=2)
+    figure.update_yaxes(tickformat=".0%", range=[0, 1.02], row=1, col=2)
+    figure.update_layout(
+        template=template,
+        height=400,
+        barmode="stack",
+        bargap=0.12,
+        title={"text": safe_text(title), "x": 0, "xref": "paper", "xanchor": "left"},
+        hovermode="closest",
+        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},
+        margin={"l": 64, "r": 24, "t": 84 if title else 48, "b": 92},
+        font={"size": 13},
+        uniformtext={"minsize": 9, "mode": "hide"},
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.22, "yanchor": "top"},
+    )
+    return figure
+
+
+SHOWN = 40_000  # characters at the end of the text that the page holds
+
+_ESM = """
+function render({ model, el }) {
+  const frame = document.createElement("div");
+  frame.className = `anytime-lab ${model.get("classes")}`;
+  const pane = document.createElement("div");
+  pane.className = "model stream";
+  pane.tabIndex = 0;
+  pane.setAttribute("role", "log");
+  pane.setAttribute("aria-live", "off");
+  pane.dataset.lmSuppressShortcuts = "true";  // or JupyterLab takes the keys
+  frame.append(pane);
+  el.append(frame);
+  let next = null;
+  const name = () => pane.setAttribute("aria-label", model.get("label"));
+  const askWhole = () => { next = null; model.send({ want: "whole" }); };
+  const add = ([kind, text]) => {
+    const last = pane.lastChild;
+    if (kind) {
+      const mark = document.createElement("span");
+      mark.className = `mark ${kind}`;
+      mark.textContent = text;
+      pane.append(mark);
+    } else if (last && last.nodeType === Node.TEXT_NODE) {
+      last.appendData(text);
+    } else {
+      pane.append(document.createTextNode(text));
+    }
+  };
+  const trim = () => {
+    let over = pane.textContent.length - model.get("shown");
+    while (over > 0 && pane.firstChild) {
+      const first = pane.firstChild, length = first.textContent.length;
+      if (first.nodeType === Node.TEXT_NODE && length > over) first.deleteData(0, over);
+      else first.remove();
+      over -= length;
+    }
+  };
+  const hear = (message) => {
+    const follows = pane.scrollHeight - pane.scrollTop - pane.clientHeight < 30;
+    if (message.whole) { pane.replaceChildren(); message.whole.forEach(add); next = message.next; }
+    else if (next === null) return;
+    else if (message.at !== next) return askWhole();
+    else { add(message.part); next += 1; trim(); }
+    if (follows) pane.scrollTop = pane.scrollHeight;
+  };
+  pane.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
+    if (event.key !== " " && event.key !== "Enter") return;
+    event.preventDefault();
+    event.stopPropagation();
+    if (!event.repeat) model.send({ press: event.key });
+  });
+  name();
+  model.on("change:label", name);
+  model.on("msg:custom", hear);
+  askWhole();
+  return () => { model.off("msg:custom", hear); model.off("change:label", name); };
+}
+export default { render };
+"""
+
+
+_CSS = """
+.anytime-lab .model.stream { height: 15em; max-height: none; resize: vertical; }
+.anytime-lab .model.stream:focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2);
+  outline-offset: -2px; }
+"""
+
+
+class StreamPane(anywidget.AnyWidget):
+    """Text that grows, with marks in it; Space and Enter in it are told.
+
+    Attributes:
+        label: What a screen reader calls it.
+        parts: (kind, text) of all that is shown: kind `` is text, any other a mark of that class.
+    """
+
+    _esm = _ESM
+    _css = _CSS
+    label = traitlets.Unicode("thinking").tag(sync=True)
+    classes = traitlets.Unicode(NO_MATHS).tag(sync=True)
+    shown = traitlets.Int(SHOWN).tag(sync=True)
+
+    def __init__(self, pressed: Callable[[], None], **traits: object) -> None:
+        super().__init__(**traits)
+        self.parts: list[tuple[str, str]] = []
+        self._sent = 0
+        self._pressed = pressed
+        self.on_msg(self._heard)
+
+    @property
+    def text(self) -> str:
+        """The text without its marks."""
+        return "".join(text for kind, text in self.parts if not kind)
+
+    def append(self, text: str) -> None:
+        """Add text at the end."""
+        if text:
+            self._add("", plain(text[-SHOWN:]))
+
+    def mark(self, text: str, kind: str = "asked") -> None:
+        """Add a mark at the end.
+
+        Args:
+            kind: Classes of the page's style, such as `right`.
+        """
+        self._add(kind, plain(text))
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.parts, self._sent = [], self._sent + 1
+        self._send_whole()
+
+    def _add(self, kind: str, text: str) -> None:
+        if not kind and self.parts and not self.parts[-1][0] and len(self.parts[-1][1]) < 2_000:
+            self.parts[-1] = ("", self.parts[-1][1] + text)
+        else:
+            self.parts.append((kind, text))
+        self.send({"at": self._sent, "part": [kind, text]})
+        self._sent += 1
+
+    def _send_whole(self) -> None:
+        parts: list[tuple[str, str]] = []
+        left = SHOWN
+        for kind, piece in reversed(self.parts):
+            parts.insert(0, (kind, piece[-left:]))
+            left -= len(piece)
+            if left <= 0:
+                break
+        self.send({"whole": parts, "next": self._sent})
+
+    def _heard(self, _widget: object, content: dict, _buffers: object) -> None:
+        if content.get("want") == "whole":
+            self._send_whole()
+        elif "press" in content:
+            self._pressed()
+
+
+THINKING, ANSWERING, PAUSED, ENDED = "thinking", "answering", "paused", "ended"
+PERIOD = 0.1  # seconds between two pieces of text
+LOOK = 0.25  # seconds between two looks, at rest, whether the interpreter is about to end
+
+
+class Listener(Protocol):
+    """Who hears what a session does. Each call names the session, for it may be an old one."""
+
+    def thought_on(self, session: Session, piece: str) -> None:
+        """Text was added (perhaps none) and `session.length` tokens are thought now."""
+
+    def was_asked(self, session: Session, asked: Asked) -> None:
+        """It was asked, and answered."""
+
+    def state_changed(self, session: Session) -> None:
+        """Its `state` is another."""
+
+    def went_wrong(self, session: Session, sentence: str) -> None:
+        """It cannot go on now; it rests."""
+
+
+class Session:
+    """A thread with a thought. It begins thinking at once and ends with its thinking.
+
+    An interpreter that exits waits for the thread, which then ends by itself after the step that
+    it is in: a daemon thread would be torn out of a forward pass, and abort the process.
+
+    Args:
+        begin: Makes the thought, in the thread.
+        question: Asks it, in the thread.
+        listener: Hears what happens.
+        rate: Most tokens a second; 0 is as fast as it can.
+
+    Attributes:
+        state: THINKING, ANSWERING, PAUSED (it can go on) or ENDED.
+        length: Tokens thought, as told to the listener.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[], Thought],
+        question: Callable[[Thought], Asked],
+        listener: Listener,
+        rate: float = 0,
+    ) -> None:
+        self._begin, self._question, self._listener = begin, question, listener
+        self.rate = rate
+        self.state, self.length = THINKING, 0
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thought: Thought | None = None
+        self._pieces: list[str] = []
+        self._told_at = 0.0
+        self._due = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="thinking", daemon=False)
+        self._thread.start()
+
+    def ask(self) -> bool:
+        """Stop at this token and answer. False if it is not thinking."""
+        return self._turn(THINKING, ANSWERING)
+
+    def go_on(self) -> bool:
+        """Think on. False if it is not at rest, or at its end."""
+        return self._turn(PAUSED, THINKING)
+
+    def set_rate(self, rate: float) -> None:
+        """Let it think at another speed from now on."""
+        with self._changed:
+            self.rate, self._due = rate, 0.0
+            self._changed.notify_all()
+
+    def close(self, timeout: float | None = None) -> bool:
+        """End it wherever it is.
+
+        Args:
+            timeout: Seconds to wait for the thread; None does not wait.
+
+        Returns:
+            Whether the thread has ended.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thought is not None:
+            self._thought.close()
+        if timeout is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _turn(self, before: str, after: str) -> bool:
+        with self._changed:
+            if self._closed or self.state != before:
+                return False
+            self.state = after
+            self._changed.notify_all()
+        return True
+
+    # --- in the thread ---------------------------------------------------------------------------
+
+    def _over(self) -> bool:
+        """Whether it was closed, or the interpreter is about to end, which closes it."""
+        self._closed = self._closed or not threading.main_thread().is_alive()
+        return self._closed
+
+    def _run(self) -> None:
+        while not self._over():
+            try:
+                self._work()
+                break
+            except Exception as error:  # told in a sentence; the thought may go on later
+                if self._over():
+                    break
+                self._tell()
+                self._settle(ENDED if self._thought is None else PAUSED)
+                self._listener.went_wrong(self, sentence(error))
+                if self._thought is None:
+                    break
+        if self._thought is not None:
+            self._thought.close()
+
+    def _work(self) -> None:
+        if self._thought is None:
+            self._thought = self._begin()
+        while not self._over():
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self.state != PAUSED, LOOK)
+                state = self.state
+            if self._closed or state == PAUSED:
+                continue
+            if state == THINKING and not self._thought.end:
+                self._think()
+                continue
+            if state == THINKING:  # at its end it answers unasked
+                self._settle(ANSWERING)
+            self._answer()
+            if self.state == ENDED:
+                return
+
+    def _think(self) -> None:
+        if self.rate > 0 and not self._wait(self.rate):
+            return
+        piece = self._thought.step()
+        if piece:
+            self._pieces.append(piece)
+        if self._thought.end or time.monotonic() >= self._told_at + PERIOD:
+            self._tell()
+
+    def _wait(self, rate: float) -> bool:
+        """Wait for the next token to be due. False if there is something else to do by then."""
+        now = time.monotonic()
+        if self._due > now and now >= self._told_at + PERIOD:
+            self._tell()
+        # a thinking that was at rest, or is slower than its rate, has nothing to catch up
+        due = max(self._due, now)
+        with self._changed:
+            stopped = self._changed.wait_for(
+                lambda: self._closed or self.state != THINKING or self.rate != rate, due - now
+            )
+        if not stopped:
+            self._due = due + 1 / rate
+        return not stopped
+
+    def _answer(self) -> None:
+        self._tell()
+        asked = self._question(self._thought)
+        if not self._closed:
+            self._listener.was_asked(self, asked)
+            self._settle(ENDED if self._thought.end else PAUSED)
+
+    def _tell(self) -> None:
+        if self._closed or self._thought is None:
+            return
+        piece, self._pieces = "".join(self._pieces), []
+        self.length, self._told_at = self._thought.length, time.monotonic()
+        self._listener.thought_on(self, piece)
+
+    def _settle(self, state: str) -> None:
+        with self._changed:
+            self.state = state
+        if not self._closed:
+            self._listener.state_changed(self)
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, in words: our own errors have theirs."""
+    said = str(error).strip()
+    if isinstance(error, (ThinkingError, ValueError)) and said:
+        return said
+    first = said.splitlines()[0] if said else "no more is known"
+    return f"The thinking stopped ({type(error).__name__}: {first})."
+
+
+OWN = -1  # the problem that the reader types
+LISTED = 1_000  # problems in the list
+QUESTION = 6_000  # characters
+RATES = (1, 2, 5, 10, 20, 50, 100, 0)  # tokens a second; 0: as fast as it can
+MOST = 256  # summaries
+WORDS = {
+    None: ("Start", "not started"),
+    THINKING: ("Answer now", "thinking"),
+    ANSWERING: ("Answering…", "answering"),
+    PAUSED: ("Think on", "at rest"),
+    ENDED: ("Start again", "ended"),
+}
+CLOSING = 5.0  # seconds that close() waits for a forward pass
+
+
+class AnswerNow(widgets.VBox):
+    """One thinking, streamed; stopped for its answers and thought on as often as one likes.
+
+    Args:
+        thinker: The model, of `load_thinker`.
+        problems: Rows with prompt, and where there are such question, problem_id and answer (the
+            gold): a Dataset, or a list of dictionaries. The reader may type one of her own.
+        verifier: Finds answers and grades them against a gold.
+        problem: Which one to begin with.
+        num_summaries: Summaries to answer with.
+        temperature: Of thinking and summaries.
+        seed: Decides what is drawn.
+        rate: Tokens a second, one of RATES; a small model is too quick to be read.
+        suffix: Appended to a typed problem, such as what a benchmark's prompts end with.
+        style: Bring the style sheet along (not where another view shows it).
+    """
+
+    def __init__(
+        self,
+        thinker: Thinker,
+        problems: Sequence[Mapping[str, Any]] = (),
+        verifier: Verifier | None = None,
+        *,
+        problem: int = 0,
+        num_summaries: int = 8,
+        temperature: float = 1.0,
+        seed: int = 0,
+        rate: int = 10,
+        suffix: str = "",
+        style: bool = True,
+    ) -> None:
+        self.session: Session | None = None
+        super().__init__()
+        self.thinker, self.problems, self.verifier = thinker, problems, verifier
+        self.suffix = suffix
+        self.asked: list[Asked] = []
+        self._lock = threading.RLock()  # the page's events and the thinking's thread both draw
+        self._make_controls(problem, num_summaries, temperature, seed, rate)
+        self.live = live_figure([{}, {}, {"type": "bar", "orientation": "h"}], 320)
+        live_asked(self.live)
+        self.notes, self.spread = text(live=True), text(live=True)
+        self.question, self.position = text(), text()
+        self.position.layout.width = "auto"
+        self.pane = StreamPane(
+            self.press,
+            label="thinking; Space or Enter stops it for its answer, and then thinks on",
+        )
+        hint = "Space or Enter, on the button or in the text below: answer now, then think on."
+        self.children = [
+            *([style_sheet()] if style else []),
+            row(self.problem, self.own, self.own_gold),
+            self.question,
+            row(self.count, self.temperature, self.seed, self.rate),
+            row(self.go, self.again, self.position),
+            self.notes,
+            text(paragraph(hint, "note")),
+            self.pane,
+            self.spread,
+            framed(self.live),
+        ]
+        self._problem_chosen()
+        self._observe()
+
+    def press(self, _button: object = None) -> None:
+        """The main button, and its key: start, answer now, or think on."""
+        with self._lock:
+            session = self.session
+            if session is None or session.state == ENDED:
+                self._start()
+            elif session.ask() or session.go_on():
+                self.notes.value = block(live=True)
+            self._show_state()
+
+    def restart(self, _button: object = None) -> None:
+        """Begin the same problem anew, with the settings as they are now."""
+        with self._lock:
+            self._start()
+            self._show_state()
+
+    def close(self) -> None:
+        """End the thinking and its thread, then the view."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.close(CLOSING)
+        super().close()
+
+    def ask_along(self, budgets: Sequence[int]) -> list[Asked]:
+        """The chosen problem thought from start to end and asked at each budget, here and now.
+
+        The same thinking that the view shows for these settings; the view itself stays as it is.
+
+        Raises:
+            ThinkingError, ValueError: the model cannot.
+        """
+        prompt, gold = self._chosen()
+        thought = self.thinker.think(prompt, self.temperature.value, self.seed.value)
+        try:
+            return list(ask_along(thought, budgets, self.count.value, self.verifier, gold))
+        finally:
+            thought.close()
+
+    def figure(self, budgets: Sequence[int] | None = None) -> go.Figure:
+        """The static figure: of the thinking asked at given budgets, or as the reader asked it.
+
+        Raises:
+            ValueError: no budgets, and nothing was asked yet.
+        """
+        asked = list(self.asked) if budgets is None else self.ask_along(budgets)
+        if not asked:
+            raise ValueError("the thinking was not asked yet; press Answer now, or give budgets.")
+        title = f"{short(self.thinker.name, 30)}: {short(self._told_question(), 50)}"
+        return plot_asked(asked, title)
+
+    # --- parts -----------------------------------------------------------------------------------
+
+    def _make_controls(
+        self, problem: int, count: int, temperature: float, seed: int, rate: int
+    ) -> None:
+        total = len(self.problems)
+        if total and not 0 <= problem < total:
+            raise ValueError(f"problem is {problem}; there are {total}, so give 0 to {total - 1}.")
+        if rate not in RATES:
+            raise ValueError(f"rate is {rate}; expected one of {RATES} (0: as fast as it can).")
+        if not 1 <= count <= MOST:
+            raise ValueError(f"num_summaries is {count}; expected 1 to {MOST}.")
+        if not 0 <= temperature <= 2:
+            raise ValueError(f"temperature is {temperature}; expected 0 (greedy) to 2.")
+        listed = list(range(min(total, LISTED))) + ([problem] if problem >= LISTED else [])
+        options = [(_label(i, self.problems[i]), i) for i in listed]
+        self.problem = widgets.Dropdown(
+            options=[*options, ("your own: type it", OWN)],
+            value=problem if total else OWN,
+            description="Problem",
+            style=LABEL,
+            layout={"width": "32em"},
+        )
+        self.own = widgets.Textarea(
+            description="Your problem", style=LABEL, rows=3, layout={"width": "44em"}
+        )
+        self.own_gold = widgets.Text(description="Right answer, if you know it", style=LABEL)
+        self.count = widgets.BoundedIntText(
+            count, min=1, max=MOST, description="Summaries", style=LABEL, layout={"width": "10em"}
+        )
+        self.temperature = widgets.FloatSlider(
+            temperature, min=0, max=2, step=0.1, description="Temperature", style=LABEL
+        )
+        self.seed = widgets.BoundedIntText(
+            seed, min=0, max=2**31 - 1, description="Seed", style=LABEL, layout={"width": "10em"}
+        )
+        self.rate = widgets.SelectionSlider(
+            options=[(f"{r} tokens a second" if r else "as fast as it can", r) for r in RATES],
+            value=rate,
+            description="Speed",
+            style=LABEL,
+            layout={"width": "28em"},
+        )
+        self.go = widgets.Button(
+            button_style="primary",
+            tooltip="Start; then stop at this token and answer; then think on",
+        )
+        self.again = widgets.Button(
+            description="Restart", tooltip="Begin this problem anew, with the settings as they are"
+        )
+
+    def _observe(self) -> None:
+        self.go.on_click(self.press)
+        self.again.on_click(self.restart)
+        for control in (self.problem, self.own_gold):
+            control.observe(lambda _change: self._problem_chosen(), "value")
+        self.rate.observe(self._rate_chosen, "value")
+
+    # --- the problem -----------------------------------------------------------------------------
+
+    def _chosen(self) -> tuple[Prompt, Any]:
+        """The prompt and the gold (None: not known) of the chosen problem."""
+        if self.problem.value != OWN:
+            problem = self.problems[self.problem.value]
+            return problem["prompt"], problem.get("answer")
+        asked = self.own.value.strip()
+        if not asked:
+            raise ValueError("no problem was typed; type one, or choose one from the list.")
+        gold = self.own_gold.value.strip() or None
+        return [{"role": "user", "content": asked + self.suffix}], gold
+
+    def _told_question(self) -> str:
+        if self.problem.value == OWN:
+            return self.own.value
+        return _question(self.problems[self.problem.value])
+
+    def _problem_chosen(self) -> None:
+        with self._lock:
+            self._end()
+            self._clear()
+            own = self.problem.value == OWN
+            for control in (self.own, self.own_gold):
+                control.layout.display = None if own else "none"
+            if own:
+                self.question.value = block()
+            else:
+                _, gold = self._chosen()
+                told = "" if gold is None else paragraph(f"Right answer: {short(gold, 200)}.")
+                said = escaped(self._told_question(), QUESTION)
+                self.question.value = block(region("problem", [said]), told)
+            self._show_state()
+
+    def _rate_chosen(self, _change: object) -> None:
+        session = self.session
+        if session is not None:
+            session.set_rate(self.rate.value)
+
+    # --- the thinking ----------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()  # not waited for: a forward pass may be long, and it tells no more
+
+    def _start(self) -> None:
+        self._end()
+        self._clear()
+        try:
+            prompt, gold = self._chosen()
+        except ValueError as error:
+            self.notes.value = block(paragraph(error), live=True)
+            return
+        temperature, seed = self.temperature.value, self.seed.value
+        self.session = Session(
+            begin=lambda: self.thinker.think(prompt, temperature, seed),
+            question=lambda thought: ask(thought, self.count.value, self.verifier, gold),
+            listener=self,
+            rate=self.rate.value,
+        )
+
+    def _clear(self) -> None:
+        self.asked = []
+        self.pane.clear()
+        self.notes.value, self.spread.value = block(live=True), block(live=True)
+        draw_asked(self.live, self.asked)
+
+    def _show_state(self) -> None:
+        session = self.session
+        label, words = WORDS[None if session is None else session.state]
+        if self.go.description != label:
+            self.go.description = label
+        length = 0 if session is None else session.length
+        plural = "" if length == 1 else "s"
+        self.position.value = block(paragraph(f"{length:,} token{plural} thought, {words}"))
+
+    # --- heard from the thinking's thread --------------------------------------------------------
+
+    def thought_on(self, session: Session, piece: str) -> None:
+        """See `Listener`."""
+        with self._lock:
+            if session is self.session:
+                self.pane.append(piece)
+                self._show_state()
+
+    def was_asked(self, session: Session, asked: Asked) -> None:
+        """See `Listener`."""
+        with self._lock:
+            if session is not self.session:
+                return
+            self.asked.append(asked)
+            lead = asked.spread.iloc[0]
+            kind = lead["verdict"] if lead["verdict"] in ("right", "wrong") else "asked"
+            answer = "no answer" if lead["answer"] is None else short(lead["answer"], 40)
+            verdict = "" if kind == "asked" else f", {kind}"
+            share = f"{lead['count']} of {len(asked.summaries)}{verdict}"
+            self.pane.mark(f"▼ {asked.tokens:,} tokens: {answer} ({share})", kind)
+            self.spread.value = block(asked_html(asked), live=True)
+            draw_asked(self.live, self.asked)
+
+    def state_changed(self, session: Session) -> None:
+        """See `Listener`."""
+        with self._lock:
+            if session is self.session:
+                self._show_state()
+
+    def went_wrong(self, session: Session, sentence: str) -> None:
+        """See `Listener`."""
+        with self._lock:
+            if session is self.session:
+                self.notes.value = block(paragraph(sentence, "wrong"), live=True)
+                self._show_state()
+
+
+def _question(problem: Mapping[str, Any]) -> str:
+    prompt = problem["prompt"]
+    told = problem.get("question")
+    return str(told or (prompt if isinstance(prompt, str) else prompt[-1]["content"]))
+
+
+def _label(number: int, problem: Mapping[str, Any]) -> str:
+    return f"{number}: {short(_question(problem), 70)}"

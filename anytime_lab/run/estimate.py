@@ -1,0 +1,713 @@
+"""Before hours are spent: what a run takes and makes, and whether it fits.
+
+`python -m anytime_lab preflight --model NAME --task TASK --devices 8 --device a100 …`, or from a
+notebook `preflight(model, config, prompts, hardware)`. No weights are loaded: a model's
+configuration is enough. What only sampling can tell (how long thinkings are, how many prompts teach
+nothing) is read from the records of an evaluation, where one is given.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+
+from anytime_lab.engines.load import load_tokenizer, model_path
+from anytime_lab.prompts import detect_format, prompt_ids, resolve_tokens
+from anytime_lab.store.records import read_records
+from anytime_lab.tasks.problems import load_task
+from anytime_lab.train import config as presets
+from anytime_lab.train.config import BRPOConfig
+
+SHARDINGS = ("none", "zero2", "zero3")
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device, as its data sheet has it, and how many of them there are.
+
+    Attributes:
+        name: For the report.
+        devices: Processes, one device each.
+        memory: Bytes of one device.
+        flops: Dense bf16 FLOP/s of one device.
+        bandwidth: Bytes/s of its memory.
+        utilisation: Share of `flops` that training reaches; 0.35 is usual for a few billion
+            parameters.
+    """
+
+    name: str
+    devices: int
+    memory: float
+    flops: float
+    bandwidth: float
+    utilisation: float = 0.35
+
+
+# Memory GiB, dense bf16 TFLOP/s, TB/s: the makers' data sheets.
+DEVICES = {
+    "h200": (141e9, 989e12, 4.8e12),
+    "h100": (80e9, 989e12, 3.35e12),
+    "a100": (80e9, 312e12, 2.0e12),
+    "a100-40g": (40e9, 312e12, 1.55e12),
+    "l40s": (48e9, 362e12, 0.86e12),
+    "rtx4090": (24e9, 165e12, 1.0e12),
+}
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What of a model decides its costs."""
+
+    parameters: int
+    body: int  # parameters of the blocks' matrices: each token goes through all of them
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    positions: int | None
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> "ModelSize":
+        """Count the parameters of a model without its weights."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        text = config.get_text_config()
+        embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
+        head = model.get_output_embeddings()
+        embeddings |= {id(p) for p in head.parameters()} if head is not None else set()
+        body = sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in embeddings)
+        heads = text.num_attention_heads
+        return cls(
+            parameters=sum(p.numel() for p in model.parameters()),
+            body=body,
+            hidden=text.hidden_size,
+            inner=text.intermediate_size,
+            layers=text.num_hidden_layers,
+            heads=heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            vocabulary=text.vocab_size,
+            positions=getattr(text, "max_position_embeddings", None),
+        )
+
+
+@dataclass(frozen=True)
+class TreeShape:
+    """Mean lengths of a rollout tree, in tokens."""
+
+    prompt: float
+    thinking: float
+    cuts: tuple[float, ...]  # thinking kept at each budget
+    summaries: int  # per budget
+    forced: float
+    summary: float
+
+    @property
+    def leaf(self) -> float:
+        """Forced text and summary."""
+        return self.forced + self.summary
+
+    @property
+    def trained(self) -> float:
+        """Sampled tokens, which are also those that are trained."""
+        return self.thinking + len(self.cuts) * self.summaries * self.summary
+
+    @property
+    def packed(self) -> float:
+        """The row: prompt, thinking, leaves."""
+        return self.prompt + self.thinking + len(self.cuts) * self.summaries * self.leaf
+
+    @property
+    def copied(self) -> float:
+        """Keys that the segments of leaves copy: each takes the trunk up to its cut and itself."""
+        return sum(self.prompt + cut + self.summaries * self.leaf for cut in self.cuts)
+
+    @property
+    def pairs(self) -> float:
+        """(query, key) pairs of the tree attention, in whole blocks."""
+        trunk = self.prompt + self.thinking
+        segment = self.summaries * self.leaf
+        return trunk**2 + sum(segment * (self.prompt + cut + segment) for cut in self.cuts)
+
+
+def forward_flops(size: ModelSize, shape: TreeShape, scored: float) -> float:
+    """FLOPs of one packed row through the model, with logits at `scored` positions."""
+    attention = 4 * size.layers * size.heads * size.head_size * shape.pairs
+    return 2 * size.body * shape.packed + attention + 2 * size.hidden * size.vocabulary * scored
+
+
+def update_flops(
+    size: ModelSize, shape: TreeShape, checkpointing: bool, scored: float | None = None
+) -> float:
+    """FLOPs of a forward and a backward pass over one row."""
+    scored = shape.trained if scored is None else scored
+    forward = forward_flops(size, shape, scored)
+    again = forward_flops(size, shape, 0) if checkpointing else 0.0
+    return 3 * forward + again
+
+
+def rollout_flops(size: ModelSize, shape: TreeShape) -> float:
+    """FLOPs of sampling one tree on a cache: each token once, its leaves on the trunk's cache."""
+    per_pair = 4 * size.layers * size.heads * size.head_size
+    trunk = shape.prompt + shape.thinking
+    leaf_pairs = sum(
+        shape.summaries * shape.leaf * (shape.prompt + cut + shape.leaf / 2) for cut in shape.cuts
+    )
+    pairs = trunk**2 / 2 + leaf_pairs
+    head = 2 * size.hidden * size.vocabulary * shape.trained
+    return 2 * size.body * shape.packed + per_pair * pairs + head
+
+
+def activation_bytes(
+    size: ModelSize, shape: TreeShape, rows: int, width: int, checkpointing: bool, scored: float
+) -> float:
+    """Bytes kept for the backward pass of packed rows (SDPA, gated MLP, RMSNorm).
+
+    Args:
+        rows: Of a micro-batch.
+        width: Bytes of an activation.
+        checkpointing: Keep the inputs of the blocks, and one block at a time.
+        scored: Positions of a row that get logits.
+    """
+    q, kv = size.heads * size.head_size, size.kv_heads * size.head_size
+    # Norms keep their input in fp32 and the normalised value; q and k before and after rotation,
+    # keys and values repeated to all heads, the output; gate, up, their product and its input.
+    token = width * (4 * size.hidden + 9 * q + 3 * kv + 4 * size.inner) + 8 * size.hidden
+    block = shape.packed * token + shape.copied * 2 * width * q
+    inputs = size.layers * shape.packed * width * size.hidden
+    kept = inputs + block if checkpointing else size.layers * block
+    # The masks of the leaves take a byte a pair and serve all layers.
+    return rows * (kept + shape.pairs + 2 * width * size.hidden * scored)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    cache: float
+
+    @property
+    def total(self) -> float:
+        """Peak: updates and rollouts take turns."""
+        standing = self.weights + self.gradients + self.optimizer
+        return standing + max(self.activations, self.cache)
+
+
+def memory(
+    size: ModelSize,
+    longest: TreeShape,
+    *,
+    rows: int,
+    rollout_rows: int,
+    weight_width: int,
+    compute_width: int,
+    trainable: int | None = None,
+    reference: bool = False,
+    checkpointing: bool = False,
+    sharding: str = "none",
+    devices: int = 1,
+) -> Memory:
+    """Memory of one device.
+
+    Args:
+        size: Of the model.
+        longest: The longest trees that can come.
+        rows: Trees in one forward and backward pass.
+        rollout_rows: Trees sampled at a time.
+        weight_width: Bytes of a stored weight.
+        compute_width: Bytes of an activation; narrower than the weights under autocast.
+        trainable: Trained parameters; all if None.
+        reference: Whether a second model stands beside it (KL without an adapter).
+        checkpointing: Whether activations are made anew in the backward pass.
+        sharding: `none`, `zero2` (gradients and optimizer shared out), `zero3` (weights too).
+        devices: How many share.
+    """
+    if sharding not in SHARDINGS:
+        raise ValueError(f"sharding is {sharding!r}; choose one of {', '.join(SHARDINGS)}.")
+    trained = size.parameters if trainable is None else trainable
+    parts = devices if sharding != "none" else 1
+    weight_parts = devices if sharding == "zero3" else 1
+    weights = size.parameters * weight_width * (2 if reference else 1) / weight_parts
+    if trainable is not None:
+        weights += trained * weight_width
+    if compute_width < weight_width:  # autocast keeps a narrow copy during a step
+        weights += size.body * compute_width / weight_parts
+    activations = activation_bytes(
+        size, longest, rows, compute_width, checkpointing, longest.trained
+    )
+    activations += 3 * 4 * min(rows * longest.trained, 4096) * size.vocabulary  # logits, a chunk
+    whole = size.parameters * compute_width if sharding == "zero3" else 0.0  # gathered to sample
+    per_token = 2 * size.layers * size.kv_heads * size.head_size * compute_width
+    cache = rollout_rows * (longest.packed * per_token + 8 * size.vocabulary) + whole
+    return Memory(
+        weights,
+        trained * weight_width / parts,
+        trained * 2 * weight_width / parts,
+        activations,
+        cache,
+    )
+
+
+def checkpoint_bytes(size: ModelSize, weight_width: int, trainable: int | None) -> float:
+    """Disk of one checkpoint: weights (or the adapter) and Adam's moments."""
+    return 3 * weight_width * (size.parameters if trainable is None else trainable)
+
+
+def seconds(
+    size: ModelSize,
+    shape: TreeShape,
+    hardware: Hardware,
+    *,
+    rows: int,
+    updates: float,
+    rollout_rows: int,
+    compute_width: int,
+    checkpointing: bool,
+) -> tuple[float, float]:
+    """Seconds of sampling and of updates for one generation.
+
+    A decoding step reads all weights and the caches once, or takes its FLOPs, whichever is longer.
+
+    Args:
+        rows: Trees of a generation on one device.
+        updates: Times that each tree is trained on.
+        rollout_rows: Trees sampled at a time on one device.
+    """
+    speed = hardware.flops * hardware.utilisation
+    batches = -(-rows // rollout_rows)
+    steps = shape.thinking + shape.summary
+    per_token = 2 * size.layers * size.kv_heads * size.head_size * compute_width
+    read = size.parameters * compute_width
+    read += rollout_rows * (shape.prompt + shape.thinking / 2) * per_token
+    sampling = max(
+        batches * steps * read / hardware.bandwidth, rows * rollout_flops(size, shape) / speed
+    )
+    return sampling, updates * rows * update_flops(size, shape, checkpointing) / speed
+
+
+HEADROOM = 0.9  # of a device's memory: fragments, buffers of communication, the context
+BYTES_PER_TREE = 3  # of a packed token in saved rollouts and records, compressed
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What records say about a model on these problems.
+
+    Attributes:
+        lengths: Tokens of each thinking.
+        finished: Share of thinkings that ended before the largest budget.
+        summary: Mean sampled tokens of a summary.
+        flat: Share of prompts whose group is expected to have one score only; None if unknown.
+        exact: Whether `flat` was counted on groups, not told from fewer samples than a group has.
+    """
+
+    lengths: tuple[int, ...]
+    finished: float
+    summary: float
+    flat: float | None
+    exact: bool
+
+
+def observe(folder: str | Path, largest: int, group: int) -> Observed:
+    """Read an evaluation, whole or partial.
+
+    Args:
+        folder: Its run folder.
+        largest: The largest budget of the run that is planned; longer thinkings are cut there.
+        group: Thinkings per prompt of that run.
+
+    Raises:
+        ValueError: it was made at a smaller largest budget, so that it cannot tell.
+    """
+    records = read_records(folder, allow_partial=True)
+    seen = int(records.budget.max())
+    if seen < largest:
+        raise ValueError(
+            f"the records in {folder} stop at {seen} tokens, and the largest budget is {largest}. "
+            f"Evaluate with budgets up to {largest}, or plan without records."
+        )
+    one = records.drop_duplicates(["problem_id", "sample"])
+    early = (one.thinking_end != "length") & (one.thinking_tokens < largest)
+    at = records[records.budget == records.budget[records.budget >= largest].min()]
+    right = at.groupby(["problem_id", "sample"], observed=True).score.mean().dropna()
+    flat, exact = _flat_share(right, group)
+    lengths = one.thinking_tokens.clip(upper=largest)
+    return Observed(
+        tuple(map(int, lengths)), float(early.mean()), float(records.summary_tokens.mean()),
+        flat, exact,
+    )  # fmt: skip
+
+
+def _flat_share(scores: pd.Series, group: int) -> tuple[float | None, bool]:
+    """Expected share of prompts whose `group` scores at the largest budget are all equal."""
+    shares, exact = [], True
+    for _, own in scores.groupby(level=0, observed=True):
+        counts, n = own.value_counts().tolist(), len(own)
+        if n >= group:  # over all ways to take a group out of the samples
+            shares.append(sum(math.comb(c, group) for c in counts) / math.comb(n, group))
+        else:
+            shares.append(sum((c / n) ** group for c in counts))
+            exact = False
+    return (sum(shares) / len(shares) if shares else None), exact
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the estimate needs; `replace` a field to ask what if."""
+
+    size: ModelSize
+    config: BRPOConfig
+    hardware: Hardware
+    prompts: tuple[int, ...]  # tokens of the sampled prompts
+    problems: int  # in the whole dataset
+    forced: int
+    observed: Observed | None
+    sharding: str
+    trainable: int | None
+    weight_width: int
+    disk_free: float
+    rows: int
+    rollout_rows: int
+    checkpointing: bool
+
+    @property
+    def trees(self) -> int:
+        """Of a generation, on all devices."""
+        args = self.config
+        rows = args.per_device_train_batch_size * args.steps_per_generation
+        return rows * self.hardware.devices
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        args = self.config
+        if args.max_steps > 0:
+            return args.max_steps
+        generations = self.problems * args.num_generations // self.trees * args.num_train_epochs
+        return max(1, int(generations * self.updates))
+
+    @property
+    def updates(self) -> float:
+        """Optimiser steps of a generation."""
+        args = self.config
+        return args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
+
+    def shape(self, longest: bool = False) -> TreeShape:
+        """Mean or longest tree."""
+        args, new = self.config, self.config.max_summary_tokens - self.forced
+        largest = args.budgets[-1]
+        if longest or self.observed is None:
+            lengths, summary = [largest], float(new)
+        else:
+            lengths, summary = self.observed.lengths, min(self.observed.summary, new)
+        mean = sum(lengths) / len(lengths)
+        cuts = tuple(sum(min(b, n) for n in lengths) / len(lengths) for b in args.budgets)
+        prompt = max(self.prompts) if longest else sum(self.prompts) / len(self.prompts)
+        return TreeShape(prompt, mean, cuts, args.num_summaries, self.forced, summary)
+
+    @property
+    def memory(self) -> Memory:
+        """Of the longest trees on one device."""
+        reference = self.config.beta > 0 and self.trainable is None
+        return memory(
+            self.size, self.shape(longest=True), rows=self.rows, rollout_rows=self.rollout_rows,
+            weight_width=self.weight_width, compute_width=2 if self.half else self.weight_width,
+            trainable=self.trainable, reference=reference, checkpointing=self.checkpointing,
+            sharding=self.sharding, devices=self.hardware.devices,
+        )  # fmt: skip
+
+    @property
+    def half(self) -> bool:
+        """Whether activations take two bytes."""
+        return bool(self.config.bf16 or self.config.fp16) or self.weight_width == 2
+
+    @property
+    def fits(self) -> bool:
+        """Whether the longest trees fit a device."""
+        return self.memory.total <= HEADROOM * self.hardware.memory
+
+    @property
+    def disk(self) -> float:
+        """Bytes of checkpoints, the final model and rollouts."""
+        args, one = self.config, checkpoint_bytes(self.size, self.weight_width, self.trainable)
+        saves = 0 if args.save_strategy == "no" else self.steps // max(1, int(args.save_steps))
+        kept = min(saves, args.save_total_limit) + 1 if args.save_total_limit else saves
+        final = self.weight_width * (self.trainable or self.size.parameters)
+        rollouts = BYTES_PER_TREE * self.shape().packed * self.trees * self.steps / self.updates
+        return kept * one + final + rollouts
+
+
+def make_plan(
+    model: str | PretrainedConfig,
+    config: BRPOConfig,
+    prompts: Sequence[Any],
+    hardware: Hardware,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    records: str | Path | None = None,
+    sharding: str = "none",
+    trainable: int | None = None,
+    weight_dtype: str = "bfloat16",
+    problems: int | None = None,
+) -> Plan:
+    """Gather what the estimate needs.
+
+    Args:
+        model: Name or folder, or a configuration (then with `tokenizer`).
+        config: Of the run; per-device numbers as on each of the devices.
+        prompts: A sample of the dataset's prompts.
+        hardware: Devices that share the run.
+        tokenizer: Of the model; by default loaded by its name.
+        records: Run folder of an evaluation of this model on such problems.
+        sharding: `none`, `zero2` or `zero3` (FSDP that reshards is `zero3`).
+        trainable: Trained parameters of an adapter; None trains all.
+        weight_dtype: Of the stored weights.
+        problems: In the whole dataset; by default as many as `prompts`.
+    """
+    if not prompts:
+        raise ValueError("prompts is empty; give a sample of the dataset's prompts.")
+    tokenizer = tokenizer or load_tokenizer(str(model))
+    model_config = model if not isinstance(model, str) else AutoConfig.from_pretrained(
+        model_path(model))  # fmt: skip
+    fmt = detect_format(tokenizer)
+    tokens = resolve_tokens(tokenizer, fmt)
+    lengths = tuple(
+        len(prompt_ids(p, tokenizer, fmt, config.chat_template_kwargs or {})) for p in prompts
+    )
+    rows = config.per_device_train_batch_size
+    trees = rows * config.steps_per_generation
+    folder = Path(config.output_dir).absolute()
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    return Plan(
+        size=ModelSize.of(model_config),
+        config=config,
+        hardware=hardware,
+        prompts=lengths,
+        problems=problems or len(prompts),
+        forced=max(len(tokens.cut_ids), len(tokens.header_ids)),
+        observed=observe(records, config.budgets[-1], config.num_generations) if records else None,
+        sharding=sharding,
+        trainable=trainable,
+        weight_width=torch.empty(0, dtype=getattr(torch, weight_dtype)).element_size(),
+        disk_free=shutil.disk_usage(existing).free,
+        rows=rows,
+        rollout_rows=config.rollout_batch_size or trees,
+        checkpointing=bool(config.gradient_checkpointing),
+    )
+
+
+def this_machine(devices: int | None = None) -> Hardware:
+    """The devices here; without CUDA the processor, its speed taken from a short product."""
+    if torch.cuda.is_available():
+        about = torch.cuda.get_device_properties(0)
+        known = next((v for k, v in DEVICES.items() if k in about.name.lower()), DEVICES["a100"])
+        count = devices or torch.cuda.device_count()
+        return Hardware(about.name, count, about.total_memory, known[1], known[2])
+    square = torch.rand(512, 512)
+    square @ square
+    start = time.perf_counter()
+    for _ in range(10):
+        square @ square
+    speed = 10 * 2 * 512**3 / (time.perf_counter() - start)
+    count = devices or 1
+    return Hardware("processor", count, psutil.virtual_memory().available / count, speed, 1e10)
+
+
+def refusals(plan: Plan) -> list[str]:
+    """Why a plan cannot run, each with what could; empty if it can."""
+    told = []
+    args, longest = plan.config, plan.shape(longest=True)
+    needed = int(longest.prompt) + args.budgets[-1] + args.max_summary_tokens
+    if plan.size.positions and needed > plan.size.positions:
+        room = plan.size.positions - int(longest.prompt) - args.max_summary_tokens
+        told.append(
+            f"the longest prompt, thinking and summary take {needed:,} positions of "
+            f"{plan.size.positions:,}. Set the largest budget to {room:,} or less."
+        )
+    if plan.trees % args.num_generations:
+        told.append(
+            f"a generation has {plan.trees} trees on {plan.hardware.devices} devices, no whole "
+            f"number of groups of {args.num_generations}. Change per_device_train_batch_size or "
+            "steps_per_generation."
+        )
+    if not plan.fits:
+        told.append(
+            f"one device needs {plan.memory.total / GIB:.1f} GiB; it has "
+            f"{plan.hardware.memory / GIB:.1f}, of which {HEADROOM:.0%} can be used. "
+            + _what_would_fit(plan)
+        )
+    if plan.disk > plan.disk_free:
+        told.append(
+            f"the run writes {plan.disk / GIB:.1f} GiB; {plan.disk_free / GIB:.1f} are free at "
+            f"{args.output_dir}. Set save_total_limit=2, a larger save_steps, or another folder."
+        )
+    return told
+
+
+def _what_would_fit(plan: Plan) -> str:
+    """The mildest changes after which it fits."""
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("rollout_batch_size=8", {"rollout_rows": min(8, plan.rollout_rows)}),
+        ("per_device_train_batch_size=1", {"rows": 1}),
+        ("gradient_checkpointing=True", {"checkpointing": True}),
+        ("bfloat16 weights", {"weight_width": 2}),
+        ("ZeRO-2", {"sharding": "zero2"}),
+        ("ZeRO-3 or FSDP", {"sharding": "zero3"}),
+    ]
+    fitting = []
+    changed, names = plan, []
+    for name, change in changes:
+        if any(getattr(plan, key) != value for key, value in change.items()):
+            alone = replace(plan, **change)
+            if alone.fits:
+                fitting.append(f"{name} ({alone.memory.total / GIB:.1f} GiB)")
+            changed, names = replace(changed, **change), [*names, name]
+            if not fitting and changed.fits:
+                fitting.append(f"{' with '.join(names)} ({changed.memory.total / GIB:.1f} GiB)")
+    if fitting:
+        return f"It would fit with {', or '.join(fitting)}."
+    for name in DEVICES:
+        larger = replace(plan.hardware, name=name, memory=DEVICES[name][0])
+        if replace(changed, hardware=larger).fits:
+            return f"It would fit with {', '.join(names) or 'nothing else'} on {name} devices."
+    return "Take shorter budgets, fewer summaries, more devices or a smaller model."
+
+
+def report(plan: Plan) -> list[tuple[str, str, str]]:
+    """Rows of (what, per step, in all)."""
+    shape, devices = plan.shape(), plan.hardware.devices
+    trees, generations = plan.trees, plan.steps / plan.updates
+    times = plan.config.num_iterations
+    sampled = trees * shape.trained
+    flops = trees * (
+        rollout_flops(plan.size, shape)
+        + times * update_flops(plan.size, shape, plan.checkpointing)
+    )  # fmt: skip
+    sampling, updating = seconds(
+        plan.size, shape, plan.hardware, rows=trees // devices, updates=times,
+        rollout_rows=plan.rollout_rows, compute_width=2 if plan.half else 4,
+        checkpointing=plan.checkpointing,
+    )  # fmt: skip
+    used = plan.memory
+    per = 1 / plan.updates
+    rows = [
+        ("optimiser steps", "1", f"{plan.steps:,}"),
+        ("thinkings", f"{trees * per:,.0f}", f"{trees * generations:,.0f}"),
+        ("thinking tokens", f"{trees * shape.thinking * per:,.0f}",
+         f"{trees * shape.thinking * generations:,.0f}"),
+        ("summary tokens", f"{(sampled - trees * shape.thinking) * per:,.0f}",
+         f"{(sampled - trees * shape.thinking) * generations:,.0f}"),
+        ("packed tokens trained", f"{trees * shape.packed * times * per:,.0f}",
+         f"{trees * shape.packed * times * generations:,.0f}"),
+        ("FLOPs", f"{flops * per:.3g}", f"{flops * generations:.3g}"),
+        ("time sampling", _clock(sampling * per), _clock(sampling * generations)),
+        ("time training", _clock(updating * per), _clock(updating * generations)),
+        ("disk", "", f"{plan.disk / GIB:.2f} GiB"),
+        ("memory a device: weights", f"{used.weights / GIB:.2f} GiB", ""),
+        ("gradients and optimizer", f"{(used.gradients + used.optimizer) / GIB:.2f} GiB", ""),
+        ("activations, longest trees", f"{used.activations / GIB:.2f} GiB", ""),
+        ("rollout cache, longest trees", f"{used.cache / GIB:.2f} GiB", ""),
+        ("peak", f"{used.total / GIB:.2f} GiB", f"of {plan.hardware.memory / GIB:.2f}"),
+    ]  # fmt: skip
+    seen = plan.observed
+    if seen is None:
+        rows.append(("thinkings finished before the end", "unknown", "give --records"))
+        rows.append(("prompts without variance", "unknown", "give --records"))
+    else:
+        note = "" if seen.exact else "upper estimate: fewer samples than a group"
+        flat = "unknown" if seen.flat is None else f"{seen.flat:.1%}"
+        rows.append(("thinkings finished before the end", f"{seen.finished:.1%}", ""))
+        rows.append(("prompts without variance", flat, note))
+    return rows
+
+
+def _clock(time: float) -> str:
+    if time < 120:
+        return f"{time:.3g} s"
+    return f"{time / 60:.3g} min" if time < 7200 else f"{time / 3600:.3g} h"
+
+
+def preflight(model: Any, config: BRPOConfig, prompts: Sequence[Any], hardware: Hardware,
+              **settings: Any) -> pd.DataFrame:  # fmt: skip
+    """The report as a table, for a notebook; settings as `make_plan`.
+
+    Raises:
+        ValueError: the run cannot fit; the message says what would.
+    """
+    plan = make_plan(model, config, prompts, hardware, **settings)
+    if told := refusals(plan):
+        raise ValueError("\n".join(told))
+    return pd.DataFrame(report(plan), columns=["", "per step", "in all"]).set_index("")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report; 1 if the run cannot fit."""
+    parser = argparse.ArgumentParser("python -m anytime_lab.run.estimate", description=__doc__)
+    add = parser.add_argument
+    add("--model", default="embedded", help="embedded, a folder, or a name on the hub")
+    add("--task", default="countdown", help="a task, a benchmark, or a file of problems")
+    add("--preset", default="ar_uniform", choices=presets.PRESETS)
+    add("--budgets", type=int, nargs="+", default=[24, 48, 72, 96])
+    add("--settings", type=json.loads, default={}, help="fields of BRPOConfig as JSON")
+    add("--prompts", type=int, default=64, help="prompts to measure")
+    add("--records", help="run folder of an evaluation of this model")
+    add("--device", choices=DEVICES, help="of the data sheets; what is here by default")
+    add("--devices", type=int, help="how many share the run")
+    add("--memory", type=float, help="GiB of one device, instead of the data sheet's")
+    add("--sharding", choices=SHARDINGS, default="none")
+    add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    add("--trainable", type=int, help="parameters of an adapter; all weights by default")
+    asked = parser.parse_args(arguments)
+    try:
+        if asked.device:
+            hardware = Hardware(asked.device, asked.devices or 1, *DEVICES[asked.device])
+        else:
+            hardware = this_machine(asked.devices)
+        if asked.memory:
+            hardware = replace(hardware, memory=asked.memory * GIB)
+        config = presets.by_name(asked.preset)(
+            asked.budgets, **{"output_dir": "runs/train", "report_to": "none", **asked.settings}
+        )
+        problems = load_task(asked.task, split="train").problems
+        sample = problems["prompt"][: asked.prompts]
+        plan = make_plan(
+            asked.model, config, sample, hardware, records=asked.records, sharding=asked.sharding,
+            trainable=asked.trainable, weight_dtype=asked.dtype, problems=len(problems),
+        )  # fmt: skip
+    except (ValueError, TypeError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    table = Table("", "per step", "in all", title=f"{asked.model} on {hardware.devices} × "
+                  f"{hardware.name}")  # fmt: skip
+    for row in report(plan):
+        table.add_row(*row)
+    Console().print(table)
+    told = refusals(plan)
+    for reason in told:
+        print(f"Refused: {reason}", file=sys.stderr)
+    return 1 if told else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
