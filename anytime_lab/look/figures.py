@@ -151,43 +151,6 @@ def plot_training(
     return _legend_above(figure, top=76)
 
 
-def plot_variance(variance: pd.DataFrame, template: str = "plotly_white") -> go.Figure:
-    """The variance figure: corr(V, R) and Var[R−V]/Var[R] per budget for the three baselines.
-
-    Args:
-        variance: columns budget, baseline, measure ("corr" or "ratio"), value.
-    """
-    _check(variance, ["budget", "baseline", "measure", "value"])
-    panels = {"corr": "Correlation with the return", "ratio": "Variance left: Var[R−V] / Var[R]"}
-    figure = make_subplots(
-        rows=1, cols=2, subplot_titles=list(panels.values()), horizontal_spacing=0.1
-    )
-    for baseline, style in run_styles(list(dict.fromkeys(variance["baseline"]))).items():
-        for column, measure in enumerate(panels, start=1):
-            part = variance[(variance["baseline"] == baseline) & (variance["measure"] == measure)]
-            part = part.sort_values("budget")
-            label = BASELINE_NAMES.get(baseline, baseline)
-            figure.add_scatter(
-                x=part["budget"].tolist(),
-                y=part["value"].tolist(),
-                mode="lines+markers",
-                name=safe_text(label),
-                legendgroup=baseline,
-                showlegend=column == 1,
-                line={"color": style.colour, "dash": style.dash, "width": 2.2},
-                marker={"symbol": style.marker, "size": 8},
-                hovertemplate=f"{safe_text(label)}: %{{y:.2f}}<extra></extra>",
-                row=1,
-                col=column,
-            )
-    _layout(figure, None, template, height=360)
-    figure.update_xaxes(
-        title="Thinking budget (tokens)", **budget_ticks(variance["budget"], most=8)
-    )
-    figure.add_hline(y=1, row=1, col=2, line={"color": "#888", "width": 1.5}, layer="below")
-    return _legend_above(figure, top=76)
-
-
 # --- parts ---------------------------------------------------------------------------------------
 
 

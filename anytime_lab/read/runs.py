@@ -113,17 +113,27 @@ def named_runs(runs: Runs) -> list[tuple[str, Path]]:
     return [(Path(path).resolve().name, Path(path)) for path in dict.fromkeys(runs)]
 
 
+def run_folders(path: Path, holds: str) -> list[Path]:
+    """The folder itself if it holds a file or folder of that name, or those below that do."""
+    if (path / holds).exists():
+        return [path]
+    below = (path.glob("/".join(["*"] * depth + [holds])) for depth in range(1, DEPTH + 1))
+    return sorted({place.parent for places in below for place in places})
+
+
+def folder_name(name: str, path: Path, folder: Path) -> str:
+    """A name for a run found in or below a folder that may have been given one."""
+    below = folder.relative_to(path).as_posix()
+    return name or folder.resolve().name if below == "." else "/".join(filter(None, [name, below]))
+
+
 def _folders(path: Path) -> list[Path]:
     """The evaluation in a folder, or those below it."""
-    if (path / MANIFEST).exists():
-        return [path]
-    below = sorted(
-        manifest.parent
-        for depth in range(1, DEPTH + 1)
-        for manifest in path.glob("/".join(["*"] * depth + [MANIFEST]))
-    )
-    hidden = [f for f in below if any(p.startswith(".") for p in f.relative_to(path).parts)]
-    return [folder for folder in below if folder not in hidden and _is_evaluation(folder)]
+    found = run_folders(path, MANIFEST)
+    if found == [path]:
+        return found
+    shown = [f for f in found if not any(p.startswith(".") for p in f.relative_to(path).parts)]
+    return [folder for folder in shown if _is_evaluation(folder)]
 
 
 def _is_evaluation(folder: Path) -> bool:

@@ -6,7 +6,8 @@ import pytest
 from made_rollouts import write_tree
 from made_runs import told
 
-from anytime_lab.look.credit_view import Credit, signed, tint, told_credit
+from anytime_lab.look.credit_view import Credit, tint
+from anytime_lab.read.credit import signed, told_credit
 from anytime_lab.store.rollouts import rollout_path
 
 HOSTILE = (

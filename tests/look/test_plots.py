@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from anytime_lab.look.figures import plot_accuracy, plot_difference, plot_training, plot_variance
+from anytime_lab.look.figures import plot_accuracy, plot_difference, plot_training
 from anytime_lab.look.style import (
     COLOURS,
     DASHES,
@@ -241,15 +241,3 @@ def test_a_run_that_lacks_a_panel_is_still_in_the_legend():
     figure = plot_training(frame)
     assert [t.name for t in figure.data if t.showlegend] == ["grpo", "ar"]
     assert [a.text for a in figure.layout.annotations][0] == "Anytime accuracy"
-
-
-def test_variance_has_a_trace_for_each_baseline_in_each_panel():
-    rows = [
-        {"budget": b, "baseline": v, "measure": m, "value": 0.5}
-        for v in ("progress", "group", "brpo")
-        for m in ("corr", "ratio")
-        for b in (24, 48)
-    ]
-    figure = plot_variance(pd.DataFrame(rows))
-    assert [t.name for t in figure.data] == ["progress"] * 2 + ["group"] * 2 + ["BRPO"] * 2
-    assert list(figure.data[0].x) == [24, 48]

@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 from made_runs import told
 
-from anytime_lab.look.training_view import MOST, MetricsTail, Training, read_progress, thinned
-from anytime_lab.read.training import read_metrics, training_frame, variance_frame
+from anytime_lab.look.training_view import MOST, Training, thinned
+from anytime_lab.read.training import (
+    MetricsTail,
+    read_metrics,
+    read_progress,
+    training_frame,
+    variance_frame,
+)
 from anytime_lab.store.records import append_jsonl, write_progress
 from anytime_lab.train.recording import drop_lines_after
 
