@@ -20,6 +20,8 @@ export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/etc/jupyter
 export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/share/jupyter
 export IPYTHONDIR := $(CURDIR)/$(VENV)/etc/ipython
 TESTING := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+# Two workers; ARGS="-n 0" for one process (a debugger needs it).
+WORKERS := -n 2 --max-worker-restart 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install lab jupyter test test-slow test-deepspeed test-vllm vllm-env lint clean
@@ -65,10 +67,10 @@ jupyter: $(STAMP) ## Open JupyterLab on the notebooks (ARGS="--no-browser --port
 		--LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 test: $(STAMP) ## The fast tests (ARGS="tests/test_tree.py -k pack")
-	$(TESTING) $(PY) -m pytest -q $(ARGS)
+	$(TESTING) $(PY) -m pytest -q $(WORKERS) $(ARGS)
 
 test-slow: $(STAMP) ## The slow tests, among them the whole main job at smoke scale
-	$(TESTING) $(PY) -m pytest -q -m slow --timeout 900 --durations 20 $(ARGS)
+	$(TESTING) $(PY) -m pytest -q -m slow --timeout 900 --durations 20 $(WORKERS) $(ARGS)
 
 test-deepspeed: $(STAMP) ## DeepSpeed by its shipped settings on two processes, on the CPU
 	@$(PY) -c "import deepspeed" 2>/dev/null || $(PY) -m pip install --quiet -e ".[deepspeed]"

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import sys
 import threading
 import time
@@ -10,6 +11,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # TRL pings the hub at every train
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several torch processes spin against each other
 os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel of this environment
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So it is in the background of a shell without job control (`make test &` in a script), and
+    # every process that a test starts and interrupts would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 
@@ -55,8 +61,39 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     os._exit(int(session.exitstatus))
 
 
+# --- several workers (pytest -n) -----------------------------------------------------------------
+
+# Slow tests that share nothing with others of their file: each goes where there is room.
+APART = ("run/test_kill.py", "run/test_sweep_kills.py", "run/test_launch.py")
+# What takes longest begins first, so that no worker is left with it at the end.
+FIRST = ("look/test_browser_", *APART, "run/test_lab.py", "train/test_distributed.py")
+
+
+def together(nodeid: str) -> str:
+    """Name of the tests that one worker runs one after another: a file; the browser's files."""
+    path = nodeid.partition("::")[0]
+    if "/test_browser_" in path:  # one JupyterLab serves them all
+        return "browser"
+    return nodeid if path.endswith(APART) else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Deal tests out to the workers by `together`, in the order of the collection."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return together(nodeid)
+
+    config.option.loadscopereorder = False
+    return Together(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device."""
+    """Put what takes longest first; skip tests marked `gpu` where there is no CUDA device."""
+    begin = [next((i for i, n in enumerate(FIRST) if n in item.nodeid), 99) for item in items]
+    items[:] = [items[i] for i in sorted(range(len(items)), key=begin.__getitem__)]
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
