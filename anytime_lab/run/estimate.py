@@ -28,8 +28,7 @@ from anytime_lab.engines.load import load_tokenizer, model_path
 from anytime_lab.prompts import detect_format, prompt_ids, resolve_tokens
 from anytime_lab.store.records import read_records
 from anytime_lab.tasks.problems import load_task
-from anytime_lab.train import config as presets
-from anytime_lab.train.config import BRPOConfig
+from anytime_lab.train.config import PRESETS, BRPOConfig, train_config
 
 SHARDINGS = ("none", "zero2", "zero3")
 GIB = 2**30
@@ -667,7 +666,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--model", default="embedded", help="embedded, a folder, or a name on the hub")
     add("--task", default="countdown", help="a task, a benchmark, or a file of problems")
-    add("--preset", default="ar_uniform", choices=presets.PRESETS)
+    add("--preset", default="ar_uniform", choices=list(PRESETS))
     add("--budgets", type=int, nargs="+", default=[24, 48, 72, 96])
     add("--settings", type=json.loads, default={}, help="fields of BRPOConfig as JSON")
     add("--prompts", type=int, default=64, help="prompts to measure")
@@ -686,9 +685,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hardware = this_machine(asked.devices)
         if asked.memory:
             hardware = replace(hardware, memory=asked.memory * GIB)
-        config = presets.by_name(asked.preset)(
-            asked.budgets, **{"output_dir": "runs/train", "report_to": "none", **asked.settings}
-        )
+        config = train_config(
+            asked.preset, asked.budgets, output_dir="runs/train", report_to="none",
+            settings=asked.settings,
+        )  # fmt: skip
         problems = load_task(asked.task, split="train").problems
         sample = problems["prompt"][: asked.prompts]
         plan = make_plan(

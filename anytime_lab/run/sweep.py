@@ -979,18 +979,8 @@ def check_values(notebook: Path, values: Mapping[str, Any], processes: int = 1) 
     """As `check_settings`, for one notebook with all of its parameters."""
     if "task" in values:
         _check_task(values["task"])
-    if "preset" in values and "presets.by_name" in _config_cell(notebook):
-        config_of(notebook, _as_one_process(values, processes))
-
-
-def _as_one_process(values: Mapping[str, Any], processes: int) -> Mapping[str, Any]:
-    """The same batches in one process: rows of a generation and of an update count over all."""
-    settings = values.get("settings", {})
-    key = "per_device_train_batch_size"
-    a_process = settings.get(key, values.get("rows_per_batch"))
-    if processes == 1 or a_process is None:
-        return values
-    return {**values, "settings": {**settings, key: a_process * processes}}
+    if "preset" in values and "train_config(" in notebook.read_text(encoding="utf-8"):
+        config_of(values, processes)
 
 
 def _check_task(name: str) -> None:
@@ -1002,26 +992,26 @@ def _check_task(name: str) -> None:
         )
 
 
-def config_of(notebook: Path, values: Mapping[str, Any]) -> Any:
-    """The config that the notebook makes in the cell after its parameters.
+# Parameters of a training notebook that are no settings of the training itself.
+_BESIDE_THE_CONFIG = ("model", "task", "task_options", "lora")
 
-    The notebook itself is the only place that says how parameters become settings, so its cell is
-    run as it stands.
+
+def config_of(values: Mapping[str, Any], processes: int = 1) -> Any:
+    """The config that a training notebook makes of its parameters.
 
     Args:
         values: Of all parameters.
+        processes: That it will run on; here their batches are those of one.
     """
-    room = dict(values)
-    exec(compile(_config_cell(notebook), notebook.name, "exec"), room)
-    return room["config"]
+    from anytime_lab.train.config import train_config
 
-
-def _config_cell(notebook: Path) -> str:
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
-    tagged = [n for n, cell in enumerate(code) if "parameters" in cell["metadata"].get("tags", [])]
-    after = code[tagged[0] + 1 :] if tagged else []
-    return "".join(after[0]["source"]) if after else ""
+    given = {name: value for name, value in values.items() if name not in _BESIDE_THE_CONFIG}
+    settings, key = dict(given.get("settings") or {}), "per_device_train_batch_size"
+    if key in settings:
+        settings[key] *= processes
+    return train_config(
+        **{**given, "settings": settings, "rows_per_batch": given["rows_per_batch"] * processes}
+    )
 
 
 PAGE, TABLE = "comparison", "summary.csv"

@@ -5,64 +5,10 @@ C completion length. A score is any real number; NaN means that the verifier abs
 summary leaves every mean.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class BaselineMix:
-    """How much the progress and the group baseline count at each budget: V = p V1 + g V2.
-
-    Attributes:
-        progress: (J,) weight of the progress baseline V1.
-        group: (J,) weight of the group baseline V2.
-    """
-
-    progress: tuple[float, ...]
-    group: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.progress) != len(self.group):
-            raise ValueError(
-                f"the mix has {len(self.progress)} progress and {len(self.group)} group weights; "
-                "give one of each for every budget."
-            )
-
-    @classmethod
-    def brpo(cls, num_budgets: int) -> "BaselineMix":
-        """Weighted by the budget's index: (j-1)/m and (m-j+1)/m (BRPO eq. 9)."""
-        return cls._of([j / num_budgets for j in range(num_budgets)])
-
-    @classmethod
-    def brpo_tokens(cls, budgets: Sequence[int]) -> "BaselineMix":
-        """Weighted by tokens: b_{j-1}/b_m and (b_m - b_{j-1})/b_m (the paper's figure 1).
-
-        The same as `brpo` where budgets are evenly spaced.
-        """
-        return cls._of([b / budgets[-1] for b in [0, *budgets[:-1]]])
-
-    @classmethod
-    def progress_only(cls, num_budgets: int) -> "BaselineMix":
-        """V = V1."""
-        return cls._of([1.0] * num_budgets)
-
-    @classmethod
-    def group_only(cls, num_budgets: int) -> "BaselineMix":
-        """V = V2, as in GRPO."""
-        return cls._of([0.0] * num_budgets)
-
-    @classmethod
-    def none(cls, num_budgets: int) -> "BaselineMix":
-        """V = 0, plain REINFORCE."""
-        zero = (0.0,) * num_budgets
-        return cls(zero, zero)
-
-    @classmethod
-    def _of(cls, progress: Sequence[float]) -> "BaselineMix":
-        return cls(tuple(progress), tuple(1.0 - p for p in progress))
 
 
 def _check_scores(scores: Tensor, prior: Tensor) -> None:
@@ -143,7 +89,36 @@ def group_baseline(scores: Tensor, prior: Tensor) -> Tensor:
     return returns(mean.expand_as(scores).masked_fill(scores.isnan(), torch.nan), prior)
 
 
-def thinking_advantages(scores: Tensor, prior: Tensor, mix: BaselineMix, discount: float) -> Tensor:
+def _mixed(progress_weights: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """A baseline w V1 + (1 - w) V2; w (J,) made of the budgets."""
+
+    def baseline(scores: Tensor, prior: Tensor, budgets: Sequence[int], discount: float) -> Tensor:
+        weights = progress_weights(scores.new_tensor(list(budgets)))
+        progress, group = progress_baseline(scores, prior, discount), group_baseline(scores, prior)
+        return weights * progress + (1 - weights) * group
+
+    return baseline
+
+
+# Name → (words, function of scores (P, G, J), prior (J,), J budgets and discount → V (P, G, J)).
+BASELINES: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "brpo": (
+        "BRPO: progress and group mixed by budget index, (j-1)/m and (m-j+1)/m (eq. 9)",
+        _mixed(lambda budgets: torch.arange(len(budgets)).to(budgets) / len(budgets)),
+    ),
+    "brpo_tokens": (
+        "BRPO mixed by tokens, b_{j-1}/b_m and the rest (the paper's figure 1)",
+        _mixed(lambda budgets: (budgets / budgets[-1]).roll(1) * (budgets > budgets[0])),
+    ),
+    "progress": ("progress baseline V1 alone (eq. 7)", _mixed(torch.ones_like)),
+    "group": ("group baseline V2 alone, as in GRPO (eq. 8)", _mixed(torch.zeros_like)),
+    "none": ("no baseline, plain REINFORCE", lambda scores, *_: torch.zeros_like(scores)),
+}
+
+
+def thinking_advantages(
+    scores: Tensor, prior: Tensor, budgets: Sequence[int], baseline: str, discount: float
+) -> Tensor:
     """Advantage of the thinking tokens that lead to each budget, R_j - V_j (BRPO eq. 6 and 9).
 
     No division by a standard deviation: it over-weights nearly solved problems.
@@ -151,25 +126,17 @@ def thinking_advantages(scores: Tensor, prior: Tensor, mix: BaselineMix, discoun
     Args:
         scores: (P, G, J) mean score of the summaries at each budget, NaN where nothing was scored.
         prior: (J,) P_j.
-        mix: weights of the two baselines.
+        budgets: J.
+        baseline: One of `BASELINES`.
         discount: lambda of the progress baseline.
 
     Returns:
         (P, G, J).
     """
     _check_scores(scores, prior)
-    if len(mix.progress) != scores.shape[-1]:
-        raise ValueError(
-            f"the mix is for {len(mix.progress)} budgets, but scores have {scores.shape[-1]}."
-        )
-    return returns(scores, prior) - _mixed(scores, prior, mix, discount)
-
-
-def _mixed(scores: Tensor, prior: Tensor, mix: BaselineMix, discount: float) -> Tensor:
-    progress, group = (scores.new_tensor(weights) for weights in (mix.progress, mix.group))
-    return progress * progress_baseline(scores, prior, discount) + group * group_baseline(
-        scores, prior
-    )
+    if len(budgets) != scores.shape[-1]:
+        raise ValueError(f"scores {tuple(scores.shape)} are not for {len(budgets)} budgets.")
+    return returns(scores, prior) - BASELINES[baseline][1](scores, prior, budgets, discount)
 
 
 def summary_advantages(leaf_scores: Tensor, cuts: Tensor, summary_prior: Tensor) -> Tensor:
@@ -231,26 +198,27 @@ def token_advantages(
 
 
 def variance_diagnostics(
-    scores: Tensor, prior: Tensor, discount: float
+    scores: Tensor, prior: Tensor, budgets: Sequence[int], discount: float
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """How much of the return's variance each baseline explains (the paper's figure 3).
 
     Args:
         scores: (P, G, J), NaN where nothing was scored.
         prior: (J,).
+        budgets: J.
         discount: lambda.
 
     Returns:
-        For "progress", "group" and "brpo": corr(V, R) and Var[R - V] / Var[R], both (J,), over all
-        P·G thinkings; NaN where R, or for the correlation V, does not vary.
+        For each of `BASELINES`: corr(V, R) and Var[R - V] / Var[R], both (J,), over all P·G
+        thinkings; NaN where R, or for the correlation V, does not vary.
     """
-    target = returns(scores, prior).flatten(0, 1)
-    baselines = {
-        "progress": progress_baseline(scores, prior, discount),
-        "group": group_baseline(scores, prior),
-        "brpo": _mixed(scores, prior, BaselineMix.brpo(scores.shape[-1]), discount),
+    target = returns(scores, prior)
+    return {
+        name: _explained(
+            baseline(scores, prior, budgets, discount).flatten(0, 1), target.flatten(0, 1)
+        )
+        for name, (_, baseline) in BASELINES.items()
     }
-    return {name: _explained(v.flatten(0, 1), target) for name, v in baselines.items()}
 
 
 def _explained(baseline: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,7 +235,9 @@ def _explained(baseline: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def linear_length_penalty(leaf_scores: Tensor, cuts: Tensor, largest: int, alpha: float) -> Tensor:
+def linear_length_penalty(
+    leaf_scores: Tensor, cuts: Tensor, budgets: Sequence[int], alpha: float
+) -> Tensor:
     """Scores that fall with the length of the thinking: r (1 - alpha |z| / b_m) (L1).
 
     Only positive scores fall; a wrong answer is no better for being short.
@@ -275,17 +245,19 @@ def linear_length_penalty(leaf_scores: Tensor, cuts: Tensor, largest: int, alpha
     Args:
         leaf_scores: (P, G, J, S).
         cuts: (P, G, J) thinking tokens that the summaries stand on.
-        largest: b_m.
+        budgets: J, of which the last is b_m.
         alpha: strength, 0.2 as published.
 
     Returns:
         (P, G, J, S).
     """
-    factor = 1 - alpha * cuts.to(leaf_scores) / largest
+    factor = 1 - alpha * cuts.to(leaf_scores) / budgets[-1]
     return torch.where(leaf_scores > 0, leaf_scores * factor[..., None], leaf_scores)
 
 
-def group_length_penalty(leaf_scores: Tensor, cuts: Tensor, alpha: float) -> Tensor:
+def group_length_penalty(
+    leaf_scores: Tensor, cuts: Tensor, budgets: Sequence[int], alpha: float
+) -> Tensor:
     """Scores that fall with the length relative to the group's right thinkings.
 
     r (1 - alpha sigmoid((|z| - mean) / std)), mean and (population) std over the lengths of the
@@ -294,6 +266,7 @@ def group_length_penalty(leaf_scores: Tensor, cuts: Tensor, alpha: float) -> Ten
     Args:
         leaf_scores: (P, G, J, S).
         cuts: (P, G, J) thinking tokens that the summaries stand on.
+        budgets: J; not used here.
         alpha: strength, 0.2 as published.
 
     Returns:
@@ -306,3 +279,13 @@ def group_length_penalty(leaf_scores: Tensor, cuts: Tensor, alpha: float) -> Ten
     variance = ((lengths - mean).square() * right).sum(dim=(1, 3), keepdim=True) / count
     relative = (lengths - mean) / variance.sqrt().clamp_min(1e-6)
     return torch.where(right, leaf_scores * (1 - alpha * relative.sigmoid()), leaf_scores)
+
+
+# Name → (words, function of scores (P, G, J, S), cuts (P, G, J), J budgets and strength → scores).
+PENALTIES: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "linear": ("L1: 1 - alpha |z| / b_m where right", linear_length_penalty),
+    "group": (
+        "Arora & Zanette: by the length relative to the group's right thinkings",
+        group_length_penalty,
+    ),
+}

@@ -1,9 +1,7 @@
-"""The nine published configurations (BRPO, arXiv 2505.13438) as functions of the budgets.
+"""Settings of a training run: BRPO's fields beside TRL's, what they must hold, and the presets.
 
-Each takes the budgets and any field of `BRPOConfig` as an override:
-`ar_uniform([24, 48, 72, 96], learning_rate=3e-4, output_dir="runs/ar")`.
-The presets with one budget (GRPO and its length penalties) take the largest of those given, so
-that one list serves every preset and the thinkings are equally long.
+`train_config("ar_uniform", [24, 48, 72, 96], output_dir="runs/ar", learning_rate=3e-4)` is the one
+way from the name of a published configuration (BRPO, arXiv 2505.13438) to its settings.
 """
 
 import json
@@ -12,10 +10,11 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -23,12 +22,27 @@ from torch import Tensor
 from trl import GRPOConfig
 
 from anytime_lab.priors import Prior, check_budgets
-from anytime_lab.train.advantages import BaselineMix, group_length_penalty, linear_length_penalty
+from anytime_lab.train.advantages import BASELINES, PENALTIES
 
-BASELINES = ("brpo", "brpo_tokens", "progress", "group", "none")
-TREE_BACKENDS = ("auto", "segmented", "dense", "unrolled")
-LENGTH_PENALTIES = ("linear", "group")
-LOSS_TYPES = ("dr_grpo", "dapo", "bnpo", "grpo", "cispo", "sapo")
+# Name → words; the runner of each is in `scoring.py`.
+TREE_BACKENDS = {
+    "auto": "the best one that the model supports",
+    "segmented": "one attention call per budget",
+    "dense": "a 4D mask",
+    "unrolled": "one row per summary, any architecture",
+}
+
+
+def _setting(default: Any, told: str) -> Any:
+    """A field with its help text; a function as default makes a value for each config."""
+    key = "default_factory" if callable(default) else "default"
+    return field(**{key: default}, metadata={"help": told})
+
+
+def _choices(table: Mapping[str, Any]) -> str:
+    """The names of a table with their words, for a help text."""
+    words = ((name, row if isinstance(row, str) else row[0]) for name, row in table.items())
+    return "; ".join(f"{name!r}: {told}" for name, told in words)
 
 
 def coerce_numbers(name: str, value: Any, number: type) -> int | float:
@@ -70,190 +84,186 @@ def coerce_switch(name: str, value: Any) -> bool:
     return read[str(value).lower()]
 
 
-def from_json_text(name: str, value: Any) -> Any:
-    """A list that arrived as its JSON text, as papermill's and shells' quoting makes it."""
+def from_json_text(
+    name: str, value: Any, wanted: str = "a list of numbers such as [24, 48, 96]"
+) -> Any:
+    """A list or dict that arrived as its text, as papermill's and shells' quoting makes it.
+
+    Raises:
+        ValueError: the text is no JSON.
+    """
     if not isinstance(value, str):
         return value
+    text = value.strip()
     try:
-        return json.loads(value.strip().replace("(", "[").replace(")", "]"))
+        return json.loads(f"[{text[1:-1]}]" if text.startswith("(") else text)
     except json.JSONDecodeError:
-        raise ValueError(
-            f"{name} is the text {value!r}; expected a list of numbers such as [24, 48, 96]."
-        ) from None
+        raise ValueError(f"{name} is the text {value!r}; expected {wanted}.") from None
 
 
 def _article(number: type) -> str:
     return "a whole number" if number is int else "a number"
 
 
-def _check_choice(name: str, value: Any, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}.")
+class Wanted(NamedTuple):
+    """What a field must be: a test of its value, and the words for it."""
+
+    holds: Callable[[Any], bool]
+    words: str
 
 
-def _check_int(name: str, value: Any, smallest: int, why: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-        raise ValueError(
-            f"{name} is {value!r}; expected a whole number of at least {smallest}. {why}"
-        )
+def _whole(smallest: int) -> Wanted:
+    return Wanted(
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= smallest,
+        f"a whole number of at least {smallest}",
+    )
 
 
-def _check_range(name: str, value: Any, low: float, high: float, fix: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; expected a number from {low:g} to {high:g}. {fix}")
+def _number(low: float, high: float = math.inf) -> Wanted:
+    """From `low` to `high`, both included; NaN is none."""
+    return Wanted(
+        lambda v: _is_number(v) and low <= v <= high, f"a number from {low:g} to {high:g}"
+    )
 
 
-def _check_weights(name: str, weights: Any, budgets: list[int]) -> None:
-    if weights is None:
-        return
-    if not isinstance(weights, list):
-        raise ValueError(
-            f"{name} is {weights!r}; expected a list of {len(budgets)} numbers, or None for "
-            "uniform."
-        )
-    if len(weights) != len(budgets):
-        raise ValueError(
-            f"{name} has {len(weights)} weights for {len(budgets)} budgets {budgets}. Give one "
-            "weight per budget."
-        )
-    if any(not math.isfinite(w) or w < 0 for w in weights):
-        raise ValueError(
-            f"{name} is {weights}; a weight is a probability, 0 or more. Remove the negative ones."
-        )
-    if abs(sum(weights) - 1.0) > 1e-6:
-        raise ValueError(
-            f"{name} {weights} sums to {sum(weights):.6g}; expected 1. Divide each weight by the "
-            "sum."
-        )
+def _above(low: float) -> Wanted:
+    """Above `low`, and finite."""
+    return Wanted(lambda v: _is_number(v) and low < v < math.inf, f"a finite number above {low:g}")
 
 
-def check_brpo_fields(config: Any) -> None:
-    """Check the fields that BRPO adds.
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _one_of(*choices: Any) -> Wanted:
+    return Wanted(lambda v: v in choices, f"one of {', '.join(map(repr, choices))}")
+
+
+def _only(value: Any) -> Wanted:
+    return Wanted(lambda v: v == value and (v is None) == (value is None), repr(value))
+
+
+def _or_none(wanted: Wanted) -> Wanted:
+    return Wanted(lambda v: v is None or wanted.holds(v), f"{wanted.words}, or None")
+
+
+_OFF, _UNSET = _only(False), _only(None)
+_DEFAULT = "Leave it out (None) for the default."
+_OWN_CACHE = "Trees are sampled with a cache of their own."
+# Field, what it must be, and why or the way out.
+RULES: tuple[tuple[str, Wanted, str], ...] = (
+    ("num_summaries", _whole(1), "Set 1 for one summary per budget."),
+    ("baseline", _one_of(*BASELINES), "The published runs use 'brpo'."),
+    ("discount", _number(0, 1), "The published runs use 0.5."),
+    ("train_summaries", _one_of("all", "last"), "The published AnytimeReasoner trains all."),
+    ("max_summary_tokens", _whole(2), "It holds the forced text and the answer; 128 as published."),
+    ("length_penalty", _or_none(_one_of(*PENALTIES)), "None is off."),
+    ("length_penalty_alpha", _number(0, 1), "The published runs use 0.2."),
+    ("tree_backend", _one_of(*TREE_BACKENDS), "'auto' takes what the model supports."),
+    ("check_logprobs_steps", _whole(0), "0 never compares them."),
+    ("logprobs_tolerance", _number(0), "It is in nats a token."),
+    ("save_rollouts_steps", _whole(0), "0 writes no rollouts."),
+    ("rollout_batch_size", _or_none(_whole(1)), _DEFAULT),
+    ("loss_length", _or_none(_whole(1)), _DEFAULT),
+    # What a tree of thinking and summaries cannot honour.
+    (
+        "mask_truncated_completions", _OFF,
+        "A row is a whole tree; a summary that hit its limit is scored as it stands.",
+    ),
+    ("use_liger_kernel", _OFF, "It replaces the forward that runs packed trees."),
+    ("use_transformers_continuous_batching", _OFF, _OWN_CACHE),
+    ("use_transformers_paged", _OFF, _OWN_CACHE),
+    ("remove_unused_columns", _OFF, "It would drop the columns that the rewards grade by."),
+    ("generation_kwargs", _UNSET, "Set temperature, top_p, top_k or min_p."),
+    ("cache_implementation", _UNSET, _OWN_CACHE),
+    ("off_policy_mask_threshold", _UNSET, "It would mask whole trees by one number."),
+    ("vllm_structured_outputs_regex", _UNSET, "A thinking and a summary follow no one pattern."),
+    ("scale_rewards", _only("none"), "BRPO never divides by a standard deviation."),
+    ("importance_sampling_level", _only("token"), "A sequence would be a whole tree."),
+    (
+        "multi_objective_aggregation", _only("sum_then_normalize"),
+        "Scores are summed and not normalised.",
+    ),
+    (
+        "vllm_importance_sampling_mode", _only("token_truncate"),
+        "A ratio per sequence would be one per tree.",
+    ),
+    ("repetition_penalty", _only(1.0), "Sampled log-probs would not be the policy's."),
+    ("loss_type", _one_of("dr_grpo", "dapo", "bnpo", "grpo", "cispo", "sapo"),
+     "The published runs use 'dr_grpo'."),
+    ("vllm_mode", _one_of("colocate", "server"), "'colocate' shares the trainer's GPUs."),
+    ("temperature", _above(0), "Training samples from the policy: set 1.0."),
+    (
+        "num_generations", _whole(2),
+        "A thinking is compared with the others of its group: set num_generations=8.",
+    ),
+    # With these TRL and transformers train nothing or the wrong way, without a word.
+    ("learning_rate", _above(0), "The published runs use 1e-6; small models take 3e-4."),
+    (
+        "max_steps", Wanted(lambda v: v == -1 or _whole(1).holds(v), "at least 1 update"),
+        "Set -1 to train for num_train_epochs instead.",
+    ),
+    ("num_train_epochs", _above(0), "Set 1, or max_steps for a number of updates."),
+    ("per_device_train_batch_size", _whole(1), "Set as many rows as the memory holds."),
+    ("gradient_accumulation_steps", _whole(1), "Set 1 for one batch an update."),
+    ("max_grad_norm", _number(0), "Set 1.0 as published; 0 does not clip."),
+    ("weight_decay", Wanted(lambda v: v == 0 or _above(0).holds(v), "0 or a finite number above"),
+     "Set 0 for none."),
+    ("warmup_steps", _number(0), "Set 0 for none."),
+    ("num_iterations", _whole(1), "Set 1 to use each rollout once."),
+    ("steps_per_generation", _or_none(_whole(1)), _DEFAULT),
+    ("generation_batch_size", _or_none(_whole(1)), _DEFAULT),
+    ("num_generations_eval", _or_none(_whole(1)), _DEFAULT),
+    ("beta", _number(0), "It is the KL coefficient; 0 is off."),
+    ("epsilon", _number(0), "The published runs use 0.2."),
+    ("epsilon_high", _or_none(_number(0)), "None takes epsilon."),
+    ("delta", _or_none(_number(0)), "None is off."),
+    ("top_entropy_quantile", Wanted(lambda v: _number(0, 1).holds(v) and v > 0,
+     "a number above 0, to 1"), "0 trains no token; 1.0 trains all."),
+    (
+        "resume_from_checkpoint", Wanted(lambda v: not v or Path(str(v)).expanduser().is_dir(),
+        "a folder that exists"), "Leave it out to begin anew.",
+    ),
+)  # fmt: skip
+
+
+def check_fields(config: Any) -> None:
+    """Check every field by itself (`RULES`), then those that must go together.
 
     Raises:
-        ValueError: a field has a value that the method cannot take.
+        ValueError: a field has a value that the method, or TRL on trees, cannot take.
     """
-    budgets = config.budgets
-    if not isinstance(budgets, list) or not budgets:
-        raise ValueError(
-            f"budgets is {budgets!r}; expected a list of token counts such as [24, 48, 72, 96]."
-        )
-    if budgets[0] < 1:
-        raise ValueError(
-            f"budgets start at {budgets[0]}; a budget is at least 1 token. Remove the smaller ones."
-        )
-    if any(a >= b for a, b in zip(budgets, budgets[1:], strict=False)):
-        raise ValueError(
-            f"budgets must increase; got {budgets}. Sort them, shortest first, each once."
-        )
-    _check_weights("prior", config.prior, budgets)
-    _check_weights("summary_prior", config.summary_prior, budgets)
-    _check_int("num_summaries", config.num_summaries, 1, "Set 1 for one summary per budget.")
-    _check_choice("baseline", config.baseline, BASELINES)
-    _check_range("discount", config.discount, 0, 1, "The published runs use 0.5.")
-    _check_choice("train_summaries", config.train_summaries, ("all", "last"))
+    _check_budgets(config)
+    for name, (holds, words), fix in RULES:
+        if not holds(value := getattr(config, name)):
+            raise ValueError(f"{name} is {value!r}; expected {words}. {fix}")
     if config.train_summaries == "last" and config.summary_prior is not None:
         raise ValueError(
             "summary_prior is set, but train_summaries='last' trains the last budget only. "
             "Set train_summaries='all', or leave summary_prior out."
         )
-    _check_int(
-        "max_summary_tokens", config.max_summary_tokens, 2,
-        "It holds the forced text and the answer; the published runs use 128.",
-    )  # fmt: skip
-    _check_choice("length_penalty", config.length_penalty, (None, *LENGTH_PENALTIES))
-    _check_range(
-        "length_penalty_alpha", config.length_penalty_alpha, 0, 1, "The published runs use 0.2."
-    )
-    _check_choice("tree_backend", config.tree_backend, TREE_BACKENDS)
-    _check_int("check_logprobs_steps", config.check_logprobs_steps, 0, "0 never compares them.")
-    _check_range(
-        "logprobs_tolerance", config.logprobs_tolerance, 0, math.inf, "It is in nats a token."
-    )
-    _check_int("save_rollouts_steps", config.save_rollouts_steps, 0, "0 writes no rollouts.")
-    for name in ("rollout_batch_size", "loss_length"):
-        if getattr(config, name) is not None:
-            _check_int(name, getattr(config, name), 1, "Leave it out (None) for the default.")
-
-
-def check_trl_fields(config: Any) -> None:
-    """Refuse the options of TRL that a tree of thinking and summaries cannot honour.
-
-    Raises:
-        ValueError: such an option is on; the message names the setting to use instead.
-    """
-    off = {
-        "mask_truncated_completions": "A row is a whole tree; a summary that hit its limit is "
-        "scored as it stands.",
-        "use_liger_kernel": "It replaces the forward that runs packed trees.",
-        "use_transformers_continuous_batching": "Trees are sampled with a cache of their own.",
-        "use_transformers_paged": "Trees are sampled with a cache of their own.",
-        "remove_unused_columns": "It would drop the columns that the rewards grade by.",
-    }
-    for name, reason in off.items():
-        if getattr(config, name):
-            raise ValueError(f"{name}=True cannot be used here. {reason} Set {name}=False.")
-    unset = {
-        "generation_kwargs": "Set temperature, top_p, top_k or min_p.",
-        "cache_implementation": "The branching sampler needs its own cache.",
-        "off_policy_mask_threshold": "It would mask whole trees by one number.",
-        "vllm_structured_outputs_regex": "A thinking and a summary follow no one pattern.",
-    }
-    for name, reason in unset.items():
-        if getattr(config, name) is not None:
-            raise ValueError(
-                f"{name} is {getattr(config, name)!r}; it cannot be used here. {reason} Leave it "
-                "out."
-            )
-    wanted = {
-        "scale_rewards": ("none", "BRPO never divides by a standard deviation."),
-        "importance_sampling_level": ("token", "A sequence would be a whole tree."),
-        "multi_objective_aggregation": (
-            "sum_then_normalize",
-            "Scores are summed and not normalised.",
-        ),
-        "vllm_importance_sampling_mode": (
-            "token_truncate",
-            "A ratio per sequence would be one per tree.",
-        ),
-        "repetition_penalty": (1.0, "Sampled log-probs would not be the policy's."),
-    }
-    for name, (value, reason) in wanted.items():
-        if getattr(config, name) != value:
-            raise ValueError(
-                f"{name} is {getattr(config, name)!r}; this method needs {value!r}. {reason}"
-            )
-    _check_loss_numbers(config)
-    _check_choice("loss_type", config.loss_type, LOSS_TYPES)
-    _check_choice("vllm_mode", config.vllm_mode, ("colocate", "server"))
-    if not 0 < config.temperature < math.inf:
-        raise ValueError(
-            f"temperature is {config.temperature}; training samples from the policy. Set 1.0 (or "
-            "any number above 0)."
-        )
-    _check_int(
-        "num_generations", config.num_generations, 2,
-        "A thinking is compared with the others of its group: set num_generations=8.",
-    )  # fmt: skip
     _check_truncated_sampling(config)
 
 
-def _check_loss_numbers(config: Any) -> None:
-    """Numbers that TRL takes unchecked, and with which it trains nothing or the wrong way."""
-    _check_int("num_iterations", config.num_iterations, 1, "Set 1 to use each rollout once.")
-    for name in ("steps_per_generation", "generation_batch_size", "num_generations_eval"):
-        if getattr(config, name) is not None:
-            _check_int(name, getattr(config, name), 1, "Leave it out (None) for the default.")
-    _check_range("beta", config.beta, 0, math.inf, "It is the KL coefficient; 0 is off.")
-    _check_range("epsilon", config.epsilon, 0, math.inf, "The published runs use 0.2.")
-    if config.epsilon_high is not None:
-        _check_range("epsilon_high", config.epsilon_high, 0, math.inf, "None takes epsilon.")
-    if config.delta is not None:
-        _check_range("delta", config.delta, 0, math.inf, "None is off.")
-    quantile = config.top_entropy_quantile
-    _check_range("top_entropy_quantile", quantile, 0, 1, "1.0 trains every token.")
-    if quantile == 0:
-        raise ValueError("top_entropy_quantile is 0, which trains no token. Set 1.0 for all.")
+def _check_budgets(config: Any) -> None:
+    """The budgets, and the weights over them as `Prior` takes them."""
+    try:
+        check_budgets(config.budgets)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    for name in ("prior", "summary_prior"):
+        weights = getattr(config, name)
+        if weights is None:
+            continue
+        if not isinstance(weights, list):
+            raise ValueError(
+                f"{name} is {weights!r}; expected a list of {len(config.budgets)} numbers, or None "
+                "for uniform."
+            )
+        try:
+            Prior(tuple(config.budgets), tuple(weights))
+        except ValueError as error:
+            raise ValueError(f"{name} is {weights}: {error}") from None
 
 
 def _check_truncated_sampling(config: Any) -> None:
@@ -290,7 +300,7 @@ def check_batch_arithmetic(config: Any) -> None:
     Raises:
         ValueError: the rows of one generation do not make whole groups.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = _processes()
     rows = config.per_device_train_batch_size * processes
     if config.generation_batch_size is not None and config.steps_per_generation is not None:
         if config.generation_batch_size != rows * config.steps_per_generation:
@@ -336,164 +346,102 @@ class BRPOConfig(GRPOConfig):
 
     _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS
 
-    budgets: list[int] = field(
-        default_factory=lambda: [2000, 4000, 6000, 8000],
-        metadata={
-            "help": "Thinking budgets b_1 < ... < b_m in tokens. One thinking of b_m tokens is "
-            "sampled and summarised at each of them."
-        },
+    budgets: list[int] = _setting(
+        lambda: [2000, 4000, 6000, 8000],
+        "Thinking budgets b_1 < ... < b_m in tokens. One thinking of b_m tokens is "
+        "sampled and summarised at each of them.",
     )
-    prior: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Probability P_j of each budget; sums to 1. None is uniform. [0, ..., 0, 1] "
-            "rewards the final answer only."
-        },
+    prior: list[float] | None = _setting(
+        None,
+        "Probability P_j of each budget; sums to 1. None is uniform. [0, ..., 0, 1] "
+        "rewards the final answer only.",
     )
-    summary_prior: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Weight P'_j of each budget in the summary policy's gradient. None is uniform "
-            "(BRPO eq. 10)."
-        },
+    summary_prior: list[float] | None = _setting(
+        None,
+        "Weight P'_j of each budget in the summary policy's gradient. None is uniform "
+        "(BRPO eq. 10).",
     )
-    num_summaries: int = field(
-        default=4,
-        metadata={"help": "Summaries sampled for each (thinking, budget): A in the paper."},
+    num_summaries: int = _setting(
+        4, "Summaries sampled for each (thinking, budget): A in the paper."
     )
-    baseline: str = field(
-        default="brpo",
-        metadata={
-            "help": "Baseline of the thinking policy: 'brpo' (progress and group mixed by budget "
-            "index, eq. 9), 'brpo_tokens' (mixed by tokens), 'progress' (eq. 7 alone), 'group' "
-            "(eq. 8 alone), 'none'."
-        },
+    baseline: str = _setting("brpo", f"Baseline of the thinking policy. {_choices(BASELINES)}.")
+    discount: float = _setting(
+        0.5, "Discount of earlier scores in the progress baseline, in [0, 1]."
     )
-    discount: float = field(
-        default=0.5,
-        metadata={"help": "Discount of earlier scores in the progress baseline, in [0, 1]."},
+    train_summaries: str = _setting(
+        "all", "'all' trains the summaries at every budget; 'last' those at the largest only."
     )
-    train_summaries: str = field(
-        default="all",
-        metadata={
-            "help": "'all' trains the summaries at every budget; 'last' those at the largest only."
-        },
+    max_summary_tokens: int = _setting(
+        128, "Longest summary in tokens, the forced text (cut suffix and answer header) included."
     )
-    max_summary_tokens: int = field(
-        default=128,
-        metadata={
-            "help": "Longest summary in tokens, the forced text (cut suffix and answer header) "
-            "included."
-        },
+    length_penalty: str | None = _setting(
+        None, f"Shorten thinkings through the score. {_choices(PENALTIES)}. None is off."
     )
-    length_penalty: str | None = field(
-        default=None,
-        metadata={
-            "help": "Shorten thinkings through the score: 'linear' (L1: 1 - alpha |z| / b_m where "
-            "right) or 'group' (Arora & Zanette: relative to the lengths of the group's right "
-            "thinkings). None is off."
-        },
+    length_penalty_alpha: float = _setting(
+        0.2, "Strength of the length penalty; used when length_penalty is set."
     )
-    length_penalty_alpha: float = field(
-        default=0.2,
-        metadata={"help": "Strength of the length penalty; used when length_penalty is set."},
+    check_format: bool = _setting(
+        True,
+        "Score a summary 0, whatever the reward functions say, unless exactly one "
+        "think-end marker stands in its thinking and text. A thinking that ended in EOS then "
+        "scores 0, as in the method.",
     )
-    check_format: bool = field(
-        default=True,
-        metadata={
-            "help": "Score a summary 0, whatever the reward functions say, unless exactly one "
-            "think-end marker stands in its thinking and text. A thinking that ended in EOS then "
-            "scores 0, as in the method."
-        },
+    tree_backend: str = _setting("auto", f"How a packed tree is run. {_choices(TREE_BACKENDS)}.")
+    rollout_batch_size: int | None = _setting(
+        None, "Trees sampled at a time on each process. None: the whole generation batch."
     )
-    tree_backend: str = field(
-        default="auto",
-        metadata={
-            "help": "How a packed tree is run: 'segmented' (one attention call per budget), "
-            "'dense' "
-            "(a 4D mask), 'unrolled' (one row per summary, any architecture), or 'auto': the best "
-            "one that the model supports."
-        },
+    save_rollouts_steps: int = _setting(
+        25,
+        "Updates between the rollout trees of two problems that are written to "
+        "output_dir/rollouts, with their advantages under every baseline (and at update 1). "
+        "0 writes none.",
     )
-    rollout_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Trees sampled at a time on each process. None: the whole generation batch."
-        },
-    )
-    save_rollouts_steps: int = field(
-        default=25,
-        metadata={
-            "help": "Updates between the rollout trees of two problems that are written to "
-            "output_dir/rollouts, with their advantages under every baseline (and at update 1). "
-            "0 writes none."
-        },
-    )
-    loss_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Constant number of tokens that the dr_grpo loss divides by. None: "
-            "budgets[-1] + "
-            "len(budgets) * num_summaries * max_summary_tokens."
-        },
+    loss_length: int | None = _setting(
+        None,
+        "Constant number of tokens that the dr_grpo loss divides by. None: "
+        "budgets[-1] + "
+        "len(budgets) * num_summaries * max_summary_tokens.",
     )
 
-    check_logprobs_steps: int = field(
-        default=1,
-        metadata={
-            "help": "With use_vllm, compare vLLM's log-probs of the rollouts with the trainer's "
-            "each so many steps (where new rollouts are sampled) and warn where they differ. 0 is "
-            "off."
-        },
+    check_logprobs_steps: int = _setting(
+        1,
+        "With use_vllm, compare vLLM's log-probs of the rollouts with the trainer's "
+        "each so many steps (where new rollouts are sampled) and warn where they differ. 0 is "
+        "off.",
     )
-    logprobs_tolerance: float = field(
-        default=0.05,
-        metadata={
-            "help": "Mean absolute difference of these log-probs, in nats a token, that is "
-            "warned of. Two bf16 implementations differ by about 0.01, two in fp32 by 1e-5."
-        },
+    logprobs_tolerance: float = _setting(
+        0.05,
+        "Mean absolute difference of these log-probs, in nats a token, that is "
+        "warned of. Two bf16 implementations differ by about 0.01, two in fp32 by 1e-5.",
     )
 
     # TRL's fields with the method's defaults (method section 7).
-    loss_type: str = field(
-        default="dr_grpo",
-        metadata={
-            "help": "'dr_grpo' (default: sum over trained tokens / constant), 'dapo', 'bnpo', "
-            "'grpo', 'cispo' or 'sapo'."
-        },
+    loss_type: str = _setting(
+        "dr_grpo",
+        "'dr_grpo' (default: sum over trained tokens / constant), 'dapo', 'bnpo', "
+        "'grpo', 'cispo' or 'sapo'.",
     )
-    scale_rewards: str = field(
-        default="none",
-        metadata={"help": "Must be 'none' (or False): BRPO never divides by a standard deviation."},
+    scale_rewards: str = _setting(
+        "none", "Must be 'none' (or False): BRPO never divides by a standard deviation."
     )
-    beta: float = field(
-        default=0.0, metadata={"help": "KL coefficient; 0 loads no reference model."}
+    beta: float = _setting(0.0, "KL coefficient; 0 loads no reference model.")
+    epsilon: float = _setting(0.2, "Clip range of the importance ratio.")
+    temperature: float = _setting(1.0, "Sampling temperature of the rollouts.")
+    max_grad_norm: float = _setting(1.0, "Largest gradient norm.")
+    learning_rate: float = _setting(1e-6, "Initial learning rate of AdamW.")
+    max_completion_length: int | None = _setting(
+        None, "Derived from budgets, num_summaries and max_summary_tokens, or loss_length."
     )
-    epsilon: float = field(default=0.2, metadata={"help": "Clip range of the importance ratio."})
-    temperature: float = field(
-        default=1.0, metadata={"help": "Sampling temperature of the rollouts."}
-    )
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Largest gradient norm."})
-    learning_rate: float = field(default=1e-6, metadata={"help": "Initial learning rate of AdamW."})
-    max_completion_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Derived from budgets, num_summaries and max_summary_tokens, or loss_length."
-        },
-    )
-    vllm_importance_sampling_mode: str = field(
-        default="token_truncate",
-        metadata={
-            "help": "Must be 'token_truncate': a ratio per sequence would be one for a whole tree."
-        },
+    vllm_importance_sampling_mode: str = _setting(
+        "token_truncate",
+        "Must be 'token_truncate': a ratio per sequence would be one for a whole tree.",
     )
 
     def __post_init__(self) -> None:
         self._coerce()
-        check_brpo_fields(self)
         if self.scale_rewards is False:
             self.scale_rewards = "none"
-        check_trl_fields(self)
+        check_fields(self)
         self._derive_loss_length()
         if self.bf16 is None and not self.fp16 and not torch.cuda.is_available():
             # bf16 autocast gains nothing on a small model on CPU and breaks exact comparisons.
@@ -557,23 +505,6 @@ class BRPOConfig(GRPOConfig):
         return tuple(self.summary_prior)
 
     @property
-    def mixes(self) -> dict[str, BaselineMix]:
-        """Every choice of `baseline`: how progress and group are weighted at each budget."""
-        budgets = tuple(self.budgets)
-        return {
-            "brpo": BaselineMix.brpo(len(budgets)),
-            "brpo_tokens": BaselineMix.brpo_tokens(budgets),
-            "progress": BaselineMix.progress_only(len(budgets)),
-            "group": BaselineMix.group_only(len(budgets)),
-            "none": BaselineMix.none(len(budgets)),
-        }
-
-    @property
-    def mix(self) -> BaselineMix:
-        """How the progress and the group baseline are weighted at each budget."""
-        return self.mixes[self.baseline]
-
-    @property
     def method(self) -> dict[str, Any]:
         """What makes this run this method: the fields that BRPO adds, as they act."""
         return {
@@ -593,16 +524,12 @@ class BRPOConfig(GRPOConfig):
             "problems_per_generation": self.generation_batch_size // self.num_generations,
         }
 
-    @property
-    def penalised(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Scores (P, G, J, S) and cuts (P, G, J) to scores after the length penalty."""
-        alpha = self.length_penalty_alpha
-        makers = {
-            None: lambda scores, cuts: scores,
-            "linear": partial(linear_length_penalty, largest=self.budgets[-1], alpha=alpha),
-            "group": partial(group_length_penalty, alpha=alpha),
-        }
-        return makers[self.length_penalty]
+    def penalised(self, scores: Tensor, cuts: Tensor) -> Tensor:
+        """Scores (P, G, J, S) on thinkings cut at (P, G, J), after the length penalty."""
+        if self.length_penalty is None:
+            return scores
+        penalty = PENALTIES[self.length_penalty][1]
+        return penalty(scores, cuts, self.budgets, self.length_penalty_alpha)
 
     def is_generation_boundary(self, step: int) -> bool:
         """Whether new rollouts follow this optimiser step, so that resuming there is exact."""
@@ -622,124 +549,140 @@ class BRPOConfig(GRPOConfig):
         return step == 1 or last // every > (step - 1) // every
 
 
-PRESETS = (
-    "grpo",
-    "grpo_linear",
-    "grpo_decouple",
-    "grpo_vr",
-    "ar_base",
-    "ar_linear",
-    "ar_uniform",
-    "grpo_length_penalty_v1",
-    "grpo_length_penalty_v2",
-)
+class Preset(NamedTuple):
+    """A published configuration.
 
+    Attributes:
+        words: What it is.
+        prior: From the budgets to P_j.
+        settings: Fields of `BRPOConfig`.
+        largest: Whether it takes the largest of the budgets only, so that one list of budgets
+            serves every preset and the thinkings are equally long.
+    """
 
-def _config(
-    budgets: Sequence[int], make_prior: Callable[..., Prior], settings: dict, overrides: dict
-) -> BRPOConfig:
-    budgets = check_budgets(budgets)
-    given = {"budgets": list(budgets), "prior": list(make_prior(budgets).weights)}
-    return BRPOConfig(**{**given, **settings, **overrides})
+    words: str
+    prior: Callable[[Sequence[int]], Prior]
+    settings: dict[str, Any]
+    largest: bool = False
 
 
 # Final summaries only, compared with the siblings of the group.
 _FINAL_ONLY = {"num_summaries": 1, "train_summaries": "last", "baseline": "group"}
 # Four summaries at every budget, each compared with those of the same truncated thinking.
-_DECOUPLED = {"num_summaries": 4, "train_summaries": "all"}
+_DECOUPLED = {"num_summaries": 4, "train_summaries": "all", "baseline": "brpo"}
 
 
-def grpo(budgets: Sequence[int], **overrides: Any) -> BRPOConfig:
-    """GRPO on the largest budget: final answer rewarded, group baseline."""
-    return _config(check_budgets(budgets)[-1:], Prior.base, _FINAL_ONLY, overrides)
+def _penalised(name: str) -> dict[str, Any]:
+    return {**_FINAL_ONLY, "length_penalty": name, "length_penalty_alpha": 0.2}
 
 
-def grpo_linear(budgets: Sequence[int], **overrides: Any) -> BRPOConfig:
-    """GRPO+linear: every budget rewarded in proportion to its length, final summary trained."""
-    return _config(budgets, Prior.linear, _FINAL_ONLY, overrides)
+PRESETS: dict[str, Preset] = {
+    "grpo": Preset(
+        "GRPO on the largest budget: final answer rewarded, group baseline",
+        Prior.base, _FINAL_ONLY, largest=True,
+    ),
+    "grpo_linear": Preset(
+        "GRPO+linear: every budget rewarded in proportion to its length, final summary trained",
+        Prior.linear, _FINAL_ONLY,
+    ),
+    "grpo_decouple": Preset(
+        "GRPO+decouple: final answer rewarded, group baseline, summaries trained at every budget",
+        Prior.base, {**_DECOUPLED, "baseline": "group"},
+    ),
+    "grpo_vr": Preset(
+        "GRPO+vr: final answer rewarded, BRPO baseline from the earlier budgets' scores",
+        Prior.base, {**_FINAL_ONLY, "baseline": "brpo"},
+    ),
+    "ar_base": Preset("AnytimeReasoner-base (GRPO+vr+decouple)", Prior.base, _DECOUPLED),
+    "ar_linear": Preset(
+        "AnytimeReasoner-linear: P_j in proportion to b_j", Prior.linear, _DECOUPLED
+    ),
+    "ar_uniform": Preset(
+        "AnytimeReasoner-uniform: every budget counts the same", Prior.uniform, _DECOUPLED
+    ),
+    "grpo_length_penalty_v1": Preset(
+        "GRPO with the L1 length penalty: 1 - 0.2 |z| / b_m where right",
+        Prior.base, _penalised("linear"), largest=True,
+    ),
+    "grpo_length_penalty_v2": Preset(
+        "GRPO with the length penalty of Arora & Zanette, alpha 0.2",
+        Prior.base, _penalised("group"), largest=True,
+    ),
+}  # fmt: skip
 
 
-def grpo_decouple(budgets: Sequence[int], **overrides: Any) -> BRPOConfig:
-    """GRPO+decouple: final answer rewarded, group baseline, summaries trained at every budget."""
-    return _config(budgets, Prior.base, {**_DECOUPLED, "baseline": "group"}, overrides)
+_SCHEDULE = {
+    "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5, "gradient_checkpointing": False
+}  # fmt: skip
 
 
-def grpo_vr(budgets: Sequence[int], **overrides: Any) -> BRPOConfig:
-    """GRPO+vr: final answer rewarded, BRPO baseline from the earlier budgets' scores."""
-    return _config(budgets, Prior.base, {**_FINAL_ONLY, "baseline": "brpo"}, overrides)
+def train_config(
+    preset: str,
+    budgets: Sequence[int],
+    *,
+    problems_per_step: int | None = None,
+    rows_per_batch: int | None = None,
+    settings: Mapping[str, Any] | str | None = None,
+    **given: Any,
+) -> BRPOConfig:
+    """The settings of a run: a preset's, then those given, then `settings`.
 
-
-def ar_base(budgets: Sequence[int], **overrides: Any) -> BRPOConfig:
-    """AnytimeReasoner-base (GRPO+vr+decouple)."""
-    return _config(budgets, Prior.base, {**_DECOUPLED, "baseline": "brpo"}, overrides)
-
-
-def ar_linear(budgets: Sequence[int], **overrides: Any) -> BRPOConfig:
-    """AnytimeReasoner-linear: P_j in proportion to b_j."""
-    return _config(budgets, Prior.linear, {**_DECOUPLED, "baseline": "brpo"}, overrides)
-
-
-def ar_uniform(budgets: Sequence[int], **overrides: Any) -> BRPOConfig:
-    """AnytimeReasoner-uniform: every budget counts the same."""
-    return _config(budgets, Prior.uniform, {**_DECOUPLED, "baseline": "brpo"}, overrides)
-
-
-def grpo_length_penalty_v1(budgets: Sequence[int], **overrides: Any) -> BRPOConfig:
-    """GRPO with the L1 length penalty: 1 - 0.2 |z| / b_m where right."""
-    settings = {**_FINAL_ONLY, "length_penalty": "linear", "length_penalty_alpha": 0.2}
-    return _config(check_budgets(budgets)[-1:], Prior.base, settings, overrides)
-
-
-def grpo_length_penalty_v2(budgets: Sequence[int], **overrides: Any) -> BRPOConfig:
-    """GRPO with the length penalty of Arora & Zanette, alpha 0.2."""
-    settings = {**_FINAL_ONLY, "length_penalty": "group", "length_penalty_alpha": 0.2}
-    return _config(check_budgets(budgets)[-1:], Prior.base, settings, overrides)
-
-
-def by_name(name: str) -> Callable[..., BRPOConfig]:
-    """The preset of that name, e.g. "ar_uniform".
-
-    Raises:
-        ValueError: there is no such preset.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
-    return globals()[name]
-
-
-def paper_1_5b(num_processes: int = 8, per_device_train_batch_size: int = 4) -> dict[str, Any]:
-    """The settings of the published 1.5B runs, to be passed to a preset as overrides.
-
-    64 questions x 8 thinkings a generation, an update for each half of them, whatever the number
-    of processes: `ar_uniform(PAPER_BUDGETS, **paper_1_5b(num_processes=8), output_dir=...)`.
+    Unless told otherwise the learning rate is constant after 5 updates, and activations are kept.
 
     Args:
-        num_processes: processes of the run, one per GPU.
-        per_device_train_batch_size: trees in one forward and backward pass.
+        preset: One of `PRESETS`.
+        budgets: Token budgets, shortest first.
+        problems_per_step: Problems of an update over all processes, each with `num_generations`
+            thinkings; used exactly. None leaves the batch to TRL's own fields.
+        rows_per_batch: Most thinkings in one forward and backward pass of a process. The largest
+            number that parts an update evenly is taken, and told where it is another.
+        settings: Any other fields of `BRPOConfig`, which win; a dict, or its JSON text.
+        **given: Fields of `BRPOConfig`, such as `output_dir` and `max_steps`.
 
     Raises:
-        ValueError: 256 thinkings an update do not divide by the two arguments' product.
+        TypeError: a field is unknown, or budgets are no list.
+        ValueError: there is no such preset, or values do not go together.
     """
-    rows = num_processes * per_device_train_batch_size
-    if rows < 1 or 256 % rows:
+    if preset not in PRESETS:
+        raise ValueError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
+    chosen = PRESETS[preset]
+    budgets = check_budgets(from_json_text("budgets", budgets))
+    budgets = budgets[-1:] if chosen.largest else budgets
+    fields_of = {"budgets": list(budgets), "prior": list(chosen.prior(budgets).weights)}
+    fields_of |= _SCHEDULE | chosen.settings | given
+    wanted = 'a dict of fields such as {"num_summaries": 2}'
+    settings = from_json_text("settings", settings, wanted) or {}
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"settings is {settings!r}; expected {wanted}.")
+    if problems_per_step is not None:
+        fields_of |= _batches(problems_per_step, rows_per_batch, given | settings)
+    return BRPOConfig(**(fields_of | settings))
+
+
+def _batches(problems: Any, most: Any, given: Mapping[str, Any]) -> dict[str, int]:
+    """Rows of a batch and batches of an update, for so many problems an update."""
+    group = given.get("num_generations", BRPOConfig.num_generations)
+    problems = coerce_numbers("problems_per_step", problems, int)
+    group = coerce_numbers("num_generations", group, int)
+    rows = problems * group
+    most = rows if most is None else coerce_numbers("rows_per_batch", most, int)
+    processes = _processes()
+    if min(problems, group, most) < 1 or rows % processes:
         raise ValueError(
-            f"{num_processes} processes x {per_device_train_batch_size} rows do not divide the 256 "
-            "thinkings of an update. Choose powers of two, at most 256 together."
+            f"problems_per_step={problems} x num_generations={group} are {rows} thinkings in "
+            f"batches of rows_per_batch={most}, on {processes} process(es). Each must be at least "
+            "1, and the thinkings must divide among the processes."
         )
-    return {
-        "num_generations": 8,
-        "per_device_train_batch_size": per_device_train_batch_size,
-        "gradient_accumulation_steps": 256 // rows,
-        "steps_per_generation": 512 // rows,
-        "num_train_epochs": 1,
-        "learning_rate": 1e-6,
-        "epsilon": 0.2,
-        "max_grad_norm": 1.0,
-        "beta": 0.0,
-        "temperature": 1.0,
-        "max_summary_tokens": 128,
-        "loss_length": 10_176,
-    }
+    own = rows // processes
+    batch = max(size for size in range(1, min(most, own) + 1) if own % size == 0)
+    if batch != min(most, own) and "per_device_train_batch_size" not in given:
+        warnings.warn(
+            f"problems_per_step={problems} x num_generations={group} are {own} thinkings a "
+            f"process, which rows_per_batch={most} does not divide: batches of {batch} are taken.",
+            stacklevel=3,
+        )
+    return {"per_device_train_batch_size": batch, "gradient_accumulation_steps": own // batch}
 
 
-PAPER_BUDGETS = (2000, 4000, 6000, 8000)
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -31,7 +31,7 @@ from anytime_lab.store.records import (
 )
 from anytime_lab.store.rollouts import drop_rollouts_after, write_rollouts
 from anytime_lab.train.advantages import (
-    BaselineMix,
+    BASELINES,
     group_baseline,
     progress_baseline,
     returns,
@@ -480,12 +480,12 @@ def credit(scores: Tensor, cuts: Tensor, args: BRPOConfig) -> dict[str, Tensor]:
         "summary_advantages": summary_advantages(
             leaf, cuts, means.new_tensor(args.summary_weights)
         ),
-        "advantage_grpo": thinking_advantages(
-            means, final, BaselineMix.group_only(len(prior)), args.discount
-        ),
+        "advantage_grpo": thinking_advantages(means, final, args.budgets, "group", args.discount),
     }
-    for name, mix in args.mixes.items():
-        told[f"advantage_{name}"] = thinking_advantages(means, prior, mix, args.discount)
+    for name in BASELINES:
+        told[f"advantage_{name}"] = thinking_advantages(
+            means, prior, args.budgets, name, args.discount
+        )
     return told
 
 
@@ -568,4 +568,5 @@ class RolloutRecorder(TrainerCallback):
             "discount": args.discount,
             "summary_weights": list(args.summary_weights),
             "length_penalty": args.length_penalty,
+            "methods": {name: words for name, (words, _) in BASELINES.items()},
         }

@@ -159,8 +159,6 @@ class BRPOTrainer(GRPOTrainer):
         device = self.accelerator.device
         self._prior = torch.tensor(args.budget_prior.weights, device=device)
         self._summary_prior = torch.tensor(args.summary_weights, device=device)
-        self._mix = args.mix
-        self._penalised = args.penalised
         self._unseen = self.tokens.eos_ids | {self.tokens.pad_id}
         self._recorder = StepRecorder(args.output_dir, self._metrics["train"], train_dataset)
         self.add_callback(self._recorder)
@@ -268,9 +266,11 @@ class BRPOTrainer(GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Advantages of all processes' trees: thinking (P, G, J) and summaries (P, G, J, S)."""
         cuts = numbers.cuts.unflatten(0, (-1, group))
-        leaf = self._penalised(scores.unflatten(0, (-1, group)), cuts)
-        means = leaf.nanmean(dim=3)
-        thinking = thinking_advantages(means, self._prior, self._mix, self.args.discount)
+        args = self.args
+        leaf = args.penalised(scores.unflatten(0, (-1, group)), cuts)
+        thinking = thinking_advantages(
+            leaf.nanmean(dim=3), self._prior, args.budgets, args.baseline, args.discount
+        )
         return thinking, summary_advantages(leaf, cuts, self._summary_prior)
 
     # --- packed trees in TRL's loss --------------------------------------------------------------
@@ -377,7 +377,9 @@ class BRPOTrainer(GRPOTrainer):
         """Numbers of one generation to TRL's logger and, in training, to the step's line."""
         metrics = generation_metrics(scores, numbers, self._prior, self.args.budgets)
         by_problem = scores.nanmean(dim=2).unflatten(0, (-1, group))
-        explained = variance_diagnostics(by_problem, self._prior, self.args.discount)
+        explained = variance_diagnostics(
+            by_problem, self._prior, self.args.budgets, self.args.discount
+        )
         metrics |= variance_metrics(explained, self.args.budgets)
         for name, value in metrics.items():
             if not math.isnan(value):  # e.g. the correlation with a baseline that is constant

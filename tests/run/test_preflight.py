@@ -29,7 +29,7 @@ from anytime_lab.run.estimate import (
     report,
     update_flops,
 )
-from anytime_lab.train import config as presets
+from anytime_lab.train.config import train_config
 from anytime_lab.train.scoring import choose_backend, score_rows, stack_rows
 from anytime_lab.tree import Leaf, Tree, pack
 
@@ -144,7 +144,8 @@ def published(layers=28, hidden=1536, inner=8960, heads=12, **settings):
         num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=2,
         max_position_embeddings=131_072, tie_word_embeddings=False,
     )  # fmt: skip
-    args = presets.ar_uniform(
+    args = train_config(
+        "ar_uniform",
         [2000, 4000, 6000, 8000],
         **{"output_dir": "unused", "report_to": "none", "bf16": False, **LARGE, **settings},
     )
@@ -219,7 +220,8 @@ def evaluated(tmp_path_factory):
 def test_records_tell_lengths_ends_and_prompts_that_teach_nothing(evaluated):
     from anytime_lab.store.records import read_records
 
-    args = presets.ar_uniform(
+    args = train_config(
+        "ar_uniform",
         [3, 6], output_dir="unused", report_to="none", num_generations=2,
         per_device_train_batch_size=4, max_summary_tokens=6, max_steps=3,
     )  # fmt: skip
@@ -234,7 +236,7 @@ def test_records_tell_lengths_ends_and_prompts_that_teach_nothing(evaluated):
     frame = preflight("embedded", args, PROMPTS, here, records=evaluated)
     assert frame.loc["thinkings finished before the end", "per step"].endswith("%")
     with pytest.raises(ValueError, match="stop at 6 tokens(.|\n)*Evaluate with budgets up to 96"):
-        make_plan("embedded", presets.grpo([96], output_dir="unused", num_generations=8,
+        make_plan("embedded", train_config("grpo", [96], output_dir="unused", num_generations=8,
                   per_device_train_batch_size=8), PROMPTS, here, records=evaluated)  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from anytime_lab.read.told import ANYTIME, BENCHMARKS, BUDGETS, DATASETS
 from anytime_lab.run.lab import GRPO, SCALES, lab_jobs
 from anytime_lab.run.notebook import declared_parameters
 from anytime_lab.run.sweep import Place, config_of, load_sweep, main, prepare_sweep
-from anytime_lab.train import config as presets
+from anytime_lab.train.config import PRESETS, train_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -34,7 +34,7 @@ def test_the_issues_files_are_shipped():
 
 def test_the_ablations_are_the_nine_presets():
     sweep = load_sweep(ROOT / "experiments/countdown_ablations.yaml")
-    assert tuple(sweep.variants) == presets.PRESETS
+    assert list(sweep.variants) == list(PRESETS)
     assert all(len(variant.seeds) == 3 for variant in sweep.variants.values())
 
 
@@ -50,6 +50,15 @@ def test_the_ablations_are_made_as_the_main_job(tmp_path):
         assert ours == wanted
 
 
+# 64 questions x 8 thinkings a generation, an update for each half of them, on 8 processes.
+PAPER = {
+    "num_generations": 8, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 8,
+    "steps_per_generation": 16, "num_train_epochs": 1, "learning_rate": 1e-6, "epsilon": 0.2,
+    "max_grad_norm": 1.0, "beta": 0.0, "temperature": 1.0, "max_summary_tokens": 128,
+    "loss_length": 10_176,
+}  # fmt: skip
+
+
 def train_jobs(path, out):
     return {p: job for p, job in prepare_sweep(path, out).jobs.items() if p.step == "train"}
 
@@ -60,9 +69,9 @@ def test_training_of_the_published_runs_is_the_presets_own(stem, tmp_path):
     assert trains
     for place, job in trains.items():
         assert job.processes == 8
-        config = config_of(job.notebook, {**declared_parameters(job.notebook), **job.parameters})
-        wanted = presets.by_name(job.parameters["preset"])(
-            presets.PAPER_BUDGETS, **presets.paper_1_5b(8, 4), output_dir=str(tmp_path)
+        config = config_of({**declared_parameters(job.notebook), **job.parameters})
+        wanted = train_config(
+            job.parameters["preset"], [2000, 4000, 6000, 8000], **PAPER, output_dir=str(tmp_path)
         )
         ours, theirs = config.to_dict(), wanted.to_dict()
         own = {
@@ -125,5 +134,5 @@ def test_tracking_is_one_parameter(tracker, tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(text.replace("report_to: none", f"report_to: {tracker}"))
     for job in train_jobs(path, tmp_path).values():
-        config = config_of(job.notebook, {**declared_parameters(job.notebook), **job.parameters})
+        config = config_of({**declared_parameters(job.notebook), **job.parameters})
         assert config.report_to == [tracker]

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from anytime_lab.train.advantages import (
-    BaselineMix,
+    BASELINES,
+    PENALTIES,
     group_baseline,
-    group_length_penalty,
-    linear_length_penalty,
     progress_baseline,
     returns,
     summary_advantages,
@@ -21,6 +20,7 @@ from anytime_lab.train.advantages import (
 NAN = math.nan
 UNIFORM = torch.full((4,), 0.25)
 # One problem, two thinkings, four budgets.
+EVEN = [24, 48, 72, 96]
 SCORES = torch.tensor([[[0.0, 1.0, 0.5, 1.0], [0.0, 0.0, 0.0, 1.0]]])
 
 
@@ -66,39 +66,36 @@ def test_brpo_mixes_by_index():
     returned = [0.625, 0.625, 0.375, 0.25]
     mixed = [j / 4 * v1[j] + (4 - j) / 4 * v2[j] for j in range(4)]
     expected = [r - v for r, v in zip(returned, mixed, strict=True)]
-    close(thinking_advantages(SCORES, UNIFORM, BaselineMix.brpo(4), 0.5)[0, 0], expected)
+    close(thinking_advantages(SCORES, UNIFORM, EVEN, "brpo", 0.5)[0, 0], expected)
 
 
-def test_index_and_token_weights_agree_on_even_grids_only():
-    assert BaselineMix.brpo(4) == BaselineMix.brpo_tokens([24, 48, 72, 96])
-    uneven = BaselineMix.brpo_tokens([10, 20, 40, 100])
-    assert uneven.progress == pytest.approx((0.0, 0.1, 0.2, 0.4))
-    assert uneven.group == pytest.approx((1.0, 0.9, 0.8, 0.6))
-
-
-def test_on_an_uneven_grid_tokens_weigh_the_baselines():
-    # Budgets 10, 20, 40, 100: progress weighs 0, .1, .2, .4, and the group the rest.
-    mix = BaselineMix.brpo_tokens([10, 20, 40, 100])
-    # R - V with V = [.4375, .9 * .4375, .2 / 3 + .8 * .3125, .4 / 7 + .6 * .25]
-    close(
-        thinking_advantages(SCORES, UNIFORM, mix, 0.5)[0, 0],
-        [0.1875, 0.23125, 0.375 - 0.2 / 3 - 0.25, 0.25 - 0.4 / 7 - 0.15],
-    )
-
-
-def test_the_other_mixes_are_one_baseline_or_none():
+@pytest.mark.parametrize(
+    ("baseline", "progress", "group"),
+    [
+        ("brpo", [0, 0.25, 0.5, 0.75], [1, 0.75, 0.5, 0.25]),
+        ("brpo_tokens", [0, 0.1, 0.2, 0.4], [1, 0.9, 0.8, 0.6]),
+        ("progress", [1, 1, 1, 1], [0, 0, 0, 0]),
+        ("group", [0, 0, 0, 0], [1, 1, 1, 1]),
+        ("none", [0, 0, 0, 0], [0, 0, 0, 0]),
+    ],
+)
+def test_a_baseline_weighs_progress_and_group_at_each_budget(baseline, progress, group):
     prior = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    one = thinking_advantages(SCORES, prior, BaselineMix.progress_only(4), 0.5)
-    close(one, returns(SCORES, prior) - progress_baseline(SCORES, prior, 0.5))
-    two = thinking_advantages(SCORES, prior, BaselineMix.group_only(4), 0.5)
-    close(two, returns(SCORES, prior) - group_baseline(SCORES, prior))
-    close(thinking_advantages(SCORES, prior, BaselineMix.none(4), 0.5), returns(SCORES, prior))
+    v1, v2 = progress_baseline(SCORES, prior, 0.5), group_baseline(SCORES, prior)
+    expected = torch.tensor(progress) * v1 + torch.tensor(group) * v2
+    got = thinking_advantages(SCORES, prior, [10, 20, 40, 100], baseline, 0.5)
+    close(got, returns(SCORES, prior) - expected)
+
+
+def test_index_and_token_weights_agree_on_even_grids():
+    one, two = (BASELINES[name][1](SCORES, UNIFORM, EVEN, 0.5) for name in ("brpo", "brpo_tokens"))
+    close(one, two)
 
 
 def test_one_budget_is_the_centred_reward_of_grpo():
     rewards = torch.tensor([[[1.0], [0.0], [0.0], [1.0]], [[-2.0], [0.5], [3.0], [0.0]]])
     centred = rewards - rewards.mean(1, keepdim=True)
-    close(thinking_advantages(rewards, torch.ones(1), BaselineMix.brpo(1), 0.5), centred)
+    close(thinking_advantages(rewards, torch.ones(1), [8], "brpo", 0.5), centred)
     close(
         summary_advantages(rewards[..., None], torch.ones(2, 4, 1), torch.ones(1)),
         centred[..., None],
@@ -108,7 +105,7 @@ def test_one_budget_is_the_centred_reward_of_grpo():
 def test_ties_in_a_group_give_no_advantage_to_the_group_baseline():
     tied = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
     close(
-        thinking_advantages(tied, torch.tensor([0.5, 0.5]), BaselineMix.group_only(2), 0.5),
+        thinking_advantages(tied, torch.tensor([0.5, 0.5]), [4, 8], "group", 0.5),
         torch.zeros(1, 2, 2),
     )
 
@@ -154,12 +151,11 @@ def test_an_abstained_summary_has_no_advantage_and_leaves_the_mean():
 
 def test_negative_scores_are_scores_like_any_other():
     shifted = SCORES - 3
-    prior = UNIFORM
-    mix = BaselineMix.brpo(4)
     # A constant cancels wherever both baselines see it: everywhere but the first budget's V1 = 0,
     # whose weight is 0.
     close(
-        thinking_advantages(shifted, prior, mix, 0.5), thinking_advantages(SCORES, prior, mix, 0.5)
+        thinking_advantages(shifted, UNIFORM, EVEN, "brpo", 0.5),
+        thinking_advantages(SCORES, UNIFORM, EVEN, "brpo", 0.5),
     )
 
 
@@ -181,7 +177,7 @@ def test_variance_diagnostics_are_those_of_numpy():
     torch.manual_seed(0)
     scores = torch.rand(6, 4, 3)
     prior = torch.tensor([0.2, 0.3, 0.5])
-    found = variance_diagnostics(scores, prior, 0.5)
+    found = variance_diagnostics(scores, prior, [4, 8, 12], 0.5)
     target = returns(scores, prior).flatten(0, 1).numpy()
     for name, baseline in (
         ("progress", progress_baseline(scores, prior, 0.5)),
@@ -202,19 +198,21 @@ def test_variance_diagnostics_are_those_of_numpy():
 def test_the_linear_length_penalty_lowers_what_is_right():
     scores = torch.tensor([[[[1.0], [0.0]], [[-1.0], [0.5]]]])
     cuts = torch.tensor([[[50, 100], [50, 100]]])
-    close(linear_length_penalty(scores, cuts, 100, 0.2)[0, :, :, 0], [[0.9, 0.0], [-1.0, 0.4]])
+    linear = PENALTIES["linear"][1]
+    close(linear(scores, cuts, [50, 100], 0.2)[0, :, :, 0], [[0.9, 0.0], [-1.0, 0.4]])
 
 
 def test_the_group_length_penalty_compares_with_the_right_thinkings():
     scores = torch.tensor([[[[1.0]], [[1.0]], [[0.0]]]])
     cuts = torch.tensor([[[40], [60], [1000]]])
+    group = PENALTIES["group"][1]
     # mean 50, std 10: one deviation below and above.
     below, above = 1 / (1 + math.e), 1 / (1 + math.exp(-1))
     close(
-        group_length_penalty(scores, cuts, 0.2)[0, :, 0, 0],
+        group(scores, cuts, [2000], 0.2)[0, :, 0, 0],
         [1 - 0.2 * below, 1 - 0.2 * above, 0.0],
     )
-    alone = group_length_penalty(torch.tensor([[[[1.0]], [[0.0]]]]), cuts[:, :2], 0.2)
+    alone = group(torch.tensor([[[[1.0]], [[0.0]]]]), cuts[:, :2], [2000], 0.2)
     close(alone[0, :, 0, 0], [0.9, 0.0])
 
 
@@ -223,9 +221,8 @@ def test_the_group_length_penalty_compares_with_the_right_thinkings():
     [
         lambda: returns(SCORES[0], UNIFORM),
         lambda: returns(SCORES, UNIFORM[:3]),
-        lambda: thinking_advantages(SCORES, UNIFORM, BaselineMix.brpo(3), 0.5),
+        lambda: thinking_advantages(SCORES, UNIFORM, EVEN[:3], "brpo", 0.5),
         lambda: summary_advantages(SCORES, torch.zeros(1, 2, 4), UNIFORM),
-        lambda: BaselineMix((0.0,), (1.0, 1.0)),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(call):

@@ -42,29 +42,29 @@ def test_the_loss_length_is_the_longest_tree_unless_it_is_set():
 
 
 WRONG_VALUES = [
-    ({"budgets": []}, "budgets is \\[\\]"),
+    ({"budgets": []}, "budgets is empty"),
     ({"budgets": [48, 24]}, "Sort them, shortest first"),
-    ({"budgets": [24, 24]}, "must increase; got \\[24, 24\\]"),
-    ({"budgets": [0, 24]}, "at least 1 token"),
+    ({"budgets": [24, 24]}, "increase; got \\[24, 24\\]"),
+    ({"budgets": [0, 24]}, "1 or more"),
     ({"budgets": [24.5, 48]}, "budgets\\[0\\] is 24.5; expected a whole number"),
     ({"budgets": [True, 48]}, "budgets\\[0\\] is True"),
     ({"budgets": ["a", 48]}, "budgets\\[0\\] is the text 'a'"),
     ({"budgets": "24 to 96"}, "expected a list of numbers such as"),
     ({"budgets": 96}, "budgets is 96; expected a list"),
     ({"prior": [0.5, 0.5]}, "2 weights for 4 budgets"),
-    ({"prior": [0.5, 0.5, 0.5, -0.5]}, "Remove the negative ones"),
-    ({"prior": [0.5, 0.5, 0.5, 0.5]}, "sums to 2; expected 1. Divide each weight by the sum"),
+    ({"prior": [0.5, 0.5, 0.5, -0.5]}, "must be 0 or more"),
+    ({"prior": [0.5, 0.5, 0.5, 0.5]}, "they sum to 2. Divide each by the sum"),
     ({"prior": [float("nan"), 0.5, 0.25, 0.25]}, "prior is"),
-    ({"summary_prior": [1.0]}, "summary_prior has 1 weights"),
+    ({"summary_prior": [1.0]}, "summary_prior is \\[1.0\\]: the prior has 1 weights"),
     ({"summary_prior": [0.25] * 4, "train_summaries": "last"}, "leave summary_prior out"),
     ({"num_summaries": 0}, "num_summaries is 0"),
     ({"num_summaries": 1.5}, "num_summaries is 1.5"),
     ({"baseline": "v1"}, "'progress'"),
     ({"discount": 1.5}, "discount is 1.5; expected a number from 0 to 1"),
     ({"discount": -0.1}, "discount is -0.1"),
-    ({"train_summaries": "final"}, "choose one of 'all', 'last'"),
+    ({"train_summaries": "final"}, "one of 'all', 'last'"),
     ({"max_summary_tokens": 1}, "max_summary_tokens is 1"),
-    ({"length_penalty": "l1"}, "choose one of None, 'linear', 'group'"),
+    ({"length_penalty": "l1"}, "one of 'linear', 'group', or None"),
     ({"length_penalty_alpha": -1}, "length_penalty_alpha is -1"),
     ({"tree_backend": "flex"}, "'segmented'"),
     ({"rollout_batch_size": 0}, "rollout_batch_size is 0"),
@@ -86,7 +86,21 @@ WRONG_VALUES = [
     ({"delta": -1.0}, "delta is -1.0"),
     ({"top_entropy_quantile": 1.5}, "top_entropy_quantile is 1.5"),
     ({"top_entropy_quantile": 0.0}, "trains no token"),
-    ({"temperature": float("nan")}, "Set 1.0"),
+    ({"temperature": float("nan")}, "set 1.0"),
+    ({"learning_rate": 0.0}, "learning_rate is 0.0; expected a finite number above 0"),
+    ({"learning_rate": float("inf")}, "learning_rate is inf"),
+    ({"learning_rate": float("nan")}, "learning_rate is nan"),
+    ({"max_steps": 0}, "max_steps is 0; expected at least 1 update. Set -1"),
+    ({"max_steps": -2}, "max_steps is -2"),
+    ({"max_steps": 1.5}, "max_steps is 1.5"),
+    ({"num_train_epochs": 0}, "num_train_epochs is 0"),
+    ({"max_grad_norm": float("nan")}, "max_grad_norm is nan"),
+    ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0"),
+    ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+    ({"warmup_steps": -1}, "warmup_steps is -1"),
+    ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0"),
+    ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
+    ({"resume_from_checkpoint": "nowhere"}, "'nowhere'; expected a folder that exists"),
 ]
 
 
@@ -97,28 +111,28 @@ def test_a_wrong_value_is_refused_with_what_was_found_and_the_fix(settings, mess
 
 
 UNSUPPORTED = [
-    ({"mask_truncated_completions": True}, "Set mask_truncated_completions=False"),
-    ({"remove_unused_columns": True}, "Set remove_unused_columns=False"),
-    ({"use_liger_kernel": True}, "Set use_liger_kernel=False"),
+    ({"mask_truncated_completions": True}, "True; expected False"),
+    ({"remove_unused_columns": True}, "True; expected False"),
+    ({"use_liger_kernel": True}, "True; expected False"),
     ({"use_vllm": True, "top_p": 0.9}, "vllm_importance_sampling_correction=False"),
     ({"use_vllm": True, "vllm_mode": "remote"}, "'colocate', 'server'"),
-    ({"use_vllm": True, "vllm_structured_outputs_regex": "[0-9]"}, "Leave it out"),
+    ({"use_vllm": True, "vllm_structured_outputs_regex": "[0-9]"}, "expected None"),
     ({"check_logprobs_steps": -1}, "at least 0"),
     ({"logprobs_tolerance": -0.1}, "from 0 to inf"),
-    ({"use_transformers_continuous_batching": True}, "=False"),
+    ({"use_transformers_continuous_batching": True}, "expected False"),
     ({"generation_kwargs": {"num_beams": 2}}, "Set temperature"),
-    ({"cache_implementation": "static"}, "Leave it out"),
-    ({"off_policy_mask_threshold": 0.5}, "Leave it out"),
-    ({"scale_rewards": "group"}, "needs 'none'"),
-    ({"scale_rewards": True}, "needs 'none'"),
-    ({"scale_rewards": "batch"}, "needs 'none'"),
-    ({"importance_sampling_level": "sequence"}, "needs 'token'"),
-    ({"multi_objective_aggregation": "normalize_then_sum"}, "needs 'sum_then_normalize'"),
-    ({"vllm_importance_sampling_mode": "sequence_mask"}, "needs 'token_truncate'"),
-    ({"repetition_penalty": 1.1}, "needs 1.0"),
-    ({"loss_type": "luspo"}, "choose one of 'dr_grpo'"),
-    ({"loss_type": "vespo"}, "choose one of 'dr_grpo'"),
-    ({"temperature": 0.0}, "Set 1.0"),
+    ({"cache_implementation": "static"}, "expected None"),
+    ({"off_policy_mask_threshold": 0.5}, "expected None"),
+    ({"scale_rewards": "group"}, "expected 'none'"),
+    ({"scale_rewards": True}, "expected 'none'"),
+    ({"scale_rewards": "batch"}, "expected 'none'"),
+    ({"importance_sampling_level": "sequence"}, "expected 'token'"),
+    ({"multi_objective_aggregation": "normalize_then_sum"}, "expected 'sum_then_normalize'"),
+    ({"vllm_importance_sampling_mode": "sequence_mask"}, "expected 'token_truncate'"),
+    ({"repetition_penalty": 1.1}, "expected 1.0"),
+    ({"loss_type": "luspo"}, "one of 'dr_grpo'"),
+    ({"loss_type": "vespo"}, "one of 'dr_grpo'"),
+    ({"temperature": 0.0}, "set 1.0"),
     ({"top_p": 0.9, "num_iterations": 2}, "Set top_p=1.0"),
     ({"top_k": 20, "steps_per_generation": 2}, "top_k=20"),
     ({"min_p": 0.1, "steps_per_generation": 4}, "min_p=0.1"),
@@ -199,19 +213,3 @@ def test_generation_boundaries_are_where_new_rollouts_begin():
     config = make(steps_per_generation=4, gradient_accumulation_steps=2, num_iterations=2)
     assert [s for s in range(1, 9) if config.is_generation_boundary(s)] == [4, 8]
     assert all(make().is_generation_boundary(s) for s in range(5))
-
-
-@pytest.mark.parametrize(
-    ("baseline", "progress", "group"),
-    [
-        ("brpo", [0, 0.25, 0.5, 0.75], [1, 0.75, 0.5, 0.25]),
-        ("brpo_tokens", [0, 0.1, 0.3, 0.6], [1, 0.9, 0.7, 0.4]),
-        ("progress", [1, 1, 1, 1], [0, 0, 0, 0]),
-        ("group", [0, 0, 0, 0], [1, 1, 1, 1]),
-        ("none", [0, 0, 0, 0], [0, 0, 0, 0]),
-    ],
-)
-def test_a_baseline_is_resolved_to_weights_per_budget(baseline, progress, group):
-    mix = make(baseline=baseline, budgets=[10, 30, 60, 100]).mix
-    assert list(mix.progress) == pytest.approx(progress)
-    assert list(mix.group) == pytest.approx(group)

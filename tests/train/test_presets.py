@@ -2,8 +2,7 @@
 
 import pytest
 
-from anytime_lab.train import config as presets
-from anytime_lab.train.config import BRPOConfig
+from anytime_lab.train.config import PRESETS, BRPOConfig, train_config
 
 BUDGETS = [20, 40, 60, 80]
 SETTINGS = {"output_dir": "unused", "report_to": "none"}
@@ -25,7 +24,7 @@ TABLE = [  # preset, budgets, prior, A, baseline, summaries trained, length pena
 @pytest.mark.parametrize("row", TABLE, ids=[row[0] for row in TABLE])
 def test_a_preset_is_its_row_of_the_table(row):
     name, budgets, prior, summaries, baseline, trained, penalty = row
-    config = presets.by_name(name)(BUDGETS, **SETTINGS)
+    config = train_config(name, BUDGETS, **SETTINGS)
     assert isinstance(config, BRPOConfig)
     assert config.budgets == budgets
     assert config.budget_prior.weights == pytest.approx(prior)
@@ -42,55 +41,89 @@ def test_a_preset_is_its_row_of_the_table(row):
 
 
 def test_the_table_has_every_preset_once():
-    assert [row[0] for row in TABLE] == list(presets.PRESETS)
+    assert [row[0] for row in TABLE] == list(PRESETS)
 
 
 def test_any_field_can_be_overridden():
-    config = presets.ar_uniform(BUDGETS, **SETTINGS, num_summaries=2, prior=[0.7, 0.1, 0.1, 0.1])
+    config = train_config(
+        "ar_uniform", BUDGETS, **SETTINGS, num_summaries=2, prior=[0.7, 0.1, 0.1, 0.1]
+    )
     assert (config.num_summaries, config.prior) == (2, [0.7, 0.1, 0.1, 0.1])
 
 
 def test_an_unknown_preset_is_refused_with_the_names():
     with pytest.raises(ValueError, match="no preset 'ar'; choose one of grpo, "):
-        presets.by_name("ar")
-    with pytest.raises(ValueError, match="no preset 'Prior'"):
-        presets.by_name("Prior")
+        train_config("ar", BUDGETS, **SETTINGS)
 
 
 def test_wrong_budgets_are_refused_by_a_preset_too():
     with pytest.raises(ValueError, match="increas"):
-        presets.ar_uniform([40, 20], **SETTINGS)
+        train_config("ar_uniform", [40, 20], **SETTINGS)
     with pytest.raises(ValueError, match="empty"):
-        presets.grpo([], **SETTINGS)
+        train_config("grpo", [], **SETTINGS)
     with pytest.raises(ValueError, match="increas"):
-        presets.grpo([40, 20], **SETTINGS)  # also where only the largest is taken
+        train_config("grpo", [40, 20], **SETTINGS)  # also where only the largest is taken
 
 
 @pytest.mark.parametrize("budgets", [None, 24, "24"])
 @pytest.mark.parametrize("name", ["grpo", "ar_uniform", "grpo_length_penalty_v2"])
 def test_budgets_that_are_no_list_are_told_in_a_sentence(name, budgets):
-    with pytest.raises(TypeError, match=f"budgets is {budgets!r}; expected a list of tokens"):
-        presets.by_name(name)(budgets, **SETTINGS)
+    with pytest.raises(TypeError, match=f"budgets is {budgets}; expected a list of tokens"):
+        train_config(name, budgets, **SETTINGS)
 
 
-@pytest.mark.parametrize(("processes", "rows"), [(8, 4), (8, 32), (1, 8), (4, 16)])
-def test_the_published_settings_are_64_questions_and_updates_of_32(processes, rows, monkeypatch):
+# problems, thinkings, rows a batch, processes -> rows, batches of one process in an update
+BATCHES = [
+    (12, 8, 24, 1, 24, 4),
+    (5, 8, 24, 1, 20, 2),
+    (5, 2, 4, 1, 2, 5),
+    (7, 2, 4, 1, 2, 7),
+    (1, 8, 24, 1, 8, 1),
+    (32, 8, 4, 8, 4, 8),
+    (6, 2, 4, 2, 3, 2),
+]
+
+
+@pytest.mark.parametrize(("problems", "group", "most", "processes", "rows", "steps"), BATCHES)
+@pytest.mark.filterwarnings("ignore:problems_per_step")
+def test_so_many_problems_an_update_are_used_exactly(
+    problems, group, most, processes, rows, steps, monkeypatch
+):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    settings = presets.paper_1_5b(processes, rows)
-    per_step = processes * rows
-    assert settings["steps_per_generation"] * per_step == 64 * 8
-    assert settings["gradient_accumulation_steps"] * per_step == 32 * 8
+    config = train_config(
+        "grpo", BUDGETS, **SETTINGS,
+        problems_per_step=problems, num_generations=group, rows_per_batch=most,
+    )  # fmt: skip
+    found = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    assert found == (rows, steps)
+    assert rows * steps * processes == problems * group
 
 
-def test_the_published_settings_go_into_a_preset():
-    config = presets.ar_uniform(
-        presets.PAPER_BUDGETS, **presets.paper_1_5b(num_processes=1), **SETTINGS
-    )
-    assert config.generation_batch_size == 512
-    assert config.max_completion_length == 10_176
-    assert (config.budgets, config.num_train_epochs) == ([2000, 4000, 6000, 8000], 1)
+def test_rows_that_do_not_divide_are_told():
+    with pytest.warns(UserWarning, match="5 x num_generations=8 are 40(.|\n)*batches of 20"):
+        train_config("grpo", BUDGETS, **SETTINGS, problems_per_step=5, rows_per_batch=24)
 
 
-def test_published_settings_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="powers of two"):
-        presets.paper_1_5b(num_processes=3)
+@pytest.mark.parametrize("wrong", [{"problems_per_step": 0}, {"rows_per_batch": -1}])
+def test_batches_that_make_no_sense_are_refused_in_the_notebooks_words(wrong):
+    given = {"problems_per_step": 12, "num_generations": 8, "rows_per_batch": 24, **wrong}
+    with pytest.raises(ValueError, match="problems_per_step=(.|\n)*rows_per_batch="):
+        train_config("grpo", BUDGETS, **SETTINGS, **given)
+
+
+def test_parameters_that_arrive_as_text_are_read():
+    config = train_config(
+        "ar_uniform", "[24, 48]", **SETTINGS, max_steps="3", learning_rate="3e-4",
+        problems_per_step="3", num_generations="2", rows_per_batch="6",
+        settings='{"weight_decay": "0.1", "num_summaries": 2}',
+    )  # fmt: skip
+    assert (config.budgets, config.max_steps, config.learning_rate) == ([24, 48], 3, 3e-4)
+    assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (6, 1)
+    assert (config.weight_decay, config.num_summaries) == (0.1, 2)
+
+
+def test_settings_win():
+    config = train_config("grpo", BUDGETS, **SETTINGS, max_steps=5, settings={"max_steps": 7})
+    assert config.max_steps == 7
+    with pytest.raises(ValueError, match="expected a dict of fields"):
+        train_config("grpo", BUDGETS, **SETTINGS, settings="[1]")

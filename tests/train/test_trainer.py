@@ -9,7 +9,7 @@ import tiny
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
-from anytime_lab.train import config as presets
+from anytime_lab.train.config import PRESETS, train_config
 from anytime_lab.train.trainer import BRPOTrainer
 from anytime_lab.tree import pack
 from anytime_lab.verify.verifiers import ExactVerifier, Grade
@@ -322,14 +322,14 @@ def test_the_length_penalty_lowers_long_right_thinkings(tmp_path):
     assert a["anytime_accuracy"] == b["anytime_accuracy"]  # reported before the penalty
 
 
-@pytest.mark.parametrize("name", presets.PRESETS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains(tmp_path, name):
     common = tiny.config(tmp_path).to_dict()
     given = {f for f in ("output_dir", "num_generations", "per_device_train_batch_size",
                          "max_summary_tokens", "gradient_checkpointing", "report_to", "use_cpu",
                          "disable_tqdm", "save_strategy")}  # fmt: skip
     settings = {k: common[k] for k in given}
-    config = presets.by_name(name)(tiny.BUDGETS, **settings, **SGD)
+    config = train_config(name, tiny.BUDGETS, **settings, **SGD)
     trainer = BRPOTrainer(
         tiny.model(), ExactVerifier(answer_column="answer"), config, tiny.problems(),
         processing_class=tiny.tokenizer(),
