@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import anywidget
@@ -456,74 +457,7 @@ def plot_asked(
 
 
 SHOWN = 40_000  # characters at the end of the text that the page holds
-
-_ESM = """
-function render({ model, el }) {
-  const frame = document.createElement("div");
-  frame.className = `anytime-lab ${model.get("classes")}`;
-  const pane = document.createElement("div");
-  pane.className = "model stream";
-  pane.tabIndex = 0;
-  pane.setAttribute("role", "log");
-  pane.setAttribute("aria-live", "off");
-  pane.dataset.lmSuppressShortcuts = "true";  // or JupyterLab takes the keys
-  frame.append(pane);
-  el.append(frame);
-  let next = null;
-  const name = () => pane.setAttribute("aria-label", model.get("label"));
-  const askWhole = () => { next = null; model.send({ want: "whole" }); };
-  const add = ([kind, text]) => {
-    const last = pane.lastChild;
-    if (kind) {
-      const mark = document.createElement("span");
-      mark.className = `mark ${kind}`;
-      mark.textContent = text;
-      pane.append(mark);
-    } else if (last && last.nodeType === Node.TEXT_NODE) {
-      last.appendData(text);
-    } else {
-      pane.append(document.createTextNode(text));
-    }
-  };
-  const trim = () => {
-    let over = pane.textContent.length - model.get("shown");
-    while (over > 0 && pane.firstChild) {
-      const first = pane.firstChild, length = first.textContent.length;
-      if (first.nodeType === Node.TEXT_NODE && length > over) first.deleteData(0, over);
-      else first.remove();
-      over -= length;
-    }
-  };
-  const hear = (message) => {
-    const follows = pane.scrollHeight - pane.scrollTop - pane.clientHeight < 30;
-    if (message.whole) { pane.replaceChildren(); message.whole.forEach(add); next = message.next; }
-    else if (next === null) return;
-    else if (message.at !== next) return askWhole();
-    else { add(message.part); next += 1; trim(); }
-    if (follows) pane.scrollTop = pane.scrollHeight;
-  };
-  pane.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
-    if (event.key !== " " && event.key !== "Enter") return;
-    event.preventDefault();
-    event.stopPropagation();
-    if (!event.repeat) model.send({ press: event.key });
-  });
-  name();
-  model.on("change:label", name);
-  model.on("msg:custom", hear);
-  askWhole();
-  return () => { model.off("msg:custom", hear); model.off("change:label", name); };
-}
-export default { render };
-"""
-
-
-_CSS = """
-.anytime-lab .model.stream { height: 15em; max-height: none; resize: vertical; }
-.anytime-lab .model.stream:focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2);
-  outline-offset: -2px; }
-"""
+JS = Path(__file__).parent / "js"
 
 
 class StreamPane(anywidget.AnyWidget):
@@ -534,8 +468,8 @@ class StreamPane(anywidget.AnyWidget):
         parts: (kind, text) of all that is shown: kind `` is text, any other a mark of that class.
     """
 
-    _esm = _ESM
-    _css = _CSS
+    _esm = JS / "stream.js"
+    _css = JS / "stream.css"
     label = traitlets.Unicode("thinking").tag(sync=True)
     classes = traitlets.Unicode(NO_MATHS).tag(sync=True)
     shown = traitlets.Int(SHOWN).tag(sync=True)

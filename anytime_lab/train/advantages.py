@@ -197,37 +197,53 @@ def token_advantages(
     return torch.where(leaf >= 0, on_leaf, on_trunk).masked_fill(leaf < -1, 0.0)
 
 
+def reaches_budgets(cuts: Tensor) -> Tensor:
+    """Which thinkings have tokens between the budget before and this one, (..., J) bool.
+
+    Args:
+        cuts: (..., J) thinking tokens that the summaries at a budget stand on.
+    """
+    return cuts.diff(dim=-1, prepend=torch.zeros_like(cuts[..., :1])) > 0
+
+
 def variance_diagnostics(
-    scores: Tensor, prior: Tensor, budgets: Sequence[int], discount: float
+    scores: Tensor, prior: Tensor, budgets: Sequence[int], discount: float, reached: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """How much of the return's variance each baseline explains (the paper's figure 3).
+
+    As in the authors' code, each budget takes the thinkings that reach it: those that ended before
+    have no token that its advantage trains.
 
     Args:
         scores: (P, G, J), NaN where nothing was scored.
         prior: (J,).
         budgets: J.
         discount: lambda.
+        reached: (P, G, J) bool, of `reaches_budgets`.
 
     Returns:
-        For each of `BASELINES`: corr(V, R) and Var[R - V] / Var[R], both (J,), over all P·G
-        thinkings; NaN where R, or for the correlation V, does not vary.
+        For each of `BASELINES`: corr(V, R) and Var[R - V] / Var[R], both (J,), over the thinkings
+        of all groups; NaN where R, or for the correlation V, does not vary. The ratio is
+        1 + s**2 - 2 corr s with s = sd(V) / sd(R): above 1 where V varies more than it predicts.
     """
-    target = returns(scores, prior)
+    target = returns(scores, prior).flatten(0, 1)
+    counted = reached.flatten(0, 1)
     return {
-        name: _explained(
-            baseline(scores, prior, budgets, discount).flatten(0, 1), target.flatten(0, 1)
-        )
+        name: _explained(baseline(scores, prior, budgets, discount).flatten(0, 1), target, counted)
         for name, (_, baseline) in BASELINES.items()
     }
 
 
-def _explained(baseline: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    centred, wanted = baseline - baseline.mean(0), target - target.mean(0)
-    spread, variance = centred.square().mean(0), wanted.square().mean(0)
+def _explained(baseline: Tensor, target: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    def mean(values: Tensor) -> Tensor:
+        return torch.where(counted, values, 0.0).sum(0) / counted.sum(0)
+
+    centred, wanted = baseline - mean(baseline), target - mean(target)
+    spread, variance = mean(centred.square()), mean(wanted.square())
     # Rounding leaves a trace of variance in what is constant.
     varies = variance > 1e-12
-    correlation = (centred * wanted).mean(0) / (spread * variance).sqrt()
-    ratio = (wanted - centred).square().mean(0) / variance
+    correlation = mean(centred * wanted) / (spread * variance).sqrt()
+    ratio = mean((wanted - centred).square()) / variance
     none = torch.full_like(ratio, torch.nan)
     return (
         torch.where(varies & (spread > 1e-12), correlation, none),

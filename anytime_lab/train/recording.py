@@ -128,12 +128,16 @@ def generation_metrics(
 
 
 def variance_metrics(
-    explained: dict[str, tuple[Tensor, Tensor]], budgets: Sequence[int]
+    explained: dict[str, tuple[Tensor, Tensor]], reached: Tensor, budgets: Sequence[int]
 ) -> dict[str, float]:
     """`variance/corr/BASELINE/BUDGET` and `variance/ratio/BASELINE/BUDGET` (the paper's figure 3).
 
+    `variance/reached/BUDGET` is the share of thinkings that they are taken over; a run that lacks
+    it was written when they were taken over all.
+
     Args:
         explained: as `variance_diagnostics` returns it.
+        reached: (P, G, J) bool, the thinkings that reach each budget.
         budgets: J token budgets.
     """
     rows = {
@@ -141,6 +145,7 @@ def variance_metrics(
         for name, pair in explained.items()
         for measure, values in zip(("corr", "ratio"), pair, strict=True)
     }
+    rows["variance/reached"] = reached.to(next(iter(rows.values()))).mean((0, 1))
     numbers = torch.stack(list(rows.values())).tolist()  # one transfer from the device
     return {
         f"{name}/{budget}": value
@@ -417,6 +422,13 @@ class StepRecorder(TrainerCallback):
         """Say that training is over."""
         if state.is_world_process_zero:
             self._write_progress(state, "training finished")
+
+    def stopped(self, state, error: BaseException) -> None:
+        """Say that training ended before its last update, for whoever watches the run."""
+        if state.is_world_process_zero and self._started:
+            why = "interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
+            with contextlib.suppress(RunFolderError):  # the error itself is told
+                self._write_progress(state, f"training stopped: {why}")
 
     def _write_manifest(self, args) -> None:
         """Settings, problems, code and versions; a resumed run adds a session."""

@@ -22,6 +22,7 @@ from trl.data_utils import is_conversational
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.prompts import ThinkingFormat
 from anytime_lab.train.advantages import (
+    reaches_budgets,
     summary_advantages,
     thinking_advantages,
     token_advantages,
@@ -355,7 +356,11 @@ class BRPOTrainer(GRPOTrainer):
                     step,
                 )
         self._recorder.resumed_from = path
-        return super().train(resume_from_checkpoint=path, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=path, **kwargs)
+        except BaseException as error:
+            self._recorder.stopped(self.state, error)
+            raise
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # transformers would do one step more
@@ -377,10 +382,11 @@ class BRPOTrainer(GRPOTrainer):
         """Numbers of one generation to TRL's logger and, in training, to the step's line."""
         metrics = generation_metrics(scores, numbers, self._prior, self.args.budgets)
         by_problem = scores.nanmean(dim=2).unflatten(0, (-1, group))
+        reached = reaches_budgets(numbers.cuts.unflatten(0, (-1, group)))
         explained = variance_diagnostics(
-            by_problem, self._prior, self.args.budgets, self.args.discount
+            by_problem, self._prior, self.args.budgets, self.args.discount, reached
         )
-        metrics |= variance_metrics(explained, self.args.budgets)
+        metrics |= variance_metrics(explained, reached, self.args.budgets)
         for name, value in metrics.items():
             if not math.isnan(value):  # e.g. the correlation with a baseline that is constant
                 self._metrics[mode][name].append(value)

@@ -10,6 +10,7 @@ from anytime_lab.train.advantages import (
     PENALTIES,
     group_baseline,
     progress_baseline,
+    reaches_budgets,
     returns,
     summary_advantages,
     thinking_advantages,
@@ -177,7 +178,8 @@ def test_variance_diagnostics_are_those_of_numpy():
     torch.manual_seed(0)
     scores = torch.rand(6, 4, 3)
     prior = torch.tensor([0.2, 0.3, 0.5])
-    found = variance_diagnostics(scores, prior, [4, 8, 12], 0.5)
+    everyone = torch.ones_like(scores, dtype=torch.bool)
+    found = variance_diagnostics(scores, prior, [4, 8, 12], 0.5, everyone)
     target = returns(scores, prior).flatten(0, 1).numpy()
     for name, baseline in (
         ("progress", progress_baseline(scores, prior, 0.5)),
@@ -193,6 +195,23 @@ def test_variance_diagnostics_are_those_of_numpy():
                 assert correlation[j] == pytest.approx(expected, abs=1e-4)
     assert math.isnan(found["progress"][0][0])  # V1 is 0 at the first budget
     close(found["brpo"][1][0], found["group"][1][0])
+
+
+def test_variance_is_taken_over_the_thinkings_that_reach_a_budget():
+    # Budgets 4, 8. The third thinking ends at 3 tokens, the fourth at exactly 4: both train no
+    # token for budget 8, and their scores must not count there.
+    scores = torch.tensor([[[0.0, 0.0], [1.0, 1.0], [1.0, 9.0], [0.0, -9.0], [0.0, 1.0]]])
+    cuts = torch.tensor([[[4, 8], [4, 6], [3, 3], [4, 4], [4, 5]]])
+    reached = reaches_budgets(cuts)
+    assert reached[0, :, 1].tolist() == [True, True, False, False, True] and reached[..., 0].all()
+    found = variance_diagnostics(scores, torch.tensor([0.0, 1.0]), [4, 8], 1.0, reached)
+    correlation, ratio = found["progress"]
+    # R 0, 1, 1 against V1 0, 1, 0 (the score at budget 4): R - V1 = 0, 0, 1.
+    # Var[R] = 2/9, Var[R - V1] = 2/9; covariance 1/9, Var[V1] = 2/9.
+    assert ratio[1] == pytest.approx(1.0)
+    assert correlation[1] == pytest.approx(0.5)
+    nobody = variance_diagnostics(scores, torch.tensor([0.0, 1.0]), [4, 8], 1.0, reached & False)
+    assert all(value.isnan().all() for pair in nobody.values() for value in pair)
 
 
 def test_the_linear_length_penalty_lowers_what_is_right():

@@ -1,5 +1,6 @@
 """Checkpoints: a resumed run equals an unbroken one, and no incomplete checkpoint is taken."""
 
+import json
 import logging
 import shutil
 
@@ -187,6 +188,8 @@ def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(copy, monkeyp
         trainer.train(resume_from_checkpoint=str(copy / "checkpoint-2"))
     assert STATE_FILE in missing_parts(copy / "checkpoint-4")
     assert last_complete_checkpoint(copy) == str(copy / "checkpoint-2")
+    told = json.loads((copy / "progress.json").read_text())
+    assert told["message"] == "training stopped: interrupted"
 
 
 def test_weights_in_half_precision_train_and_resume_as_they_were(tmp_path):

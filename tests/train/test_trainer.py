@@ -433,6 +433,7 @@ def test_a_line_of_metrics_holds_scores_variance_times_and_tokens(tmp_path):
         for budget in tiny.BUDGETS:
             names = {f"variance/{measure}/{name}/{budget}" for measure in ("corr", "ratio")}
             assert names <= first.keys()
+            assert 0 <= first[f"variance/reached/{budget}"] <= 1
     parts = first["time/rollout"] + first["time/update"]
     assert first["time/generation"] + first["time/scoring"] <= first["time/rollout"]
     assert 0 < parts <= first["time/step"] * 1.01
