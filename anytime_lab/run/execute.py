@@ -16,6 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# ruff: noqa: E402
+# jsonschema would build a grammar of IRIs, 2 s long; the schema of a notebook has none.
+sys.modules.setdefault("rfc3987_syntax", None)
+
 import papermill
 import psutil
 import yaml
