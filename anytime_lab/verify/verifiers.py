@@ -13,6 +13,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import isfinite
 from typing import Any, Protocol
 
 from anytime_lab.verify.answers import (
@@ -24,10 +26,9 @@ from anytime_lab.verify.answers import (
     first_line,
 )
 from anytime_lab.verify.countdown import read_expression
-from anytime_lab.verify.golds import all_required, gold_text
-from anytime_lab.verify.latex import UnreadableError
-from anytime_lab.verify.maths import accepted_forms, decide, expressions
-from anytime_lab.verify.pool import GradingPool, Outcome, in_forked_child
+from anytime_lab.verify.equal import accepted_forms, decide, expressions
+from anytime_lab.verify.forms import UnreadableError
+from anytime_lab.verify.workers import GradingPool, Outcome, in_forked_child
 
 # Reasons for a zero that are the grader's limits, not the answer's fault.
 FAILURES = ("timed out", "out of memory", "crashed")
@@ -335,7 +336,7 @@ __all__ = [
     "find_answer",
 ]
 
-_SYMBOLIC = "anytime_lab.verify.symbolic"
+_ALGEBRA = "anytime_lab.verify.algebra"
 
 
 class CountdownVerifier(AnswerVerifier):
@@ -472,9 +473,9 @@ class MathVerifier(PooledVerifier):
 
     def __init__(self, *, require_all: bool = False, **settings: Any):
         super().__init__(
-            preload=[_SYMBOLIC],
+            preload=[_ALGEBRA],
             # The parser builds its tables on first use; let no item pay for that.
-            warm_up=(f"{_SYMBOLIC}:grade", (r"\frac{x^2}{2}+\sqrt{2}", [r"\frac{x^{2}+1}{2}"])),
+            warm_up=(f"{_ALGEBRA}:grade", (r"\frac{x^2}{2}+\sqrt{2}", [r"\frac{x^{2}+1}{2}"])),
             **settings,
         )
         self.require_all = require_all
@@ -506,7 +507,7 @@ class MathVerifier(PooledVerifier):
                 problems[row] = str(error)
                 continue
             rows += [row] * len(texts)
-            jobs += [(f"{_SYMBOLIC}:read", [text]) for text in texts]
+            jobs += [(f"{_ALGEBRA}:read", [text]) for text in texts]
         for row, outcome in zip(rows, self.pool.run(jobs), strict=True):
             problems[row] = problems[row] or outcome.died or outcome.error or outcome.result or ""
         return problems
@@ -526,7 +527,7 @@ class MathVerifier(PooledVerifier):
             return Grade(1.0, answer, "correct")
         if None not in verdicts:
             return Grade(0.0, answer, "wrong")
-        return f"{_SYMBOLIC}:grade", [answer, texts]
+        return f"{_ALGEBRA}:grade", [answer, texts]
 
     def _conclude(self, answer: str, outcome: Outcome) -> Grade:
         if outcome.result == "correct":
@@ -591,3 +592,28 @@ def _grade_countdown(answer: str, gold: Any) -> Grade:
 
 def _verdict(right: bool, answer: str) -> Grade:
     return Grade(float(right), answer, "correct" if right else "wrong")
+
+
+def gold_text(gold: Any) -> str:
+    """A gold of any type as text.
+
+    Raises:
+        UnreadableError: None, a truth value, not finite, empty, or no number or text at all.
+    """
+    if hasattr(gold, "item") and not isinstance(gold, str):
+        gold = gold.item()  # numpy and torch scalars
+    if isinstance(gold, float) and not isfinite(gold):
+        raise UnreadableError("unreadable gold")
+    if isinstance(gold, bool) or not isinstance(gold, (str, int, float, Fraction)):
+        raise UnreadableError("unreadable gold")
+    if isinstance(gold, float):
+        gold = int(gold) if gold.is_integer() else repr(gold)
+    text = str(gold).strip()
+    if not text:
+        raise UnreadableError("unreadable gold")
+    return text
+
+
+def all_required(golds: Sequence[Any]) -> str:
+    """One gold that asks for every one of several answers, in any order."""
+    return "; ".join(gold_text(gold) for gold in golds)

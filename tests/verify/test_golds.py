@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anytime_lab.verify.structure import Atom, read_form
+from anytime_lab.verify.forms import Atom, read_form
 from anytime_lab.verify.verifiers import MathVerifier
 
 FOLDER = os.environ.get("ANYTIME_LAB_DATA")

@@ -1,6 +1,7 @@
 """The pool of grading workers: limits, order, death, threads and event loops."""
 
 import asyncio
+import contextlib
 import os
 import pickle
 import signal
@@ -11,8 +12,8 @@ import time
 import pytest
 from processes import family, gone, until
 
-from anytime_lab.verify.pool import KILLS, GradingPool
 from anytime_lab.verify.verifiers import FunctionVerifier, Grade, MathVerifier, PooledVerifier
+from anytime_lab.verify.workers import KILLS, GradingPool
 
 HEADER = "thought</think>\n\n**Final Answer**\n"
 
@@ -25,11 +26,11 @@ def pool():
 
 
 def warm(pool):
-    """Start both workers; returns (keepers, servers)."""
+    """Start all; returns ({the server}, the two workers)."""
     pool.run([("builtins:abs", [1])] * 2)
-    keepers = set(pool.processes())
-    assert len(keepers) == 2
-    return keepers, until(lambda: len(both := family(keepers)) == 4 and both) - keepers
+    server = set(pool.processes())
+    assert len(server) == 1
+    return server, until(lambda: len(both := family(server)) == 3 and both) - server
 
 
 def algebra(count, start=2):
@@ -96,11 +97,11 @@ def test_what_a_job_prints_or_reads_does_not_reach_the_pipes(pool):
     assert outcomes[2].result > 0
 
 
-@pytest.mark.parametrize("whom", ["keepers", "servers", "both"])
+@pytest.mark.parametrize("whom", ["server", "workers", "both"])
 @pytest.mark.parametrize("after", [0.0, 0.1])
 def test_workers_killed_by_hand_are_replaced_and_no_job_is_lost(pool, whom, after):
-    keepers, servers = warm(pool)
-    victims = {"keepers": keepers, "servers": servers, "both": keepers | servers}[whom]
+    server, workers = warm(pool)
+    victims = {"server": server, "workers": workers, "both": server | workers}[whom]
 
     def kill():
         time.sleep(after)
@@ -118,27 +119,18 @@ def test_workers_killed_by_hand_are_replaced_and_no_job_is_lost(pool, whom, afte
     assert gone(victims)
 
 
-@pytest.mark.parametrize("whom", ["worker", "server"])
 @pytest.mark.parametrize(("kills", "died"), [(KILLS, ""), (KILLS + 1, "crashed")])
-def test_a_job_outlives_kills_by_hand_but_not_without_end(whom, kills, died):
+def test_a_job_outlives_kills_by_hand_but_not_without_end(kills, died):
     pool = GradingPool(workers=1, seconds=5.0, memory_mb=512)
+    pool.run([("builtins:abs", [-1])])
     dead = set()
 
     def kill():
         for _ in range(kills):
-            both = until(
-                lambda: (
-                    pool._workers
-                    and pool._workers[0].job is not None
-                    and len(both := family(pool.processes())) == 2
-                    and not (both - set(pool.processes())) & dead
-                    and both
-                )
-            )
-            victims = both if whom == "worker" else both - set(pool.processes())
-            for pid in victims:
-                os.kill(pid, signal.SIGKILL)
-            dead.update(victims)
+            (worker,) = until(lambda: family(pool.processes()) - set(pool.processes()) - dead)
+            time.sleep(0.2)  # it has its job by then
+            os.kill(worker, signal.SIGKILL)
+            dead.add(worker)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -149,11 +141,31 @@ def test_a_job_outlives_kills_by_hand_but_not_without_end(whom, kills, died):
     pool.close()
 
 
+def test_a_server_killed_again_and_again_is_told():
+    pool = GradingPool(workers=1, seconds=50.0)
+    ended = threading.Event()
+
+    def kill():
+        while not ended.is_set():
+            for pid in pool.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(RuntimeError, match="killed 4 times in one batch"):
+        pool.run([("time:sleep", [40])])
+    ended.set()
+    killer.join()
+    assert pool.processes() == []
+
+
 def test_workers_killed_while_they_start_are_replaced(pool):
     result = []
     batch = threading.Thread(target=lambda: result.extend(pool.run([("builtins:abs", [-4])] * 2)))
     batch.start()
-    for pid in until(lambda: len(pool.processes()) == 2 and pool.processes()):
+    for pid in until(pool.processes):
         os.kill(pid, signal.SIGKILL)
     batch.join()
     assert [outcome.result for outcome in result] == [4, 4]
@@ -318,8 +330,8 @@ def test_a_verifier_can_be_pickled_and_its_copy_has_workers_of_its_own():
 
 
 def test_closing_ends_all_processes_and_the_pool_can_be_used_again(pool):
-    keepers, servers = warm(pool)
-    processes = keepers | servers
+    server, workers = warm(pool)
+    processes = server | workers
     pool.close()
     assert gone(processes)
     assert pool.run([("builtins:abs", [-3])])[0].result == 3

@@ -262,7 +262,7 @@ def check(count, tmp_path, seed=0):
     assert right == []
     assert not marker.exists()
     assert took <= 60 + timed_out * (SECONDS + 2.0)
-    # Two servers at their cap, two keepers; what the processes share is counted twice.
+    # Two workers at their cap, their server; what the processes share is counted twice.
     assert max(peaks) <= 2 * MEMORY_MB + 400
     return [grade.reason for grade in grades[::2]], took, max(peaks)
 

@@ -1,7 +1,7 @@
 """Decide whether two mathematical answers are equal, form by form.
 
 Three-valued: True, False, or None where only an algebra system can tell. `decide` settles the easy
-majority in this process; a worker calls it again with `symbolic.atoms_equal` for the rest.
+majority in this process; a worker calls it again with `algebra.atoms_equal` for the rest.
 """
 
 import contextlib
@@ -11,9 +11,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from anytime_lab.verify.latex import key
-from anytime_lab.verify.numbers import colons_equal, numbers_equal, read_based
-from anytime_lab.verify.structure import (
+from anytime_lab.verify.forms import (
     Atom,
     Form,
     Group,
@@ -21,12 +19,13 @@ from anytime_lab.verify.structure import (
     Matrix,
     Relation,
     Union,
+    Words,
     is_name,
+    key,
     key_letters,
     read_form,
 )
-from anytime_lab.verify.units import unit_factor
-from anytime_lab.verify.words import Words
+from anytime_lab.verify.quantities import colons_equal, numbers_equal, read_based, unit_factor
 
 AtomsEqual = Callable[[Atom, Atom], bool | None]
 

@@ -1,0 +1,804 @@
+"""Bring an answer to one way of writing, then read its form: number, words, tuple, set, matrix, …
+
+Nothing is evaluated here, and nothing that could change a value is removed. The forms are read
+without sympy, so that `(1, 2)`, `[1, 2]` and `\\{1, 2\\}` stay apart whatever a parser
+makes of them.
+"""
+
+import functools
+import re
+import unicodedata
+from dataclasses import dataclass
+from fractions import Fraction
+
+from anytime_lab.verify.quantities import Number, Unit, read_number, strip_unit
+
+MAX_CHARS = 1000  # of one answer; a longer one is no answer (the longest of MATH has 160)
+MAX_DEPTH = 40  # of nested brackets
+
+_SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
+_SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ", "0123456789+-()n")
+_VULGAR = {
+    "½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5),
+    "⅗": (3, 5), "⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8),
+    "⅞": (7, 8), "⅐": (1, 7), "⅑": (1, 9), "⅒": (1, 10),
+}  # fmt: skip
+_SIGNS = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "·": r"\cdot ",
+    "⋅": r"\cdot ", "∙": r"\cdot ", "∗": "*", "÷": r"\div ", "∕": "/", "⁄": "/", "π": r"\pi ",
+    "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "≤": r"\le ", "≥": r"\ge ",
+    "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∓": r"\mp ",
+    "°": r"^\circ ", "º": r"^\circ ", "∈": r"\in ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
+    "∖": r"\setminus ", "⟨": "(", "⟩": ")", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"',
+    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ",
+    "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "µ": r"\mu ", "ρ": r"\rho ",
+    "σ": r"\sigma ", "τ": r"\tau ", "φ": r"\phi ", "ω": r"\omega ", "Ω": r"\Omega ",
+    "Δ": r"\Delta ", "½": r"\frac{1}{2}", "Å": r"\AA ", "Å": r"\AA ",
+    "¢": " cents",
+    "、": ", ", "，": ", ", "；": "; ", "。": ".",
+}  # fmt: skip
+_ROOT = re.compile(r"√\s*(?:\(([^()]{1,200})\)|(\d+(?:\.\d+)?|[a-zA-Zπ]))")
+_UP = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
+_DOWN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ]+")
+_COMMAND_END = r"(?![a-zA-Z])"
+_TEXT_COMMAND = re.compile(
+    r"\\(?:text(?:rm|bf|it|normal|sf|tt|sc|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathtt"
+    r"|boldsymbol|bm|operatorname\*?)\s*(?=\{)"
+)
+_MEASURED_TEXT = re.compile(r"^\s*\\text\{\s*([-+]?(?:\d|\.\d)[^{}]*)\}\s*$")  # \text{2.5 cm}
+_CASES = re.compile(r"^\s*\\begin\{(?:cases|aligned|gathered)\}([^&]*)\\end\{\w+\}\s*$")
+_OLD_FONT = re.compile(r"\{?\\(?:rm|bf|it)\s+([a-zA-Z]{1,20})\s*\}?")
+_DROPPED = re.compile(
+    r"\\(?:left|right|middle|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|Biggl?|Biggr?|displaystyle"
+    r"|textstyle|limits|nolimits|mathord|hfill|strut|mathstrut|boxed|fbox|framebox|underline"
+    r"|tiny|small|large|Large|LARGE|huge|Huge)"
+    + _COMMAND_END
+    + r"|\\phantom\s*(?:\{[^{}]*\}|[^\s{}])|\\[hv]space\*?\{[^{}]*\}|\\!|\\label\{[^{}]*\}"
+    r"|\\(?:text)?color\s*\{[^{}]*\}"
+)
+_RUN_OF_SPACES = re.compile(r"\s+")  # patterns with `\s*` on both sides are slow on long ones
+_SPACE = re.compile(r"(?<!\\)\\(?:quad|qquad|enspace|thinspace|;|:|,|>| |\n)|~")
+_SYNONYMS = [
+    (re.compile(pattern + (_COMMAND_END if pattern.rstrip(")")[-1].isalpha() else "")), replacement)
+    for pattern, replacement in [
+        (r"\\[dtc]frac", r"\\frac"),
+        (r"\\[dt]binom", r"\\binom"),
+        (r"\\(?:leqslant|leqq|leq)", r"\\le"),
+        (r"\\(?:geqslant|geqq|geq)", r"\\ge"),
+        (r"\\neq", r"\\ne "),
+        (r"\\not\s*=", r"\\ne "),
+        (r"\\lt", "<"),
+        (r"\\gt", ">"),
+        (r"\\(?:varnothing|O)", r"\\emptyset"),
+        (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
+        (r"\\lbrace", r"\\{"),
+        (r"\\rbrace", r"\\}"),
+        (r"\\lbrack", "["),
+        (r"\\rbrack", "]"),
+        (r"\\(?:langle|lparen)", "("),
+        (r"\\(?:rangle|rparen)", ")"),
+        (r"\\(?:lvert|rvert|vert|mid)", "|"),
+        (r"\\(?:backslash)", r"\\setminus"),
+        (r"\\bigcup", r"\\cup"),
+        (r"\\varphi", r"\\phi"),
+        (r"\\varepsilon", r"\\epsilon"),
+        (r"\\(?:simeq|sim|thickapprox|approxeq)", r"\\approx"),
+        (r"\\colon", ":"),
+        (r"\\log\s*_\s*(?:e|\{\s*e\s*\})", r"\\ln"),
+        (r"\\mathring\s*\{\s*A\s*\}|\\(?:AA|angstrom)", r"\\AA"),
+        (r"\\degree", r"^\\circ"),
+        (r"\\ast", "*"),
+        (r"\\(?:ldots|dots|cdots)", "..."),
+        (r"\\lg", r"\\log"),
+        (r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}"),
+        (r"(?<=\d)\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*(?=\d)", ":"),
+        (r"\\(?:newline|nonumber|par)", " "),
+        (r"\\mathbb\s*R", r"\\mathbb{R}"),
+        (r"(?<![a-zA-Z\\])(?:infinity|infty|Infinity|inf)", r"\\infty"),
+        (r"(?<![a-zA-Z\\])(?:pi|Pi)", r"\\pi"),
+        (r"(?<![a-zA-Z\\])sqrt\s*\(([^()]{1,400})\)", r"\\sqrt{\1}"),
+        (r"(?<![a-zA-Z\\])sqrt(?=\s*[\d{])", r"\\sqrt"),
+    ]
+]
+_WITHOUT_COMMANDS = [pair for pair in _SYNONYMS if not pair[0].pattern.startswith(r"\\")]
+_PLAIN = (
+    ("<=", r"\le "),
+    (">=", r"\ge "),
+    ("!=", r"\ne "),
+    ("**", "^"),
+    ("+/-", r"\pm "),
+    ("{,}", ","),
+    (r"\%", "%"),
+    (r"\#", "#"),
+    (r"\&", " and "),
+    ("^{\\circ}", "^\\circ"),
+    ("^{\\circ }", "^\\circ"),
+    ("^ \\circ", "^\\circ"),
+)
+_ARGUMENT = r"\s*(\d|[a-zA-Z]|\\pi(?![a-zA-Z])|\\[a-zA-Z]+(?=[\s\d}]))"
+_BRACED = r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+_MISSING_BRACES = (
+    (
+        re.compile(r"\\(frac|binom)(?![a-zA-Z])" + _ARGUMENT + _ARGUMENT),
+        r"\\\1{\2}{\3}",
+    ),
+    (re.compile(r"\\(frac|binom)(?![a-zA-Z])" + _ARGUMENT + r"\s*(?=\{)"), r"\\\1{\2}"),
+    (re.compile(r"\\(frac|binom)(?![a-zA-Z])" + _BRACED + _ARGUMENT), r"\\\1{\2}{\3}"),
+    (re.compile(r"\\sqrt(?![a-zA-Z])" + _ARGUMENT), r"\\sqrt{\1}"),
+    (re.compile(r"\\(frac|sqrt)(?![a-zA-Z])\s+(?=[{\[])"), r"\\\1"),
+    (re.compile(r"(\\frac\{[^{}]*\})\s+(?=\{)"), r"\1"),
+)
+_SMALL_TEXT = re.compile(r"\\text\{\s*(\\?[a-zA-Z0-9.,%()+\-]|\d+(?:\.\d+)?|)\s*\}")
+_JOINING_TEXT = re.compile(
+    r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*\}"
+    r"|(?<![\w\\])(?:and|or)(?!\w| (?:more|less|an?)\b))\s*"
+)
+_ORDINAL = re.compile(r"(?<=\d)\s*(?:\^\s*\{?)?\s*(?:\\text\{\s*)?(?:st|nd|rd|th)[\s}]*$")
+_IN_BASE = re.compile(  # 101 \text{ base } 2
+    r"(?<=\w)\s*\\text\{\s*\(?(?:in )?base\s*\}?\s*(\d{1,2})\)?\s*\}?$"
+)
+_BOUND = r"(?:[<>]|\\[lg]e(?![a-zA-Z]))"
+_BOTH_BOUNDS = re.compile(  # x > 1 and x < 3
+    rf"([a-zA-Z])\s*({_BOUND})([^<>=,]{{1,60}}?)(?:\\text\{{\s*and\s*\}}|(?<!\w)and(?!\w))\s*"
+    rf"\1\s*({_BOUND})([^<>=,]{{1,60}})$"
+)
+_CONDITION = re.compile(  # x = 2k\pi, k \in \mathbb{Z}
+    r"(?<=\S)\s*[,;]?\s*\(?(?:\\text\{\s*,?\s*(?:where|for|with)[^{}]{0,40}\}\s*)?"
+    r"[a-zA-Z]\s*\\in\s*\\mathbb\s?\{?[ZN]\}?(?:\^[+*]|_\+)?\s*\)?$"
+)
+_OUTWARD = re.compile(  # ]1, 2[ as the French write it
+    r"(?P<before>^|\\cup\s*|\\in\s*)(?P<open>[\[\]])(?P<in>[^\[\]]{1,100})(?P<close>[\[\]])"
+)
+_PERCENT = re.compile(
+    r"\s*(?:\\text\{\s*(?:percent|per cent|pct)\s*\}|(?<![a-zA-Z])(?:percent|pct)(?![a-zA-Z]))"
+)
+_SCIENTIFIC = re.compile(r"(?<![a-zA-Z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]\{?([-+]?\d{1,4})\}?(?![\w.])")
+_COMMA_IN_NUMBER = re.compile(r"(?<=\d)(?:,\\!|\{,\}(?:\\!)?)\s*(?=\d{3})")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
+_GROUPED = re.compile(r"(?<![\d.,{])\d{1,3}(?:(?:\\,|\\ | )\d{3})+(?!\d)")  # 10\,000
+_KEPT_SPACE = re.compile(r"(\\[a-zA-Z]+ (?=\s*[a-zA-Z])|(?<=\d) (?=\s*\d))\s*|\s+")
+_CLOCK = re.compile(  # `9 a.m.`, `9:30\text{ pm}`, but not the product `9am`
+    r"(?<![\w.:])(\d{1,2}(?::\d\d)?)(?:\s|(?<=:\d\d)|(?=\\text))\s*(?:\\text\{)?\s*"
+    r"(?:([apAP])\.?\s?[mM]\.?|(noon|midnight))\s*\}?$"
+)
+_SINGLE_BRACE = re.compile(r"([\^_])\s*\{\s*([a-zA-Z0-9])\s*\}")
+_WHOLE = (
+    re.compile(r"\$\$(?P<in>.*)\$\$", re.S),
+    re.compile(r"(?<!\\)\$(?P<in>(?:[^$\\]|\\.)*)\$", re.S),
+    re.compile(r"\\\((?P<in>.*)\\\)", re.S),
+    re.compile(r"\\\[(?P<in>.*)\\\]", re.S),
+    re.compile(r"\*\*(?P<in>.*)\*\*", re.S),
+    re.compile(r"`(?P<in>.*)`", re.S),
+    re.compile(r"\\begin\{(equation|align|gather|math)\*?\}(?P<in>.*)\\end\{\1\*?\}", re.S),
+)
+_WHOLE_BOX = re.compile(r"\\(?:boxed|fbox|framebox|ensuremath|displaylines)\s*(?=\{)")
+
+
+class UnreadableError(ValueError):
+    """The text is no answer that a grader should spend time on."""
+
+
+def clean(text: str) -> str:
+    """The same answer in one way of writing.
+
+    Raises:
+        UnreadableError: Longer than `MAX_CHARS`, or brackets nested deeper than `MAX_DEPTH`.
+    """
+    if len(text) > MAX_CHARS:
+        raise UnreadableError("too long")
+    text = _RUN_OF_SPACES.sub(" ", _fold_unicode(text))
+    if _depth(text) > MAX_DEPTH:
+        raise UnreadableError("unparsable")
+    text = _unwrap(text)
+    text = _TEXT_COMMAND.sub(r"\\text", text)
+    text = _MEASURED_TEXT.sub(r"\1", text)
+    text = _CASES.sub(lambda m: ", ".join(re.split(r"\\\\", m.group(1))), text)
+    text = _OLD_FONT.sub(r"\\text{\1}", text)
+    text = _COMMA_IN_NUMBER.sub("", text).replace(r"\text{:}", ":")
+    text = _DROPPED.sub("", text)
+    text = _GROUPED.sub(lambda m: re.sub(r"[^\d]", "", m.group()), text)
+    text = _RUN_OF_SPACES.sub(" ", _SPACE.sub(" ", text))
+    for pattern, replacement in _SYNONYMS if "\\" in text else _WITHOUT_COMMANDS:
+        text = pattern.sub(replacement, text)
+    for old, new in _PLAIN:
+        text = text.replace(old, new)
+    text = _PERCENT.sub("%", text)
+    if "base" in text:
+        text = _IN_BASE.sub(r"_{\1}", text)
+    text = _ORDINAL.sub("", text)
+    text = _BOTH_BOUNDS.sub(_between, text)
+    text = _JOINING_TEXT.sub(", ", text)
+    text = _SMALL_TEXT.sub(r" \1", text)
+    for pattern, replacement in _MISSING_BRACES:
+        text = pattern.sub(replacement, text)
+    text = _SCIENTIFIC.sub(r"\1\\times 10^{\2}", text)
+    text = _SINGLE_BRACE.sub(r"\1\2", text)
+    text = re.sub(r"(?<!\\)\$", "", text)
+    text = _CLOCK.sub(_half_of_day, text)
+    text = _OUTWARD.sub(_inward, _CONDITION.sub("", text))
+    return _trim(re.sub(r"\s+", " ", text))
+
+
+def key(text: str) -> str:
+    """Cleaned text without spaces, but for those that end a command: equal keys, equal answers."""
+    return _KEPT_SPACE.sub(lambda m: m.group(1) or "", text.strip())
+
+
+def split_top(text: str, separators: str) -> list[str]:
+    """Split at separator characters that stand outside all brackets."""
+    parts, depth, start, at = [], 0, 0, 0
+    while at < len(text):
+        character = text[at]
+        if character == "\\" and at + 1 < len(text):
+            if text[at + 1] in "{}":
+                depth += 1 if text[at + 1] == "{" else -1
+            at += 2
+            continue
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif depth == 0 and character in separators:
+            parts.append(text[start:at])
+            start = at + 1
+        at += 1
+    parts.append(text[start:])
+    return parts
+
+
+def split_commas(text: str) -> list[str]:
+    """Split at commas outside all brackets, but not within numbers such as `1,000`.
+
+    Without a space after any comma `1,000` is still one number if that leaves a single part;
+    otherwise all commas part.
+    """
+    parts = split_top(without_separators(text), ",")
+    spaced = any(part[:1].isspace() for part in parts[1:])
+    return parts if len(parts) == 1 or spaced else split_top(text, ",")
+
+
+def without_separators(text: str) -> str:
+    """The text with `1,000` as `1000`."""
+    return _THOUSANDS.sub(lambda m: m.group().replace(",", ""), text)
+
+
+def braced_end(text: str, start: int) -> int:
+    """Index after the brace that closes the one at `start`; -1 where none does."""
+    depth, at = 0, start
+    while at < len(text):
+        if text[at] == "\\":
+            at += 2
+            continue
+        if text[at] == "{":
+            depth += 1
+        elif text[at] == "}":
+            depth -= 1
+            if depth == 0:
+                return at + 1
+        at += 1
+    return -1
+
+
+def _fold_unicode(text: str) -> str:
+    if text.isascii():
+        return "".join(c if c >= " " or c in "\n\t" else "" for c in text)
+    for character, (above, below) in _VULGAR.items():
+        text = text.replace(character, rf"\frac{{{above}}}{{{below}}}")
+    text = _ROOT.sub(lambda m: rf"\sqrt{{{m.group(1) or m.group(2)}}}", text)
+    text = text.replace("√", r"\sqrt ")
+    text = _UP.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPT) + "}", text)
+    text = _DOWN.sub(lambda m: "_{" + m.group().translate(_SUBSCRIPT) + "}", text)
+    folded = []
+    for character in text:
+        if character in _SIGNS:
+            folded.append(_SIGNS[character])
+        elif character.isascii():
+            folded.append(character if character >= " " or character in "\n\t" else "")
+        elif (digit := unicodedata.decimal(character, None)) is not None:
+            folded.append(str(digit))
+        elif unicodedata.category(character) in ("Cf", "Cc", "Cs", "Co", "Cn"):
+            continue  # invisible: zero-width, control, lone surrogates
+        else:
+            # Full-width and mathematical letters become plain ones; the rest stays.
+            folded.append(unicodedata.normalize("NFKC", character))
+    return "".join(_SIGNS.get(c, c) for c in "".join(folded))
+
+
+def _between(bounds: re.Match[str]) -> str:
+    """`1 < x < 3` of two bounds that hold both; as they stand where they point the same way."""
+    name, sign, bound, other_sign, other = bounds.groups()
+    above, other_above = sign in (">", "\\ge"), other_sign in (">", "\\ge")
+    if above == other_above:
+        return bounds.group()
+    if not above:
+        sign, bound, other_sign, other = other_sign, other, sign, bound
+    return f"{bound} {'<' if sign == '>' else chr(92) + 'le'} {name} {other_sign} {other}"
+
+
+def _inward(interval: re.Match[str]) -> str:
+    before, opening, inside, closing = interval.group("before", "open", "in", "close")
+    if (opening, closing) == ("[", "]") or "," not in inside:
+        return interval.group()
+    return f"{before}{'(' if opening == ']' else '['}{inside}{')' if closing == '[' else ']'}"
+
+
+def _half_of_day(clock: re.Match[str]) -> str:
+    """A time with a.m. or p.m. as a unit."""
+    hour, half, word = clock.groups()
+    half = f"{half.lower()}m" if half else {"noon": "pm", "midnight": "am"}[word]
+    return rf"{hour}\text{{ {half}}}"
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for character in text:
+        if character in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")]}":
+            depth -= 1
+    return deepest
+
+
+def _trim(text: str) -> str:
+    """Spaces and sentence punctuation at the ends off."""
+    text = text.strip()
+    while text and text[-1] in ".,;:!?" and not text.endswith("..."):
+        if text[-1] == "!" and not text[:-1].endswith(" "):
+            break  # a factorial
+        text = text[:-1].rstrip()
+    return text.lstrip(":= ").strip()
+
+
+def _unwrap(text: str) -> str:
+    """Delimiters, emphasis and boxes around the whole text off, however often they are nested."""
+    for _ in range(8):
+        before = text
+        text = text.strip()
+        if text.endswith((".", ",", ";")) and not text.endswith("..."):
+            text = text[:-1].rstrip()
+        for pattern in _WHOLE:
+            match = pattern.fullmatch(text)
+            if match is not None:
+                text = match.group("in")
+                break
+        box = _WHOLE_BOX.match(text)
+        if box is not None and braced_end(text, box.end()) == len(text):
+            text = text[box.end() + 1 : -1]
+        if text == before:
+            break
+    return text
+
+
+# Texts that say that there is no answer, once folded.
+NOTHING = re.compile(r"no (?:real |integer |such )?(?:solution|root)|empty(?: set)?")
+NUMBERS = (
+    *("zero", "one", "two", "three", "four", "five", "six"),
+    *("seven", "eight", "nine", "ten", "eleven", "twelve"),
+)
+_CHOICE = re.compile(r"(?:\\text\{)?\s*\(?\s*([A-J])\s*(?:[).:]\s*\}?|\}\s*[).:]?)\s*(.*)", re.S)
+_ALL_TEXT = re.compile(r"(?:\\text\{[^{}]*\}|[\s\-,.'\"()]|\d)*")
+_PROSE = re.compile(
+    r"[a-zA-Z][a-zA-Z'\-]*(?: [a-zA-Z][a-zA-Z'\-]*)+|[A-Z][a-z]{2,}|[a-z]{4,}|[Nn]o|yes|DNE"
+)
+_NO_PROSE = re.compile(
+    r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|frac|theta|alpha|beta)\b"
+    r"|^(?:[a-zA-Z] )+[a-zA-Z]$"
+)
+
+
+@dataclass(frozen=True)
+class Words:
+    """A text answer or a choice: lower case, one space between words."""
+
+    text: str
+    choice: str | None = None  # the letter of "(E)" or of "(E) 12"
+    rest: str = ""  # what follows the letter
+
+
+def read_words(text: str) -> Words | None:
+    """Text answers: `\\text{...}` wholly, plain prose, or a choice letter."""
+    choice = _CHOICE.fullmatch(text)
+    if choice is None and re.fullmatch(r"\(?[A-J]\)?|\(?\\text\{\s*\(?[A-J]\)?\s*\}\)?", text):
+        letter = re.sub(r"\\text|[^A-J]", "", text)
+        return Words(letter.lower(), letter)
+    if choice is not None and not choice.group(2).startswith((",", "=")):
+        rest = choice.group(2).strip()
+        return Words(_fold_words(text), choice.group(1), rest)
+    if "\\text" in text and re.search("[a-zA-Z]", text):
+        letters = re.sub(r"\\text\{[^{}]*\}", "", text)
+        if _ALL_TEXT.fullmatch(text) and not re.search(r"\d", letters):
+            return Words(_fold_words(text))
+        return None
+    if _PROSE.fullmatch(text) and not _NO_PROSE.search(text):
+        return Words(_fold_words(text))
+    return None
+
+
+def _fold_words(text: str) -> str:
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(r"[^\w\s]|_", " ", text.lower())
+    text = re.sub(r"^(?:the|an?) (?=\w{2})", "", " ".join(text.split()))
+    return re.sub(r"(?<=\w{3}[^s])s(?!\w)", "", text)  # "no solutions" is "no solution"
+
+
+MAX_ITEMS = 64
+
+
+@dataclass(frozen=True)
+class Atom:
+    """A number or an expression; `text` is cleaned, without its unit.
+
+    whole: with its unit, where that may as well be a product of letters (`2 m g`).
+    """
+
+    text: str
+    number: Number | None = None
+    unit: Unit | None = None
+    whole: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A tuple, point or interval: order and brackets count."""
+
+    opening: str
+    closing: str
+    items: tuple["Form", ...]
+
+
+@dataclass(frozen=True)
+class Many:
+    """Several answers; order does not count. `braced` where written as a set."""
+
+    items: tuple["Form", ...]
+    braced: bool = False
+
+
+@dataclass(frozen=True)
+class Union:
+    """A union of intervals or sets; order does not count."""
+
+    items: tuple["Form", ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows of a matrix or vector."""
+
+    rows: tuple[tuple["Form", ...], ...]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """`a = b = c`, `2 < x \\le 3`: the members and the signs between them."""
+
+    members: tuple["Form", ...]
+    signs: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+Form = Atom | Words | Group | Many | Union | Matrix | Relation
+
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?\s*(?:\\text\{[^{}\d]+\}|[a-zA-Z]+)),?")
+_LEAD = re.compile(
+    r"^(?:\\text\{[^{}]{0,80}?(?:\bis|=|:|\bare)\s*\}|(?:the )?(?:final )?answer(?: is:?|:)"
+    r"|(?:approximately|about|roughly)\b|\\text\{\s*(?:approximately|about|roughly)\s*\})\s*(?=\S)",
+    re.I,
+)
+_ENVIRONMENT = re.compile(
+    r"\\begin\{(p|b|B|small)?(?:matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1?(?:matrix|array)\}",
+    re.S,
+)
+_SIGN = re.compile(r"\\(?:le|ge|ne|approx|equiv|in|lt|gt)(?![a-zA-Z])|[=<>]")
+_NAME = re.compile(
+    r"\\?[a-zA-Z]+(?:_\{?[\w,]+\}?)?'*(?:\([\w, \\]*\))?"  # x, a_n, f(x), \theta
+    r"|\\(?:text|overline)\{[^{}]*\}"
+    r"|(?:[a-zA-Z](?:_\w)?|\\angle [A-Z]+)(?:\s*[+\-]\s*[a-zA-Z](?:_\w)?)*"
+)
+_SYMBOL = re.compile(r"\\?[a-zA-Z]+(?:_\w)?(?:\(\\?[a-zA-Z]+\))?")
+_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
+_ALL_REALS = re.compile(r"\\mathbb\{R\}|R|(?:\\text\{\s*)?[Aa]ll real(?: number)?s\s*\}?")
+_BUILDER = re.compile(r"([a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\})?\s*[|:](.*)", re.S)
+_TRANSPOSED = re.compile(r"(?<=[})])\s?\^\{?\s?(?:T|\\top|\\intercal)\s?\}?$")
+
+
+@functools.lru_cache(maxsize=4096)  # a gold is read for each answer to it
+def read_form(text: str) -> Form:
+    """Read an answer or a gold.
+
+    Raises:
+        UnreadableError: Too long, too deeply nested, or empty after cleaning.
+    """
+    return _read(clean(text), 0)
+
+
+def _read(text: str, depth: int) -> Form:
+    text = _strip_braces(_LEAD.sub("", text.strip()))
+    if depth > 12:
+        return Atom(text)
+    if _ALL_REALS.fullmatch(text):
+        return Group("(", ")", (Atom("-\\infty"), Atom("\\infty")))
+    words = read_words(text)
+    if words is not None:
+        return _meant(words)
+    number = read_number(text)
+    if number is not None:
+        return Atom(text, number)
+    quantity = _read_quantity(text)
+    if quantity is not None:
+        return quantity
+    rest, unit = strip_unit(text)
+    if unit is not None and (number := read_number(rest)) is not None:
+        return Atom(rest, number, unit, text if unit.letters else "")
+    for reader in (_read_list, _read_relation, _read_union, _read_enclosed, _read_matrix):
+        form = reader(text, depth + 1)
+        if form is not None:
+            return form
+    if unit is not None:
+        inner = _read(rest, depth + 1)
+        if isinstance(inner, Atom):
+            return Atom(inner.text, inner.number, unit, text if unit.letters else "")
+        return inner
+    return Atom(text, None, None)
+
+
+def _strip_braces(text: str) -> str:
+    while text.startswith("{") and braced_end(text, 0) == len(text):
+        text = text[1:-1].strip()
+    return text
+
+
+def _meant(words: Words) -> Form:
+    """`no solution` is the empty set, and `four` is 4; any other text stands for itself."""
+    if NOTHING.fullmatch(words.text):
+        return Many((), braced=True)
+    if words.text in NUMBERS:
+        value = NUMBERS.index(words.text)
+        return Atom(str(value), Number(Fraction(value)))
+    return words
+
+
+def _read_quantity(text: str) -> Atom | None:
+    """`1 hour 30 minutes`, `5 feet, 6 inches`: a sum in the last, the smallest of its units."""
+    if not text[:1].isdecimal() or text[-1].isdecimal():
+        return None
+    written = [match.group(1) for match in _QUANTITY.finditer(text)]
+    if not 2 <= len(written) <= 4 or _QUANTITY.sub("", text).strip():
+        return None
+    parts = [(read_number(rest), unit) for rest, unit in map(strip_unit, written)]
+    if any(number is None or unit is None or not unit.kind for number, unit in parts):
+        return None
+    sizes = [unit.factor for _, unit in parts]
+    if len({unit.kind for _, unit in parts}) > 1 or sizes != sorted(set(sizes), reverse=True):
+        return None
+    value = sum(number.value * size for (number, _), size in zip(parts, sizes, strict=True))
+    value /= sizes[-1]
+    return Atom(rf"\frac{{{value.numerator}}}{{{value.denominator}}}", Number(value), parts[-1][1])
+
+
+def _read_list(text: str, depth: int) -> Form | None:
+    """Parts between top-level semicolons, or else commas; ± stands for two."""
+    parts = split_top(text, ";")
+    if len(parts) == 1:
+        parts = split_commas(text)
+    parts = [part.strip() for part in parts if part.strip()]
+    if len(parts) == 1:
+        both = _both_signs(parts[0])
+        return Many(tuple(_read(part, depth) for part in both)) if len(both) == 2 else None
+    if not parts or len(parts) > MAX_ITEMS:
+        return None
+    both_each = [sign for part in parts for sign in _both_signs(part)]
+    return Many(_shared_unit([_read(part, depth) for part in both_each]))
+
+
+def _both_signs(text: str) -> list[str]:
+    """`a \\pm b` as its two values. Several ± stay one expression: they may or may not agree."""
+    if text.count("\\mp") == 1 and "\\pm" not in text:
+        text = text.replace("\\mp", "\\pm")
+    if len(_PLUS_MINUS.findall(text)) != 1 or "\\mp" in text:
+        return [text]
+    if len(split_commas(text)) > 1 or text.startswith(("(", "[", "\\{")):
+        return [text]
+    return [
+        _PLUS_MINUS.sub(lambda _: "+", text).lstrip("+ "),
+        _PLUS_MINUS.sub("-", text),
+    ]
+
+
+def _shared_unit(items: list[Form]) -> tuple[Form, ...]:
+    """`3, 4 \\text{ cm}`: the last unit stands for all."""
+    last = items[-1]
+    if isinstance(last, Atom) and last.unit is not None:
+        return tuple(
+            Atom(item.text, item.number, last.unit)
+            if isinstance(item, Atom) and item.unit is None
+            else item
+            for item in items
+        )
+    return tuple(items)
+
+
+def _read_relation(text: str, depth: int) -> Form | None:
+    """Relations at the top level; `x \\in S` is S, bounds on one name are intervals."""
+    spans = list(_SIGN.finditer(text))
+    if not spans:
+        return None
+    outside = _outside(text)
+    spans = [span for span in spans if outside[span.start()]]
+    if not spans or len(spans) > 7:
+        return None
+    texts, start = [], 0
+    for span in spans:
+        texts.append(text[start : span.start()].strip())
+        start = span.end()
+    texts.append(text[start:].strip())
+    signs = tuple(_plain_sign(span.group()) for span in spans)
+    if not all(texts[1:]):
+        return None
+    if signs == ("\\in",):
+        return _read(texts[1], depth)
+    bounds = _bounds([texts[0] or "x", *texts[1:]], signs, depth)  # `\\ge 3`
+    if bounds is not None:
+        return bounds
+    if not texts[0]:
+        texts, signs = texts[1:], signs[1:]
+        if not signs:
+            return _read(texts[0], depth)
+    return Relation(tuple(_read(part, depth) for part in texts), signs, tuple(texts))
+
+
+def _plain_sign(sign: str) -> str:
+    return {"\\lt": "<", "\\gt": ">", "\\equiv": "="}.get(sign, sign)
+
+
+def _outside(text: str) -> list[bool]:
+    """For each character, whether it stands outside all brackets."""
+    depth, outside = 0, []
+    for character in text:
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        outside.append(depth == 0)
+    return outside
+
+
+_LESS, _MORE = ("<", "\\le"), (">", "\\ge")
+
+
+def _bounds(texts: list[str], signs: tuple[str, ...], depth: int) -> Form | None:
+    """`-2 \\le x < 7`, `x > 3`, `x \\ne 1` as intervals; None where it is anything else."""
+    infinity, minus = Atom("\\infty"), Atom("-\\infty")
+    if len(texts) == 3 and _SYMBOL.fullmatch(texts[1]):
+        low, high = texts[0], texts[2]
+        opening, closing = signs
+        if set(signs) <= set(_MORE):
+            low, high, opening, closing = high, low, closing, opening
+        elif not set(signs) <= set(_LESS):
+            return None
+        open_low = "(" if opening in "<>" else "["
+        open_high = ")" if closing in "<>" else "]"
+        return Group(open_low, open_high, (_read(low, depth), _read(high, depth)))
+    if len(texts) != 2:
+        return None
+    name, bound = texts
+    sign = signs[0]
+    if not _SYMBOL.fullmatch(name):
+        name, bound = bound, name
+        sign = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}.get(sign, sign)
+    if not _SYMBOL.fullmatch(name) or re.search("[a-zA-Z]", key_letters(bound)):
+        return None
+    value = _read(bound, depth)
+    if sign in _LESS:
+        return Group("(", ")" if sign == "<" else "]", (minus, value))
+    if sign in _MORE:
+        return Group("(" if sign == ">" else "[", ")", (value, infinity))
+    if sign == "\\ne":
+        return Union((Group("(", ")", (minus, value)), Group("(", ")", (value, infinity))))
+    return None
+
+
+def key_letters(text: str) -> str:
+    """The text without LaTeX commands: what letters are left are names."""
+    return re.sub(r"\\[a-zA-Z]+", "", text)
+
+
+def _read_union(text: str, depth: int) -> Form | None:
+    parts = re.split(r"\\cup(?![a-zA-Z])", text)
+    if len(parts) < 2 or len(parts) > MAX_ITEMS or not all(part.strip() for part in parts):
+        return _read_complement(text, depth)
+    return Union(tuple(_read(part, depth) for part in parts))
+
+
+def _read_complement(text: str, depth: int) -> Form | None:
+    """`\\mathbb{R} \\setminus \\{1, 2\\}` with numbers as the union of the intervals between."""
+    match = re.fullmatch(
+        r"\(?(?:\\mathbb\{R\}|\(-\\infty, ?\\infty\))\s*(?:\\setminus|-|\\)\s*\\\{(.*)\\\}\)?",
+        text,
+    )
+    if match is None:
+        return None
+    points = [_read(part, depth) for part in split_top(match.group(1), ",")]
+    if not all(isinstance(p, Atom) and p.number is not None for p in points):
+        return None
+    points = sorted(points, key=lambda point: point.number.value)
+    ends = [Atom("-\\infty"), *points, Atom("\\infty")]
+    return Union(tuple(Group("(", ")", (a, b)) for a, b in zip(ends, ends[1:], strict=False)))
+
+
+def _read_enclosed(text: str, depth: int) -> Form | None:
+    """A set in braces, or a tuple or interval in brackets, around the whole text."""
+    if text.startswith("\\{") and text.endswith("\\}"):
+        inner = text[2:-2].strip()
+        builder = _BUILDER.fullmatch(inner)
+        if builder is not None:  # {x | x > 3}
+            form = _read(builder.group(2), depth)
+            return form if isinstance(form, (Group, Union)) else None
+        if "|" in inner or ":" in inner or "\\}" in inner:
+            return None
+        if not inner:
+            return Many((), braced=True)
+        form = _read(inner, depth)
+        return Many(form.items if isinstance(form, Many) else (form,), braced=True)
+    if text == "\\emptyset":
+        return Many((), braced=True)
+    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or not _closes_last(text):
+        return None
+    parts = split_commas(text[1:-1])
+    if len(parts) == 1:
+        parts = split_top(text[1:-1], ",")  # "(100,101)" is a point
+    parts = [part.strip() for part in parts]
+    if len(parts) == 1 and text[0] == "(" and text[-1] == ")":
+        return _read(text[1:-1], depth)
+    if not all(parts) or len(parts) > MAX_ITEMS:
+        return None
+    return Group(text[0], text[-1], tuple(_read(part, depth) for part in parts))
+
+
+def _closes_last(text: str) -> bool:
+    """Whether the first bracket is closed by the last character."""
+    depth = 0
+    for at, character in enumerate(text):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+            if depth == 0:
+                return at == len(text) - 1
+    return False
+
+
+def _read_matrix(text: str, depth: int) -> Form | None:
+    transposed = _TRANSPOSED.search(text)
+    if transposed is not None:
+        form = _read(text[: transposed.start()], depth)
+        if isinstance(form, Group):
+            return form  # a tuple stands for a column anyway
+        even = isinstance(form, Matrix) and len(set(map(len, form.rows))) == 1
+        return Matrix(tuple(zip(*form.rows, strict=True))) if even else None
+    scalar, begin, _ = text.partition("\\begin")
+    if begin and scalar.strip(" ([") and text.endswith("}"):
+        factor = scalar.strip().removesuffix("\\cdot").removesuffix("\\times")
+        factor = "-1" if factor == "-" else factor
+        form = _read_matrix(text[len(scalar) :], depth)
+        if not isinstance(form, Matrix) or not isinstance(_read(factor, depth), Atom):
+            return None
+        return Matrix(tuple(tuple(_times(factor, cell) for cell in row) for row in form.rows))
+    match = _ENVIRONMENT.fullmatch(re.sub(r"^[(\[]\s*(?=\\begin)|(?<=\})\s*[)\]]$", "", text))
+    if match is None or "\\begin" in match.group(2):
+        return None
+    rows = [row for row in re.split(r"\\\\", match.group(2).replace("\\hline", "")) if row.strip()]
+    cells = [row.split("&") for row in rows]
+    if not cells or len(cells) * max(map(len, cells)) > MAX_ITEMS:
+        return None
+    return Matrix(tuple(tuple(_read(cell, depth) for cell in row) for row in cells))
+
+
+def _times(factor: str, cell: Form) -> Form:
+    return Atom(rf"({factor})\cdot({cell.text})") if isinstance(cell, Atom) else cell
+
+
+def is_name(text: str) -> bool:
+    """Whether a relation's left side only names the answer: `x`, `f(x)`, `m+n`, `\\text{Area}`."""
+    return _NAME.fullmatch(key(text)) is not None or _NAME.fullmatch(text) is not None
