@@ -1,8 +1,12 @@
-"""Run folders of evaluations, made up: what the views are tested on."""
+"""Records, run folders and rollouts, made up: what frames and views are tested on."""
+
+import tempfile
 
 import numpy as np
+import pandas as pd
 
 from anytime_lab.store.records import FORMAT, write_json, write_part
+from anytime_lab.store.rollouts import write_rollouts
 
 BUDGETS = (8, 16, 24, 32)
 
@@ -90,6 +94,101 @@ def random_right(p=30, n=4, s=2, lead=0.0, seed=0, budgets=4):
     hard = np.random.default_rng(99).random((p, 1, 1, 1))
     rise = np.linspace(0.1, 0.8, budgets)[None, None, :, None]
     return (rng.random((p, n, budgets, s)) < np.clip(rise + 0.4 - 0.6 * hard + lead, 0, 1)) * 1.0
+
+
+SCORES = ((0.0, 0.5, 1.0), (0.0, 0.0, 0.5))
+
+
+def write_tree(
+    folder,
+    step,
+    scores=SCORES,
+    budgets=(4, 8, 12),
+    prior=(0.2, 0.3, 0.5),
+    lengths=(12, 10),
+    text=None,
+    problems=(0,),
+    summaries=2,
+):
+    """Writes one file of rollouts: a group of thinkings of mean scores (G, J), for each problem.
+
+    Scores go through the trainer's own arithmetic, text does not.
+    """
+    import tiny
+    import torch
+
+    from anytime_lab.train.recording import credit
+
+    scores = torch.tensor(scores, dtype=torch.float64)
+    lengths = [lengths[i % len(lengths)] for i in range(len(scores))]
+    cuts = np.minimum(np.array(budgets)[None], np.array(lengths)[:, None])
+    settings = {"budgets": list(budgets), "prior": list(prior)}
+    config = tiny.config(tempfile.gettempdir(), **settings)
+    leaf = scores[None, ..., None].expand(1, *scores.shape, summaries)
+    told = credit(leaf, torch.tensor(cuts)[None], config)
+    rows = []
+    for problem in problems:
+        for g, length in enumerate(lengths):
+            words, ends = text_of(length)
+            if text is not None:
+                words, ends = text, [len(text) * (t + 1) // length for t in range(length)]
+            rows.append(
+                {
+                    "problem": problem,
+                    "sample": g,
+                    "prompt": text or "What is 1?",
+                    "thinking": words,
+                    "token_ends": ends,
+                    "tokens": length,
+                    "end": "length" if length >= budgets[-1] else "closed",
+                    "cuts": cuts[g].tolist(),
+                    "scores": leaf[0, g].tolist(),
+                    "summaries": [[text or "\\boxed{1}"] * summaries] * len(budgets),
+                    **{name: value[0, g].tolist() for name, value in told.items()},
+                }
+            )
+    write_rollouts(folder, step, {**settings, "baseline": "brpo"}, rows)
+    return folder
+
+
+# --- frames
+
+
+def records(scores, answers=None, budgets=None, lengths=None):
+    """scores: (P, n, J, S), NaN = abstained."""
+    scores = np.asarray(scores, dtype=float)
+    p, n, j, s = np.indices(scores.shape).reshape(4, -1)
+    budgets = np.array(budgets or [10 * (i + 1) for i in range(scores.shape[2])])
+    lengths = np.full(scores.shape[:2], budgets[-1]) if lengths is None else np.asarray(lengths)
+    flat = scores.ravel()
+    tokens = lengths[p, n]
+    told = np.where(flat >= 1, "right", "wrong") if answers is None else np.ravel(answers)
+    return pd.DataFrame(
+        {
+            "problem_id": [f"p{i}" for i in p],
+            "sample": n,
+            "budget": budgets[j],
+            "summary": s,
+            "cut": np.minimum(budgets[j], tokens),
+            "thinking_tokens": tokens,
+            "thinking_end": np.where(tokens >= budgets[-1], "length", "closed"),
+            "finish": "eos",
+            "answer": told,
+            "score": flat,
+            "correct": flat >= 1,
+            "reason": "wrong",
+        }
+    )
+
+
+# Two problems, two samples, two budgets, one summary.
+SMALL = np.array([[[0, 1], [0, 1]], [[0, 0], [1, 1]]], dtype=float)[..., None]
+
+
+def random_records(p=20, n=3, j=4, s=2, seed=0):
+    rng = np.random.default_rng(seed)
+    hard = rng.random((p, 1, 1, 1))
+    return records((rng.random((p, n, j, s)) > hard).astype(float))
 
 
 def told(figure):

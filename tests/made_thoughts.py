@@ -2,7 +2,6 @@
 
 import math
 import threading
-import time
 
 from anytime_lab.engines.thoughts import Answer, ThinkingError
 from anytime_lab.look.answer_view import WORDS
@@ -75,14 +74,6 @@ class Thinks:
 def scripted(**settings):
     """400 pieces."""
     return Thinks(lambda: Scripted(["a ", "b "] * 200, **settings))
-
-
-def until(holds, seconds=20.0):
-    """Wait, as long as a slow machine may take."""
-    give_up = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < give_up, "it never was so"
-        time.sleep(0.005)
 
 
 def state(view):

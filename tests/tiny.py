@@ -1,11 +1,13 @@
-"""A tiny Qwen3, its tokenizer and a few problems, for tests that need a model."""
+"""Tiny models, the tokenizer and a few problems, for tests that need a model."""
 
 import random
 
 import torch
 from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from anytime_lab.engines.load import build_model, build_tokenizer
+from anytime_lab.prompts import COUNTDOWN, resolve_tokens
 from anytime_lab.train.config import BRPOConfig
 from anytime_lab.tree import Leaf, Tree, cuts
 
@@ -27,6 +29,48 @@ def model(tok=None, seed=0, layers=2):
         for parameter in made.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(4.0)
+    return made
+
+
+SMALL = {
+    "vocab_size": len(tokenizer()),
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": tokenizer().pad_token_id,
+    "eos_token_id": tokenizer().eos_token_id,
+    "bos_token_id": None,
+}
+MODELS = {
+    "qwen3": model,
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
+}
+
+
+def ending(made):
+    """Make greedy thinkings end in every way: raise the head's rows of the end markers."""
+    tok = tokenizer()
+    close_id = resolve_tokens(tok, COUNTDOWN).close_id
+    torch.manual_seed(5)
+    head = torch.nn.Linear(made.config.hidden_size, made.config.vocab_size, bias=True)
+    with torch.no_grad():
+        head.weight.mul_(8)
+        head.bias.zero_()
+        head.bias[[close_id, tok.eos_token_id]] = 4.0
+    made.set_output_embeddings(head)
+    made.config.tie_word_embeddings = False
+    return made.eval()
+
+
+def build(name="qwen3", attention="sdpa"):
+    """A small model of a family whose greedy thinkings end in every way."""
+    torch.manual_seed(1)
+    made = ending(MODELS[name]())
+    made.set_attn_implementation(attention)
     return made
 
 

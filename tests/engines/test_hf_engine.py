@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, get_peft_model
-from small_models import MODELS, SMALL, TOK, TOKENS, build, ending
+from tiny import MODELS, SMALL, build, ending
 from transformers import (
     MambaConfig,
     MambaForCausalLM,
@@ -18,8 +18,10 @@ from transformers import (
 
 from anytime_lab.engines.base import Sampling, sample_tokens, sample_trees_by_generate
 from anytime_lab.engines.hf import HFEngine, leaf_cuts, why_not_branching
-from anytime_lab.prompts import COUNTDOWN, prompt_ids
+from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens
 
+TOK = tiny.tokenizer()
+TOKENS = resolve_tokens(TOK, COUNTDOWN)
 PROMPTS = [prompt_ids(p, TOK, COUNTDOWN) for p in tiny.problems()["prompt"]]
 BUDGETS = (3, 5, 20)
 GREEDY = Sampling(temperature=0, max_summary_tokens=7)

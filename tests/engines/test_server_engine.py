@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import tiny
 import torch
-from small_models import build
+from tiny import build
 
 from anytime_lab.engines.base import Sampling, _generate
 from anytime_lab.engines.hf import HFEngine

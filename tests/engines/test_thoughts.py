@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 from made_thoughts import QUESTION, think_on
-from small_models import SMALL
+from tiny import SMALL
 from transformers import MistralConfig, MistralForCausalLM
 
 from anytime_lab.engines.base import Sampling

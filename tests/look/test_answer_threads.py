@@ -7,7 +7,8 @@ import threading
 import time
 from pathlib import Path
 
-from made_thoughts import Scripted, scripted, state, until
+from made_thoughts import Scripted, scripted, state
+from processes import until
 
 from anytime_lab.look.answer_view import ANSWERING, ENDED, PAUSED, THINKING, AnswerNow, Session
 from anytime_lab.verify.verifiers import ExactVerifier
@@ -16,7 +17,8 @@ ROWS = [{"problem_id": "a", "prompt": "2 + 5?", "answer": "7"}]
 ENDS = """
 import sys, threading, time
 sys.path.insert(0, sys.argv[1])
-from made_thoughts import Scripted, until
+from made_thoughts import Scripted
+from processes import until
 from anytime_lab.look.answer_view import PAUSED, Session
 from anytime_lab.look.training_view import Training
 

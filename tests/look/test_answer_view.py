@@ -5,7 +5,8 @@ import time
 
 import pytest
 from completions_server import serving
-from made_thoughts import Scripted, Thinks, answer, scripted, state, until
+from made_thoughts import Scripted, Thinks, answer, scripted, state
+from processes import until
 
 from anytime_lab.engines.hf import HFThinker
 from anytime_lab.engines.load import load_thinker

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_rollouts import write_tree
-from made_runs import random_right, write_run
+from made_runs import random_right, write_run, write_tree
 
 from anytime_lab.store.records import METRICS, append_jsonl, part_path
 

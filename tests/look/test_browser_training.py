@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from made_rollouts import write_tree
+from made_runs import write_tree
 
 from anytime_lab.store.records import METRICS, append_jsonl, write_progress
 

@@ -3,8 +3,7 @@
 import re
 
 import pytest
-from made_rollouts import write_tree
-from made_runs import told
+from made_runs import told, write_tree
 
 from anytime_lab.look.credit_view import Credit, tint
 from anytime_lab.read.credit import signed, told_credit

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from made_records import SMALL, random_records, records
+from made_runs import SMALL, random_records, records
 
 from anytime_lab.read.curves import (
     accuracy_curve,

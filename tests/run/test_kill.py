@@ -11,7 +11,7 @@ import killable
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from same_checkpoint import assert_same_checkpoint, lines
+from killable import assert_same_checkpoint, lines
 
 from anytime_lab.store.records import (
     RECORDS,

@@ -7,7 +7,7 @@ import shutil
 import killable
 import pytest
 import torch
-from same_checkpoint import assert_same_checkpoint, lines
+from killable import assert_same_checkpoint, lines
 
 from anytime_lab.train.recording import (
     STATE_FILE,

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import tiny
 import two_processes
+from killable import assert_same_checkpoint, lines
 from safetensors.torch import load_file
-from same_checkpoint import assert_same_checkpoint, lines
 
 from anytime_lab.store.rollouts import read_rollouts, rollout_steps
 from anytime_lab.train.recording import missing_parts, read_state
