@@ -1,15 +1,18 @@
-"""Thinking tags, the forced text after a thinking, prompts, and tokens back to text.
+"""Thinking formats: tags, the forced text after a thinking, prompts, and tokens back to text.
 
 A thinking that its budget cuts is followed by `cut_suffix + header`, one that ended itself by
 `header`; then the summary is sampled (BRPO §5). The inserted tokens are never trained. Which ids
-these are comes from the tokenizer.
+these are comes from the tokenizer. A think-end marker is one token, several, or there is none: then
+a thinking is an ordinary answer, which ends with the turn.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-# Ends of a turn in the vocabularies of common chat models, besides the tokenizer's own EOS.
+# Ends of a turn in the vocabularies of common chat models, besides the tokenizer's own EOS and
+# those that a generation_config names.
 TURN_ENDS = (
     "<|im_end|>", "<|endoftext|>",  # Qwen
     "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>",  # Llama
@@ -25,8 +28,9 @@ class ThinkingFormat:
 
     Attributes:
         name: For manifests.
-        think_open: Ends every prompt.
-        think_close: Ends a thinking; one token of the vocabulary.
+        think_open: Ends every prompt; may be empty.
+        think_close: Ends a thinking. Empty where the model has no such marker: then the end of the
+            turn does.
         cut_suffix: Inserted after a thinking that its budget cut; holds `think_close` once.
         header: Inserted before every summary.
         chat_template: Whether conversations go through the tokenizer's chat template.
@@ -40,7 +44,9 @@ class ThinkingFormat:
     chat_template: bool = True
 
     def __post_init__(self) -> None:
-        if not self.think_close or self.cut_suffix.count(self.think_close) != 1:
+        if not self.think_close:
+            return
+        if self.cut_suffix.count(self.think_close) != 1:
             raise ValueError(
                 f"cut_suffix {self.cut_suffix!r} must hold think_close {self.think_close!r} exactly"
                 " once: it ends the thinking that a budget cut."
@@ -52,10 +58,32 @@ class ThinkingFormat:
             )
 
 
-R1 = ThinkingFormat(name="r1")  # DeepSeek-R1 and its distillations; the published runs
+TAGS = ThinkingFormat()
+R1 = ThinkingFormat(name="r1")
 QWEN3 = ThinkingFormat(name="qwen3")
-COUNTDOWN = ThinkingFormat(name="countdown")  # the embedded model
-PLAIN = ThinkingFormat(name="plain", chat_template=False)  # base models: text in, text out
+COUNTDOWN = ThinkingFormat(name="countdown")
+PLAIN = ThinkingFormat(name="plain", chat_template=False)
+UNMARKED = ThinkingFormat("unmarked", think_open="", think_close="", cut_suffix="...\n\n...")
+HARMONY = ThinkingFormat(
+    "harmony",
+    think_open="<|channel|>analysis<|message|>",
+    think_close="<|end|>",
+    cut_suffix="...\n\n...\n\n<|end|>",
+    header="<|start|>assistant<|channel|>final<|message|>**Final Answer**\n",
+)
+MAGISTRAL = ThinkingFormat("magistral", "[THINK]", "[/THINK]", "...\n\n...\n\n[/THINK]")
+# Name → (format, which models have it).
+FORMATS = {
+    "chat": (TAGS, "models that think in <think> tags"),
+    "r1": (R1, "DeepSeek-R1 and its distillations; the published runs"),
+    "qwen3": (QWEN3, "Qwen3 and other hybrid thinkers"),
+    "countdown": (COUNTDOWN, "the embedded model"),
+    "plain": (PLAIN, "base models with <think> tags: text in, text out"),
+    "unmarked": (UNMARKED, "models without thinking tags; their answer's own text is the thinking"),
+    "harmony": (HARMONY, "gpt-oss: the analysis channel, then the final one"),
+    "magistral": (MAGISTRAL, "Mistral's thinkers"),
+}
+AUTO = "auto"  # by what tokenizer and chat template say
 
 
 @dataclass(frozen=True)
@@ -63,18 +91,80 @@ class ThinkingTokens:
     """What an engine needs of a format, in token ids.
 
     Attributes:
-        close_id: The think-end marker.
+        close_id: The think-end marker; None where it is several tokens, or there is none.
         eos_ids: Tokens that end a turn.
-        pad_id: Fills rows; never attended to.
+        pad_id: Fills rows; never attended to, and never part of a text.
         cut_ids: Inserted after a thinking that its budget cut.
         header_ids: Inserted after a thinking that ended itself.
+        fmt: The format.
+        why: Why this format, in words.
+        tokenizer: Reads tokens, where the marker is several of them.
     """
 
-    close_id: int
+    close_id: int | None
     eos_ids: frozenset[int]
     pad_id: int
     cut_ids: tuple[int, ...]
     header_ids: tuple[int, ...]
+    fmt: ThinkingFormat = TAGS
+    why: str = field(default="", compare=False)
+    tokenizer: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a thinking by themselves."""
+        return self.eos_ids if self.close_id is None else self.eos_ids | {self.close_id}
+
+    @property
+    def stop_text(self) -> str:
+        """The marker where it is several tokens, so that a text has to be looked at; else empty."""
+        return self.fmt.think_close if self.close_id is None else ""
+
+    @property
+    def longest_forced(self) -> int:
+        """Most tokens that are inserted before a summary."""
+        return max(len(self.cut_ids), len(self.header_ids))
+
+    def end(self, thinking: Sequence[int]) -> str:
+        """How a thinking ends with the last of its tokens.
+
+        Returns:
+            `closed` by its marker (by the end of the turn where the format has none), `eos` by the
+            end of the turn instead, or `` where it goes on.
+        """
+        last = thinking[-1]
+        if last in self.eos_ids:
+            return "eos" if self.fmt.think_close else "closed"
+        if last == self.close_id or (self.stop_text and self._spells_marker(thinking)):
+            return "closed"
+        return ""
+
+    def _spells_marker(self, thinking: Sequence[int]) -> bool:
+        # By the text, since the marker's last token may hold what follows it, such as ">\n\n".
+        marker, read = self.stop_text, self.tokenizer.decode
+        if marker[-1] not in read([thinking[-1]]):
+            return False
+        return marker in read(list(thinking[-len(marker) - 1 :]), skip_special_tokens=False)
+
+    def first_end(self, ids: Sequence[int], thinks: bool) -> int:
+        """Tokens of a thinking, or of a summary, up to the one that ends it; else all of them."""
+        if thinks and self.stop_text:
+            reach = len(self.stop_text) + 1
+            places = range(1, len(ids) + 1)
+            return next((n for n in places if self.end(ids[max(0, n - reach) : n])), len(ids))
+        stops = self.stop_ids if thinks else self.eos_ids
+        return next((n for n, token in enumerate(ids, 1) if token in stops), len(ids))
+
+    def kept(self, thinking: Sequence[int]) -> int:
+        """Tokens of a thinking that a summary can stand on: all but the end of an unmarked turn."""
+        ended = not self.fmt.think_close and bool(thinking) and thinking[-1] in self.eos_ids
+        return len(thinking) - ended
+
+    def markers(self, ids: Sequence[int]) -> int:
+        """How many think-end markers stand in some tokens."""
+        if self.close_id is not None:
+            return list(ids).count(self.close_id)
+        return decode(self.tokenizer, self, ids).count(self.stop_text) if self.stop_text else 0
 
     def forced(self, end: str, cut: int, length: int) -> tuple[int, ...]:
         """What is inserted after the first `cut` tokens of a thinking of `length` tokens.
@@ -82,29 +172,48 @@ class ThinkingTokens:
         Args:
             end: How the thinking ended: `closed`, `eos` or `length`.
             cut: Tokens kept, at most `length`.
-            length: Tokens of the whole thinking.
+            length: Tokens of the whole thinking that a summary can stand on (`kept`).
         """
         return self.cut_ids if cut < length or end == "length" else self.header_ids
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Ids of a text that goes on after another: no BOS, and no word boundary before it."""
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if len(ids) > 1 and not text.startswith(" ") and tokenizer.decode(ids[:1]).strip() == "":
+        pieces = tokenizer.convert_ids_to_tokens(ids[:1])
+        return ids[1:] if pieces == ["▁"] else ids  # as SentencePiece begins a text
+    return ids
 
 
-def resolve_tokens(tokenizer: Any, fmt: ThinkingFormat) -> ThinkingTokens:
+def _is_token(tokenizer: Any, text: str) -> bool:
+    ids = _encode(tokenizer, text)
+    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+
+def resolve_tokens(
+    tokenizer: Any,
+    fmt: "ThinkingFormat | str | Mapping[str, Any] | None" = None,
+    eos_ids: Sequence[int] = (),
+) -> ThinkingTokens:
     """The ids of a format in a tokenizer's vocabulary.
 
+    Args:
+        tokenizer: Of the model.
+        fmt: As `choose_format` takes it.
+        eos_ids: Ends of a turn that the tokenizer does not know, such as a generation_config's.
+
     Raises:
-        ValueError: the think-end marker is not one token, or there is no EOS token.
+        ValueError: there is no EOS token or no header, or the vocabulary cannot spell the marker.
     """
-    close = _encode(tokenizer, fmt.think_close)
-    if len(close) != 1 or close[0] == tokenizer.unk_token_id:
+    fmt, why = choose_format(tokenizer, fmt)
+    close = _encode(tokenizer, fmt.think_close) if fmt.think_close else []
+    if fmt.think_close and (not close or tokenizer.unk_token_id in close):
         raise ValueError(
-            f"the think-end marker {fmt.think_close!r} is {len(close)} tokens ({close}) in this "
-            "tokenizer; expected one token, so that a thinking can be seen to end. Pass a format "
-            "with the model's own marker (ThinkingFormat(think_close=..., cut_suffix=...)), or add "
-            f"it: tokenizer.add_tokens([{fmt.think_close!r}]) and "
-            "model.resize_token_embeddings(len(tokenizer))."
+            f"the think-end marker {fmt.think_close!r} cannot be written in this tokenizer's "
+            "vocabulary, so a thinking could not be seen to end. Set thinking_format to "
+            '"unmarked", or to one with the model\'s own marker, such as {"think_close": …, '
+            '"cut_suffix": …}.'
         )
     if not (header := _encode(tokenizer, fmt.header)):
         raise ValueError(
@@ -112,22 +221,129 @@ def resolve_tokens(tokenizer: Any, fmt: ThinkingFormat) -> ThinkingTokens:
             "which stand between a thinking and its summaries in a packed tree. Give the format a "
             'header such as "\\n\\n".'
         )
-    if tokenizer.eos_token_id is None:
+    ends = {*eos_ids, tokenizer.eos_token_id} - {None}
+    if not ends:
         raise ValueError(
             "the tokenizer has no EOS token, so a summary could never end. Set tokenizer.eos_token."
         )
     # A turn's end need not be among the special tokens: Gemma's is an added one.
     known = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     known |= tokenizer.get_added_vocab()
-    ends = {known[text] for text in TURN_ENDS if text in known}
+    close_id = close[0] if len(close) == 1 else None
+    ends |= {known[text] for text in TURN_ENDS if text in known}
     pad = tokenizer.pad_token_id
     return ThinkingTokens(
-        close_id=close[0],
-        eos_ids=frozenset({tokenizer.eos_token_id, *ends}),
-        pad_id=tokenizer.eos_token_id if pad is None else pad,
+        close_id=close_id,
+        eos_ids=frozenset(ends - {close_id}),
+        pad_id=min(ends) if pad is None else pad,
         cut_ids=tuple(_encode(tokenizer, fmt.cut_suffix + fmt.header)),
         header_ids=tuple(header),
+        fmt=fmt,
+        why=why,
+        tokenizer=tokenizer,
     )
+
+
+def choose_format(
+    tokenizer: Any, wanted: "ThinkingFormat | str | Mapping[str, Any] | None" = None
+) -> tuple[ThinkingFormat, str]:
+    """A format and why it was chosen.
+
+    Args:
+        tokenizer: Of the model.
+        wanted: A format, its name in `FORMATS`, or fields that differ from those of the one called
+            `name` (or of what the tokenizer says); None or `auto`: what the tokenizer and its chat
+            template say.
+
+    Raises:
+        ValueError: there is no such format or field.
+    """
+    if wanted is None or wanted in ("", AUTO, {}):
+        return _detected(tokenizer)
+    if isinstance(wanted, ThinkingFormat):
+        return wanted, "as given"
+    named = wanted if isinstance(wanted, str) else wanted.get("name")
+    if named and named not in FORMATS and isinstance(wanted, str):
+        listed = "; ".join(f"{name!r}: {words}" for name, (_, words) in FORMATS.items())
+        raise ValueError(f"thinking_format is {named!r}; expected {AUTO!r} or one of {listed}.")
+    fmt = FORMATS[named][0] if named in FORMATS else _detected(tokenizer)[0]
+    if fmt.chat_template and getattr(tokenizer, "chat_template", None) is None:
+        fmt = replace(fmt, chat_template=False)
+    if isinstance(wanted, str):
+        return fmt, "as asked for"
+    known = [one.name for one in fields(ThinkingFormat)]
+    if strange := sorted(set(wanted) - set(known)):
+        raise ValueError(f"thinking_format has no field {strange[0]!r}; its fields are {known}.")
+    return replace(fmt, **wanted), "as asked for"
+
+
+def detect_format(tokenizer: Any) -> ThinkingFormat:
+    """The format that a tokenizer speaks, by its chat template and vocabulary."""
+    return _detected(tokenizer)[0]
+
+
+def _detected(tokenizer: Any) -> tuple[ThinkingFormat, str]:
+    template = getattr(tokenizer, "chat_template", None)
+    text = template if isinstance(template, str) else str(template or "")
+    if "<|channel|>analysis" in text and _is_token(tokenizer, "<|channel|>"):
+        return HARMONY, "its chat template writes channels"
+    if "[/THINK]" in text and _is_token(tokenizer, "[/THINK]"):
+        return MAGISTRAL, "its chat template knows [THINK]"
+    if _is_token(tokenizer, TAGS.think_close):
+        one = "its vocabulary has </think> as one token"
+        if template is None:
+            return PLAIN, f"{one}, and it has no chat template"
+        if len(_encode(tokenizer, COUNTDOWN.header)) == 1:
+            return COUNTDOWN, "its vocabulary has the header as one token"
+        if "<｜Assistant｜>" in text:
+            return R1, f"{one}, and its chat template is DeepSeek's"
+        hybrid = "enable_thinking" in text
+        return (QWEN3, f"{one}; thinking can be switched") if hybrid else (TAGS, one)
+    if "</think>" in text or "<think>" in text:
+        return TAGS, "its chat template knows <think>; </think> is several tokens"
+    return (
+        replace(UNMARKED, chat_template=template is not None),
+        "neither its vocabulary nor its chat template knows a marker such as </think>",
+    )
+
+
+def describe_format(tokens: ThinkingTokens, prompt: Sequence[int]) -> str:
+    """A format in words, with an example of a prompt as the model sees it.
+
+    Args:
+        tokens: The format in ids.
+        prompt: Token ids of the example.
+    """
+    fmt, read = tokens.fmt, tokens.tokenizer.decode
+    if tokens.close_id is not None:
+        how = f"a thinking ends with {fmt.think_close!r}, one token"
+    elif fmt.think_close:
+        how = f"a thinking ends with {fmt.think_close!r}, spelled in several tokens"
+    else:
+        how = "a thinking is the answer's own text and ends with the turn"
+    ends = ", ".join(repr(read([i])) for i in sorted(tokens.eos_ids))
+    return (
+        f"Thinking format {fmt.name!r} ({tokens.why}): {how}; a turn ends with {ends}; a summary "
+        f"follows {read(list(tokens.cut_ids))!r}. Another: thinking_format. A prompt as the model "
+        f"sees it:\n{read(list(prompt))!r}"
+    )
+
+
+def fit_verifier(verifier: Any, fmt: ThinkingFormat) -> Any:
+    """A verifier that looks for the format's own marker and header, where it looked for others.
+
+    One that looks for no marker (`think_close=None`) stays as it is.
+    """
+    close = getattr(verifier, "think_close", None)
+    header = getattr(verifier, "header", None)
+    fits = close is None or close == fmt.think_close
+    if fits and (not header or header in fmt.header):
+        return verifier
+    made = copy.copy(verifier)
+    made.think_close = close if fits else fmt.think_close or None
+    if header and header not in fmt.header:
+        made.header = fmt.header.strip()
+    return made
 
 
 def what_is_wrong(prompt: Any) -> str:
@@ -176,19 +392,36 @@ def prompt_ids(
     if wrong := what_is_wrong(prompt):
         raise ValueError(f"a prompt {wrong}")
     text = _text(prompt, tokenizer, fmt, chat_template_kwargs)
-    marker = fmt.think_open.strip()
-    if text.rstrip().endswith(fmt.think_close):
-        raise ValueError(
-            f"the prompt ends with {fmt.think_close!r}: the chat template switches thinking off. "
-            "Pass chat_template_kwargs={'enable_thinking': True}, or leave enable_thinking out."
-        )
-    if text.rstrip().endswith(marker):
-        text = text.rstrip().removesuffix(marker)
-    text += fmt.think_open
-    bos = getattr(tokenizer, "bos_token", None)
+    text = _opened(text, prompt, fmt)
     plain = isinstance(prompt, str) or not fmt.chat_template  # a template writes BOS itself
-    special = plain and not (bos and text.startswith(bos))
-    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    bos = tokenizer.bos_token_id
+    if not plain or bos is None or bare[:1] == [bos]:
+        return bare
+    # What a tokenizer puts at the end, such as EOS, has no place in a prompt.
+    begins = list(tokenizer(text)["input_ids"])[:1] == [bos]
+    return [bos, *bare] if begins else bare
+
+
+def _opened(text: str, prompt: Any, fmt: ThinkingFormat) -> str:
+    """The text with the think-open marker once; what a template wrote after it stays."""
+    marker, close = fmt.think_open.strip(), fmt.think_close
+    begun = ""  # what the template wrote after the last message
+    if not isinstance(prompt, str):
+        said = _content(prompt[-1]["content"]).strip()
+        begun = text[text.rfind(said) + len(said) :] if said in text else text
+    opened = begun.rfind(marker) if marker else -1
+    shut = close and (begun.rfind(close) > opened >= 0 or text.rstrip().endswith(close))
+    if shut:
+        raise ValueError(
+            f"the prompt ends with {text[text.rfind(close) :]!r}: the chat template switches "
+            "thinking off. Pass chat_template_kwargs={'enable_thinking': True}, or leave "
+            "enable_thinking out; or set thinking_format='unmarked', which takes the answer's own "
+            "text as the thinking."
+        )
+    if marker and text.rstrip().endswith(marker):
+        return text.rstrip().removesuffix(marker) + fmt.think_open
+    return text if opened >= 0 else text + fmt.think_open
 
 
 def _text(prompt: Any, tokenizer: Any, fmt: ThinkingFormat, kwargs: Mapping | None) -> str:
@@ -212,25 +445,13 @@ def _content(content: str | Sequence[Mapping[str, Any]]) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-def detect_format(tokenizer: Any) -> ThinkingFormat:
-    """The format that a tokenizer speaks, by its chat template and vocabulary.
-
-    Returns `R1` or `QWEN3` where the template shows the family, `PLAIN` where there is none.
-    """
-    template = getattr(tokenizer, "chat_template", None)
-    if template is None:
-        return PLAIN
-    if len(_encode(tokenizer, COUNTDOWN.header)) == 1:
-        return COUNTDOWN
-    text = template if isinstance(template, str) else str(template)
-    if "<｜Assistant｜>" in text:
-        return R1
-    return QWEN3 if "enable_thinking" in text else ThinkingFormat()
-
-
 def decode(tokenizer: Any, tokens: ThinkingTokens, ids: Sequence[int]) -> str:
-    """The text of tokens, without EOS and padding; other special tokens stay."""
-    kept = [i for i in ids if i not in tokens.eos_ids and i != tokens.pad_id]
+    """The text of tokens, without EOS; other special tokens stay.
+
+    Padding has no place among sampled tokens, so what looks like it is text: many vocabularies pad
+    with an ordinary token such as `!`.
+    """
+    kept = [i for i in ids if i not in tokens.eos_ids]
     return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
@@ -239,8 +460,8 @@ def text_and_ends(
 ) -> tuple[str, list[int]]:
     """The text of a thinking and, per token, the character before which it ends.
 
-    A token that is only part of a character ends where the character before it does. EOS and
-    padding have no text.
+    A token that is only part of a character ends where the character before it does. EOS has no
+    text.
     """
     pieces = [decode(tokenizer, tokens, [i]) for i in ids]
     whole = decode(tokenizer, tokens, ids)

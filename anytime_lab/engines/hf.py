@@ -1,28 +1,26 @@
-"""Thoughts of a transformers model: one KV cache for the thinking and all its answers."""
+"""Trees of a transformers model: one KV cache for a thinking and all summaries that branch off."""
 
 import contextlib
 import copy
 import inspect
 import logging
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
-from anytime_lab.engines.base import Sampling, sample_tokens, sample_trees_by_generate
-from anytime_lab.engines.thoughts import Answer, Prompt, ThinkingError, answer_seed
-from anytime_lab.priors import check_budgets
-from anytime_lab.prompts import (
-    PieceReader,
-    ThinkingFormat,
-    ThinkingTokens,
-    decode,
-    detect_format,
-    prompt_ids,
+from anytime_lab.engines.base import (
+    Continuation,
+    Engine,
+    Prefix,
+    Sampling,
+    check_request,
+    sample_tokens,
+    summary_leaf,
 )
+from anytime_lab.prompts import ThinkingTokens
 from anytime_lab.tree import Leaf, Tree, cuts
 
 logger = logging.getLogger(__name__)
@@ -62,13 +60,7 @@ class Trunks:
     def _prefill(self) -> tuple[Tensor, Tensor]:
         # A group shares its prompt: compute it once, then repeat its cache.
         distinct = list(dict.fromkeys(self.prompts))
-        width = max(map(len, distinct))
-        pad = self.tokens.pad_id
-        device = self.model.device
-        ids = torch.tensor([[pad] * (width - len(p)) + [*p] for p in distinct], device=device)
-        mask = torch.tensor(
-            [[0] * (width - len(p)) + [1] * len(p) for p in distinct], device=device
-        )
+        ids, mask = _left_padded(self.model, self.tokens, distinct)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         out = self.model(
             input_ids=ids,
@@ -79,7 +71,7 @@ class Trunks:
             logits_to_keep=1,
         )
         row_of = {prompt: row for row, prompt in enumerate(distinct)}
-        rows = torch.tensor([row_of[p] for p in self.prompts], device=device)
+        rows = torch.tensor([row_of[p] for p in self.prompts], device=ids.device)
         self.cache.batch_select_indices(rows)
         return mask[rows], out.logits[rows, -1]
 
@@ -104,10 +96,7 @@ class Trunks:
                 continue
             self.thinkings[row].append(token)
             self.logprobs[row].append(value)
-            if token == self.tokens.close_id:
-                self.ends[row] = "closed"
-            elif token in self.tokens.eos_ids:
-                self.ends[row] = "eos"
+            self.ends[row] = self.tokens.end(self.thinkings[row])
         self._feed(sampled)
         return drawn
 
@@ -176,7 +165,7 @@ class _LeafBlock:
         self.cuts = [list(row) for row in cuts]
         self.count = max(map(len, self.cuts))
         forced = [
-            [self.tokens.forced(end or "length", cut, len(thinking)) for cut in row]
+            [self.tokens.forced(end or "length", cut, self.tokens.kept(thinking)) for cut in row]
             for row, thinking, end in zip(self.cuts, trunks.thinkings, trunks.ends, strict=True)
         ]
         self.forced = forced
@@ -213,12 +202,11 @@ class _LeafBlock:
             [[n < len(row) for n in range(leaves)] for row in self.cuts], device=start.device
         )
         ends = torch.tensor(sorted(self.tokens.eos_ids), device=start.device)
-        tokens, logprobs, opened = [], [], []
+        tokens, logprobs = [], []
         for step in range(sampling.max_summary_tokens):
             drawn, values = sample_tokens(logits, sampling, trunks.generator)
             tokens.append(drawn)
             logprobs.append(values)
-            opened.append(is_open)
             is_open = is_open & ~torch.isin(drawn, ends)
             if step + 1 == sampling.max_summary_tokens or not is_open.any():
                 break
@@ -228,7 +216,7 @@ class _LeafBlock:
                 start + self.lengths + step,
                 leaves,
             )
-        return self._leaves(torch.stack(tokens), torch.stack(logprobs), torch.stack(opened))
+        return self._leaves(torch.stack(tokens), torch.stack(logprobs))
 
     def _masks(self, steps: int) -> tuple[Tensor, Tensor]:
         """Who sees whom: the trunk up to the cut, then the leaf itself.
@@ -273,26 +261,15 @@ class _LeafBlock:
         )
         return out.logits[:, -leaves:]
 
-    def _leaves(self, tokens: Tensor, logprobs: Tensor, opened: Tensor) -> list[list[Leaf]]:
-        drawn, values = (tokens.permute(1, 2, 0).tolist(), logprobs.permute(1, 2, 0).tolist())
-        sizes = opened.sum(0).tolist()
-        made = []
-        for row, own in enumerate(self.cuts):
-            leaves = []
-            for n, cut in enumerate(own):
-                size = sizes[row][n]
-                summary = tuple(drawn[row][n][:size])
-                leaves.append(
-                    Leaf(
-                        cut=cut,
-                        forced=self.forced[row][n],
-                        summary=summary,
-                        logprobs=tuple(values[row][n][:size]),
-                        finished=summary[-1] in self.tokens.eos_ids,
-                    )
-                )
-            made.append(leaves)
-        return made
+    def _leaves(self, tokens: Tensor, logprobs: Tensor) -> list[list[Leaf]]:
+        drawn, values = tokens.permute(1, 2, 0).tolist(), logprobs.permute(1, 2, 0).tolist()
+        return [
+            [
+                summary_leaf(self.tokens, cut, self.forced[row][n], drawn[row][n], values[row][n])
+                for n, cut in enumerate(own)
+            ]
+            for row, own in enumerate(self.cuts)
+        ]
 
 
 # Attention implementations that take a mask of who sees whom.
@@ -310,7 +287,7 @@ def why_not_branching(model: PreTrainedModel) -> str:
         return "its attention has a sliding window"
     if model.config._attn_implementation not in MASKED_ATTENTION:
         return f"attention {model.config._attn_implementation!r} takes no mask of its own"
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner = inner_model(model)
     parameters = inspect.signature(inner.forward).parameters
     if "position_ids" not in parameters or "logits_to_keep" not in parameters:
         return "its forward takes no position_ids or logits_to_keep"
@@ -319,7 +296,20 @@ def why_not_branching(model: PreTrainedModel) -> str:
     return ""
 
 
-class HFEngine:
+def inner_model(model: PreTrainedModel) -> PreTrainedModel:
+    """A model without the wrapper of its adapter."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def turn_ends(model: PreTrainedModel) -> frozenset[int]:
+    """Tokens that the model's own settings call the end of a turn; there may be several."""
+    configs = (model.generation_config, model.config.get_text_config())
+    told = [getattr(config, "eos_token_id", None) for config in configs]
+    ends = [one if isinstance(one, list | tuple) else [one] for one in told]
+    return frozenset(id for one in ends for id in one if id is not None)
+
+
+class HFEngine(Engine):
     """Samples trees with a transformers model, wherever it lies.
 
     A thinking is sampled once; its leaves are decoded side by side on its cache. Models that cannot
@@ -328,17 +318,25 @@ class HFEngine:
 
     Args:
         model: A causal language model. It is put into evaluation mode while sampling.
-        tokens: The format in the ids of its tokenizer.
+        tokens: The format in the ids of its tokenizer; the model's own ends of a turn join them.
         batch_size: Thinkings at a time; all of a call if None.
+        branches: Whether leaves may be decoded on the cache; False is the plain way, to compare.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokens: ThinkingTokens, batch_size: int | None = None
+        self,
+        model: PreTrainedModel,
+        tokens: ThinkingTokens,
+        batch_size: int | None = None,
+        branches: bool = True,
     ):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected 1 or more, or None for all.")
-        self.model, self.tokens, self.batch_size = model, tokens, batch_size
-        self._reason = why_not_branching(model)
+        self.model, self.batch_size = model, batch_size
+        ends = (tokens.eos_ids | turn_ends(model)) - {tokens.close_id}
+        self.tokens = replace(tokens, eos_ids=ends)
+        self._reason = why_not_branching(model) if branches else "as asked for"
+        self._batched: bool | None = None  # whether `generate` takes rows together, once tried
         if self._reason:
             logger.warning("summaries are sampled by plain generate: %s.", self._reason)
 
@@ -358,28 +356,34 @@ class HFEngine:
         share_cuts: bool = False,
     ) -> list[Tree]:
         """See `Engine.sample_trees`."""
-        budgets = check_budgets(budgets)
-        if num_summaries < 1:
-            raise ValueError(f"num_summaries is {num_summaries}; expected at least 1.")
-        if any(not prompt for prompt in prompts):
-            raise ValueError("a prompt is empty; expected at least the think-open marker.")
-        generator = None
-        if seed is not None:
-            generator = torch.Generator(self.model.device).manual_seed(seed)
+        budgets = check_request(prompts, budgets, num_summaries)
+        generator = self._generator(seed)
         size = self.batch_size or max(1, len(prompts))
         trees: list[Tree] = []
         with sampling_mode(self.model):
             for start in range(0, len(prompts), size):
                 batch = prompts[start : start + size]
                 if self._reason:
-                    trees += sample_trees_by_generate(
-                        self.model, self.tokens, batch, budgets, num_summaries, sampling,
-                        generator, share_cuts,
-                    )  # fmt: skip
+                    with seeded(self.model, generator):
+                        trees += super().sample_trees(
+                            batch, budgets, num_summaries, sampling, None, share_cuts
+                        )
                 else:
                     trunks = Trunks(self.model, self.tokens, batch, sampling, generator)
                     trees += _grow(trunks, budgets, num_summaries, share_cuts)
         return trees
+
+    def complete(
+        self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
+    ) -> list[list[Continuation]]:
+        """See `Engine.complete`; by plain generate, and the global random state decides."""
+        rows = [prefix.ids for prefix in prefixes for _ in range(prefix.count)]
+        model, tokens = self.model, self.tokens
+        with sampling_mode(model), no_defaults(model):
+            if self._batched is None:
+                self._batched = _generates_in_batches(model, tokens, max(rows, key=len))
+            made = iter(generate_rows(model, tokens, rows, limit, sampling, thinks, self._batched))
+        return [[next(made) for _ in range(prefix.count)] for prefix in prefixes]
 
     def think(self, prompt: Sequence[int], sampling: Sampling, seed: int | None = None) -> Trunks:
         """Begin one thinking, to go on token by token with `step` and branch off by `answers`.
@@ -391,16 +395,28 @@ class HFEngine:
             raise ValueError(
                 f"this model cannot answer in the middle of a thinking: {self._reason}."
             )
-        generator = None
-        if seed is not None:
-            generator = torch.Generator(self.model.device).manual_seed(seed)
         with sampling_mode(self.model):
-            return Trunks(self.model, self.tokens, [prompt], sampling, generator)
+            return Trunks(self.model, self.tokens, [prompt], sampling, self._generator(seed))
 
-    def answers(self, trunks: Trunks, count: int) -> list[Leaf]:
-        """Sample `count` summaries of one thinking as it stands; it can go on afterwards."""
+    def step(self, trunks: Trunks) -> int:
+        """Think one more token of a thinking."""
         with sampling_mode(self.model):
-            return sample_leaves(trunks, [[len(trunks.thinkings[0])] * count])[0]
+            return trunks.step()[0]
+
+    def answers(self, trunks: Trunks, count: int, seed: int | None = None) -> list[Leaf]:
+        """Sample `count` summaries of one thinking as it stands; it can go on afterwards.
+
+        With a seed they depend on nothing else, and the thinking's random state stays its own.
+        """
+        asked = trunks
+        if seed is not None:
+            asked = copy.copy(trunks)
+            asked.generator = self._generator(seed)
+        with sampling_mode(self.model):
+            return sample_leaves(asked, [[self.tokens.kept(trunks.thinkings[0])] * count])[0]
+
+    def _generator(self, seed: int | None) -> torch.Generator | None:
+        return None if seed is None else torch.Generator(self.model.device).manual_seed(seed)
 
 
 @contextlib.contextmanager
@@ -418,13 +434,13 @@ def sampling_mode(model: PreTrainedModel) -> Iterator[None]:
 def _grow(
     trunks: Trunks, budgets: Sequence[int], num_summaries: int, share_cuts: bool
 ) -> list[Tree]:
-    """Think to the end and branch off; rows that ended leave the batch once half of it has."""
+    """Think to the end and branch off; rows that ended leave once they are a quarter of a batch."""
     number = list(range(len(trunks.prompts)))  # of each row in the batch
     trees: dict[int, Tree] = {}
 
     def finish(part: Trunks, numbers: list[int]) -> None:
         wanted = [
-            leaf_cuts(len(thinking), budgets, num_summaries, share_cuts)
+            leaf_cuts(part.tokens.kept(thinking), budgets, num_summaries, share_cuts)
             for thinking in part.thinkings
         ]
         leaves = sample_leaves(part, [unique for unique, _ in wanted])
@@ -434,7 +450,7 @@ def _grow(
     while trunks.length < budgets[-1] and not all(trunks.ends):
         trunks.step()
         done = [row for row, end in enumerate(trunks.ends) if end]
-        if 2 * len(done) >= len(trunks.ends) and len(done) < len(trunks.ends) > 8:
+        if len(trunks.ends) <= 4 * len(done) < 4 * len(trunks.ends):
             finish(trunks.select(done), [number[row] for row in done])
             rest = [row for row, end in enumerate(trunks.ends) if not end]
             trunks, number = trunks.select(rest), [number[row] for row in rest]
@@ -455,128 +471,119 @@ def leaf_cuts(
     return unique, [first[cut] + n % num_summaries for n, cut in enumerate(wanted)]
 
 
-DEFAULT_SAMPLING = Sampling()
+# --- plain generate ------------------------------------------------------------------------------
 
 
-class HFThinker:
-    """Begins thoughts of a transformers model; see `thoughts.Thinker`.
-
-    Several may think at once, from several threads: they take turns by the token.
-
-    Args:
-        engine: Holds the model.
-        tokenizer: Of the model.
-        fmt: Its format; by what the tokenizer supports if None.
-        sampling: How tokens are drawn, and how long a summary may be. Its temperature is not used.
-        name: For titles; the model's own if empty.
-        chat_template_kwargs: For the chat template.
-    """
-
-    def __init__(
-        self,
-        engine: HFEngine,
-        tokenizer: PreTrainedTokenizerBase,
-        fmt: ThinkingFormat | None = None,
-        sampling: Sampling = DEFAULT_SAMPLING,
-        name: str = "",
-        chat_template_kwargs: dict | None = None,
-    ):
-        self.engine, self.tokenizer = engine, tokenizer
-        self.fmt = fmt or detect_format(tokenizer)
-        self.sampling = sampling
-        self.name = name or engine.model.config.name_or_path or type(engine.model).__name__
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self.lock = threading.Lock()  # one step at a time: the model's mode is switched around it
-
-    def think(self, prompt: Prompt, temperature: float = 1.0, seed: int = 0) -> "HFThought":
-        """See `Thinker.think`."""
-        ids = prompt_ids(prompt, self.tokenizer, self.fmt, self.chat_template_kwargs)
-        room = thinking_room(self.engine.context_length, ids, self.engine.tokens, self.sampling)
-        sampling = replace(self.sampling, temperature=temperature)
-        with self.lock:
-            trunks = self.engine.think(ids, sampling, seed)
-        return HFThought(self, trunks, room, seed)
+@contextlib.contextmanager
+def seeded(model: PreTrainedModel, generator: torch.Generator | None) -> Iterator[None]:
+    # `generate` knows the global random state only: give it ours, and put its own back.
+    if generator is None:
+        yield
+        return
+    devices = [] if model.device.type == "cpu" else [model.device]
+    with torch.random.fork_rng(devices=devices, device_type=model.device.type):
+        seed = torch.randint(2**62, (1,), generator=generator, device=model.device)
+        torch.manual_seed(int(seed))
+        yield
 
 
-class HFThought:
-    """A thinking on its cache; see `thoughts.Thought`."""
+@contextlib.contextmanager
+def no_defaults(model: PreTrainedModel) -> Iterator[None]:
+    # A checkpoint's generation_config may hold penalties and filters, which `sampling` has not.
+    kept = [(holder, holder.generation_config) for holder in (inner_model(model), model)]
+    for holder, _ in kept:
+        holder.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for holder, config in kept:
+            holder.generation_config = config
 
-    def __init__(self, thinker: HFThinker, trunks: Trunks, room: int | None, seed: int):
-        self.thinker, self.trunks, self.room, self.seed = thinker, trunks, room, seed
-        self.text, self.length, self.end = "", 0, ""
-        self._reader = PieceReader(thinker.tokenizer, thinker.engine.tokens)
 
-    def step(self) -> str:
-        """See `Thought.step`."""
-        trunks = self._open()
-        if self.end:
-            return ""
-        if self.room is not None and self.length >= self.room:
-            self.end = "length"
-            return self._add(self._reader.rest())
-        with self.thinker.lock, sampling_mode(trunks.model):
-            (token,) = trunks.step()
-        self.length += 1
-        self.end = trunks.ends[0]
-        piece = self._reader.read(token)
-        return self._add(piece + (self._reader.rest() if self.end else ""))
-
-    def answers(self, count: int) -> list[Answer]:
-        """See `Thought.answers`."""
-        trunks = self._open()
-        engine, tokenizer = self.thinker.engine, self.thinker.tokenizer
-        asked = copy.copy(trunks)  # the same cache, but the thinking's random state stays its own
-        device = trunks.attended.device
-        asked.generator = torch.Generator(device)
-        asked.generator.manual_seed(answer_seed(self.seed, self.length))
-        with self.thinker.lock:
-            leaves = engine.answers(asked, count)
-        return [
-            Answer(
-                forced=decode(tokenizer, engine.tokens, leaf.forced),
-                text=decode(tokenizer, engine.tokens, leaf.summary),
-                tokens=len(leaf.summary),
-                logprob=sum(leaf.logprobs),
-                finished=leaf.finished,
+def generate_rows(
+    model: PreTrainedModel,
+    tokens: ThinkingTokens,
+    prefixes: Sequence[Sequence[int]],
+    limit: int,
+    sampling: Sampling,
+    thinks: bool,
+    batched: bool = True,
+) -> list[Continuation]:
+    """Continue each prefix by `generate`, up to where `Complete` says."""
+    if not batched and len(prefixes) > 1:
+        rows = [[prefix] for prefix in prefixes]
+        return [generate_rows(model, tokens, row, limit, sampling, thinks, False)[0]
+                for row in rows]  # fmt: skip
+    ids, mask = _left_padded(model, tokens, prefixes)
+    width = ids.shape[1]
+    greedy = sampling.temperature == 0
+    drawn = {} if greedy else {
+        "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
+        "min_p": sampling.min_p or None,
+    }  # fmt: skip
+    if thinks and tokens.stop_text:
+        drawn["stopping_criteria"] = [
+            lambda rows, _scores: torch.tensor(
+                [bool(tokens.end(row)) for row in rows[:, width:].tolist()], device=rows.device
             )
-            for leaf in leaves
         ]
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=limit,
+        do_sample=not greedy,
+        eos_token_id=sorted(tokens.stop_ids if thinks else tokens.eos_ids),
+        pad_token_id=tokens.pad_id,
+        use_cache=batched,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **drawn,
+    )
+    new = out.sequences[:, width:]
+    logits = torch.stack(out.logits, dim=1).float()
+    logprobs = (logits if greedy else logits / sampling.temperature).log_softmax(-1)
+    values = logprobs.gather(-1, new[..., None])[..., 0]
+    made = []
+    for row, value in zip(new.tolist(), values.tolist(), strict=True):
+        size = tokens.first_end(row, thinks)
+        made.append(Continuation(tuple(row[:size]), tuple(value[:size])))
+    return made
 
-    def close(self) -> None:
-        """See `Thought.close`; frees the cache."""
-        self.trunks = None
 
-    def _open(self) -> Trunks:
-        trunks = self.trunks
-        if trunks is None:
-            raise ThinkingError("this thought was closed; begin another.")
-        return trunks
-
-    def _add(self, piece: str) -> str:
-        self.text += piece
-        return piece
+def _left_padded(
+    model: PreTrainedModel, tokens: ThinkingTokens, prefixes: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (R, longest prefix)."""
+    width, device = max(map(len, prefixes)), model.device
+    ids = [[tokens.pad_id] * (width - len(p)) + [*p] for p in prefixes]
+    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prefixes]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def thinking_room(context: int | None, prompt, tokens, sampling: Sampling) -> int | None:
-    """Tokens of thinking that fit beside the prompt, the forced text and a summary.
+def _generates_in_batches(
+    model: PreTrainedModel, tokens: ThinkingTokens, prompt: Sequence[int]
+) -> bool:
+    """Whether `generate` on padded rows and a cache says what the model says of a row by itself.
 
-    Args:
-        context: Positions of the model; None where it has no limit.
-        prompt: Token ids.
-        tokens: ThinkingTokens.
-        sampling: For the length of a summary.
-
-    Raises:
-        ThinkingError: none fit.
+    Tried on the first half of a prompt beside the whole, for a few tokens. RWKV takes padding
+    for text and mixes the states of a batch; DeepSeek-V4 compresses blocks of columns.
     """
-    if context is None:
-        return None
-    forced = max(len(tokens.cut_ids), len(tokens.header_ids))
-    room = context - len(prompt) - forced - sampling.max_summary_tokens
-    if room < 1:
-        raise ThinkingError(
-            f"the model's context is {context:,} tokens; prompt {len(prompt):,} + forced text "
-            f"{forced:,} + summary {sampling.max_summary_tokens:,} leave none to think. Give a "
-            "shorter problem, or a smaller max_summary_tokens."
+    rows = [prompt[: max(1, len(prompt) // 2)], prompt]
+    ids, mask = _left_padded(model, tokens, rows)
+    out = model.generate(
+        input_ids=ids, attention_mask=mask, min_new_tokens=4, max_new_tokens=4, do_sample=False,
+        pad_token_id=tokens.pad_id, return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    padding = ids.shape[1] - len(rows[0])
+    row = out.sequences[:1, padding:]
+    plain = model(input_ids=row, use_cache=False).logits[0, len(rows[0]) - 1 : -1]
+    told = torch.stack([logits[0] for logits in out.logits])
+    apart = (plain.float().softmax(-1) - told.float().softmax(-1)).abs().sum(-1) / 2
+    exact = bool(apart.max() < torch.finfo(model.dtype).eps ** 0.5)  # total variation
+    if not exact:
+        logger.warning(
+            "%s generates something else in a batch, or on its cache, than for a row by itself: "
+            "rows are sampled one by one without a cache, which is slow.",
+            type(model).__name__,
         )
-    return room
+    return exact

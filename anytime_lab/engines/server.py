@@ -1,10 +1,4 @@
-"""Thoughts of a model behind an OpenAI-compatible completions server, streamed.
-
-A thinking is one streamed completion. It stays open while summaries are asked for by requests of
-their own, and is read on afterwards: no token of it is computed twice, and with one seed it is the
-same however often it is asked. A question stands on the prefix that the server has cached (vLLM: in
-whole blocks; what is left of the last one is read again). The server may think ahead meanwhile.
-"""
+"""An OpenAI-compatible completions server: its client, and trees sampled through it."""
 
 from __future__ import annotations
 
@@ -12,31 +6,17 @@ import contextlib
 import json
 import logging
 import socket
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import httpx
-from transformers import PreTrainedTokenizerBase
 
-from anytime_lab.engines.base import Continuation, Prefix, Sampling, sample_trees_in_two_phases
-from anytime_lab.engines.hf import thinking_room
-from anytime_lab.engines.thoughts import Answer, Prompt, ThinkingError, answer_seed
+from anytime_lab.engines.base import Continuation, Engine, Prefix, Sampling
+from anytime_lab.engines.thoughts import ThinkingError
 from anytime_lab.engines.vllm import warn_of_filters
-from anytime_lab.prompts import (
-    PieceReader,
-    ThinkingFormat,
-    ThinkingTokens,
-    decode,
-    detect_format,
-    prompt_ids,
-    resolve_tokens,
-)
-from anytime_lab.tree import Tree
+from anytime_lab.prompts import ThinkingTokens
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +181,7 @@ LONGER = "Lower the budgets, or start the server with a longer context (vLLM: --
 COLD = 0.01  # a temperature at which log-probs tell whether they are taken at it
 
 
-class ServerEngine:
+class ServerEngine(Engine):
     """Samples trees through a server such as `vllm serve MODEL`, over its completions API.
 
     The server decides at which temperature log-probs are taken: vLLM at the sampling temperature
@@ -252,52 +232,41 @@ class ServerEngine:
         self.context_length: int | None = served[self.served_name].get("max_model_len")
         self._warned = False
 
-    def sample_trees(
-        self,
-        prompts: Sequence[Sequence[int]],
-        budgets: Sequence[int],
-        num_summaries: int,
-        sampling: Sampling,
-        seed: int | None = None,
-        share_cuts: bool = False,
-    ) -> list[Tree]:
-        """See `Engine.sample_trees`.
+    def complete(
+        self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
+    ) -> list[list[Continuation]]:
+        """See `Engine.complete`.
 
         Raises:
             ThinkingError: a request failed for good, or the answer lacks token ids or log-probs.
         """
-        warn_of_filters(sampling)
-        if prompts and sampling.temperature not in (0, 1):
-            self._warn_of_temperature(prompts[0], sampling.temperature)
+        if thinks:
+            warn_of_filters(sampling)
+        if sampling.temperature not in (0, 1):
+            self._warn_of_temperature(prefixes[0], sampling.temperature)
         with ThreadPoolExecutor(self.concurrency) as pool:
-
-            def complete(prefixes, limit, stops):
-                def one(prefix):
-                    return self._complete(prefix, limit, stops, sampling)
-
-                return list(pool.map(one, prefixes))
-
             try:
-                return sample_trees_in_two_phases(
-                    complete, self.tokens, prompts, budgets, num_summaries, sampling, seed,
-                    share_cuts,
-                )  # fmt: skip
+                return list(
+                    pool.map(lambda one: self._complete(one, limit, thinks, sampling), prefixes)
+                )
             finally:
                 pool.shutdown(cancel_futures=True)  # after a failure the rest is not wanted
 
     def _complete(
-        self, prefix: Prefix, limit: int, stops: frozenset[int], sampling: Sampling
+        self, prefix: Prefix, limit: int, thinks: bool, sampling: Sampling
     ) -> list[Continuation]:
+        tokens = self.tokens
         body = {
             "model": self.served_name,
             "prompt": list(prefix.ids),
             "n": prefix.count,
             "max_tokens": limit,
             "logprobs": 1,
-            "stop_token_ids": sorted(stops),
+            "stop_token_ids": sorted(tokens.stop_ids if thinks else tokens.eos_ids),
             "ignore_eos": True,  # it is among the stops where it should be
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
+            "skip_special_tokens": False,  # the think-end marker is special in some vocabularies
             # Told even where neutral: a server may have defaults from the checkpoint.
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -307,6 +276,8 @@ class ServerEngine:
         }
         if prefix.seed is not None:
             body["seed"] = prefix.seed
+        if thinks and tokens.stop_text:
+            body |= {"stop": [tokens.stop_text], "include_stop_str_in_output": True}
         try:
             choices = self._patiently(lambda: self._post(body)).get("choices", [])
         except ThinkingError as error:
@@ -339,14 +310,14 @@ class ServerEngine:
             )
         return Continuation(tuple(ids), tuple(values))
 
-    def _warn_of_temperature(self, prompt: Sequence[int], temperature: float) -> None:
+    def _warn_of_temperature(self, prefix: Prefix, temperature: float) -> None:
         """Look once at which temperature the server takes log-probs, by one token of the prompt."""
         if self._warned:
             return
         self._warned = True
-        prefix, ends = Prefix(tuple(prompt), 1, 0), self.tokens.eos_ids
-        (plain,) = self._complete(prefix, 1, ends, Sampling(temperature=0))
-        (cold,) = self._complete(prefix, 1, ends, Sampling(temperature=COLD))
+        prefix = Prefix(prefix.ids, 1, 0)
+        (plain,) = self._complete(prefix, 1, False, Sampling(temperature=0))
+        (cold,) = self._complete(prefix, 1, False, Sampling(temperature=COLD))
         # At 1 the likeliest token has the same log-prob in both; at COLD it is nearly certain.
         if plain.tokens == cold.tokens and abs(plain.logprobs[0] - cold.logprobs[0]) < 1e-3:
             logger.warning(
@@ -369,263 +340,3 @@ class ServerEngine:
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         with self.client.complete(body) as call:
             return call.json()
-
-
-DEFAULT_SAMPLING = Sampling()
-UNKNOWN_ROOM = 8192  # tokens of thinking asked for where a server does not tell its context
-
-
-class ServerThinker:
-    """Begins thoughts of a model behind a server; see `thoughts.Thinker`.
-
-    Args:
-        client: The server.
-        tokenizer: Of the model that it serves.
-        model: Its name there; the first that the server lists if None.
-        fmt: The model's format; by what the tokenizer supports if None.
-        sampling: How tokens are drawn, and how long a summary may be. Its temperature is not used.
-        max_thinking_tokens: Most tokens of a thinking; all that fit into the context that the
-            server tells (vLLM does), or `UNKNOWN_ROOM`, if None.
-        chat_template_kwargs: For the chat template.
-
-    Raises:
-        ThinkingError: the server cannot be reached, or serves no such model.
-        ValueError: the tokenizer lacks the think-end marker.
-    """
-
-    def __init__(
-        self,
-        client: CompletionsClient,
-        tokenizer: PreTrainedTokenizerBase,
-        model: str | None = None,
-        fmt: ThinkingFormat | None = None,
-        sampling: Sampling = DEFAULT_SAMPLING,
-        max_thinking_tokens: int | None = None,
-        chat_template_kwargs: dict | None = None,
-    ):
-        self.client, self.tokenizer, self.sampling = client, tokenizer, sampling
-        self.fmt = fmt or detect_format(tokenizer)
-        self.tokens = resolve_tokens(tokenizer, self.fmt)
-        self.max_thinking_tokens = max_thinking_tokens
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        served = {card["id"]: card for card in client.models()}
-        if model is not None and model not in served:
-            raise ThinkingError(
-                f"the server at {client.url} serves {', '.join(served) or 'nothing'}, not {model}."
-            )
-        self.name = model or next(iter(served), None)
-        if self.name is None:
-            raise ThinkingError(f"the server at {client.url} serves no model.")
-        self.context_length: int | None = served[self.name].get("max_model_len")
-
-    def think(self, prompt: Prompt, temperature: float = 1.0, seed: int = 0) -> ServerThought:
-        """See `Thinker.think`. Nothing is sent before the first step."""
-        ids = prompt_ids(prompt, self.tokenizer, self.fmt, self.chat_template_kwargs)
-        room = thinking_room(self.context_length, ids, self.tokens, self.sampling)
-        limits = [n for n in (room, self.max_thinking_tokens) if n is not None]
-        sampling = replace(self.sampling, temperature=temperature)
-        return ServerThought(self, ids, min(limits, default=UNKNOWN_ROOM), sampling, seed)
-
-
-class ServerThought:
-    """A thinking on an open stream; see `thoughts.Thought`.
-
-    Where the server tells token ids (vLLM), tokens are exact. Elsewhere a token is what one event
-    adds, and the text is tokenised again to be asked.
-    """
-
-    def __init__(
-        self, thinker: ServerThinker, prompt: list[int], room: int, sampling: Sampling, seed: int
-    ):
-        self.thinker, self.prompt, self.room = thinker, prompt, room
-        self.sampling, self.seed = sampling, seed
-        self.text, self.length, self.end = "", 0, ""
-        self.ids: list[int] | None = None  # of the thinking, where the server tells them
-        self._reader = PieceReader(thinker.tokenizer, thinker.tokens)
-        self._waiting: deque[int | str] = deque()  # tokens that came, but were not stepped over
-        self._finish = ""
-        self._call: Call | None = None
-        self._events: Generator[dict[str, Any], None, None] | None = None
-        self._asked: Call | None = None
-        self._opened = 0
-        self._closed = False
-        self._in_use = threading.Lock()
-
-    def step(self) -> str:
-        """See `Thought.step`. A stream that broke off is opened again where it was."""
-        with self._in_use:
-            return self._step()
-
-    def _step(self) -> str:
-        self._check_open()
-        if self.end:
-            return ""
-        while not self._waiting and not self._finish:
-            self._receive()
-        if not self._waiting:
-            self.end = "length" if self._finish == "length" else "eos"
-            self._hang_up()
-            return self._add(self._reader.rest())
-        piece = self._take(self._waiting.popleft())
-        self.length += 1
-        if self.end:  # by a token; what a server sends past it is not part of the thinking
-            self._hang_up()
-            piece += self._reader.rest()
-        return self._add(piece)
-
-    def answers(self, count: int) -> list[Answer]:
-        """See `Thought.answers`. Their log-probs are as the server counts them."""
-        with self._in_use:
-            return self._answers(count)
-
-    def _answers(self, count: int) -> list[Answer]:
-        self._check_open()
-        tokens = self.thinker.tokens
-        forced = tokens.forced(self.end or "length", self.length, self.length)
-        greedy = self.sampling.temperature == 0  # servers refuse more than one of those
-        body = self._body([*self.prompt, *self._thought_ids(), *forced]) | {
-            "max_tokens": self.sampling.max_summary_tokens,
-            "n": 1 if greedy else count,
-            "seed": answer_seed(self.seed, self.length),
-            "logprobs": 1,
-        }
-        self._asked = self.thinker.client.complete(body)
-        self._check_open()  # once more: `close` may have come before there was a call to cut off
-        with self._asked:
-            choices = self._asked.json().get("choices") or []
-        if len(choices) != body["n"]:
-            raise ThinkingError(
-                f"the server at {self.thinker.client.url} returned {len(choices)} summaries; "
-                f"{body['n']} were asked for."
-            )
-        told = decode(self.thinker.tokenizer, tokens, forced)
-        made = [self._answer(choice, told) for choice in choices]
-        return made * count if greedy else made
-
-    def close(self) -> None:
-        """See `Thought.close`; the server stops thinking when the stream is cut off."""
-        self._closed = True
-        for call in (self._call, self._asked):
-            if call is not None:
-                call.hang_up()
-        if self._in_use.acquire(blocking=False):  # else the call that was cut off clears up
-            try:
-                self._hang_up()
-            finally:
-                self._in_use.release()
-
-    # --- the stream ------------------------------------------------------------------------------
-
-    def _body(self, ids: list[int]) -> dict[str, Any]:
-        sampling = self.sampling
-        return {
-            "model": self.thinker.name,
-            "prompt": ids,
-            "skip_special_tokens": False,  # the think-end marker is special in some vocabularies
-            "return_token_ids": True,
-            # Told even where neutral: a server may have defaults from the checkpoint.
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-            "repetition_penalty": 1.0,
-        }
-
-    def _receive(self) -> None:
-        """Read one event of the stream, opened where the thinking stands if it is not open."""
-        try:
-            if self._events is None:
-                if self.length >= self.room:
-                    self._finish = "length"
-                    return
-                body = self._body([*self.prompt, *self._thought_ids()]) | {
-                    "max_tokens": self.room - self.length,
-                    "seed": (self.seed + self._opened) % 2**31,
-                    "stop_token_ids": [self.thinker.tokens.close_id],
-                    "stream": True,
-                }
-                self._call = self.thinker.client.complete(body)
-                self._check_open()  # as in `answers`
-                self._opened += 1
-                self._events = self._call.open().events()
-            event = next(self._events, None)
-            if event is None:
-                self._finish = self._finish or "stop"
-                return
-            for choice in event.get("choices") or []:
-                self._read_choice(choice)
-        except ThinkingError as error:
-            self._hang_up()
-            self._check_open()
-            raise ThinkingError(
-                f"{error} {self.length:,} tokens were thought; thinking on begins there."
-            ) from error
-
-    def _read_choice(self, choice: dict[str, Any]) -> None:
-        ids, text = choice.get("token_ids"), choice.get("text")
-        if ids and self.ids is None and not self.length:
-            self.ids = []
-        if self.ids is not None:
-            self._waiting += ids or []
-        elif text:
-            self._waiting.append(text)
-        if choice.get("finish_reason"):
-            self._finish = str(choice["finish_reason"])
-
-    def _take(self, token: int | str) -> str:
-        """A token's text; sets `end` where the token ends the thinking."""
-        tokens, close = self.thinker.tokens, self.thinker.fmt.think_close
-        if isinstance(token, int):
-            self.ids.append(token)
-            if token == tokens.close_id:
-                self.end = "closed"
-            elif token in tokens.eos_ids:
-                self.end = "eos"
-            return self._reader.read(token)
-        # a marker may come in parts, or with what follows it
-        at = (self.text + token).find(close, max(0, len(self.text) - len(close)))
-        if at < 0:
-            return token
-        self.end = "closed"
-        return token[: at + len(close) - len(self.text)]
-
-    def _thought_ids(self) -> list[int]:
-        if self.ids is not None:
-            return self.ids
-        return list(self.thinker.tokenizer(self.text, add_special_tokens=False)["input_ids"])
-
-    def _answer(self, choice: dict[str, Any], forced: str) -> Answer:
-        tokenizer, logprobs = self.thinker.tokenizer, choice.get("logprobs") or {}
-        values = logprobs.get("token_logprobs")
-        text, ids = choice.get("text") or "", choice.get("token_ids")
-        if ids:
-            text = decode(tokenizer, self.thinker.tokens, ids)
-        told = values is not None and all(value is not None for value in values)
-        size = len(ids or values or tokenizer(text, add_special_tokens=False)["input_ids"])
-        return Answer(
-            forced=forced,
-            text=text,
-            tokens=size,
-            logprob=float(sum(values)) if told and values else None,
-            finished=choice.get("finish_reason") != "length",
-        )
-
-    # --- ends ------------------------------------------------------------------------------------
-
-    def _add(self, piece: str) -> str:
-        self.text += piece
-        return piece
-
-    def _hang_up(self) -> None:
-        call, events = self._call, self._events
-        self._call = self._events = None
-        self._waiting.clear()
-        if events is not None:
-            events.close()
-        if call is not None:
-            call.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            self._hang_up()
-            raise ThinkingError("this thought was closed; begin another.")

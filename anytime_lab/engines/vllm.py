@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anytime_lab.engines.base import Continuation, Prefix, Sampling, sample_trees_in_two_phases
+from anytime_lab.engines.base import Continuation, Engine, Prefix, Sampling
 from anytime_lab.prompts import ThinkingTokens
-from anytime_lab.tree import Tree
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ FIXED = {
 }
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """Samples trees with vLLM, without a server.
 
     Log-probs are at the sampling temperature (at 1 where that is 0). vLLM has them after top-p,
@@ -57,39 +56,27 @@ class VLLMEngine:
         """Tokens of prompt, thinking and summary together."""
         return self._llm.llm_engine.model_config.max_model_len
 
-    def sample_trees(
-        self,
-        prompts: Sequence[Sequence[int]],
-        budgets: Sequence[int],
-        num_summaries: int,
-        sampling: Sampling,
-        seed: int | None = None,
-        share_cuts: bool = False,
-    ) -> list[Tree]:
-        """See `Engine.sample_trees`. Without a seed the engine's own random state decides."""
-        warn_of_filters(sampling)
-
-        def complete(prefixes, limit, stops):
-            return self._complete(prefixes, limit, stops, sampling)
-
-        return sample_trees_in_two_phases(
-            complete, self.tokens, prompts, budgets, num_summaries, sampling, seed, share_cuts
-        )
-
-    def _complete(
-        self, prefixes: list[Prefix], limit: int, stops: frozenset[int], sampling: Sampling
+    def complete(
+        self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
     ) -> list[list[Continuation]]:
+        """See `Engine.complete`. Without a seed the engine's own random state decides."""
         from vllm import SamplingParams
 
+        if thinks:
+            warn_of_filters(sampling)
+        tokens, spelled = self.tokens, thinks and self.tokens.stop_text
         settings = [
             SamplingParams(
                 n=prefix.count,
                 seed=prefix.seed,
                 max_tokens=limit,
-                stop_token_ids=sorted(stops),
+                stop_token_ids=sorted(tokens.stop_ids if thinks else tokens.eos_ids),
+                stop=[spelled] if spelled else None,
+                include_stop_str_in_output=True,
                 ignore_eos=True,  # it is among the stops where it should be
                 logprobs=0,
-                detokenize=False,
+                detokenize=bool(spelled),
+                skip_special_tokens=False,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
