@@ -26,7 +26,7 @@ from anytime_lab.prompts import (
     ThinkingFormat,
     ThinkingTokens,
     decode,
-    detect_format,
+    fit_verifier,
     prompt_ids,
     resolve_tokens,
     text_and_ends,
@@ -115,7 +115,6 @@ def evaluate(
     num_summaries: int = 1,
     sampling: Sampling = DEFAULT_SAMPLING,
     seed: int = 0,
-    fmt: ThinkingFormat | None = None,
     batch_size: int = 64,
     model: str | Path | None = None,
     dataset_name: str = "",
@@ -136,7 +135,6 @@ def evaluate(
         num_samples: thinkings per problem.
         num_summaries: summaries per thinking and budget.
         seed: with the chunk number it fixes the randomness of the engine.
-        fmt: thinking format; by what the tokenizer supports if None.
         batch_size: thinkings per engine call and per part file. A kill loses at most one chunk.
         model: path or name for the manifest; needed where the engine holds no model to hash.
         dataset_name, dataset_card: for the manifest, e.g. a path and a sentence.
@@ -160,13 +158,14 @@ def evaluate(
         seed=(seed, "__index__", "a whole number"),
         run_dir=(run_dir, "strip" if isinstance(run_dir, str) else "__fspath__", "a folder"),
     )
-    fmt = detect_format(tokenizer) if fmt is None else fmt
+    tokens = getattr(engine, "tokens", None) or resolve_tokens(tokenizer)
+    fmt = tokens.fmt
     _check_sizes(num_samples=num_samples, num_summaries=num_summaries, batch_size=batch_size)
     work = Work(
         engine=engine,
         tokenizer=tokenizer,
-        tokens=resolve_tokens(tokenizer, fmt),
-        verifier=verifier,
+        tokens=tokens,
+        verifier=fit_verifier(verifier, fmt),
         problems=_problems(dataset, tokenizer, fmt, answer_column, chat_template_kwargs),
         budgets=check_budgets(budgets),
         num_samples=num_samples,
@@ -191,7 +190,7 @@ def evaluate(
         "dataset": describe_rows(
             {"id": p.id, "prompt": p.prompt, "gold": p.gold} for p in work.problems
         )["sha256"],
-        "verifier": describe_plainly(verifier, sorted(vars(verifier))),
+        "verifier": describe_plainly(work.verifier, sorted(vars(work.verifier))),
     }
     about = {
         "model_path": str(model or model_name(engine)),
@@ -394,7 +393,7 @@ def _check_context(work: Work) -> None:
     if context is None:
         return
     longest = max(work.problems, key=lambda problem: len(problem.prompt))
-    forced = max(len(work.tokens.cut_ids), len(work.tokens.header_ids))
+    forced = work.tokens.longest_forced
     parts = (len(longest.prompt), work.budgets[-1], forced, work.sampling.max_summary_tokens)
     if sum(parts) > context:
         raise ValueError(

@@ -463,25 +463,13 @@ def text_and_ends(
     A token that is only part of a character ends where the character before it does. EOS has no
     text.
     """
-    pieces = [decode(tokenizer, tokens, [i]) for i in ids]
-    whole = decode(tokenizer, tokens, ids)
-    if "".join(pieces) != whole:
-        pieces = _pieces_in_context(tokenizer, tokens, ids)
-        whole = "".join(pieces)
-    ends, length = [], 0
-    for piece in pieces:
-        length += len(piece)
+    reader, pieces, ends = PieceReader(tokenizer, tokens), [], []
+    length = 0
+    for number, token in enumerate(ids, 1):
+        pieces.append(reader.read(token) + (reader.rest() if number == len(ids) else ""))
+        length += len(pieces[-1])
         ends.append(length)
-    return whole, ends
-
-
-def _pieces_in_context(tokenizer: Any, tokens: ThinkingTokens, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text, where tokens do not decode one by one."""
-    reader = PieceReader(tokenizer, tokens)
-    pieces = [reader.read(i) for i in ids]
-    if pieces:
-        pieces[-1] += reader.rest()
-    return pieces
+    return "".join(pieces), ends
 
 
 class PieceReader:

@@ -13,8 +13,8 @@ import os
 import time
 
 from anytime_lab.engines.base import Engine, Sampling
-from anytime_lab.engines.load import load_engine, load_tokenizer
-from anytime_lab.prompts import detect_format, prompt_ids, resolve_tokens
+from anytime_lab.engines.load import load_engine, load_tokens
+from anytime_lab.prompts import prompt_ids
 from anytime_lab.tasks.problems import load_task
 from anytime_lab.tree import Tree
 
@@ -51,11 +51,9 @@ def main() -> None:
     parser.add_argument("--options", type=json.loads, default={}, help='{"vllm": {…}}')
     args = parser.parse_args()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    tokenizer = load_tokenizer(args.model)
-    fmt = detect_format(tokenizer)
-    tokens = resolve_tokens(tokenizer, fmt)
+    tokens = load_tokens(args.model)
     problems = load_task(args.task, split="test", num_problems=args.problems).problems
-    asked = [prompt_ids(prompt, tokenizer, fmt) for prompt in problems["prompt"]]
+    asked = [prompt_ids(prompt, tokens.tokenizer, tokens.fmt) for prompt in problems["prompt"]]
     prompts = [prompt for prompt in asked for _ in range(args.samples)]
     engines = {
         name: load_engine(name, args.model, tokens, **args.options.get(name, {}))

@@ -22,15 +22,15 @@ from engines import sampled_tokens
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from anytime_lab.engines.base import Sampling, sample_trees_by_generate
-from anytime_lab.engines.hf import HFEngine, sampling_mode
-from anytime_lab.engines.load import build_tokenizer
+from anytime_lab.engines.base import Sampling
+from anytime_lab.engines.hf import HFEngine
+from anytime_lab.engines.load import load_tokenizer
 from anytime_lab.prompts import COUNTDOWN, resolve_tokens
 from anytime_lab.train.scoring import TreeRows, choose_backend, score_rows, stack_rows
 from anytime_lab.tree import Leaf, Tree, pack
 
 BACKENDS = ("segmented", "dense", "unrolled")
-TOKENS = resolve_tokens(build_tokenizer(), COUNTDOWN)
+TOKENS = resolve_tokens(load_tokenizer("embedded"), COUNTDOWN)
 
 
 def make_model(args: argparse.Namespace) -> Qwen2ForCausalLM:
@@ -102,18 +102,14 @@ def make_samplers(args: argparse.Namespace) -> dict[str, Callable[[int], list[Tr
     model = make_model(args).eval()
     prompts = [list(tree.prompt) for tree in make_trees(args)]
     sampling = Sampling(max_summary_tokens=args.summary)
-    engine = HFEngine(model, TOKENS)
+    engine, plain = HFEngine(model, TOKENS), HFEngine(model, TOKENS, branches=False)
     wanted = budgets(args)
 
     def on_the_cache(seed: int) -> list[Tree]:
         return engine.sample_trees(prompts, wanted, args.summaries, sampling, seed=seed)
 
     def by_generate(seed: int) -> list[Tree]:
-        generator = torch.Generator(args.device).manual_seed(seed)
-        with sampling_mode(model):
-            return sample_trees_by_generate(
-                model, TOKENS, prompts, wanted, args.summaries, sampling, generator, False
-            )
+        return plain.sample_trees(prompts, wanted, args.summaries, sampling, seed=seed)
 
     return {"on the cache": on_the_cache, "by generate": by_generate}
 

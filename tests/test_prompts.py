@@ -1,5 +1,7 @@
 """Formats and prompts, on tokenizers built here."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -10,6 +12,7 @@ from anytime_lab.prompts import (
     PLAIN,
     QWEN3,
     R1,
+    UNMARKED,
     ThinkingFormat,
     detect_format,
     prompt_ids,
@@ -125,9 +128,13 @@ def test_what_is_forced_depends_on_how_the_thinking_ended():
     assert tokens.forced("length", 9, 9) == tokens.cut_ids
 
 
-def test_a_tokenizer_without_a_think_end_marker_is_refused_with_the_fix():
-    with pytest.raises(ValueError, match=r"8 tokens.*add_tokens"):
-        resolve_tokens(characters(markers=()), PLAIN)
+def test_a_marker_may_be_several_tokens_but_has_to_be_written_somehow():
+    tok = characters(markers=())
+    tokens = resolve_tokens(tok, PLAIN)
+    assert tokens.close_id is None and tokens.stop_text == "</think>"
+    assert tokens.stop_ids == tokens.eos_ids
+    with pytest.raises(ValueError, match="cannot be written in this tokenizer's.*unmarked"):
+        resolve_tokens(tok, replace(PLAIN, think_close="→", cut_suffix="→"))
 
 
 def test_a_tokenizer_without_eos_is_refused():
@@ -149,7 +156,6 @@ def test_other_markers_can_be_given():
         {"cut_suffix": "..."},
         {"cut_suffix": "</think></think>"},
         {"header": "</think>"},
-        {"think_close": ""},
     ],
 )
 def test_a_format_closes_the_thinking_exactly_once(fields):
@@ -159,6 +165,9 @@ def test_a_format_closes_the_thinking_exactly_once(fields):
 
 def test_the_format_is_found_by_the_template():
     assert detect_format(characters()) is PLAIN
+    assert detect_format(characters(markers=())) == replace(UNMARKED, chat_template=False)
+    assert detect_format(characters("{{ messages }}", markers=())) == UNMARKED
+    assert detect_format(characters("{{ messages }}<think>", markers=())) == ThinkingFormat()
     assert detect_format(characters(QWEN3_TEMPLATE)) is QWEN3
     assert detect_format(characters(R1_TEMPLATE)) is R1
     assert detect_format(tiny.tokenizer()) is COUNTDOWN

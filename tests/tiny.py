@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from anytime_lab.engines.load import build_model, build_tokenizer
+from anytime_lab.engines.load import build_model, load_tokenizer
 from anytime_lab.prompts import COUNTDOWN, resolve_tokens
 from anytime_lab.train.config import BRPOConfig
 from anytime_lab.tree import Leaf, Tree, cuts
@@ -17,13 +17,13 @@ NUMBERS = 12  # problems
 
 def tokenizer():
     """The embedded task's tokenizer (about 220 tokens)."""
-    return build_tokenizer()
+    return load_tokenizer("embedded")
 
 
 def model(tok=None, seed=0, layers=2):
     """Random weights, 2 layers of 32: answers are noise, but thinkings differ in length."""
     torch.manual_seed(seed)
-    made = build_model(tok or tokenizer(), hidden_size=32, layers=layers)
+    made = build_model(hidden_size=32, layers=layers)
     with torch.no_grad():
         # Larger than the initial scale, so that log-probs are far from uniform.
         for parameter in made.parameters():

@@ -25,7 +25,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from anytime_lab.engines.load import load_tokenizer, model_path
-from anytime_lab.prompts import detect_format, prompt_ids, resolve_tokens
+from anytime_lab.prompts import prompt_ids, resolve_tokens
 from anytime_lab.store.records import read_records
 from anytime_lab.tasks.problems import load_task
 from anytime_lab.train.config import PRESETS, BRPOConfig, train_config
@@ -489,10 +489,10 @@ def make_plan(
     tokenizer = tokenizer or load_tokenizer(str(model))
     model_config = model if not isinstance(model, str) else AutoConfig.from_pretrained(
         model_path(model))  # fmt: skip
-    fmt = detect_format(tokenizer)
-    tokens = resolve_tokens(tokenizer, fmt)
+    tokens = resolve_tokens(tokenizer)
     lengths = tuple(
-        len(prompt_ids(p, tokenizer, fmt, config.chat_template_kwargs or {})) for p in prompts
+        len(prompt_ids(p, tokenizer, tokens.fmt, config.chat_template_kwargs or {}))
+        for p in prompts
     )
     rows = config.per_device_train_batch_size
     trees = rows * config.steps_per_generation
@@ -504,7 +504,7 @@ def make_plan(
         hardware=hardware,
         prompts=lengths,
         problems=problems or len(prompts),
-        forced=max(len(tokens.cut_ids), len(tokens.header_ids)),
+        forced=tokens.longest_forced,
         observed=observe(records, config.budgets[-1], config.num_generations) if records else None,
         sharding=sharding,
         trainable=trainable,

@@ -207,7 +207,7 @@ def no_mask(rows: Tensor) -> Tensor:
 
 def why_not_trees(model: PreTrainedModel) -> str:
     """Why a model cannot attend over packed trees; empty where it can."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = inner.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:

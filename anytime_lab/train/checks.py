@@ -15,12 +15,12 @@ from transformers import (
 )
 
 from anytime_lab.engines.base import Sampling
+from anytime_lab.engines.load import load_tokens
 from anytime_lab.prompts import (
     ThinkingFormat,
     ThinkingTokens,
-    detect_format,
+    fit_verifier,
     prompt_ids,
-    resolve_tokens,
     what_is_wrong,
 )
 from anytime_lab.train.config import BRPOConfig
@@ -182,7 +182,7 @@ def new_tokens_per_summary(config: BRPOConfig, tokens: ThinkingTokens) -> int:
     Raises:
         ValueError: the forced text leaves no room for an answer.
     """
-    forced = max(len(tokens.cut_ids), len(tokens.header_ids))
+    forced = tokens.longest_forced
     if config.max_summary_tokens <= forced:
         raise ValueError(
             f"max_summary_tokens is {config.max_summary_tokens}, but the forced text alone takes "
@@ -313,9 +313,9 @@ def prepare_run(
     has_adapter = peft_config is not None or hasattr(model, "peft_config")
     check_model(model_config, args, has_adapter)
     tokenizer = check_tokenizer(processing_class or _load_tokenizer(name, args))
-    fmt = thinking_format or detect_format(tokenizer)
-    tokens = resolve_tokens(tokenizer, fmt)
-    encode_prompt = prompt_encoder(tokenizer, fmt, args.chat_template_kwargs)
+    tokens = load_tokens(model, tokenizer, thinking_format)
+    functions = [fit_verifier(function, tokens.fmt) for function in functions]
+    encode_prompt = prompt_encoder(tokenizer, tokens.fmt, args.chat_template_kwargs)
     sampling = Sampling(
         temperature=args.temperature,
         top_p=args.top_p,

@@ -18,7 +18,7 @@ from trl import GRPOTrainer
 from trl.distributed import DistributedBackend
 from trl.models.utils import unwrap_model_for_generation
 
-from anytime_lab.engines.base import Continuation, sample_trees_in_two_phases
+from anytime_lab.engines.base import Continuation, Engine, Prefix, Sampling
 from anytime_lab.tree import Tree
 
 
@@ -93,15 +93,28 @@ def sample_trees_by_vllm(trainer: Any, prompts: Sequence[Sequence[int]]) -> list
         trainer: A `BRPOTrainer` with `use_vllm`.
         prompts: Token ids; a group is the same prompt several times, one after the other.
     """
-    engine, tokens = trainer.vllm_generation, trainer.tokens
-    group = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+    args = trainer.args
+    return _TrainersEngine(trainer).sample_trees(
+        prompts, args.budgets, args.num_summaries, trainer.sampling
+    )
 
-    def complete(prefixes, limit, stops):
-        thinks = tokens.close_id in stops
-        count = group if thinks else prefixes[0].count  # neighbours that share a prefix
+
+class _TrainersEngine(Engine):
+    """The vLLM that TRL holds."""
+
+    def __init__(self, trainer: Any):
+        self.vllm, self.tokens = trainer.vllm_generation, trainer.tokens
+        training = trainer.model.training
+        self.group = trainer.num_generations if training else trainer.num_generations_eval
+
+    def complete(
+        self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
+    ) -> list[list[Continuation]]:
+        """See `Engine.complete`; TRL has told vLLM how to sample."""
+        count = self.group if thinks else prefixes[0].count  # neighbours that share a prefix
         rows = [list(prefix.ids) for prefix in prefixes for _ in range(prefix.count)]
-        with _settings(engine, limit, stops), _awake(engine, thinks):
-            _, sampled, logprobs, _ = engine.generate(rows, None, count)
+        with _settings(self, limit, thinks), _awake(self.vllm, thinks):
+            _, sampled, logprobs, _ = self.vllm.generate(rows, None, count)
         made = [
             Continuation(tuple(ids), tuple(_value(at) for at in values))
             for ids, values in zip(sampled, logprobs, strict=True)
@@ -109,22 +122,26 @@ def sample_trees_by_vllm(trainer: Any, prompts: Sequence[Sequence[int]]) -> list
         ends = iter(made)
         return [[next(ends) for _ in range(prefix.count)] for prefix in prefixes]
 
-    return sample_trees_in_two_phases(
-        complete, tokens, prompts, trainer.args.budgets, trainer.args.num_summaries,
-        trainer.sampling,
-    )  # fmt: skip
-
 
 def _value(at: Sequence[float | None]) -> float:
     return math.nan if at[0] is None else at[0]  # TRL takes NaN as no correction for the token
 
 
 @contextlib.contextmanager
-def _settings(engine: Any, limit: int, stops: frozenset[int]) -> Iterator[None]:
-    """The length and the stop tokens of one phase."""
+def _settings(made: _TrainersEngine, limit: int, thinks: bool) -> Iterator[None]:
+    """The length and the stops of one phase."""
+    engine, tokens = made.vllm, made.tokens
     before = engine.max_completion_length, engine.generation_kwargs
     engine.max_completion_length = limit
-    engine.generation_kwargs = {"stop_token_ids": sorted(stops), "ignore_eos": True}
+    engine.generation_kwargs = {
+        "stop_token_ids": sorted(tokens.stop_ids if thinks else tokens.eos_ids),
+        "ignore_eos": True,
+    }
+    if thinks and tokens.stop_text:  # seen in the text, which has to keep its special tokens
+        engine.generation_kwargs |= {
+            "stop": [tokens.stop_text], "include_stop_str_in_output": True,
+            "skip_special_tokens": False,
+        }  # fmt: skip
     try:
         yield
     finally:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from anytime_lab.engines.hf import sampling_mode
+from anytime_lab.engines.hf import inner_model, sampling_mode
+from anytime_lab.prompts import ThinkingTokens
 from anytime_lab.train.attention import (
     BACKEND,
     no_mask,
@@ -75,7 +76,7 @@ def leaf_token_ids(trees: Sequence[Tree]) -> list[list[int]]:
 
 
 def leaf_texts(token_ids: Sequence[Sequence[int]], tokenizer, unseen: frozenset[int]) -> list[str]:
-    """Decode leaves; special tokens stay, `unseen` ones (EOS and padding) are left out.
+    """Decode leaves; special tokens stay, `unseen` ones (EOS) are left out.
 
     Equal leaves are decoded once: near the end of training most summaries of a cut agree.
     """
@@ -94,7 +95,8 @@ class TreeNumbers:
         lengths: (N,) tokens of thinking.
         ends: (N,) index into ENDS.
         cuts: (N, J) tokens of thinking that the summaries at a budget stand on.
-        formatted: (N, J, S) 1 where exactly one think-end marker stands in thinking and summary.
+        formatted: (N, J, S) 1 where exactly one think-end marker stands in thinking and summary, or
+            the format has none.
         finished: (N, J, S) 1 where the summary ended by itself.
         summary_tokens: (N, J, S) sampled tokens.
     """
@@ -123,15 +125,16 @@ class TreeNumbers:
 
 
 def count_trees(
-    trees: Sequence[Tree], close_id: int, num_budgets: int, num_summaries: int, device
+    trees: Sequence[Tree], tokens: ThinkingTokens, num_budgets: int, num_summaries: int, device
 ) -> TreeNumbers:
     """Count on each tree what the scores and the metrics need."""
     rows = []
     for tree in trees:
         # The marker can stand in a thinking as its last token only: sampling stops there.
-        last = len(tree.thinking) if close_id in tree.thinking else None
+        last = len(tree.thinking) if tree.end == "closed" else None
         formatted = [
-            (leaf.cut == last) + leaf.forced.count(close_id) + leaf.summary.count(close_id) == 1
+            not tokens.fmt.think_close
+            or (leaf.cut == last) + tokens.markers(leaf.forced) + tokens.markers(leaf.summary) == 1
             for leaf in tree.leaves
         ]
         cuts = [leaf.cut for leaf in tree.leaves[::num_summaries]]
@@ -193,7 +196,7 @@ def check_head(model: PreTrainedModel, temperature: float) -> None:
         told = model(input_ids=ids, shift_labels=likeliest, fused_lm_head=True).log_probs
     apart = (told - wanted).abs().max()
     if not apart < max(0.02, 4 * torch.finfo(model.dtype).eps ** 0.5):  # TF32 and bf16 round
-        inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        inner = inner_model(model)
         raise ValueError(
             f"TRL's fused head gives log-probs of {type(inner).__name__} that are off by "
             f"{apart:.2g} nats: it leaves out what this model does after its last layer. Take a "
@@ -229,7 +232,7 @@ def choose_backend(model: PreTrainedModel, name: str = "auto") -> TreeBackend:
         )
     if name == "dense":
         return TreeBackend(name, "asked for")
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner = inner_model(model)
     inner.set_attn_implementation(BACKEND)
     if plan_is_lost(model):
         inner.set_attn_implementation("sdpa")

@@ -160,7 +160,6 @@ class BRPOTrainer(GRPOTrainer):
         device = self.accelerator.device
         self._prior = torch.tensor(args.budget_prior.weights, device=device)
         self._summary_prior = torch.tensor(args.summary_weights, device=device)
-        self._unseen = self.tokens.eos_ids | {self.tokens.pad_id}
         self._recorder = StepRecorder(args.output_dir, self._metrics["train"], train_dataset)
         self.add_callback(self._recorder)
         self._rollout_recorder = RolloutRecorder(args, setup.tokenizer, self.tokens)
@@ -203,7 +202,7 @@ class BRPOTrainer(GRPOTrainer):
         budgets, summaries = len(self.args.budgets), self.args.num_summaries
         leaves = budgets * summaries
         token_ids = leaf_token_ids(self._trees)
-        texts = leaf_texts(token_ids, self._tokenizer, self._unseen)
+        texts = leaf_texts(token_ids, self._tokenizer, self.tokens.eos_ids)
         if is_conversational({"prompt": prompts[0]}):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
         rewards = super()._calculate_rewards(
@@ -217,9 +216,7 @@ class BRPOTrainer(GRPOTrainer):
                 self._pending_extra_logs[column] = [
                     values[i : i + leaves] for i in range(0, len(values), leaves)
                 ]
-        counted = count_trees(
-            self._trees, self.tokens.close_id, budgets, summaries, self.accelerator.device
-        )
+        counted = count_trees(self._trees, self.tokens, budgets, summaries, self.accelerator.device)
         numbers = TreeNumbers.from_flat(gather(counted.flat()), budgets, summaries)
         if (infinite := rewards.isinf().any(dim=0)).any():
             name = self.reward_func_names[int(infinite.int().argmax())]

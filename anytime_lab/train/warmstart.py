@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from anytime_lab.engines.load import build_model, build_tokenizer
+from anytime_lab.engines.load import build_model, load_tokenizer
 from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens
 from anytime_lab.tasks.countdown import (
     Problem,
@@ -261,10 +261,10 @@ def warm_start(
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer()
+    tokenizer = load_tokenizer("embedded")
     set_seed(config.seed)
     if model is None:
-        start = build_model(tokenizer, config.hidden_size, config.layers)
+        start = build_model(config.hidden_size, config.layers)
     else:
         start = Qwen3ForCausalLM.from_pretrained(model, dtype="float32")
     rows = Dataset.from_generator(

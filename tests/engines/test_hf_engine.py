@@ -16,7 +16,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from anytime_lab.engines.base import Sampling, sample_tokens, sample_trees_by_generate
+from anytime_lab.engines.base import Sampling, sample_tokens
 from anytime_lab.engines.hf import HFEngine, leaf_cuts, why_not_branching
 from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens
 
@@ -45,7 +45,8 @@ def test_greedy_leaves_in_one_row_equal_plain_generate(name, attention, share):
 
     model = build(name, attention)
     fast = HFEngine(model, TOKENS).sample_trees(PROMPTS, BUDGETS, 2, GREEDY, share_cuts=share)
-    plain = sample_trees_by_generate(model, TOKENS, PROMPTS, BUDGETS, 2, GREEDY, None, share)
+    plain = HFEngine(model, TOKENS, branches=False)
+    plain = plain.sample_trees(PROMPTS, BUDGETS, 2, GREEDY, share_cuts=share)
     assert len({tree.end for tree in fast}) > 1
     assert len({len(tree.thinking) for tree in fast}) > 2
     assert_same_trees(fast, plain)

@@ -11,8 +11,8 @@ import tiny
 import torch
 from tiny import build
 
-from anytime_lab.engines.base import Sampling, _generate
-from anytime_lab.engines.hf import HFEngine
+from anytime_lab.engines.base import Sampling
+from anytime_lab.engines.hf import HFEngine, generate_rows
 from anytime_lab.engines.load import load_engine
 from anytime_lab.engines.server import ServerEngine
 from anytime_lab.engines.thoughts import ThinkingError
@@ -88,12 +88,13 @@ def serving(**behaviour):
             for number in range(body["n"]):
                 torch.manual_seed(body.get("seed", 0) + number)
                 with torch.no_grad():
-                    made += _generate(
+                    made += generate_rows(
                         MODEL, TOKENS, [body["prompt"]], body["max_tokens"], sampling,
-                        set(body["stop_token_ids"]),
+                        TOKENS.close_id in body["stop_token_ids"],
                     )  # fmt: skip
             choices = []
-            for number, (ids, values) in enumerate(made):
+            for number, one in enumerate(made):
+                ids, values = one.tokens, one.logprobs
                 if told.raw:
                     values = plain_logprobs(body["prompt"], ids)
                 names = [

@@ -9,8 +9,8 @@ from completions_server import serving
 from made_thoughts import QUESTION, think_on
 
 from anytime_lab.engines.load import load_thinker
-from anytime_lab.engines.server import CompletionsClient, ServerThinker
-from anytime_lab.engines.thoughts import ThinkingError
+from anytime_lab.engines.server import CompletionsClient
+from anytime_lab.engines.thoughts import ServerThinker, ThinkingError
 from anytime_lab.prompts import prompt_ids
 
 
@@ -30,8 +30,8 @@ def served(local):
             stack.callback(client.http.close)
             thinker = ServerThinker(
                 client,
-                local.tokenizer,
-                sampling=local.sampling,
+                local.tokens,
+                local.sampling,
                 max_thinking_tokens=max_thinking_tokens,
             )
             return thinker, told
@@ -152,7 +152,7 @@ def test_no_server_and_the_wrong_model_are_sentences(served, local):
         CompletionsClient("localhost:8000")
     thinker, _ = served()
     with pytest.raises(ThinkingError, match="serves served, not other"):
-        ServerThinker(thinker.client, local.tokenizer, model="other")
+        ServerThinker(thinker.client, local.tokens, local.sampling, model="other")
 
 
 def test_a_server_is_loaded_by_its_url_and_a_tokenizer(local):

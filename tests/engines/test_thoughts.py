@@ -9,9 +9,9 @@ from tiny import SMALL
 from transformers import MistralConfig, MistralForCausalLM
 
 from anytime_lab.engines.base import Sampling
-from anytime_lab.engines.hf import HFEngine, HFThinker, thinking_room
+from anytime_lab.engines.hf import HFEngine
 from anytime_lab.engines.load import load_thinker
-from anytime_lab.engines.thoughts import ThinkingError
+from anytime_lab.engines.thoughts import HFThinker, ThinkingError, thinking_room
 from anytime_lab.prompts import PieceReader, decode, prompt_ids
 
 
@@ -94,14 +94,14 @@ def test_an_answer_in_the_middle_closes_the_thinking_by_force(thinker):
 
 
 def test_a_full_context_ends_the_thinking_and_still_answers(thinker):
-    short = HFThinker(thinker.engine, thinker.tokenizer, sampling=Sampling(max_summary_tokens=980))
+    short = HFThinker(thinker.engine, Sampling(max_summary_tokens=980))
     thought = short.think(QUESTION, 1.0, seed=5)
     room = thought.room
     assert 0 < room < 30
     think_on(thought, room + 5)
     assert (thought.length, thought.end) == (room, "length")
     assert len(thought.answers(2)) == 2
-    none = HFThinker(thinker.engine, thinker.tokenizer, sampling=Sampling(max_summary_tokens=1010))
+    none = HFThinker(thinker.engine, Sampling(max_summary_tokens=1010))
     with pytest.raises(ThinkingError, match="leave none to think"):
         none.think(QUESTION)
     assert thinking_room(None, [1], thinker.engine.tokens, Sampling()) is None
@@ -112,7 +112,7 @@ def test_a_model_that_cannot_branch_says_so(thinker):
     model = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8))
     engine = HFEngine(model.eval(), thinker.engine.tokens)
     with pytest.raises(ValueError, match="sliding"):
-        HFThinker(engine, thinker.tokenizer).think(QUESTION)
+        HFThinker(engine, Sampling()).think(QUESTION)
 
 
 def test_a_closed_thought_says_so(thinker):
@@ -161,7 +161,6 @@ def test_characters_of_several_tokens_come_when_they_are_whole(thinker):
     said = "é→𝄞 a\ufffd b"
     reader = PieceReader(Bytes(), thinker.engine.tokens)
     reader.tokens = type(reader.tokens)(**{**vars(reader.tokens), "eos_ids": frozenset({-1})})
-    reader.tokens = type(reader.tokens)(**{**vars(reader.tokens), "pad_id": -1})
     pieces = [reader.read(byte) for byte in said.encode()]
     assert "".join(pieces) + reader.rest() == said
     assert pieces[:2] == ["", "é"] and pieces[5:9] == ["", "", "", "𝄞"]

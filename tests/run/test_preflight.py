@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from trl.trainer.utils import add_fused_lm_head
 
-from anytime_lab.engines.load import load_embedded_model, load_embedded_tokenizer
+from anytime_lab.engines.load import load_model, load_tokenizer
 from anytime_lab.prompts import detect_format, resolve_tokens
 from anytime_lab.run.estimate import (
     DEVICES,
@@ -40,7 +40,7 @@ PROMPTS = [[{"role": "user", "content": "Reach 25 with 3, 7, 9"}]] * 6
 @pytest.fixture(scope="module")
 def measured():
     """The embedded model, a micro-batch of the longest trees, and the same as shapes."""
-    tok, model = load_embedded_tokenizer(), load_embedded_model()
+    tok, model = load_tokenizer("embedded"), load_model("embedded", device="cpu")
     add_fused_lm_head(model, temperature=1.0, outputs=("log_probs", "entropy"))
     backend = choose_backend(model)
     tokens = resolve_tokens(tok, detect_format(tok))
@@ -153,7 +153,7 @@ def published(layers=28, hidden=1536, inner=8960, heads=12, **settings):
 
 
 def plan(config, args, hardware=A100, **settings):
-    return make_plan(config, args, PROMPTS, hardware, tokenizer=load_embedded_tokenizer(),
+    return make_plan(config, args, PROMPTS, hardware, tokenizer=load_tokenizer("embedded"),
                      **settings)  # fmt: skip
 
 

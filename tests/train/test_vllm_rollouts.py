@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from anytime_lab.engines.base import _generate
+from anytime_lab.engines.hf import generate_rows
 from anytime_lab.train.devices import LogprobMismatch, logprob_difference
 from anytime_lab.train.trainer import BRPOTrainer
 
@@ -67,15 +67,16 @@ class StandIn:
             self.llm.wake_up(tags=["kv_cache"])
         self.llm.calls.append("generate")
         with self.loaded() as model, torch.no_grad():
-            made = _generate(
-                model, self.trainer.tokens, prompts, self.max_completion_length,
-                self.trainer.sampling, set(self.generation_kwargs["stop_token_ids"]),
+            tokens = self.trainer.tokens
+            made = generate_rows(
+                model, tokens, prompts, self.max_completion_length, self.trainer.sampling,
+                tokens.close_id in self.generation_kwargs["stop_token_ids"],
             )  # fmt: skip
         if self.enable_sleep_mode:
             self.llm.sleep(level=2)
             self._llm_weights_sleeping = True
-        logprobs = [[[value] for value in values] for _, values in made]
-        return prompts, [list(ids) for ids, _ in made], logprobs, None
+        logprobs = [[[value] for value in one.logprobs] for one in made]
+        return prompts, [list(one.tokens) for one in made], logprobs, None
 
 
 def build(tmp_path, standing=None, **settings):

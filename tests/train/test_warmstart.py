@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from anytime_lab.engines.load import build_model, build_tokenizer
+from anytime_lab.engines.load import build_model, load_tokenizer
 from anytime_lab.tasks.countdown import Problem, Rules, Trial, countdown_problems, success_rate
 from anytime_lab.train.warmstart import (
     WarmStartConfig,
@@ -28,7 +28,7 @@ PROBLEM = Problem((3, 6, 7), 15)
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build_tokenizer()
+    return load_tokenizer("embedded")
 
 
 def test_the_tokenizer_gives_back_every_ascii_text_and_the_forced_texts(tokenizer):
@@ -44,7 +44,7 @@ def test_a_trial_costs_six_tokens_a_step(tokenizer):
 
 
 def test_the_model_has_one_to_three_million_parameters(tokenizer):
-    assert 1e6 <= build_model(tokenizer).num_parameters() <= 3e6
+    assert 1e6 <= build_model().num_parameters() <= 3e6
 
 
 @pytest.mark.parametrize(
