@@ -221,8 +221,7 @@ def resolve_tokens(
             "which stand between a thinking and its summaries in a packed tree. Give the format a "
             'header such as "\\n\\n".'
         )
-    ends = {*eos_ids, tokenizer.eos_token_id} - {None}
-    if not ends:
+    if tokenizer.eos_token_id is None:
         raise ValueError(
             "the tokenizer has no EOS token, so a summary could never end. Set tokenizer.eos_token."
         )
@@ -230,12 +229,13 @@ def resolve_tokens(
     known = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     known |= tokenizer.get_added_vocab()
     close_id = close[0] if len(close) == 1 else None
+    ends = {*eos_ids, tokenizer.eos_token_id}
     ends |= {known[text] for text in TURN_ENDS if text in known}
     pad = tokenizer.pad_token_id
     return ThinkingTokens(
         close_id=close_id,
         eos_ids=frozenset(ends - {close_id}),
-        pad_id=min(ends) if pad is None else pad,
+        pad_id=tokenizer.eos_token_id if pad is None else pad,
         cut_ids=tuple(_encode(tokenizer, fmt.cut_suffix + fmt.header)),
         header_ids=tuple(header),
         fmt=fmt,

@@ -93,22 +93,6 @@ def test_what_does_not_go_together_is_refused_with_the_fix(tmp_path, change, say
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
-def test_a_tokenizer_without_a_think_end_marker_is_refused_with_both_ways_out(tmp_path):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {chr(code): code - 32 for code in range(32, 127)} | {"<eos>": 95, "<unk>": 96}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
-    tok = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>"
-    )
-    with pytest.raises(ValueError, match="think-end marker '</think>' is 8 tokens") as error:
-        build(tmp_path, tok=tok)
-    assert "ThinkingFormat(think_close=" in str(error.value)
-    assert "resize_token_embeddings" in str(error.value)
-
-
 KINDS = [
     ({"data": [{"prompt": "a"}]}, "train_dataset is a list; expected a datasets.Dataset"),
     ({"reward": CountdownVerifier}, "is a class; pass an object of it: CountdownVerifier\\(\\)"),
