@@ -60,7 +60,7 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 lab: $(STAMP) ## Train GRPO and AnytimeReasoner, evaluate, compare (ARGS="--seed 1 --fresh")
-	@$(PY) -m anytime_lab.run.lab $(ARGS)
+	@$(PY) -m anytime_lab lab $(ARGS)
 
 jupyter: $(STAMP) ## Open JupyterLab on the notebooks (ARGS="--no-browser --port 8899")
 	@$(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 LIMIT = 20_000  # characters of one text that are sent to the page
 NO_MATHS = "tex2jax_ignore mathjax_ignore"  # $ and \( are text here
@@ -20,6 +21,16 @@ _UNSEEN = re.compile(
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")  # all of C0 but tab and newline; ANSI begins so
+
+_SECRET_NAME = re.compile(
+    r"(?i)(.*[_-])?(api[_-]?key|secret|password|passwd|authorization|(hf|hub|access|auth)[_-]token)"
+    r"|token"
+)
+_SECRET_TEXT = re.compile(
+    r"(?i)(?<=://)[^/@\s'\"]+(?=@)"  # user:password of a URL
+    r"|(?<=[?&]token=)[^&\s'\"]+|(?<=[?&]api_key=)[^&\s'\"]+|(?<=\bbearer )[\w.~+/=-]{8,}"
+    r"|\b(hf_|sk-)[A-Za-z0-9_-]{16,}"
+)
 
 STYLE = """
 .anytime-lab { color: var(--jp-ui-font-color1, inherit); font-size: 14px; line-height: 1.45; }
@@ -66,6 +77,25 @@ def plain(text: object) -> str:
     """The text with every character that could act replaced by a visible one, one for one."""
     shown = _CONTROL.sub(lambda m: chr(0x2421 if m[0] == "\x7f" else 0x2400 + ord(m[0])), str(text))
     return _UNSEEN.sub("\ufffd", shown)
+
+
+def redacted(value: Any, hide: Callable[[str], str] = lambda secret: "***") -> Any:
+    """The value without its secrets: passwords in URLs, and what keys, tokens and such names hold.
+
+    Args:
+        value: Text, or lists and mappings of it; all else comes back as it is.
+        hide: From a secret to what stands in its place.
+    """
+    if isinstance(value, Mapping):
+        return {
+            name: hide(one)
+            if isinstance(one, str) and one and _SECRET_NAME.fullmatch(str(name))
+            else redacted(one, hide)
+            for name, one in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return type(value)(redacted(one, hide) for one in value)
+    return _SECRET_TEXT.sub(lambda m: hide(m[0]), value) if isinstance(value, str) else value
 
 
 def escaped(text: object, limit: int = LIMIT) -> str:

@@ -1,12 +1,9 @@
 """What this environment can do, and what to install where it cannot.
 
-`python -m anytime_lab.run.doctor` prints it as a table.
-
 Versions are compared with what this package asks for; torch is imported once, in a process of its
 own, so that a broken build is told and not met. Nothing is changed.
 """
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -158,18 +155,18 @@ def table(findings: Sequence[Finding]) -> Table:
     return made
 
 
-def main(arguments: Sequence[str] | None = None, findings: Sequence[Finding] | None = None) -> int:
-    """Print the table; 1 if a purpose that is needed is not ready."""
-    parser = argparse.ArgumentParser("python -m anytime_lab.run.doctor", description=__doc__)
-    parser.add_argument(
-        "--need", nargs="+", default=list(NEEDED), choices=[*NEEDED, *OPTIONAL],
-        help="what has to be ready; by default all that is not at choice",
-    )  # fmt: skip
-    needed = parser.parse_args(arguments).need
+def command(need: Sequence[str] | None, findings: Sequence[Finding] | None = None) -> int:
+    """Print the table; 1 if a purpose that is needed is not ready.
+
+    Args:
+        need: Purposes that have to be ready; None for all that are not at choice.
+
+    Raises:
+        ValueError: there is no such purpose.
+    """
+    if unknown := set(need or ()) - {*NEEDED, *OPTIONAL}:
+        known = ", ".join((*NEEDED, *OPTIONAL))
+        raise ValueError(f"--need {', '.join(sorted(unknown))}: choose of {known}.")
     findings = examine() if findings is None else findings
     Console().print(table(findings))
-    return int(any(not one.ready for one in findings if one.purpose in needed))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return int(any(not one.ready for one in findings if one.purpose in (need or NEEDED)))

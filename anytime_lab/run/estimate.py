@@ -6,12 +6,11 @@ configuration is enough. What only sampling can tell (how long thinkings are, ho
 nothing) is read from the records of an evaluation, where one is given.
 """
 
-import argparse
-import json
 import math
 import shutil
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -660,46 +659,34 @@ def preflight(model: Any, config: BRPOConfig, prompts: Sequence[Any], hardware: 
     return pd.DataFrame(report(plan), columns=["", "per step", "in all"]).set_index("")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the report; 1 if the run cannot fit."""
-    parser = argparse.ArgumentParser("python -m anytime_lab.run.estimate", description=__doc__)
-    add = parser.add_argument
-    add("--model", default="embedded", help="embedded, a folder, or a name on the hub")
-    add("--task", default="countdown", help="a task, a benchmark, or a file of problems")
-    add("--preset", default="ar_uniform", choices=list(PRESETS))
-    add("--budgets", type=int, nargs="+", default=[24, 48, 72, 96])
-    add("--settings", type=json.loads, default={}, help="fields of BRPOConfig as JSON")
-    add("--prompts", type=int, default=64, help="prompts to measure")
-    add("--records", help="run folder of an evaluation of this model")
-    add("--device", choices=DEVICES, help="of the data sheets; what is here by default")
-    add("--devices", type=int, help="how many share the run")
-    add("--memory", type=float, help="GiB of one device, instead of the data sheet's")
-    add("--sharding", choices=SHARDINGS, default="none")
-    add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    add("--trainable", type=int, help="parameters of an adapter; all weights by default")
-    asked = parser.parse_args(arguments)
-    try:
-        if asked.device:
-            hardware = Hardware(asked.device, asked.devices or 1, *DEVICES[asked.device])
-        else:
-            hardware = this_machine(asked.devices)
-        if asked.memory:
-            hardware = replace(hardware, memory=asked.memory * GIB)
-        config = train_config(
-            asked.preset, asked.budgets, output_dir="runs/train", report_to="none",
-            settings=asked.settings,
-        )  # fmt: skip
-        problems = load_task(asked.task, split="train").problems
-        sample = problems["prompt"][: asked.prompts]
-        plan = make_plan(
-            asked.model, config, sample, hardware, records=asked.records, sharding=asked.sharding,
-            trainable=asked.trainable, weight_dtype=asked.dtype, problems=len(problems),
-        )  # fmt: skip
-    except (ValueError, TypeError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    table = Table("", "per step", "in all", title=f"{asked.model} on {hardware.devices} × "
-                  f"{hardware.name}")  # fmt: skip
+def command(asked: Namespace) -> int:
+    """Print the report of `python -m anytime_lab preflight`; 1 if the run cannot fit."""
+    known = {"device": [*DEVICES, None], "sharding": SHARDINGS, "preset": PRESETS}
+    for name, choices in known.items():
+        if (value := getattr(asked, name)) not in choices:
+            told = ", ".join(filter(None, choices))
+            raise ValueError(f"--{name} is {value!r}; choose one of {told}.")
+    if asked.device:
+        hardware = Hardware(asked.device, asked.devices or 1, *DEVICES[asked.device])
+    else:
+        hardware = this_machine(asked.devices)
+    if asked.memory:
+        hardware = replace(hardware, memory=asked.memory * GIB)
+    config = train_config(
+        asked.preset,
+        asked.budgets,
+        output_dir="runs/train",
+        report_to="none",
+        settings=asked.settings,
+    )
+    problems = load_task(asked.task, split="train").problems
+    sample = problems["prompt"][: asked.prompts]
+    plan = make_plan(
+        asked.model, config, sample, hardware, records=asked.records, sharding=asked.sharding,
+        trainable=asked.trainable, weight_dtype=asked.dtype, problems=len(problems),
+    )  # fmt: skip
+    title = f"{asked.model} on {hardware.devices} × {hardware.name}"
+    table = Table("", "per step", "in all", title=title)
     for row in report(plan):
         table.add_row(*row)
     Console().print(table)
@@ -707,7 +694,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for reason in told:
         print(f"Refused: {reason}", file=sys.stderr)
     return 1 if told else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

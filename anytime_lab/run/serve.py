@@ -1,12 +1,12 @@
-"""A notebook as a page without its code, served by voila.
+"""A notebook as a page without its code, served by voila to this machine, by token.
 
 voila's own page asks a CDN for icons, and plotly's renderer for JupyterLab, which wants to write a
 picture of each figure into the notebook, fails on it. Here figures come as HTML, from a template
-that asks nobody. Whatever follows the notebook is for voila, such as `--port 8866 --no-browser`.
+that asks nobody.
 """
 
 import os
-import sys
+import re
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
@@ -21,16 +21,36 @@ def prepare(environment: MutableMapping[str, str]) -> None:
     environment["PLOTLY_RENDERER"] = "notebook"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """See the top of this file."""
+def arguments_for_voila(notebook: str, options: Sequence[str]) -> list[str]:
+    """What voila is started with: on this machine's own address, with a token of its own.
+
+    Args:
+        options: Of voila, such as `--port=8866`, `--no-browser` or `--token=…`.
+
+    Raises:
+        ValueError: they would let other machines in, or anybody without a token.
+    """
+    for option in options:
+        if re.match(r"--(Voila\.)?ip\b", option) or re.fullmatch(r"--(Voila\.)?token=", option):
+            raise ValueError(
+                f"{option} would let others run code here; the page is served to this machine, by "
+                "token. From another one, forward the port: ssh -L 8866:localhost:8866 HOST."
+            )
+    token = any(re.match(r"--(Voila\.)?token=", option) for option in options)
+    mine = [] if token else ["--Voila.auto_token=True"]
+    return [notebook, *options, *mine, "--Voila.ip=127.0.0.1", f"--template={TEMPLATE}"]
+
+
+def serve(notebook: str, options: Sequence[str]) -> int:
+    """Serve until it is stopped; voila prints the address with its token."""
+    if not Path(notebook).is_file():
+        raise FileNotFoundError(f"there is no notebook {notebook}.")
     try:
         from voila.app import Voila
     except ImportError:
-        sys.exit("voila is not installed here; install it with: pip install voila")
+        raise ValueError(
+            "voila is not installed here; install it with: pip install voila"
+        ) from None
     prepare(os.environ)
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    Voila.launch_instance([*given, f"--template={TEMPLATE}"])
-
-
-if __name__ == "__main__":
-    main()
+    Voila.launch_instance(arguments_for_voila(notebook, options))
+    return 0

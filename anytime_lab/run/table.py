@@ -1,4 +1,4 @@
-"""The table of jobs that a terminal or a notebook shows while they run."""
+"""The table of jobs that a terminal or a notebook shows while they run, and lines elsewhere."""
 
 import contextlib
 import io
@@ -13,10 +13,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from anytime_lab.page import plain, redacted
 from anytime_lab.store.records import PROGRESS, RunFolderError, read_json
 
 REFRESH = 0.25  # seconds between drawings in a terminal
 REDRAW = 1.0  # in a notebook, where each one is a message to the page
+RETELL = 30.0  # between lines about a running job, where there is no terminal
 WIDTH = 110  # characters of the table in a notebook
 BAR = 16  # characters
 ROWS = 24  # jobs shown one by one; of more, those that say something
@@ -28,12 +30,16 @@ NOTES = {"kept": "finished earlier"}
 class Shown(Protocol):
     """What the table needs of a job's state."""
 
-    name: str
-    folder: Any
+    job: Any
     status: str
     started: float
     ended: float
     message: str
+
+
+def text(told: object, style: str = "") -> Text:
+    """Text as it stands: no markup, no secret, and nothing in it that acts on a terminal."""
+    return Text(plain(redacted(str(told))), style=style)
 
 
 def jobs_table(states: Sequence[Shown], seconds_left: float | None = None) -> Group:
@@ -64,17 +70,26 @@ def jobs_table(states: Sequence[Shown], seconds_left: float | None = None) -> Gr
 
 
 @contextlib.contextmanager
-def live_table(render: Callable[[], Any], console: Console) -> Iterator[Callable[[], None]]:
+def live_table(
+    render: Callable[[], Any], console: Console, states: Sequence[Shown]
+) -> Iterator[Callable[[], None]]:
     """Show what `render` makes, and keep it up to date while the block runs.
+
+    Without a terminal, lines tell what begins and ends, and now and then how far it is.
 
     Yields:
         To be called often in the block; draws when it is time to.
     """
-    if not console.is_jupyter:
+    if console.is_terminal and not console.is_jupyter:
         with Live(console=console, refresh_per_second=1 / REFRESH, get_renderable=render):
             yield lambda: None
-        if not console.is_terminal:  # rich leaves the last line open there
-            console.print()
+        return
+    if not console.is_jupyter:
+        told: dict[str, tuple[str, float]] = {}
+        try:
+            yield lambda: _tell(states, told, console)
+        finally:
+            console.print(render())
         return
     # Not rich's own way, an Output widget: papermill without widget state fails on those.
     from IPython.display import HTML, display
@@ -94,6 +109,20 @@ def live_table(render: Callable[[], Any], console: Console) -> Iterator[Callable
         shown.update(HTML(_as_html(render())))
 
 
+def _tell(states: Sequence[Shown], told: dict[str, tuple[str, float]], console: Console) -> None:
+    """A line for each job that has changed, or that has long been running since the last one."""
+    now = time.monotonic()
+    for state in states:
+        status, at = told.get(state.job.name, ("waiting", now))
+        if state.status == status and (status != "running" or now - at < RETELL):
+            continue
+        told[state.job.name] = (state.status, now)
+        name, *cells = _cells(state)
+        said = [str(cell) for cell in cells if isinstance(cell, str | Text) and str(cell)]
+        line = text(f"{name}: {', '.join(said)}")
+        console.print(line, soft_wrap=True, highlight=False)
+
+
 def _as_html(renderable: Any) -> str:
     page = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False)
     page.print(renderable)
@@ -101,7 +130,7 @@ def _as_html(renderable: Any) -> str:
 
 
 def _cells(state: Shown) -> tuple[Any, ...]:
-    name = Text(state.name)
+    name = text(state.job.name)
     if state.status == "running":
         progress = _progress(state)
         spent = clock(time.time() - state.started)
@@ -110,7 +139,7 @@ def _cells(state: Shown) -> tuple[Any, ...]:
         done, total = progress["done"], progress["total"]
         left = progress.get("seconds_left")
         told = f"{spent} < {clock(left)}" if left is not None else spent
-        where = Text(f"{done:,}/{total:,} {progress['unit']}")
+        where = text(f"{done:,}/{total:,} {progress['unit']}")
         bar = ProgressBar(total=max(total, 1), completed=done, width=BAR)
         return name, where, bar, told, _in_a_line(progress["message"], "dim")
     told = clock(state.ended - state.started) if state.status == "done" else ""
@@ -120,12 +149,14 @@ def _cells(state: Shown) -> tuple[Any, ...]:
 
 
 def _in_a_line(message: str, style: str = "") -> Text:
-    return Text(message, style=style, no_wrap=True, overflow="ellipsis")
+    line = text(" ".join(message.split()), style)
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def _progress(state: Shown) -> dict[str, Any] | None:
     try:
-        progress = read_json(state.folder / PROGRESS)
+        progress = read_json(state.job.folder / PROGRESS)
     except RunFolderError:  # not there yet
         return None
     return progress if progress.get("updated", 0) >= state.started else None

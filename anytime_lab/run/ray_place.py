@@ -20,16 +20,21 @@ import json
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from anytime_lab.run.notebook import (
+from anytime_lab.run.places import Place
+from anytime_lab.run.process import (
+    LOG,
+    Needs,
     NotebookRun,
     RunFailed,
     finish_run,
@@ -37,9 +42,10 @@ from anytime_lab.run.notebook import (
     stop_run,
     told_changes,
 )
-from anytime_lab.run.places import Needs, Storage
+from anytime_lab.run.storage import Storage
 from anytime_lab.store.records import PROGRESS, RunFolderError, read_json, write_json
 
+SEEN = ".seen-by-all"
 LOOK = 1.0  # seconds between looks at the progress of runs
 VISIBLE = 60.0  # seconds that a shared file system may take to show a result to another machine
 STOP = 20.0  # seconds that a run gets to end
@@ -50,46 +56,33 @@ class _Task:
     """A run as it travels: paths are relative to a root that may differ between machines."""
 
     name: str
-    notebook: str
+    run: NotebookRun
+    made_of: Mapping[str, Any]
     root: str
     seen: str  # a file at the root, by which a node knows that it shares the root
     url: str | None
-    hash: str
-    made_of: Mapping[str, Any]
-    timeout: float | None
 
     @classmethod
-    def of(cls, run: NotebookRun, root: Path, seen: Path, url: str | None) -> "_Task":
+    def of(cls, run: NotebookRun, root: Path, url: str | None) -> "_Task":
         """A run whose folder is below a root of this machine."""
         name = run.folder.relative_to(root).as_posix()
-        return cls(
-            name, str(run.notebook), str(root), str(seen), url, run.hash, run.made_of, run.timeout
-        )
+        return cls(name, run, run.made_of, str(root), str(root / SEEN), url)
 
     def at(self, root: Path) -> NotebookRun:
         """The run with its files below a root."""
-        told = json.dumps(self.made_of["parameters"]).replace(
-            "${root}", json.dumps(str(root))[1:-1]
-        )
-        run = NotebookRun(
-            Path(self.notebook),
-            json.loads(told),
-            root / self.name,
-            root,
-            self.made_of["inputs"],
-            self.timeout,
-            self.made_of["processes"],
-            self.made_of["accelerate"],
-        )
+        here, there = (json.dumps(str(path))[1:-1] for path in (self.root, root))
+        parameters = json.loads(json.dumps(dict(self.run.parameters)).replace(here, there))
+        folder = root / self.name
+        run = replace(self.run, parameters=parameters, folder=folder, root=root)
         if not run.notebook.is_file():
             raise RunFailed(
                 f"node {_node()} has no {run.notebook}. Install the project on every "
                 "node at the same path."
             )
-        if run.hash != self.hash:
+        if told := told_changes(self.made_of, run.made_of):
             raise RunFailed(
-                f"node {_node()} would make it differently: "
-                f"{'; '.join(told_changes(self.made_of, run.made_of))}. Install the same on all."
+                f"node {_node()} would make it differently: {'; '.join(told)}. Install the same on "
+                "all."
             )
         return run
 
@@ -106,6 +99,9 @@ class _Board:
 
     def tell(self, name: str, progress: Any) -> None:
         self.told[name] = progress
+
+    def forget(self, name: str) -> None:
+        self.told.pop(name, None)
 
     def all(self) -> dict[str, Any]:
         return self.told
@@ -136,10 +132,7 @@ def _run_by_storage(task: _Task, board: Any, root: Path) -> int:
     for name in run.inputs:
         storage.fetch(name, root / name)
     try:
-        code = _watch(run, task.name, board)
-        with contextlib.suppress(RunFailed):
-            finish_run(run, code)  # leaves the reason of a failure
-        return code
+        return _watch(run, task.name, board)
     finally:
         storage.keep(run, task.name)
 
@@ -149,48 +142,37 @@ def _watch(run: NotebookRun, name: str, board: Any) -> int:
     # Ray counts one core for each kernel of a run without devices.
     process = start_run(run, {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
     try:
-        while True:
+        while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(LOOK)
+                process.wait(LOOK)
             with contextlib.suppress(RunFolderError):
                 board.tell.remote(name, read_json(run.folder / PROGRESS))
     except BaseException:
         stop_run(process)
         raise
+    with contextlib.suppress(RunFailed):
+        finish_run(run, process.returncode, process)  # leaves the reason of a failure
+    return process.returncode
 
 
-@dataclass
-class _Handle:
-    task: _Task
-    run: NotebookRun
-    ref: Any
-    ended: float | None = None
-
-
-class RayExecutor:
+class RayPlace(Place):
     """Runs on the nodes of a Ray cluster, see the module.
 
     Args:
         out: Folder of the sweep; on a file system that all nodes share unless `url` is given.
-        seen: A file that is in it while runs go on.
         workers: Most runs at a time; as many as the cluster takes if None.
         url: Where the results go if the nodes share no file system.
         retries: Of a run whose node or worker was lost.
     """
 
     def __init__(
-        self,
-        out: Path,
-        seen: Path,
-        workers: int | None = None,
-        url: str | None = None,
-        retries: int = 3,
+        self, out: Path, workers: int | None = None, url: str | None = None, retries: int = 3
     ):
         self._mine = not ray.is_initialized()
         if self._mine:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(log_to_driver=False, logging_level="warning")
-        self.out, self.seen, self.url, self.workers = out, seen, url, workers
+        self.out, self.url, self.workers = out, url, workers
         self._task = ray.remote(
             max_retries=retries, retry_exceptions=False, scheduling_strategy="SPREAD"
         )(_run_on_node)
@@ -200,26 +182,25 @@ class RayExecutor:
             .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, False))
             .remote()
         )
-        self._told: dict[str, Any] = {}
+        self._going: dict[Future, tuple[_Task, ray.ObjectRef]] = {}
         self._looked = 0.0
-        self._running: list[_Handle] = []
 
     @property
     def width(self) -> int:
-        """See `Executor`."""
+        """See `Place`."""
         total = ray.cluster_resources()
         slots = max(1, int(total.get("GPU") or total.get("CPU", 1)))
         return min(slots, self.workers or slots)
 
-    def _asks(self, needs: Needs, processes: int) -> dict[str, float]:
+    def _asks(self, needs: Needs) -> dict[str, float]:
         gpus = needs.gpus
         if gpus is None:
             gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        return {"num_gpus": gpus, "num_cpus": 1 if gpus else processes}
+        return {"num_gpus": gpus, "num_cpus": 1 if gpus else needs.processes}
 
-    def check(self, needs: Needs, processes: int) -> None:
-        """See `Executor`."""
-        asked = self._asks(needs, processes)
+    def check(self, needs: Needs) -> None:
+        """See `Place`."""
+        asked = self._asks(needs)
         for key, kind in (("num_gpus", "GPU"), ("num_cpus", "CPU")):
             most = max(n["Resources"].get(kind, 0) for n in ray.nodes() if n["Alive"])
             if asked[key] > most:
@@ -229,67 +210,71 @@ class RayExecutor:
                 )
 
     def fits(self, needs: Needs) -> bool:
-        """See `Executor`; Ray queues what its nodes cannot take yet."""
-        return self.workers is None or len(self._running) < self.workers
+        """See `Place`; Ray queues what its nodes cannot take yet."""
+        going = sum(not future.done() for future in self._going)
+        return self.workers is None or going < self.workers
 
-    def start(self, run: NotebookRun, needs: Needs) -> _Handle:
-        """See `Executor`."""
-        task = _Task.of(run, self.out, self.seen, self.url)
-        self._told.pop(task.name, None)
-        ref = self._task.options(**self._asks(needs, run.processes)).remote(task, self._board)
-        handle = _Handle(task, run, ref)
-        self._running.append(handle)
-        return handle
+    def submit(self, run: NotebookRun, needs: Needs) -> Future:
+        """See `Place`."""
+        (self.out / SEEN).touch()
+        task = _Task.of(run, self.out, self.url)
+        ray.get(self._board.forget.remote(task.name))
+        ref = self._task.options(**self._asks(needs)).remote(task, self._board)
+        future: Future = Future()
+        self._going[future] = (task, ref)
+        ref.future().add_done_callback(lambda _: threading.Thread(
+            target=self._end, args=(future, run, task, ref)).start())  # fmt: skip
+        return future
 
-    def begun(self, handle: _Handle) -> bool:
-        """See `Executor`."""
-        return handle.task.name in self._told
-
-    def poll(self, handle: _Handle) -> int | None:
-        """See `Executor`."""
-        self._look()
-        if handle.ended is None and not ray.wait([handle.ref], timeout=0)[0]:
-            return None
-        handle.ended = handle.ended or time.monotonic()
+    def _end(self, future: Future, run: NotebookRun, task: _Task, ref: ray.ObjectRef) -> None:
+        """Take the end of a task; others than Ray's own thread may wait for files."""
+        if not future.running() and not future.set_running_or_notify_cancel():
+            return
         try:
-            code = ray.get(handle.ref)
+            code = ray.get(ref)
+            if self.url is not None:
+                Storage(self.url).fetch(task.name, run.folder, told=True)
+            deadline = time.monotonic() + VISIBLE
+            while code == 0 and run.result is None and time.monotonic() < deadline:
+                time.sleep(LOOK)
+            if run.result is None and (reason := run.failure) is not None:
+                raise RunFailed(f"{reason.rstrip('.')}. Log: {run.folder / LOG}")
+            future.set_result(finish_run(run, code))
         except ray.exceptions.RayTaskError as error:
-            self._running.remove(handle)
-            raise RunFailed(str(error.cause)) from error
+            future.set_exception(RunFailed(str(error.cause)))
         except ray.exceptions.RayError as error:
-            self._running.remove(handle)
             told = str(error).strip().splitlines()[0]
-            raise RunFailed(f"lost with its node or worker: {told}") from error
-        if self.url is not None:
-            Storage(self.url).fetch(handle.task.name, handle.run.folder, told=True)
-        elif code == 0 and handle.run.result is None and time.monotonic() < handle.ended + VISIBLE:
-            return None
-        self._running.remove(handle)
-        return code
+            future.set_exception(RunFailed(f"lost with its node or worker: {told}"))
+        except Exception as error:
+            future.set_exception(error)
 
-    def _look(self) -> None:
-        """Note what runs have told; where they share no file system, for the table too."""
+    def look(self) -> None:
+        """Note which runs have begun; where they share no file system, how far they are, too."""
         if time.monotonic() - self._looked < LOOK:
             return
         self._looked = time.monotonic()
+        told = {}
         with contextlib.suppress(ray.exceptions.RayError):
-            self._told |= ray.get(self._board.all.remote(), timeout=5)
-        for handle in self._running:
-            progress = self._told.get(handle.task.name)
-            if self.url is not None and progress is not None:
-                write_json(handle.run.folder / PROGRESS, progress, durable=False)
+            told = ray.get(self._board.all.remote(), timeout=5)
+        for future, (task, _) in self._going.items():
+            if future.done() or task.name not in told:
+                continue
+            if not future.running():
+                with contextlib.suppress(InvalidStateError):
+                    future.set_running_or_notify_cancel()
+            if self.url is not None and told[task.name] is not None:
+                write_json(self.out / task.name / PROGRESS, told[task.name], durable=False)
 
-    def stop(self, handles: Sequence[_Handle]) -> None:
-        """See `Executor`."""
-        refs = [handle.ref for handle in handles]
+    def stop(self, futures: Sequence[Future]) -> None:
+        """See `Place`."""
+        refs = [self._going[future][1] for future in futures if not future.done()]
         for ref in refs:
             ray.cancel(ref)  # the run is stopped, and what it has left is kept
         _, left = ray.wait(refs, num_returns=len(refs), timeout=STOP) if refs else ([], [])
         for ref in left:
             ray.cancel(ref, force=True)
-        self._running = [one for one in self._running if one not in handles]
 
     def close(self) -> None:
-        """See `Executor`."""
+        """See `Place`."""
         if self._mine:
             ray.shutdown()

@@ -1,0 +1,215 @@
+"""Runs side by side: each as soon as what it needs is there, stopped together, shown in one table.
+
+A job whose folder holds its result already is kept. Ctrl-C and SIGTERM stop all runs; the next call
+goes on from what they left.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from anytime_lab.run.notebook import check_parameters
+from anytime_lab.run.places import LocalPlace, Place
+from anytime_lab.run.process import Needs, NotebookRun, RunFailed
+from anytime_lab.run.table import jobs_table, live_table
+from anytime_lab.store.records import RunFolderError
+
+POLL = 0.25  # seconds between looks at the runs
+
+
+@dataclass(frozen=True)
+class Job:
+    """A notebook run with a name and what has to be finished before it.
+
+    Attributes:
+        name: Unique; what the table shows.
+        notebook: Path of the source.
+        parameters: Of the notebook, or a function that makes them once `after` is finished.
+        folder: Of the run.
+        after: Names of jobs whose results it needs; when one of them has changed, this runs again.
+        needs: Of a machine.
+        root: See `NotebookRun`.
+    """
+
+    name: str
+    notebook: Path
+    parameters: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+    folder: Path
+    after: tuple[str, ...] = ()
+    needs: Needs = Needs()
+    root: Path | None = None
+
+    def run(self, inputs: Mapping[str, str] | None = None) -> NotebookRun:
+        """The run with its parameters made.
+
+        Args:
+            inputs: Hashes of the runs of `after`, by name.
+        """
+        made = self.parameters() if callable(self.parameters) else self.parameters
+        return NotebookRun(self.notebook, made, self.folder, self.root, inputs or {}, self.needs)
+
+
+@dataclass
+class State:
+    """How a job stands: waiting, running, done, kept, failed, failed earlier or not run."""
+
+    job: Job
+    status: str = "waiting"
+    run: NotebookRun | None = None
+    future: Future | None = None
+    started: float = 0.0
+    ended: float = 0.0
+    message: str = ""
+    result: dict[str, Any] = field(default_factory=dict)
+
+    def end(self, status: str, message: str = "") -> None:
+        """Note how it ended."""
+        self.status, self.message, self.ended, self.future = status, message, time.time(), None
+
+    @property
+    def finished(self) -> bool:
+        """Whether its result is there."""
+        return self.status in ("done", "kept")
+
+
+class JobsFailed(RuntimeError):
+    """Some jobs failed; the others' results are kept."""
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    place: Place | int,
+    console: Console | None = None,
+    *,
+    retry_failed: bool = True,
+    seconds_left: Callable[[], float | None] = lambda: None,
+) -> dict[str, dict[str, Any]]:
+    """Run jobs; of several that could start, those that most others wait for go first.
+
+    Args:
+        jobs: Each after those that it needs.
+        place: Where the runs go; a number is so many at a time on this machine.
+        console: Where the table goes.
+        retry_failed: Try a run again that failed when it was last tried as it is now.
+        seconds_left: How long all of them still take, as far as anybody knows.
+
+    Returns:
+        Name of a job to its `result.json`.
+
+    Raises:
+        ValueError: a job needs an unknown one or itself, or a parameter is wrong; nothing has run.
+        JobsFailed: at least one failed; jobs that do not need it were still run.
+    """
+    states = {job.name: State(job) for job in jobs}
+    place = LocalPlace(place) if isinstance(place, int) else place
+    _check(jobs, states, place)
+    console = console or Console()
+    waited_for = Counter(name for job in jobs for name in job.after)
+    by_need = sorted(states.values(), key=lambda state: -waited_for[state.job.name])
+
+    def table() -> Any:
+        return jobs_table(list(states.values()), seconds_left())
+
+    with _stopping(states, place), live_table(table, console, list(states.values())) as draw:
+        while True:
+            place.look()
+            for state in by_need:
+                if state.future is not None:
+                    _take_end(state)
+            for state in by_need:
+                if state.status == "waiting" and state.future is None:
+                    _start(state, states, place, retry_failed, console)
+            draw()
+            if all(state.future is None and state.status != "waiting" for state in by_need):
+                break
+            time.sleep(POLL)
+    failed = [state for state in states.values() if not state.finished]
+    if failed:
+        raise JobsFailed("\n".join(f"{s.job.name}: {s.message or s.status}" for s in failed))
+    return {name: state.result for name, state in states.items()}
+
+
+def _check(jobs: Sequence[Job], states: Mapping[str, State], place: Place) -> None:
+    if len(states) != len(jobs):
+        raise ValueError(f"names of jobs must differ; got {[job.name for job in jobs]}.")
+    before: set[str] = set()
+    for job in jobs:
+        if missing := set(job.after) - before:
+            raise ValueError(
+                f"job {job.name!r} comes after {sorted(missing)}, which no earlier job is. List "
+                f"what it needs before it; there are {list(states)}."
+            )
+        before.add(job.name)
+        if not callable(job.parameters):
+            check_parameters(job.notebook, job.parameters)
+        place.check(job.needs)
+
+
+def _take_end(state: State) -> None:
+    if state.status == "waiting" and state.future.running():
+        state.status, state.started = "running", time.time()
+    if not state.future.done():
+        return
+    try:
+        state.result = state.future.result()
+        state.end("done")
+        state.started = state.ended - state.result["seconds"]
+    except (RunFailed, OSError, RunFolderError) as failure:
+        state.end("failed", str(failure))
+
+
+def _start(
+    state: State,
+    states: Mapping[str, State],
+    place: Place,
+    retry_failed: bool,
+    console: Console,
+) -> None:
+    """Start a job if what it needs is there; it may be kept, or be lost with what it needs."""
+    needed = [states[name] for name in state.job.after]
+    if lost := [one.job.name for one in needed if one.status.startswith(("failed", "not run"))]:
+        state.end("not run", "not run: " + ", ".join(lost))
+        return
+    if not all(one.finished for one in needed):
+        return
+    try:
+        run = state.run = state.run or state.job.run({o.job.name: o.run.hash for o in needed})
+        if (result := run.result) is not None:
+            state.result = result
+            state.end("kept")
+        elif not retry_failed and (reason := run.failure) is not None:
+            state.end("failed earlier", reason)
+        elif place.fits(state.job.needs):
+            check_parameters(run.notebook, run.parameters)
+            if told := run.told_anew:
+                told = f"{state.job.name}: {told}"
+                console.print(told, markup=False, highlight=False, soft_wrap=True)
+            state.future = place.submit(run, state.job.needs)
+    except (ValueError, OSError, RunFolderError) as error:  # such as results that are not there
+        state.end("failed", str(error))
+
+
+@contextlib.contextmanager
+def _stopping(states: Mapping[str, State], place: Place) -> Iterator[None]:
+    """Whatever ends the block, no run goes on behind it."""
+
+    def on_term(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, on_term) if main else None
+    try:
+        yield
+    finally:
+        place.stop([s.future for s in states.values() if s.future is not None])
+        if main:
+            signal.signal(signal.SIGTERM, before)

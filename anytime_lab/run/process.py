@@ -1,0 +1,479 @@
+"""One notebook run is one folder: what it was made of, its process, its log, `result.json` last.
+
+A run is done only if its result is there and was made by the same code, parameters, library
+versions and input runs; else it runs (again), and what the notebook itself can resume is resumed.
+What other parameters or versions had made is never gone on with: it is moved to `.replaced/` inside
+the folder. The run is a process of its own, so that a dead kernel, a time-out or a kill is seen as
+a failure, with its reason. It holds the folder's lock, and it ends, with its kernel and whatever
+that has started, on SIGTERM, at its time limit, and when the process that started it is gone.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from filelock import FileLock, Timeout
+
+from anytime_lab.page import redacted
+from anytime_lab.run.notebook import SECRETS, check_parameters, code_cells, hide_secrets
+from anytime_lab.store.records import (
+    RESULT,
+    RunFolderError,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
+
+RUN, FAILURE = "run.json", "failure.json"
+EXECUTED = "notebook.ipynb"
+LOG, LOCK, REPLACED = "log.txt", ".lock", ".replaced"
+ACCELERATE = "accelerate.yaml"  # in the folder of a run that accelerate launches
+MARK = "ANYTIME_LAB_RUN"  # in the environment of every process of a run: its folder
+PACKAGES = ("anytime-lab", "torch", "transformers", "trl", "datasets", "vllm")
+PATIENCE = 30  # seconds in which processes that a killed session left behind end
+KERNEL_START = 300  # seconds; a busy machine takes longer than papermill's 60
+
+
+class RunFailed(RuntimeError):
+    """A notebook run ended without a result; the message says why and where its log is."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run asks of a machine.
+
+    Attributes:
+        gpus: Devices, or the share of one; None takes an even share of what there is.
+        processes: Above 1, a kernel for each, with ranks, for training over several devices.
+        timeout: Seconds after which it is stopped and has failed; None for no limit.
+        accelerate: Settings by which `accelerate launch` starts the processes (DeepSpeed, FSDP).
+    """
+
+    gpus: float | None = None
+    processes: int = 1
+    timeout: float | None = None
+    accelerate: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class NotebookRun:
+    """A notebook with parameters and the folder of its run.
+
+    Attributes:
+        notebook: Path of the source.
+        parameters: Overrides of the cell tagged `parameters`, JSON values only.
+        folder: Where everything about the run goes.
+        root: Paths below it count as the same after all was moved elsewhere; the folder's parent
+            if None.
+        inputs: Name to hash of the runs whose results it reads.
+        needs: Of a machine.
+    """
+
+    notebook: Path
+    parameters: Mapping[str, Any]
+    folder: Path
+    root: Path | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    needs: Needs = Needs()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notebook", Path(self.notebook).resolve())
+        object.__setattr__(self, "folder", Path(self.folder).resolve())
+
+    @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """All that decides the result: code, parameters, versions, inputs, processes."""
+        root = str(self.folder.parent if self.root is None else Path(self.root).resolve())
+        parameters = json.dumps(hide_secrets(self.parameters)[0])
+        code = [source for source, _ in code_cells(self.notebook)]
+        return {
+            "code": hashlib.sha256(json.dumps(code).encode()).hexdigest(),
+            "parameters": json.loads(parameters.replace(json.dumps(root)[1:-1], "${root}")),
+            "versions": versions(),
+            "inputs": dict(self.inputs),
+            "processes": self.needs.processes,
+            "accelerate": dict(self.needs.accelerate or {}),
+        }
+
+    @cached_property
+    def hash(self) -> str:
+        """Of `made_of`, as it was when this run was first asked."""
+        return hashlib.sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What a finished run with the same hash left; None if it has to run."""
+        result = read_or_nothing(self.folder / RESULT)
+        return result if result.get("hash") == self.hash else None
+
+    @property
+    def failure(self) -> str | None:
+        """Why the same run failed when it was last tried; None if it did not."""
+        failure = read_or_nothing(self.folder / FAILURE)
+        return failure["reason"] if failure.get("hash") == self.hash else None
+
+    @property
+    def changes(self) -> list[str] | None:
+        """How it differs from the run that the folder holds; None if that is the same, or none."""
+        before = read_or_nothing(self.folder / RUN)
+        if not before or before.get("hash") == self.hash:
+            return None
+        return told_changes(before.get("made_of", {}), self.made_of)
+
+    @property
+    def told_anew(self) -> str:
+        """What starting it will do to another run that its folder holds; empty if none does."""
+        if (changes := self.changes) is None:
+            return ""
+        return f"made anew ({'; '.join(changes)}); the old files go to {self.folder / REPLACED}."
+
+
+def told_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two `made_of`, in words: parameters and versions by name."""
+    if not before:
+        return ["made by an older anytime_lab"]
+    told = ["the notebook's code"] if before.get("code") != now["code"] else []
+
+    def differing(part: str) -> list[tuple[str, Any, Any]]:
+        old, new = before.get(part, {}), now[part]
+        names = sorted({*old, *new})
+        return [(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)]
+
+    for part in ("parameters", "versions"):
+        told += [f"{name} {_short(old)} → {_short(new)}" for name, old, new in differing(part)]
+    told += [f"{name} changed" for name, _, _ in differing("inputs")]
+    if before.get("accelerate", {}) != now["accelerate"]:
+        told.append("the settings of accelerate")
+    if before.get("processes", 1) != now["processes"]:
+        told.append(f"processes {before.get('processes')} → {now['processes']}")
+    return told
+
+
+def _short(value: Any) -> str:
+    told = "not given" if value is None else json.dumps(value, ensure_ascii=False)
+    return told if len(told) <= 60 else f"{told[:57]}…"
+
+
+def read_or_nothing(path: Path) -> dict[str, Any]:
+    """A file of a run, or nothing where it is absent or damaged."""
+    try:
+        found = read_json(path)
+    except RunFolderError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a result."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+# --- from outside --------------------------------------------------------------------------------
+
+
+def start_run(run: NotebookRun, environment: Mapping[str, str] | None = None) -> subprocess.Popen:
+    """Start a run in a process group of its own; `finish_run` takes its end.
+
+    Args:
+        run: Checked beforehand.
+        environment: Added to this process's own, such as `OMP_NUM_THREADS`.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    shown, secrets = hide_secrets(run.parameters)
+    about = {
+        "notebook": str(run.notebook),
+        "parameters": shown,
+        "hash": run.hash,
+        "made_of": run.made_of,
+        **asdict(run.needs),
+        "started": time.time(),
+    }
+    # The kernel named python3 shall be this environment's, whatever the user has installed.
+    surroundings = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", **(environment or {})}
+    surroundings.pop("JUPYTER_PATH", None)
+    surroundings |= {MARK: str(run.folder), SECRETS: json.dumps(secrets)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "anytime_lab.run.process", str(run.folder)],
+        stdin=subprocess.PIPE,  # stays open: its end tells the child that this process is gone
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,  # until the log is open
+        env=surroundings,
+        start_new_session=True,
+    )
+    with contextlib.suppress(BrokenPipeError):  # it has ended already, and will say why
+        process.stdin.write(json.dumps(about).encode() + b"\n")
+        process.stdin.flush()
+    return process
+
+
+def finish_run(run: NotebookRun, code: int, process: subprocess.Popen | None = None) -> dict:
+    """The result of a run whose process has ended; being written last, it counts however that was.
+
+    Args:
+        code: Its exit status.
+        process: Where it ran here: tells what it said before it had a log.
+
+    Raises:
+        RunFailed: it ended without a result; the reason is kept in `failure.json`.
+    """
+    if (result := run.result) is not None:
+        return result
+    told = process.stderr.read().decode(errors="replace").strip() if process else ""
+    if told.startswith(RunFailed.__name__):  # the folder is another's
+        raise RunFailed(told.partition(": ")[2])
+    reason = redacted(told.splitlines()[-1] if told else _reason(run.folder, code))
+    write_json(run.folder / FAILURE, {"hash": run.hash, "reason": reason, "finished": time.time()})
+    raise RunFailed(f"{reason.rstrip('.')}. Log: {run.folder / LOG}")
+
+
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Died|Interrupt|Failed)\b")
+
+
+def _reason(folder: Path, code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL, as the system does when memory runs out"
+    if code < 0:
+        return f"stopped by signal {signal.Signals(-code).name}"
+    try:
+        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    told = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in lines]
+    errors = [line for line in told if _ERROR.match(line)]
+    return (errors or [line for line in told if line] or [f"exit status {code}"])[-1][:500]
+
+
+def stop_run(process: subprocess.Popen, patience: float = 10.0) -> None:
+    """Stop a run with its kernel and whatever that started; files stay as they are."""
+    family = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        family = [parent, *parent.children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.terminate()
+    _kill(psutil.wait_procs(family, timeout=patience)[1])
+    process.wait()
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+def run_notebook(
+    notebook: str | Path,
+    parameters: Mapping[str, Any],
+    folder: str | Path,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run a notebook into a folder, unless it holds the result already.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        ValueError: a parameter is wrong; nothing has run.
+        RunFailed: the notebook failed; a second call resumes what can be.
+    """
+    run = NotebookRun(Path(notebook), parameters, Path(folder))
+    check_parameters(run.notebook, run.parameters)
+    if (result := run.result) is not None:
+        return result
+    if told := run.told_anew:
+        warnings.warn(f"{run.folder.name}: {told}", stacklevel=2)
+    process = start_run(run, environment)
+    try:
+        code = process.wait()
+    except BaseException:
+        stop_run(process)
+        raise
+    return finish_run(run, code, process)
+
+
+# --- from inside: python -m anytime_lab.run.process FOLDER ---------------------------------------
+
+
+def _begin(folder: Path) -> dict[str, Any]:
+    """Take the folder, put a different run's files out of the way, say what is to be done."""
+    about = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_watch_starter, daemon=True).start()
+    lock = FileLock(folder / LOCK, timeout=PATIENCE)
+    try:
+        lock.acquire()
+    except Timeout:
+        sys.exit(
+            f"{RunFailed.__name__}: another process is running in {folder}. Wait for it, or stop "
+            "it, then run the same command again."
+        )
+    about["lock"] = lock  # held as long as this process lives
+    before = read_or_nothing(folder / RUN)
+    if before:  # its kernel may outlive its launcher by a second
+        _kill(_leftovers(folder))
+    for stale in (RESULT, FAILURE):
+        (folder / stale).unlink(missing_ok=True)
+    if before and before.get("hash") != about["hash"]:
+        _set_aside(folder, str(before.get("hash"))[:12])
+    remove_leftovers(folder)  # of a writer that was killed
+    write_json(folder / RUN, {key: value for key, value in about.items() if key != "lock"})
+    (folder / LOG).unlink(missing_ok=True)
+    with open(folder / LOG, "ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    return about
+
+
+def _leftovers(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == str(folder) and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def _set_aside(folder: Path, name: str) -> None:
+    """Move another run's files to `.replaced/name`; `run.json` last, so that a kill repeats it."""
+    target = folder / REPLACED / name
+    number = 2
+    while (target / RUN).exists():
+        target, number = folder / REPLACED / f"{name}-{number}", number + 1
+    target.mkdir(parents=True, exist_ok=True)
+    left = sorted(path for path in folder.iterdir() if path.name not in (REPLACED, LOCK, RUN))
+    for path in [*left, folder / RUN]:
+        os.replace(path, target / path.name)
+
+
+def execute(folder: Path, about: Mapping[str, Any]) -> None:
+    """Execute the run of a folder, in one process or several, and write its result."""
+    started = time.time()
+    if about["timeout"] is not None:
+        limit = threading.Timer(about["timeout"], _expire, [about["timeout"]])
+        limit.daemon = True
+        limit.start()
+    try:
+        if about["processes"] > 1 or about["accelerate"]:
+            _run_processes(folder, about)
+        else:
+            execute_notebook(folder, about)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+    finally:
+        _remove_secrets(folder)
+    kept = {key: about[key] for key in ("hash", "parameters", "made_of")}
+    seconds = time.time() - started
+    about = {"notebook": Path(about["notebook"]).name, "seconds": seconds, "finished": time.time()}
+    write_json(folder / RESULT, {**kept, **about})
+
+
+def execute_notebook(folder: Path, about: Mapping[str, Any]) -> None:
+    """Papermill, with its traps closed."""
+    # jsonschema would build a grammar of IRIs, 2 s long; the schema of a notebook has none.
+    sys.modules.setdefault("rfc3987_syntax", None)
+    import papermill
+
+    from anytime_lab.look.pictures import add_pictures
+
+    rank = int(os.environ.get("RANK", "0"))
+    executed = EXECUTED if rank == 0 else f"notebook.rank-{rank}.ipynb"
+    papermill.execute_notebook(
+        about["notebook"],
+        str(folder / executed),
+        parameters=about["parameters"],
+        kernel_name="python3",
+        cwd=str(Path(about["notebook"]).parent),
+        progress_bar=False,
+        log_output=True,
+        start_timeout=KERNEL_START,
+        store_widget_state=False,  # one figure widget adds 5 MB
+    )
+    if rank == 0:
+        try:
+            add_pictures(folder / executed)
+        except RuntimeError as error:  # the run is as good without
+            print(f"The notebook's figures have no pictures: {error}", flush=True)
+
+
+def _remove_secrets(folder: Path) -> None:
+    """Take out of the notebook and the log what the run itself told of its secrets."""
+    for path in (folder / EXECUTED, folder / LOG):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        cleaned = text
+        for placeholder, secret in json.loads(os.environ.get(SECRETS, "{}")).items():
+            cleaned = cleaned.replace(secret, placeholder)
+        if cleaned != text:
+            path.write_text(cleaned, encoding="utf-8")  # in place: the log is still open
+
+
+def _run_processes(folder: Path, about: Mapping[str, Any]) -> None:
+    """The same notebook in a kernel for each process; a launcher gives them their ranks."""
+    if about["accelerate"]:
+        settings = folder / ACCELERATE
+        settings.write_text(yaml.safe_dump(about["accelerate"]), encoding="utf-8")
+        command = [sys.executable, "-m", "accelerate.commands.launch"]
+        command += ["--config_file", str(settings), "--main_process_port", "0"]  # any that is free
+    else:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(about["processes"])]
+    command += ["-m", "anytime_lab.run.process", str(folder), "--rank"]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL)
+    if ended.returncode:
+        sys.exit(ended.returncode if ended.returncode > 0 else 128 - ended.returncode)
+
+
+def _expire(limit: float) -> None:
+    print(f"TimeoutError: the run took longer than its limit of {limit:g} s", flush=True)
+    _end_family(124)
+
+
+def _end_family(code: int) -> None:
+    """Kill all that this process has started, then end it."""
+    _kill(psutil.Process().children(recursive=True))
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _watch_starter() -> None:
+    """End when standard input does: the process that holds its other end has gone."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 1024):
+            pass
+    _end_family(1)
+
+
+def main(folder: Path, rank: bool) -> None:
+    """The process of a run, or of one of its ranks."""
+    # The kernel has to die with this process: SIGTERM becomes an exception that papermill sees.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if rank:
+        execute_notebook(folder, read_json(folder / RUN))
+    else:
+        execute(folder, _begin(folder))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), "--rank" in sys.argv)

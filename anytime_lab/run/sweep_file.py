@@ -1,0 +1,652 @@
+"""What a sweep's YAML file may say, and the runs that it means.
+
+    title, notes, takes, then  texts for the page, the beginning and the end
+    notebook, or steps         one notebook, or a chain: name → notebook, parameters, and what it
+                               needs (gpus, processes, timeout, accelerate)
+    base                       values of all runs
+    scales                     name → other values of base, for `--scale NAME`
+    grid                       name → values to try; all are crossed
+    list                       runs by name, each with values of its own, steps to `skip`, `seeds`
+    seeds                      every run is made once with each
+    reference                  the run that the others are compared with
+    folder                     how a run's folder is called
+
+In a chain, parameters refer to `${seed}`, `${name}`, a value, the folder of an earlier step
+`${train}` or of another run's `${train@GRPO}`, to what its result says `${train.parameters.seed}`,
+and to the facts of training in `FACTS`: `${train.model_within(time)@AR}`. Without a chain, the
+values are the notebook's parameters.
+"""
+
+import difflib
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from anytime_lab.run.jobs import Job
+from anytime_lab.run.notebook import NOTEBOOKS, check_parameters, declared_parameters
+from anytime_lab.run.process import RUN, Needs
+from anytime_lab.store.records import METRICS, RESULT, read_json, read_jsonl
+
+MOST_RUNS = 10_000
+LARGEST_SEED = 2**32 - 1  # of numpy
+LONGEST_NAME = 200  # bytes; file systems take 255, and files beside a folder add to its name
+DEEP = 20  # references in references
+CHAIN, SINGLE = "${name}/seed-${seed}/${step}", "${name}/seed-${seed}"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._=,'+-]*")
+_REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def _hold(condition: Callable[[Any], bool]) -> AfterValidator:
+    """The description of the field says what is wanted."""
+
+    def check(value: Any) -> Any:
+        if value is not None and not condition(value):
+            raise ValueError
+        return value
+
+    return AfterValidator(check)
+
+
+_NAMES = BeforeValidator(lambda said: {} if said is None else said)
+Names = Annotated[dict[str, Any], _NAMES]
+Values = Annotated[list[Any], _hold(bool)]
+Entries = Annotated[list[dict[str, Any]], _hold(bool)]
+Seeds = Annotated[
+    list[int],
+    _hold(lambda seeds: 0 < len(seeds) == len(set(seeds))),
+    _hold(lambda seeds: all(0 <= seed <= LARGEST_SEED for seed in seeds)),
+]
+Devices = Annotated[float, _hold(lambda gpus: gpus >= 0 and (gpus <= 1 or gpus == int(gpus)))]
+SEEDS_WANTED = f"a list of different whole numbers from 0 to {LARGEST_SEED:,}"
+
+
+class _Said(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    gpus: Devices | None = Field(None, description="a number; above 1 it is a whole number")
+    processes: int | None = Field(None, ge=1, description="a whole number, 1 or more")
+    timeout: float | None = Field(None, ge=0, description="a number of seconds")
+    accelerate: str | None = Field(None, description="a file of accelerate's settings")
+
+
+class _StepSaid(_Said):
+    notebook: str = Field(description="the name of a notebook")
+    parameters: Names = Field({}, description="names with values")
+
+
+class _FileSaid(_Said):
+    title: str | None = Field(None, description="text")
+    notebook: str | None = Field(None, description="the name of a notebook")
+    steps: dict[str, _StepSaid] | None = Field(
+        None, min_length=1, description="names, each with `notebook` and `parameters`"
+    )
+    base: Names = Field({}, description="names with values")
+    scales: dict[str, Names] = Field({}, description="names with values of base")
+    grid: Annotated[dict[str, Values], _NAMES] = Field({}, description="a list of values to try")
+    entries: Entries = Field([{}], alias="list", description="a list of mappings")
+    seeds: Seeds = Field([0], description=SEEDS_WANTED)
+    reference: str | None = Field(None, description="the name of a run")
+    notes: list[str] = Field([], description="a list of texts")
+    folder: str | None = Field(None, description="text with references, such as ${name}/${step}")
+    takes: str = Field("", description="text")
+    then: str = Field("", description="text")
+
+
+class _Variant(BaseModel):
+    """What an entry of the list says beside its values."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: Annotated[Any, _hold(lambda name: isinstance(name, str | int | float))] = Field(
+        "", description="a name"
+    )
+    skip: list[str] = Field([], description="a list of steps")
+    seeds: Seeds | None = Field(None, description=SEEDS_WANTED)
+
+
+def _read(kind: type[BaseModel], said: Any, where: str = "") -> Any:
+    """The model of what was said, or a sentence about the first thing that cannot be."""
+    try:
+        return kind.model_validate(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+    *path, key = first["loc"]
+    if path[:1] == ["steps"] and len(path) > 1:
+        kind, where, path = _StepSaid, f"{where}steps: {path[1]}: ", path[2:]
+    fields = {about.alias or name: about for name, about in kind.model_fields.items()}
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(key), fields, 1)
+        told = f"do you mean {close[0]}?" if close else f"there are {', '.join(fields)}."
+        raise ValueError(f"{where}there is no key {key!r}; {told}")
+    wanted = fields[(path or [key])[0]].description
+    if first["type"] == "missing":
+        raise ValueError(f"{where}{key} is missing; expected {wanted}.")
+    place = ": ".join(str(part) for part in (*path, key) if isinstance(part, str))
+    raise ValueError(f"{where}{place} is {first['input']!r}; expected {wanted}.")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook of the chain: its name, its source, parameters with references, its needs."""
+
+    name: str
+    notebook: Path
+    parameters: Mapping[str, Any]
+    needs: Needs
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One point of the grid or entry of the list.
+
+    Attributes:
+        name: Also of its folder.
+        values: What references stand for.
+        skip: Steps that it does without.
+        seeds: Its own, or the sweep's.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    skip: frozenset[str]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked file. `reference` is the variant that the others are compared with."""
+
+    name: str
+    title: str
+    steps: Mapping[str, Step]
+    variants: Mapping[str, Variant]
+    chained: bool
+    reference: str
+    folder: str
+    notes: tuple[str, ...] = ()
+    takes: str = ""
+    then: str = ""
+
+
+def load_sweep(
+    path: str | Path,
+    scale: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Sweep:
+    """Read the file of a sweep.
+
+    Args:
+        scale: One of the file's scales; its name joins the sweep's.
+        values: In place of those of base.
+        seeds: In place of the file's.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no YAML, or says what cannot be; the message names the place and the fix.
+    """
+    path = Path(path)
+    try:
+        said = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(said, dict):
+        raise ValueError(f"{path} holds {said!r}; expected keys such as notebook and grid.")
+    try:
+        file = _read(_FileSaid, said)
+        if scale is not None:
+            file.base |= _named("scale", scale, file.scales)
+        for name in values or {}:
+            _named("value of base", name, file.base)
+        file.base |= values or {}
+        if seeds is not None:
+            file.seeds = _read(_FileSaid, {"seeds": list(seeds)}).seeds
+        name = path.stem if scale is None else f"{path.stem}-{scale}"
+        return _sweep(path, name, file)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def _named(kind: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name not in known:
+        raise ValueError(f"there is no {kind} {name!r}; choose one of {', '.join(known) or '–'}.")
+    return known[name]
+
+
+def _sweep(path: Path, name: str, file: _FileSaid) -> Sweep:
+    if (file.notebook is None) == (file.steps is None):
+        raise ValueError("give either `notebook` (one) or `steps` (a chain).")
+    chained = file.steps is not None
+    if chained:
+        steps = {step: _step(path, step, said) for step, said in file.steps.items()}
+    else:
+        only = re.sub(r"^\d+_", "", Path(file.notebook).stem)
+        steps = {only: _step(path, only, file)}
+    count = math.prod(map(len, file.grid.values())) * len(file.entries) * len(file.seeds)
+    if count * len(steps) > MOST_RUNS:
+        raise ValueError(
+            f"grid, list, seeds and steps make {count * len(steps):,} runs; a sweep takes "
+            f"{MOST_RUNS:,}. Try fewer values, or share them out over several files."
+        )
+    variants: dict[str, Variant] = {}
+    for entry in file.entries:
+        for point in itertools.product(*file.grid.values()):
+            chosen = dict(zip(file.grid, point, strict=True))
+            variant = _variant(file, entry, chosen, steps, chained)
+            if variant.name in variants:
+                raise ValueError(
+                    f"two runs would be called {variant.name!r}; give the entries of list a name "
+                    "of their own."
+                )
+            variants[variant.name] = variant
+    reference = next(iter(variants)) if file.reference is None else file.reference
+    if reference not in variants:
+        raise ValueError(f"reference is {reference!r}; the runs are {', '.join(variants)}.")
+    return Sweep(
+        name,
+        file.title or path.stem.replace("_", " "),
+        steps,
+        variants,
+        chained,
+        reference,
+        file.folder or (CHAIN if chained else SINGLE),
+        tuple(file.notes),
+        file.takes,
+        file.then,
+    )
+
+
+def _variant(
+    file: _FileSaid, entry: Mapping, chosen: Mapping, steps: Mapping, chained: bool
+) -> Variant:
+    said = _read(_Variant, entry, "list: ")
+    own = {key: value for key, value in entry.items() if key not in _Variant.model_fields}
+    if both := sorted(own.keys() & chosen.keys()):
+        raise ValueError(f"{', '.join(both)} stands in grid and in list; keep one of them.")
+    values = {**file.base, **own, **chosen}
+    # A reference is to a value or to a step; without a chain there are no references.
+    taken = {"seed", "name", *(("step", *steps) if chained else ())}
+    if reserved := sorted(taken & values.keys()):
+        raise ValueError(
+            f"{', '.join(reserved)} cannot be a value of base, grid or list: "
+            + ("list the seeds under `seeds`." if "seed" in reserved else "that name is taken.")
+        )
+    name = str(said.name) or _name_of(own)
+    name = ",".join(filter(None, [name, _name_of(chosen)])) or "run"
+    _check_name(f"a run would be called {name!r}", name)
+    if not set(said.skip) <= set(steps):
+        raise ValueError(f"{name}: skip is {said.skip!r}; the steps are {', '.join(steps)}.")
+    return Variant(name, values, frozenset(said.skip), tuple(said.seeds or file.seeds))
+
+
+def _check_name(told: str, name: str) -> None:
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"{told[:80]}…, {len(name.encode()):,} bytes long; a folder's name takes "
+            f"{LONGEST_NAME}. Give the entries of list a short `name`."
+        )
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{told}, which names no folder. Give the entry of list a `name` of letters, digits "
+            "and .,=+_-."
+        )
+
+
+def _name_of(values: Mapping[str, Any]) -> str:
+    """A run's name from what makes it differ: the value alone where it is a word."""
+    if len(values) == 1 and isinstance(only := next(iter(values.values())), str):
+        return only.rstrip("/").split("/")[-1]
+    told = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in values.items()
+    }
+    return ",".join(
+        f"{name}={re.sub(r'[^A-Za-z0-9.+-]+', '-', value).strip('-')}"
+        for name, value in told.items()
+    )
+
+
+def _step(path: Path, name: str, said: _Said) -> Step:
+    if not re.fullmatch(r"[A-Za-z]\w*", name):
+        raise ValueError(f"steps: {name}: a step's name is letters, digits and _; rename it.")
+    settings = _accelerate(path, f"steps: {name}", said.accelerate)
+    processes = said.processes or (settings["num_processes"] if settings else 1)
+    settings = settings and {**settings, "num_processes": processes}
+    needs = Needs(said.gpus, processes, said.timeout, settings)
+    parameters = said.parameters if isinstance(said, _StepSaid) else {}
+    return Step(name, find_notebook(said.notebook, path.parent), parameters, needs)
+
+
+def _accelerate(path: Path, where: str, name: str | None) -> dict[str, Any] | None:
+    """The settings of a file of accelerate, named by its path from the sweep's."""
+    if name is None:
+        return None
+    file = path.parent / name
+    if not file.is_file():
+        raise ValueError(f"{where}: there is no {file}; accelerate names a file of its settings.")
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    count = settings.get("num_processes") if isinstance(settings, dict) else None
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{where}: {file} has no num_processes; `accelerate config` makes one.")
+    if (machines := settings.get("num_machines", 1)) != 1:
+        raise ValueError(
+            f"{where}: {file} is for {machines} machines; a sweep runs each step on one. Take a "
+            "file for one, or call accelerate launch on each machine (README, Several devices)."
+        )
+    return settings
+
+
+def find_notebook(name: str, folder: Path) -> Path:
+    """A notebook by the name of a shipped one, or by its path from the YAML file."""
+    file = name if name.endswith(".ipynb") else f"{name}.ipynb"
+    for place in (folder / file, NOTEBOOKS / file):
+        if place.is_file():
+            return place.resolve()
+    close = difflib.get_close_matches(Path(name).stem, [p.stem for p in NOTEBOOKS.glob("*.ipynb")])
+    raise ValueError(
+        f"there is no notebook {name!r}, neither beside the file nor in {NOTEBOOKS}."
+        + (f" Do you mean {close[0]}?" if close else "")
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the scalars of YAML 1.2's core schema, and no key twice."""
+
+    yaml_implicit_resolvers: dict = {}
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first, _make in (
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""], None),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF"), None),
+    ("int", r"^[-+]?[0-9]+$", list("-+0123456789"), int),
+    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$",
+     list("-+.0123456789"), float),
+    ("merge", r"^<<$", ["<"], None),
+):  # fmt: skip
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+    if _make is not None:
+        _Loader.add_constructor(
+            f"tag:yaml.org,2002:{_tag}",
+            lambda loader, node, make=_make: make(loader.construct_scalar(node)),
+        )
+
+
+# --- facts of finished runs ----------------------------------------------------------------------
+
+
+def training_seconds(run: Path) -> float:
+    """Wall time of all updates of a training run, in tenths of a second."""
+    return math.ceil(10 * read_jsonl(run / METRICS)[-1]["seconds"]) / 10
+
+
+def updates_within(run: Path, seconds: float) -> int:
+    """Updates of the last checkpoint that a run had made after some seconds of training.
+
+    0 where it had made none: all that it had by then was the model that it started from.
+    """
+    saved = {int(folder.name.split("-")[1]) for folder in run.glob("checkpoint-*")}
+    spent = {line["step"]: line["seconds"] for line in read_jsonl(run / METRICS)}
+    return max((step for step in saved if spent.get(step, math.inf) <= seconds), default=0)
+
+
+def model_within(run: Path, seconds: float) -> str:
+    """That checkpoint, or the model that the run started from."""
+    if step := updates_within(run, seconds):
+        return str(run / f"checkpoint-{step}")
+    about = read_json(run / RUN)
+    return {**declared_parameters(about["notebook"]), **about["parameters"]}["model"]
+
+
+# Read from the folder of a finished step; what stands in brackets is a value's name.
+FACTS: Mapping[str, tuple[str, Callable[..., Any]]] = {
+    "training_seconds": ("how long all of its updates took", training_seconds),
+    "updates_within": ("updates that it had made and saved by then", updates_within),
+    "model_within": ("the model that it had saved by then", model_within),
+}
+
+
+# --- references ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where in the sweep a job stands."""
+
+    variant: str
+    seed: int
+    step: str
+
+
+@dataclass
+class Scope:
+    """What the references of one run mean.
+
+    Attributes:
+        results: Whether finished runs are read; else what they would give is left as None.
+        used: Names of values that were asked for.
+        after: Points that were asked for.
+        deferred: Whether a result was asked for.
+    """
+
+    sweep: Sweep
+    out: Path
+    point: Point
+    results: bool = False
+    used: set[str] = field(default_factory=set)
+    after: dict[Point, None] = field(default_factory=dict)
+    deferred: bool = False
+
+    def fill(self, value: Any, depth: int = 0) -> Any:
+        """A value with its references, at any depth in lists and mappings, filled in."""
+        if depth > DEEP:
+            raise ValueError(f"{value!r} refers to itself. Break the circle.")
+        if isinstance(value, dict):
+            return {self.fill(k, depth): self.fill(v, depth) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self.fill(one, depth) for one in value]
+        if not isinstance(value, str):
+            return value
+        if whole := _REFERENCE.fullmatch(value):  # alone, it keeps its type
+            return self.look_up(whole[1], depth)
+        if "${" in _REFERENCE.sub("", value):
+            raise ValueError(f"{value!r} has a ${{ that does not end; expected ${{name}}.")
+        return _REFERENCE.sub(lambda found: self._text(found[1], value, depth), value)
+
+    def _text(self, name: str, within: str, depth: int) -> str:
+        value = self.look_up(name, depth)
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(f"{within!r}: {name} is {value!r}, which cannot stand inside a text.")
+        return str(value)
+
+    def look_up(self, name: str, depth: int = 0) -> Any:
+        """What one reference stands for."""
+        named = {"seed": self.point.seed, "name": self.point.variant, "step": self.point.step}
+        if name in named:
+            return named[name]
+        values = self.sweep.variants[self.point.variant].values
+        if name in values:
+            self.used.add(name)
+            return self.fill(values[name], depth + 1)
+        path, _, variant = name.partition("@")
+        step, *fields = path.split(".")
+        if step not in self.sweep.steps or not self.sweep.chained:
+            known = [*named, *values, *(self.sweep.steps if self.sweep.chained else ())]
+            close = difflib.get_close_matches(name, known, 1)
+            raise ValueError(
+                f"${{{name}}} is unknown; "
+                + (f"do you mean ${{{close[0]}}}?" if close else f"there are {', '.join(known)}.")
+            )
+        other = self._other(name, step, variant)
+        self.after[other] = None
+        folder = self.out / folder_of(self.sweep, other)
+        return self._field(folder, fields, depth) if fields else str(folder)
+
+    def _field(self, folder: Path, fields: list[str], depth: int) -> Any:
+        """A fact of training, or a field of the result, once that is there."""
+        self.deferred = True
+        fact = re.fullmatch(r"(\w+)(?:\((\w+)\))?", fields[0])
+        known = fact is not None and fact[1] in FACTS
+        arguments = [self.look_up(fact[2], depth + 1)] if known and fact[2] else []
+        if not self.results:
+            return None
+        value = read_json(folder / RESULT)
+        if known:
+            return FACTS[fact[1]][1](folder, *arguments)
+        for name in fields:
+            if not isinstance(value, dict) or name not in value:
+                raise ValueError(
+                    f"{folder / RESULT} has no {'.'.join(fields)}, and the facts of training are "
+                    f"{', '.join(FACTS)}."
+                )
+            value = value[name]
+        return value
+
+    def _other(self, name: str, step: str, variant: str) -> Point:
+        other = variant or self.point.variant
+        if other not in self.sweep.variants:
+            raise ValueError(f"${{{name}}}: the runs are {', '.join(self.sweep.variants)}.")
+        about = self.sweep.variants[other]
+        if step in about.skip:
+            raise ValueError(
+                f"${{{name}}}: {other} skips {step}. Give it a value of its own, as "
+                f"`list: [{{name: {other}, skip: [{step}], model: ...}}]` does for ${{model}}."
+            )
+        if not variant:
+            order = list(self.sweep.steps)
+            if order.index(step) >= order.index(self.point.step):
+                raise ValueError(
+                    f"${{{name}}}: {self.point.step} does not come after {step}. List the steps in "
+                    "the order in which they run."
+                )
+        seed = self.point.seed if self.point.seed in about.seeds else about.seeds[0]
+        return Point(other, seed, step)
+
+
+def folder_of(sweep: Sweep, point: Point) -> str:
+    """The folder of a run from that of the sweep, such as `GRPO/seed-0/train`."""
+    return Scope(sweep, Path(), point).fill(sweep.folder)
+
+
+def told(sweep: Sweep, out: Path, text: str, results: bool = False) -> str:
+    """A text of the file with its references filled in, as seen from the last of the runs."""
+    last = sweep.variants[next(reversed(sweep.variants))]
+    point = Point(last.name, last.seeds[0], next(reversed(sweep.steps)))
+    return str(Scope(sweep, out, point, results).fill(text))
+
+
+# --- the runs ------------------------------------------------------------------------------------
+
+
+def sweep_jobs(sweep: Sweep, out: str | Path) -> dict[Point, Job]:
+    """The runs of a sweep, those that others need first.
+
+    Raises:
+        ValueError: a reference, a parameter's name or its type is wrong; nothing has run.
+    """
+    out = Path(out).resolve()
+    declared = {step.notebook: declared_parameters(step.notebook) for step in sweep.steps.values()}
+    wanted = [
+        Point(variant.name, seed, step)
+        for variant in sweep.variants.values()
+        for seed in variant.seeds
+        for step in sweep.steps
+        if step not in variant.skip
+    ]
+    scopes = {point: Scope(sweep, out, point) for point in wanted}
+    names: dict[str, Point] = {}
+    made: dict[Point, Job] = {}
+    for point, scope in scopes.items():
+        name = scope.fill(sweep.folder)
+        for part in name.split("/"):
+            _check_name(f"a run would lie in {name!r}", part)
+        if name in names:
+            raise ValueError(f"two runs would lie in {name}; name them apart in `folder`.")
+        names[name] = point
+        try:
+            made[point] = _job(scope, name, declared[sweep.steps[point.step].notebook])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    _check_all_used(sweep, list(scopes.values()))
+    jobs: dict[Point, Job] = {}
+
+    def add(point: Point, path: tuple[Point, ...]) -> None:
+        if point in path:
+            told = " → ".join(made[one].name for one in (*path, point))
+            raise ValueError(f"runs wait for each other: {told}. Break the circle.")
+        if point not in jobs:
+            for other in scopes[point].after:
+                add(other, (*path, point))
+            jobs[point] = made[point]
+
+    for point in wanted:
+        add(point, ())
+    return jobs
+
+
+def _job(scope: Scope, name: str, declared: Mapping[str, Any]) -> Job:
+    sweep, step = scope.sweep, scope.sweep.steps[scope.point.step]
+    values = sweep.variants[scope.point.variant].values
+    said = dict(step.parameters) if sweep.chained else dict(values)
+    if "output_dir" in said:
+        raise ValueError("output_dir is the run's own folder; leave it out.")
+    folder = scope.out / name
+    if len(os.fsencode(folder)) > 3000:
+        raise ValueError("its path is longer than file systems take; choose a shorter --out.")
+    own = {"output_dir": str(folder), "seed": scope.point.seed}
+    said = {**{one: value for one, value in own.items() if one in declared}, **said}
+    filled, late = {}, set()
+    for one, value in said.items():
+        scope.deferred = False
+        filled[one] = scope.fill(value)
+        late |= {one} if scope.deferred else set()
+    check_parameters(step.notebook, {k: v for k, v in filled.items() if k not in late})
+    check_parameters(step.notebook, {k: declared[k] for k in late & declared.keys()})
+    check_parameters(step.notebook, dict.fromkeys(late - declared.keys()))
+    parameters: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = filled
+    if late:
+        # A scope of its own: filling notes what was asked for.
+        results = Scope(sweep, scope.out, scope.point, results=True)
+
+        def parameters() -> dict[str, Any]:
+            return {one: results.fill(value) for one, value in said.items()}
+
+    after = tuple(folder_of(sweep, other) for other in scope.after)
+    return Job(name, step.notebook, parameters, folder, after, step.needs, scope.out)
+
+
+def _check_all_used(sweep: Sweep, scopes: Sequence[Scope]) -> None:
+    texts = Scope(sweep, scopes[-1].out, scopes[-1].point)
+    for text in (*sweep.notes, sweep.takes, sweep.then):
+        texts.fill(text)
+    if not sweep.chained:
+        return
+    used = set().union(*(scope.used for scope in (*scopes, texts)))
+    given = {name for variant in sweep.variants.values() for name in variant.values}
+    if idle := sorted(given - used):
+        raise ValueError(
+            f"no step refers to ${{{idle[0]}}}; a value that nothing reads would change nothing. "
+            "Refer to it in a step's parameters, or leave it out."
+        )
