@@ -5,10 +5,11 @@ from pathlib import Path
 
 from anytime_lab.look.figures import plot_accuracy
 from anytime_lab.read.curves import accuracy_curves, read_tables
-from anytime_lab.run.lab import evaluations
 
 HERE = Path(__file__).resolve().parent
+FOLDERS = {"start": "start", "GRPO": "grpo", "AnytimeReasoner-uniform": "ar"}
 run = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "runs" / "lab"
-figure = plot_accuracy(accuracy_curves(read_tables(evaluations(run))))
+runs = {name: run / f"evaluate_{folder}" for name, folder in FOLDERS.items()}
+figure = plot_accuracy(accuracy_curves(read_tables(runs)))
 figure.write_image(HERE / "accuracy.png", width=900, height=460, scale=1.5)
 print(f"wrote {HERE / 'accuracy.png'}")

@@ -20,8 +20,8 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 from lab_browser import THEMES, Lab, Page, open_lab  # noqa: E402
 
-from anytime_lab.run.lab import AR, GRPO, START, evaluations  # noqa: E402
-
+START, GRPO, AR = "start", "GRPO", "AnytimeReasoner-uniform"
+FOLDERS = {START: "evaluate_start", GRPO: "evaluate_grpo", AR: "evaluate_ar"}
 SIZE = {"width": 1080, "height": 3000}  # the whole view is on the page, none of it scrolled away
 
 
@@ -80,7 +80,7 @@ def _thought(page: Page) -> int:
 
 def read_runs(run: Path) -> dict[str, dict[str, str]]:
     """The folders of a lab by their names, as the notebooks take them."""
-    made = {name: str(path) for name, path in evaluations(run).items()}
+    made = {name: str(run / folder) for name, folder in FOLDERS.items()}
     return {
         "evaluations": made,
         "start and end": {name: made[name] for name in (START, AR)},

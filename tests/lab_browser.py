@@ -47,7 +47,7 @@ import nbformat
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from anytime_lab.run.notebook import NotebookRun
+from anytime_lab.run.notebook import check_parameters
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -257,7 +257,7 @@ class Lab:
         """A copy of a notebook, in a folder of its own, with these parameters set."""
         source = NOTEBOOKS / f"{name}.ipynb"
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.home / "root"))
-        NotebookRun(source, parameters, folder).check()
+        check_parameters(source, parameters)
         notebook = parameterize_notebook(load_notebook_node(str(source)), parameters)
         notebook.metadata.pop("papermill", None)
         nbformat.write(notebook, folder / source.name)

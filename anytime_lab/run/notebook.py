@@ -91,8 +91,7 @@ def _check_name(where: str, name: str, known: Mapping[str, Any]) -> None:
         close = difflib.get_close_matches(name, known, 1)
         raise ValueError(
             f"{where} has no parameter {name!r}; "
-            + (f"do you mean {close[0]}? " if close else "")
-            + f"It has {', '.join(known)}."
+            + (f"do you mean {close[0]}?" if close else f"it has {', '.join(known)}.")
         )
 
 

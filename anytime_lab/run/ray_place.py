@@ -1,4 +1,4 @@
-"""Runs as tasks of a Ray cluster: `python -m anytime_lab.run.sweep FILE --executor ray`.
+"""Runs as tasks of a Ray cluster: `sweep FILE --executor ray`.
 
 Ray queues the runs, gives each its devices (a share of one too) and tries a run again whose node or
 worker was lost. Every node has the project installed in the same versions, and results lie on
@@ -31,7 +31,6 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from anytime_lab.run.places import Place
 from anytime_lab.run.process import (
     LOG,
     Needs,
@@ -155,8 +154,8 @@ def _watch(run: NotebookRun, name: str, board: Any) -> int:
     return process.returncode
 
 
-class RayPlace(Place):
-    """Runs on the nodes of a Ray cluster, see the module.
+class RayPlace:
+    """A `places.Place`: runs on the nodes of a Ray cluster, see the module.
 
     Args:
         out: Folder of the sweep; on a file system that all nodes share unless `url` is given.

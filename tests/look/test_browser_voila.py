@@ -16,17 +16,18 @@ def test_the_curves_are_read_on_a_page_of_voila(lab, tmp_path):
     (tmp_path / "home").mkdir()
     url = f"http://127.0.0.1:{free_port()}"
     options = [
+        "serve",
         str(notebook),
         "--no-browser",
-        "--Voila.ip=127.0.0.1",
+        "--token=mine",
         f"--port={url.rpartition(':')[2]}",
         "--port_retries=0",
     ]
     with (
-        server("anytime_lab.run.serve", options, tmp_path / "home", f"{url}/voila/static/voila.js"),
+        server("anytime_lab", options, tmp_path / "home", f"{url}/voila/static/voila.js"),
         lab.page() as page,
     ):
-        page.raw.goto(url, timeout=120_000)
+        page.raw.goto(f"{url}/?token=mine", timeout=120_000)
         live = page.live(0)
         page.wait(lambda: page.slider("Budget").count(), 60)
         page.wait(lambda: len(live.data()) == 4, 60)

@@ -8,7 +8,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from made_runs import random_right, write_run
 from traitlets.config import Config
 
-from anytime_lab.run.notebook import EXECUTED, RunFailed, run_notebook
+from anytime_lab.run.process import EXECUTED, RunFailed, run_notebook
 from anytime_lab.store.records import part_path
 
 CURVES = Path(__file__).resolve().parents[2] / "notebooks" / "04_budget_curves.ipynb"

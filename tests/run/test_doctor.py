@@ -24,7 +24,7 @@ def examine(missing=(), versions=None, devices=("H100",), trouble=None, programs
 def test_a_whole_environment_is_ready_for_everything():
     found = examine()
     assert all(one.ready and not one.fix for one in found.values()), found
-    assert doctor.main([], list(found.values())) == 0
+    assert doctor.command(None, list(found.values())) == 0
     assert "H100" in found["train"].found
 
 
@@ -46,7 +46,7 @@ def test_a_missing_package_is_named_where_it_is_needed(name, purposes):
         if purpose in doctor.NEEDED:
             assert f"no {name}" in found[purpose].found
             assert f'pip install "{name}' in found[purpose].fix
-    assert doctor.main([], list(found.values())) == 1
+    assert doctor.command(None, list(found.values())) == 1
 
 
 def test_another_version_is_told_with_the_one_that_is_wanted():
@@ -64,9 +64,9 @@ def test_what_is_at_choice_may_be_missing_unless_it_is_asked_for(
     monkeypatch.setenv("COLUMNS", "300")
     found = examine(missing=[extra])
     assert found[purpose].fix == f'pip install -e ".[{extra}]" (in the clone)'
-    assert doctor.main([], list(found.values())) == 0
+    assert doctor.command(None, list(found.values())) == 0
     assert f'pip install -e ".[{extra}]"' in capsys.readouterr().out
-    assert doctor.main(["--need", purpose], list(found.values())) == 1
+    assert doctor.command([purpose], list(found.values())) == 1
 
 
 def test_vllm_needs_a_device_and_training_does_not():
@@ -97,7 +97,7 @@ def test_every_package_of_a_purpose_has_a_pin_or_comes_with_one():
 @pytest.mark.slow
 def test_it_runs_and_finds_this_environment_fit():
     run = subprocess.run(
-        [sys.executable, "-m", "anytime_lab.run.doctor"], capture_output=True, text=True
+        [sys.executable, "-m", "anytime_lab", "doctor"], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "train" in run.stdout and "vLLM (at choice)" in run.stdout

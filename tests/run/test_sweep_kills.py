@@ -14,15 +14,16 @@ import pytest
 import yaml
 from made_notebooks import notebook, row_notebook
 
-from anytime_lab.run.notebook import (
+from anytime_lab.run.jobs import JobsFailed
+from anytime_lab.run.process import (
     MARK,
+    Needs,
     NotebookRun,
     RunFailed,
     finish_run,
-    run_notebook,
     start_run,
 )
-from anytime_lab.run.sweep import JobsFailed, prepare_sweep, run_sweep
+from anytime_lab.run.sweep import prepare_sweep, run_sweep
 from anytime_lab.store.records import read_json, read_jsonl
 
 pytestmark = pytest.mark.slow  # every run starts a kernel
@@ -31,7 +32,7 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
 
 def start_sweep(path, out, *arguments):
-    command = [sys.executable, "-m", "anytime_lab.run.sweep", str(path), "--out", str(out)]
+    command = [sys.executable, "-m", "anytime_lab", "sweep", str(path), "--out", str(out)]
     log = open(out.parent / "log.txt", "ab")  # noqa: SIM115
     return subprocess.Popen([*command, *arguments], stdout=log, stderr=log, start_new_session=True)
 
@@ -229,11 +230,11 @@ def test_a_failed_run_is_tried_again_on_request_only(tmp_path, capsys):
 
 def test_a_time_out_is_a_failure_with_its_reason(tmp_path):
     path = notebook(tmp_path, "import time\ntime.sleep(300)")
-    run = NotebookRun(path, {}, tmp_path / "run", timeout=4)
+    run = NotebookRun(path, {}, tmp_path / "run", needs=Needs(timeout=4))
     process = start_run(run)
     code = process.wait(timeout=100)
     with pytest.raises(RunFailed, match="TimeoutError: the run took longer than its limit of 4 s"):
-        finish_run(run, code)
+        finish_run(run, code, process)
     assert run.failure.startswith("TimeoutError")
     assert not processes_of(tmp_path / "run")
 
@@ -260,7 +261,7 @@ def test_several_processes_each_run_the_notebook_with_their_rank(tmp_path):
     )
     path = notebook(tmp_path, code, parameters='output_dir: str = ""')
     folder = tmp_path / "run"
-    run = NotebookRun(path, {"output_dir": str(folder)}, folder, processes=2)
+    run = NotebookRun(path, {"output_dir": str(folder)}, folder, needs=Needs(processes=2))
     process = start_run(run)
     assert process.wait(timeout=200) == 0, (folder / "log.txt").read_text()[-3000:]
     assert [(folder / f"rank-{r}.txt").read_text() for r in (0, 1)] == ["0 2", "1 2"]
@@ -282,7 +283,7 @@ def test_accelerate_starts_the_processes_by_its_settings(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text("notebook: told\naccelerate: two.yaml")
     (job,) = prepare_sweep(path, tmp_path / "out").jobs.values()
-    assert job.processes == 2
+    assert job.needs.processes == 2
     run = job.run()
     process = start_run(run)
     assert process.wait(timeout=200) == 0, (run.folder / "log.txt").read_text()[-3000:]
@@ -293,16 +294,3 @@ def test_accelerate_starts_the_processes_by_its_settings(tmp_path):
     (job,) = prepare_sweep(path, tmp_path / "out").jobs.values()
     assert job.run().result is None
     assert job.run().changes == ["the settings of accelerate"]
-
-
-def test_parameters_arrive_as_they_are(tmp_path):
-    told = tmp_path / "told.json"
-    parameters = "a: float = 1.0\nb: list = []\nc: dict = {}\nd: bool = True\ne: str = ''"
-    path = notebook(
-        tmp_path,
-        f"import json\njson.dump([a, b, c, d, e], open({str(told)!r}, 'w'))",
-        parameters=parameters,
-    )
-    wanted = [1e-6, [1, "x", None, [2.5]], {"k": {"l": [True, False]}}, False, "1e-6 ' \" \\ ü"]
-    run_notebook(path, dict(zip("abcde", wanted, strict=True)), tmp_path / "run")
-    assert json.loads(told.read_text()) == wanted

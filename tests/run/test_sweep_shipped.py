@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from anytime_lab.__main__ import main
 from anytime_lab.read.told import ANYTIME, BENCHMARKS, BUDGETS, DATASETS
-from anytime_lab.run.lab import GRPO, SCALES, lab_jobs
 from anytime_lab.run.notebook import declared_parameters
-from anytime_lab.run.sweep import Place, config_of, load_sweep, main, prepare_sweep
+from anytime_lab.run.sweep import config_of, prepare_sweep
+from anytime_lab.run.sweep_file import Point, load_sweep
 from anytime_lab.train.config import PRESETS, train_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +18,7 @@ SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_every_shipped_file_passes_its_dry_run(path, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    assert main([str(path), "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    assert main(["sweep", str(path), "--dry-run", "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
     jobs = prepare_sweep(path, tmp_path / "out").jobs
     assert f"{len(jobs)} runs: {len(jobs)} new" in told
@@ -28,7 +29,7 @@ def test_every_shipped_file_passes_its_dry_run(path, tmp_path, capsys, monkeypat
 def test_the_issues_files_are_shipped():
     assert {path.stem for path in SHIPPED} == {
         "quickstart", "countdown_ablations", "paper_main", "paper_ablations", "paper_7b",
-        "paper_16k", "smoke",
+        "paper_16k", "smoke", "lab",
     }  # fmt: skip
 
 
@@ -40,11 +41,12 @@ def test_the_ablations_are_the_nine_presets():
 
 def test_the_ablations_are_made_as_the_main_job(tmp_path):
     jobs = prepare_sweep(ROOT / "experiments/countdown_ablations.yaml", tmp_path).jobs
-    lab = {job.name: job.parameters for job in lab_jobs(tmp_path, SCALES["full"], 0)}
-    for step, theirs in (("train", f"train {GRPO}"), ("evaluate", f"evaluate {GRPO}")):
-        job = jobs[Place("grpo", 0, step)]
+    lab = prepare_sweep(ROOT / "experiments/lab.yaml", tmp_path).jobs
+    for step in ("train", "evaluate"):
+        job = jobs[Point("grpo", 0, step)]
         ours = {**declared_parameters(job.notebook), **job.parameters}
-        wanted = {**declared_parameters(job.notebook), **lab[theirs]}
+        theirs = lab[Point("GRPO", 0, step)].parameters
+        wanted = {**declared_parameters(job.notebook), **theirs}
         for where in ("output_dir", "model"):
             ours.pop(where), wanted.pop(where)
         assert ours == wanted
@@ -68,7 +70,7 @@ def test_training_of_the_published_runs_is_the_presets_own(stem, tmp_path):
     trains = train_jobs(ROOT / f"experiments/{stem}.yaml", tmp_path)
     assert trains
     for place, job in trains.items():
-        assert job.processes == 8
+        assert job.needs.processes == 8
         config = config_of({**declared_parameters(job.notebook), **job.parameters})
         wanted = train_config(
             job.parameters["preset"], [2000, 4000, 6000, 8000], **PAPER, output_dir=str(tmp_path)
@@ -88,7 +90,7 @@ def test_training_of_the_published_runs_is_the_presets_own(stem, tmp_path):
 
 def test_the_published_numbers_are_those_of_the_method(tmp_path):
     jobs = prepare_sweep(ROOT / "experiments/paper_main.yaml", tmp_path).jobs
-    train = jobs[Place("AR-uniform", 0, "train")].parameters
+    train = jobs[Point("AR-uniform", 0, "train")].parameters
     assert train["budgets"] == [2000, 4000, 6000, 8000]
     assert train["model"] == "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
     settings = train["settings"]
@@ -107,7 +109,7 @@ def test_the_published_numbers_are_those_of_the_method(tmp_path):
         assert said["num_samples"] == (320 if place.step in ("amc22_23", "aime24") else 80)
         assert said["temperature"] == 0.6 and said["num_problems"] == 0
         if place.variant != "R1-Distill-1.5B":
-            assert said["model"] == f"{jobs[Place(place.variant, 0, 'train')].folder}/model"
+            assert said["model"] == f"{jobs[Point(place.variant, 0, 'train')].folder}/model"
 
 
 def test_the_larger_published_runs(tmp_path):
@@ -124,8 +126,8 @@ def test_the_larger_published_runs(tmp_path):
         assert settings["num_train_epochs"] == 2
         assert settings["epsilon_high"] > settings["epsilon"] == 0.2
         assert job.parameters["model"].endswith("Qwen-7B")
-        assert job.processes == 8
-        assert job.accelerate["deepspeed_config"]["zero_stage"] == 3
+        assert job.needs.processes == 8
+        assert job.needs.accelerate["deepspeed_config"]["zero_stage"] == 3
 
 
 @pytest.mark.parametrize("tracker", ["trackio", "tensorboard", "wandb", "mlflow"])

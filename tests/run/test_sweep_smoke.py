@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from anytime_lab.run.notebook import run_notebook
+from anytime_lab.run.process import run_notebook
 from anytime_lab.run.sweep import prepare_sweep
 from anytime_lab.store.records import read_jsonl, read_records
 

@@ -9,9 +9,11 @@ import time
 import pytest
 from made_notebooks import ROW_PARAMETERS, ROWS, notebook, row_notebook
 
-from anytime_lab.run.notebook import REPLACED, NotebookRun, RunFailed, versions
-from anytime_lab.run.places import Needs
-from anytime_lab.run.sweep import JobsFailed, executor_for, main, prepare_sweep, run_sweep
+from anytime_lab.__main__ import main
+from anytime_lab.run.jobs import JobsFailed
+from anytime_lab.run.places import open_place
+from anytime_lab.run.process import REPLACED, Needs, NotebookRun, RunFailed, versions
+from anytime_lab.run.sweep import prepare_sweep, run_sweep
 from anytime_lab.store.records import read_json, read_jsonl
 
 RUNS = 24
@@ -154,16 +156,17 @@ def test_a_stopped_run_goes_on_from_what_it_left_behind_a_url(cluster, tmp_path)
     out, stored = tmp_path / "out", tmp_path / "stored"
     prepared = prepare_sweep(path, out, storage=stored.as_uri())
     (job,) = prepared.jobs.values()
-    executor = executor_for("ray", prepared)
+    place = open_place("ray", out, storage=stored.as_uri())
     with pytest.raises(ValueError, match="2 GPUs and the largest node of the cluster has 1"):
-        executor.check(Needs(gpus=2), 1)
-    handle = executor.start(job.run(), job.needs)
+        place.check(Needs(gpus=2))
+    future = place.submit(job.run(), job.needs)
     deadline = time.monotonic() + 120
     while not (job.folder / "progress.json").exists() and time.monotonic() < deadline:
-        assert executor.poll(handle) is None
+        place.look()
+        assert not future.done()
         time.sleep(0.1)
     assert ray.available_resources()["GPU"] == 0.75
-    executor.stop([handle])
+    place.stop([future])
     (planned,) = prepare_sweep(path, out, storage=stored.as_uri()).plan()
     assert planned.state == "begun"
     archive = stored / job.name / "partial.tar"
@@ -178,21 +181,22 @@ def test_a_stopped_run_goes_on_from_what_it_left_behind_a_url(cluster, tmp_path)
 
 def test_a_run_is_the_same_one_on_another_node(tmp_path, monkeypatch):
     pytest.importorskip("ray")
-    from anytime_lab.run.ray_executor import _Task
+    from anytime_lab.run.ray_place import _Task
 
     path, here = row_notebook(tmp_path), tmp_path / "here"
     folder = here / "a/seed-0/train"
     parameters = {"output_dir": str(folder), "x": 2}
     settings = {"distributed_type": "FSDP"}
-    run = NotebookRun(path, parameters, folder, here, {"b": "hash"}, 9.0, 2, settings)
-    task = _Task.of(run, here, here / "seen", None)
+    needs = Needs(None, 2, 9.0, settings)
+    run = NotebookRun(path, parameters, folder, here, {"b": "hash"}, needs)
+    task = _Task.of(run, here, None)
     moved = task.at(tmp_path / "there")
     assert moved.folder == tmp_path / "there/a/seed-0/train"
     assert moved.parameters == {"output_dir": str(moved.folder), "x": 2}
-    same = ("hash", "inputs", "timeout", "processes", "accelerate")
+    same = ("hash", "inputs", "needs")
     assert [getattr(moved, name) for name in same] == [getattr(run, name) for name in same]
     told = {**versions(), "torch": "9.0"}
-    monkeypatch.setattr("anytime_lab.run.notebook.versions", lambda: told)
+    monkeypatch.setattr("anytime_lab.run.process.versions", lambda: told)
     with pytest.raises(RunFailed, match='would make it differently: torch ".*" → "9.0". Install'):
         task.at(tmp_path / "there")
     path.unlink()
@@ -202,16 +206,15 @@ def test_a_run_is_the_same_one_on_another_node(tmp_path, monkeypatch):
 
 def test_ray_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "anytime_lab.run.ray_executor", raising=False)
+    monkeypatch.delitem(sys.modules, "anytime_lab.run.ray_place", raising=False)
     path = chained(tmp_path)
-    assert main([str(path), "--out", str(tmp_path / "out"), "--executor", "ray"]) == 2
+    assert main(["sweep", str(path), "--out", str(tmp_path / "out"), "--executor", "ray"]) == 2
     assert "pip install 'anytime-lab[ray]'" in capsys.readouterr().err
 
 
 def test_a_url_without_a_cluster_is_refused(tmp_path, capsys):
     path = chained(tmp_path)
-    arguments = [str(path), "--out", str(tmp_path / "out"), "--storage", tmp_path.as_uri() + "/s"]
-    assert main(arguments) == 2
+    url = f"{tmp_path.as_uri()}/s"
+    said = ["sweep", str(path), "--out", str(tmp_path / "out"), "--storage", url]
+    assert main(said) == 2
     assert "choose the executor ray" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no executor 'slurm'; choose local or ray"):
-        executor_for("slurm", prepare_sweep(path, tmp_path / "other"))

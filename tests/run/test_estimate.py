@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from trl.trainer.utils import add_fused_lm_head
 
+from anytime_lab.__main__ import main
 from anytime_lab.engines.load import load_model, load_tokenizer
 from anytime_lab.prompts import detect_format, resolve_tokens
 from anytime_lab.run.estimate import (
@@ -21,7 +22,6 @@ from anytime_lab.run.estimate import (
     TreeShape,
     activation_bytes,
     forward_flops,
-    main,
     make_plan,
     memory,
     preflight,
@@ -262,6 +262,6 @@ def test_groups_without_variance_are_counted_over_all_ways_to_draw_them():
 def test_the_command_prints_and_refuses(capsys, tmp_path, arguments, status, says):
     settings = {"num_generations": 8, "per_device_train_batch_size": 8, "max_steps": 5,
                 "max_summary_tokens": 16, "output_dir": str(tmp_path)}  # fmt: skip
-    assert main(["--settings", json.dumps(settings), *arguments]) == status
+    assert main(["preflight", "--settings", json.dumps(settings), *arguments]) == status
     told = capsys.readouterr()
     assert says in told.out + told.err

@@ -1,0 +1,88 @@
+"""Runs side by side: in order, each with what it needs, stopped together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from made_notebooks import notebook
+
+from anytime_lab.run.jobs import Job, JobsFailed, run_jobs
+from anytime_lab.run.places import LocalPlace
+from anytime_lab.run.process import run_notebook
+from anytime_lab.store.records import read_json
+
+COUNT = "from pathlib import Path\nwith open({!r}, 'a') as f: f.write(f'{{x}},')"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "says"),
+    [
+        ([("a", ("b",)), ("b", ())], "comes after"),
+        ([("a", ("a",))], "comes after"),
+        ([("a", ()), ("a", ())], "must differ"),
+    ],
+)
+def test_plans_that_cannot_run_are_refused(tmp_path, jobs, says):
+    path = notebook(tmp_path, "pass")
+    made = [Job(name, path, {}, tmp_path / name, after) for name, after in jobs]
+    with pytest.raises(ValueError, match=says):
+        run_jobs(made, 1)
+
+
+@pytest.mark.slow
+def test_jobs_run_in_order_and_failures_stop_only_what_needs_them(tmp_path):
+    log = tmp_path / "log.txt"
+    good = notebook(tmp_path, COUNT.format(str(log)), name="good.ipynb")
+    bad = notebook(tmp_path, "1 / 0", name="bad.ipynb")
+    jobs = [
+        Job("first", good, {"x": 1}, tmp_path / "1"),
+        Job("broken", bad, {}, tmp_path / "2"),
+        Job("after first", good, lambda: {"x": len(log.read_text())}, tmp_path / "3", ("first",)),
+        Job("after broken", good, {"x": 9}, tmp_path / "4", ("broken",)),
+    ]
+    with pytest.raises(JobsFailed, match="ZeroDivisionError(.|\n)*after broken: not run: broken"):
+        run_jobs(jobs, 2)
+    assert log.read_text() == "1,2,"
+    notebook(tmp_path, "pass", name="bad.ipynb")
+    results = run_jobs([*jobs[:2], jobs[3]], 2)
+    assert set(results) == {"first", "broken", "after broken"}
+    assert log.read_text() == "1,2,9,"
+
+
+@pytest.mark.slow
+def test_each_run_has_its_own_devices_and_its_share_of_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr("anytime_lab.run.places.cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    code = (
+        f"import json, os, time\ntold = [os.environ[name] for name in {names}]\n"
+        f"json.dump(told, open({str(tmp_path)!r} + f'/told-{{x}}.json', 'w'))\ntime.sleep(2)"
+    )
+    path = notebook(tmp_path, code)
+    jobs = [Job(f"{x}", path, {"x": x}, tmp_path / f"{x}") for x in (1, 2)]
+    run_jobs(jobs, LocalPlace(2, devices=("3", "7")))
+    assert [read_json(tmp_path / f"told-{x}.json") for x in (1, 2)] == [["3", "3"], ["7", "3"]]
+
+
+@pytest.mark.slow
+def test_a_signal_stops_all_runs_and_the_next_call_goes_on(tmp_path):
+    mark = tmp_path / "pid"
+    code = f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(300)"
+    path = notebook(tmp_path, code)
+    script = (
+        "from pathlib import Path\nfrom anytime_lab.run.jobs import *\n"
+        f"run_jobs([Job('a', Path({str(path)!r}), {{}}, Path({str(tmp_path / 'run')!r}))], 1)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    while not (mark.exists() and mark.read_text()):
+        time.sleep(0.1)
+    os.kill(parent.pid, signal.SIGTERM)
+    assert parent.wait(timeout=60) != 0
+    kernel = int(mark.read_text())
+    assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == "zombie"
+    notebook(tmp_path, "pass")
+    run_notebook(path, {}, tmp_path / "run")

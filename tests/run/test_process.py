@@ -1,0 +1,141 @@
+"""One notebook, one folder: done when the result is there, a failure with its reason when not."""
+
+import json
+import sys
+import time
+
+import nbformat
+import psutil
+import pytest
+from lab_browser import find_browser
+from made_notebooks import notebook, row_notebook
+
+from anytime_lab.run.process import (
+    Needs,
+    NotebookRun,
+    RunFailed,
+    finish_run,
+    run_notebook,
+    start_run,
+    stop_run,
+    told_changes,
+)
+from anytime_lab.store.records import read_json, write_json
+
+COUNT = "from pathlib import Path\nwith open({!r}, 'a') as f: f.write(f'{{x}},')"
+FIGURE = "import plotly.graph_objects as go\ngo.Figure(go.Scatter(y=[1, 2]))"
+
+
+def test_a_result_counts_however_its_process_ended(tmp_path):
+    run = NotebookRun(row_notebook(tmp_path), {}, tmp_path / "run")
+    run.folder.mkdir()
+    write_json(run.folder / "result.json", {"hash": run.hash, "seconds": 1.0})
+    assert finish_run(run, -6)["seconds"] == 1.0
+    write_json(run.folder / "result.json", {"hash": "of another run"})
+    with pytest.raises(RunFailed, match="stopped by signal SIGABRT"):
+        finish_run(run, -6)
+
+
+def test_a_changed_notebook_and_a_moved_folder(tmp_path):
+    path = row_notebook(tmp_path)
+    folder = tmp_path / "one" / "run"
+    run = NotebookRun(path, {"output_dir": str(folder), "x": 2}, folder)
+    moved = tmp_path / "two" / "run"
+    assert run.hash == NotebookRun(path, {"output_dir": str(moved), "x": 2}, moved).hash
+    before = run.made_of
+    source = json.loads(path.read_text())
+    source["cells"][1]["source"] = "pass"
+    path.write_text(json.dumps(source))
+    after = NotebookRun(path, {"output_dir": str(folder), "x": 2}, folder).made_of
+    assert told_changes(before, after) == ["the notebook's code"]
+    assert told_changes({}, after) == ["made by an older anytime_lab"]
+    longer = NotebookRun(path, {"x": 2}, folder, needs=Needs(timeout=5)).made_of
+    assert longer == NotebookRun(path, {"x": 2}, folder).made_of, "a limit changes no result"
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_kept_and_a_changed_one_runs_again(tmp_path):
+    runs = tmp_path / "runs.txt"
+    path = notebook(tmp_path, COUNT.format(str(runs)))
+    first = run_notebook(path, {"x": 5}, tmp_path / "run")
+    assert run_notebook(path, {"x": 5}, tmp_path / "run") == first
+    assert runs.read_text() == "5,"
+    with pytest.warns(UserWarning, match=r"run: made anew \(x 5 → 6\); .*replaced"):
+        run_notebook(path, {"x": 6}, tmp_path / "run")
+    assert runs.read_text() == "5,6,"
+    assert read_json(tmp_path / "run/result.json")["parameters"] == {"x": 6}
+    notebook(tmp_path, COUNT.format(str(runs)), "pass")
+    with pytest.warns(UserWarning, match="the notebook's code"):
+        run_notebook(path, {"x": 6}, tmp_path / "run")
+    assert runs.read_text() == "5,6,6,"
+    executed = nbformat.read(tmp_path / "run/notebook.ipynb", 4)
+    assert "widgets" not in executed.metadata
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("browser", [True, False])
+def test_figures_have_pictures_where_there_is_a_browser(tmp_path, browser):
+    if browser and find_browser() is None:
+        pytest.skip("no browser to draw with")
+    told = {} if browser else {"BROWSER_PATH": "/nowhere"}
+    run_notebook(notebook(tmp_path, FIGURE), {}, tmp_path / "run", told)
+    executed = nbformat.read(tmp_path / "run/notebook.ipynb", 4)
+    (shown,) = [output.data for cell in executed.cells for output in cell.outputs]
+    assert "application/vnd.plotly.v1+json" in shown and ("image/png" in shown) is browser
+    said = "have no pictures: no png was written: no browser was found at BROWSER_PATH='/nowhere'"
+    assert (said in (tmp_path / "run/log.txt").read_text()) is not browser
+
+
+@pytest.mark.slow
+def test_the_kernel_is_this_environments(tmp_path):
+    told = tmp_path / "told.json"
+    code = (
+        "import json, sys, os\nfound = [sys.prefix, os.getcwd(), os.environ['MARK']]\n"
+        f"json.dump(found, open({str(told)!r}, 'w'))"
+    )
+    path = notebook(tmp_path, code)
+    run_notebook(path, {}, tmp_path / "run", {"MARK": "yes"})
+    assert json.loads(told.read_text()) == [sys.prefix, str(tmp_path), "yes"]
+
+
+@pytest.mark.slow
+def test_an_error_in_a_cell_is_the_reason(tmp_path):
+    path = notebook(tmp_path, "raise ValueError('the budget is wrong')")
+    with pytest.raises(RunFailed, match="ValueError: the budget is wrong"):
+        run_notebook(path, {}, tmp_path / "run")
+    assert not (tmp_path / "run/result.json").exists()
+
+
+@pytest.mark.slow
+def test_a_dead_kernel_is_a_failure(tmp_path):
+    path = notebook(tmp_path, "import os\nos._exit(3)")
+    with pytest.raises(RunFailed, match="(?i)kernel"):
+        run_notebook(path, {}, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_stopped_run_leaves_no_process(tmp_path):
+    mark = tmp_path / "pid"
+    code = f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(300)"
+    run = NotebookRun(notebook(tmp_path, code), {}, tmp_path / "run")
+    process = start_run(run)
+    while not (mark.exists() and mark.read_text()):
+        time.sleep(0.1)
+    kernel = int(mark.read_text())
+    stop_run(process)
+    assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == "zombie"
+    assert run.result is None
+
+
+@pytest.mark.slow
+def test_parameters_arrive_as_they_are(tmp_path):
+    told = tmp_path / "told.json"
+    parameters = "a: float = 1.0\nb: list = []\nc: dict = {}\nd: bool = True\ne: str = ''"
+    path = notebook(
+        tmp_path,
+        f"import json\njson.dump([a, b, c, d, e], open({str(told)!r}, 'w'))",
+        parameters=parameters,
+    )
+    wanted = [1e-6, [1, "x", None, [2.5]], {"k": {"l": [True, False]}}, False, "1e-6 ' \" \\ ü"]
+    run_notebook(path, dict(zip("abcde", wanted, strict=True)), tmp_path / "run")
+    assert json.loads(told.read_text()) == wanted
