@@ -1,9 +1,8 @@
-"""Before hours are spent: what a run takes and makes, and whether it fits.
+"""Before hours are spent: what a training takes and makes, and whether it fits.
 
-`python -m anytime_lab preflight --model NAME --task TASK --devices 8 --device a100 …`, or from a
-notebook `preflight(model, config, prompts, hardware)`. No weights are loaded: a model's
-configuration is enough. What only sampling can tell (how long thinkings are, how many prompts teach
-nothing) is read from the records of an evaluation, where one is given.
+No weights are loaded: a model's configuration is enough. What only sampling can tell (how long
+thinkings are, how many prompts teach nothing) is read from the records of an evaluation, where one
+is given.
 """
 
 import math
@@ -11,7 +10,7 @@ import shutil
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from anytime_lab.engines.load import load_tokenizer, model_path
 from anytime_lab.prompts import prompt_ids, resolve_tokens
 from anytime_lab.store.records import read_records
 from anytime_lab.tasks.problems import load_task
-from anytime_lab.train.config import PRESETS, BRPOConfig, train_config
+from anytime_lab.train.config import BRPOConfig, train_config
 
 SHARDINGS = ("none", "zero2", "zero3")
 GIB = 2**30
@@ -68,16 +67,20 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What of a model decides its costs."""
+    """What of a model decides its costs.
+
+    Attributes:
+        body: Parameters of the blocks' matrices: each token goes through all of them.
+        q, kv: Width of the queries, and of the keys, over all heads.
+    """
 
     parameters: int
-    body: int  # parameters of the blocks' matrices: each token goes through all of them
+    body: int
     hidden: int
     inner: int
     layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
+    q: int
+    kv: int
     vocabulary: int
     positions: int | None
 
@@ -87,20 +90,20 @@ class ModelSize:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         text = config.get_text_config()
-        embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
-        head = model.get_output_embeddings()
-        embeddings |= {id(p) for p in head.parameters()} if head is not None else set()
-        body = sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in embeddings)
+        outside = [model.get_input_embeddings(), model.get_output_embeddings()]
+        embeddings = {id(p) for module in outside if module for p in module.parameters()}
         heads = text.num_attention_heads
+        head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
         return cls(
             parameters=sum(p.numel() for p in model.parameters()),
-            body=body,
+            body=sum(
+                p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in embeddings
+            ),
             hidden=text.hidden_size,
             inner=text.intermediate_size,
             layers=text.num_hidden_layers,
-            heads=heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-            head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            q=heads * head_size,
+            kv=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
             vocabulary=text.vocab_size,
             positions=getattr(text, "max_position_embeddings", None),
         )
@@ -145,54 +148,61 @@ class TreeShape:
         return trunk**2 + sum(segment * (self.prompt + cut + segment) for cut in self.cuts)
 
 
-def forward_flops(size: ModelSize, shape: TreeShape, scored: float) -> float:
-    """FLOPs of one packed row through the model, with logits at `scored` positions."""
-    attention = 4 * size.layers * size.heads * size.head_size * shape.pairs
-    return 2 * size.body * shape.packed + attention + 2 * size.hidden * size.vocabulary * scored
+@dataclass(frozen=True)
+class Costs:
+    """FLOPs and bytes of packed rows through a model.
 
-
-def update_flops(
-    size: ModelSize, shape: TreeShape, checkpointing: bool, scored: float | None = None
-) -> float:
-    """FLOPs of a forward and a backward pass over one row."""
-    scored = shape.trained if scored is None else scored
-    forward = forward_flops(size, shape, scored)
-    again = forward_flops(size, shape, 0) if checkpointing else 0.0
-    return 3 * forward + again
-
-
-def rollout_flops(size: ModelSize, shape: TreeShape) -> float:
-    """FLOPs of sampling one tree on a cache: each token once, its leaves on the trunk's cache."""
-    per_pair = 4 * size.layers * size.heads * size.head_size
-    trunk = shape.prompt + shape.thinking
-    leaf_pairs = sum(
-        shape.summaries * shape.leaf * (shape.prompt + cut + shape.leaf / 2) for cut in shape.cuts
-    )
-    pairs = trunk**2 / 2 + leaf_pairs
-    head = 2 * size.hidden * size.vocabulary * shape.trained
-    return 2 * size.body * shape.packed + per_pair * pairs + head
-
-
-def activation_bytes(
-    size: ModelSize, shape: TreeShape, rows: int, width: int, checkpointing: bool, scored: float
-) -> float:
-    """Bytes kept for the backward pass of packed rows (SDPA, gated MLP, RMSNorm).
-
-    Args:
-        rows: Of a micro-batch.
+    Attributes:
+        size: Of the model.
+        shape: Of a row.
         width: Bytes of an activation.
-        checkpointing: Keep the inputs of the blocks, and one block at a time.
-        scored: Positions of a row that get logits.
+        checkpointing: Keep the inputs of the blocks, and make their activations anew one at a time.
     """
-    q, kv = size.heads * size.head_size, size.kv_heads * size.head_size
-    # Norms keep their input in fp32 and the normalised value; q and k before and after rotation,
-    # keys and values repeated to all heads, the output; gate, up, their product and its input.
-    token = width * (4 * size.hidden + 9 * q + 3 * kv + 4 * size.inner) + 8 * size.hidden
-    block = shape.packed * token + shape.copied * 2 * width * q
-    inputs = size.layers * shape.packed * width * size.hidden
-    kept = inputs + block if checkpointing else size.layers * block
-    # The masks of the leaves take a byte a pair and serve all layers.
-    return rows * (kept + shape.pairs + 2 * width * size.hidden * scored)
+
+    size: ModelSize
+    shape: TreeShape
+    width: int = 2
+    checkpointing: bool = False
+
+    def forward(self, scored: float) -> float:
+        """FLOPs of one row, with logits at `scored` positions."""
+        size, shape = self.size, self.shape
+        attention = 4 * size.layers * size.q * shape.pairs
+        return 2 * size.body * shape.packed + attention + 2 * size.hidden * size.vocabulary * scored
+
+    def update(self, scored: float | None = None) -> float:
+        """FLOPs of a forward and a backward pass over one row."""
+        forward = self.forward(self.shape.trained if scored is None else scored)
+        return 3 * forward + (self.forward(0) if self.checkpointing else 0.0)
+
+    def rollout(self) -> float:
+        """FLOPs of sampling one tree: each token once, its leaves on the trunk's cache."""
+        size, shape = self.size, self.shape
+        leaf_pairs = sum(
+            shape.summaries * shape.leaf * (shape.prompt + cut + shape.leaf / 2)
+            for cut in shape.cuts
+        )
+        pairs = (shape.prompt + shape.thinking) ** 2 / 2 + leaf_pairs
+        head = 2 * size.hidden * size.vocabulary * shape.trained
+        return 2 * size.body * shape.packed + 4 * size.layers * size.q * pairs + head
+
+    def activations(self, rows: int, scored: float) -> float:
+        """Bytes kept for the backward pass of rows (SDPA, gated MLP, RMSNorm)."""
+        size, shape, width = self.size, self.shape, self.width
+        # Norms keep their input in fp32 and the normalised value; q and k before and after
+        # rotation, keys and values repeated to all heads, the output; gate, up, product, input.
+        token = width * (4 * size.hidden + 9 * size.q + 3 * size.kv + 4 * size.inner)
+        token += 8 * size.hidden
+        block = shape.packed * token + shape.copied * 2 * width * size.q
+        inputs = size.layers * shape.packed * width * size.hidden
+        kept = inputs + block if self.checkpointing else size.layers * block
+        # The masks of the leaves take a byte a pair and serve all layers.
+        return rows * (kept + shape.pairs + 2 * width * size.hidden * scored)
+
+    @property
+    def cached(self) -> float:
+        """Bytes of keys and values of a token."""
+        return 2 * self.size.layers * self.size.kv * self.width
 
 
 @dataclass(frozen=True)
@@ -210,98 +220,6 @@ class Memory:
         """Peak: updates and rollouts take turns."""
         standing = self.weights + self.gradients + self.optimizer
         return standing + max(self.activations, self.cache)
-
-
-def memory(
-    size: ModelSize,
-    longest: TreeShape,
-    *,
-    rows: int,
-    rollout_rows: int,
-    weight_width: int,
-    compute_width: int,
-    trainable: int | None = None,
-    reference: bool = False,
-    checkpointing: bool = False,
-    sharding: str = "none",
-    devices: int = 1,
-) -> Memory:
-    """Memory of one device.
-
-    Args:
-        size: Of the model.
-        longest: The longest trees that can come.
-        rows: Trees in one forward and backward pass.
-        rollout_rows: Trees sampled at a time.
-        weight_width: Bytes of a stored weight.
-        compute_width: Bytes of an activation; narrower than the weights under autocast.
-        trainable: Trained parameters; all if None.
-        reference: Whether a second model stands beside it (KL without an adapter).
-        checkpointing: Whether activations are made anew in the backward pass.
-        sharding: `none`, `zero2` (gradients and optimizer shared out), `zero3` (weights too).
-        devices: How many share.
-    """
-    if sharding not in SHARDINGS:
-        raise ValueError(f"sharding is {sharding!r}; choose one of {', '.join(SHARDINGS)}.")
-    trained = size.parameters if trainable is None else trainable
-    parts = devices if sharding != "none" else 1
-    weight_parts = devices if sharding == "zero3" else 1
-    weights = size.parameters * weight_width * (2 if reference else 1) / weight_parts
-    if trainable is not None:
-        weights += trained * weight_width
-    if compute_width < weight_width:  # autocast keeps a narrow copy during a step
-        weights += size.body * compute_width / weight_parts
-    activations = activation_bytes(
-        size, longest, rows, compute_width, checkpointing, longest.trained
-    )
-    activations += 3 * 4 * min(rows * longest.trained, 4096) * size.vocabulary  # logits, a chunk
-    whole = size.parameters * compute_width if sharding == "zero3" else 0.0  # gathered to sample
-    per_token = 2 * size.layers * size.kv_heads * size.head_size * compute_width
-    cache = rollout_rows * (longest.packed * per_token + 8 * size.vocabulary) + whole
-    return Memory(
-        weights,
-        trained * weight_width / parts,
-        trained * 2 * weight_width / parts,
-        activations,
-        cache,
-    )
-
-
-def checkpoint_bytes(size: ModelSize, weight_width: int, trainable: int | None) -> float:
-    """Disk of one checkpoint: weights (or the adapter) and Adam's moments."""
-    return 3 * weight_width * (size.parameters if trainable is None else trainable)
-
-
-def seconds(
-    size: ModelSize,
-    shape: TreeShape,
-    hardware: Hardware,
-    *,
-    rows: int,
-    updates: float,
-    rollout_rows: int,
-    compute_width: int,
-    checkpointing: bool,
-) -> tuple[float, float]:
-    """Seconds of sampling and of updates for one generation.
-
-    A decoding step reads all weights and the caches once, or takes its FLOPs, whichever is longer.
-
-    Args:
-        rows: Trees of a generation on one device.
-        updates: Times that each tree is trained on.
-        rollout_rows: Trees sampled at a time on one device.
-    """
-    speed = hardware.flops * hardware.utilisation
-    batches = -(-rows // rollout_rows)
-    steps = shape.thinking + shape.summary
-    per_token = 2 * size.layers * size.kv_heads * size.head_size * compute_width
-    read = size.parameters * compute_width
-    read += rollout_rows * (shape.prompt + shape.thinking / 2) * per_token
-    sampling = max(
-        batches * steps * read / hardware.bandwidth, rows * rollout_flops(size, shape) / speed
-    )
-    return sampling, updates * rows * update_flops(size, shape, checkpointing) / speed
 
 
 HEADROOM = 0.9  # of a device's memory: fragments, buffers of communication, the context
@@ -424,16 +342,50 @@ class Plan:
         prompt = max(self.prompts) if longest else sum(self.prompts) / len(self.prompts)
         return TreeShape(prompt, mean, cuts, args.num_summaries, self.forced, summary)
 
+    def costs(self, longest: bool = False) -> Costs:
+        """Of the mean or the longest tree."""
+        width = 2 if self.half else self.weight_width
+        return Costs(self.size, self.shape(longest), width, self.checkpointing)
+
     @property
     def memory(self) -> Memory:
         """Of the longest trees on one device."""
+        size, costs, width = self.size, self.costs(longest=True), self.weight_width
+        trained = size.parameters if self.trainable is None else self.trainable
+        devices = self.hardware.devices
+        parts = devices if self.sharding != "none" else 1  # zero2 shares gradients and optimizer
+        whole = self.sharding != "zero3"  # which shares the weights, too
+        weight_parts = 1 if whole else devices
         reference = self.config.beta > 0 and self.trainable is None
-        return memory(
-            self.size, self.shape(longest=True), rows=self.rows, rollout_rows=self.rollout_rows,
-            weight_width=self.weight_width, compute_width=2 if self.half else self.weight_width,
-            trainable=self.trainable, reference=reference, checkpointing=self.checkpointing,
-            sharding=self.sharding, devices=self.hardware.devices,
-        )  # fmt: skip
+        weights = size.parameters * width * (2 if reference else 1) / weight_parts
+        if self.trainable is not None:
+            weights += trained * width
+        if costs.width < width:  # autocast keeps a narrow copy during a step
+            weights += size.body * costs.width / weight_parts
+        scored = costs.shape.trained
+        activations = costs.activations(self.rows, scored)
+        activations += 3 * 4 * min(self.rows * scored, 4096) * size.vocabulary  # logits, a chunk
+        cache = self.rollout_rows * (costs.shape.packed * costs.cached + 8 * size.vocabulary)
+        if not whole:  # gathered to sample
+            cache += size.parameters * costs.width
+        state = trained * width / parts
+        return Memory(weights, state, 2 * state, activations, cache)
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Of sampling and of updates for one generation.
+
+        A decoding step reads all weights and the caches once, or takes its FLOPs, whichever is
+        longer.
+        """
+        costs, hardware = self.costs(), self.hardware
+        rows = self.trees // hardware.devices
+        speed = hardware.flops * hardware.utilisation
+        steps = -(-rows // self.rollout_rows) * (costs.shape.thinking + costs.shape.summary)
+        read = self.size.parameters * costs.width
+        read += self.rollout_rows * (costs.shape.prompt + costs.shape.thinking / 2) * costs.cached
+        sampling = max(steps * read / hardware.bandwidth, rows * costs.rollout() / speed)
+        return sampling, self.config.num_iterations * rows * costs.update() / speed
 
     @property
     def half(self) -> bool:
@@ -448,10 +400,11 @@ class Plan:
     @property
     def disk(self) -> float:
         """Bytes of checkpoints, the final model and rollouts."""
-        args, one = self.config, checkpoint_bytes(self.size, self.weight_width, self.trainable)
+        args, trained = self.config, self.trainable or self.size.parameters
+        one = 3 * self.weight_width * trained  # weights or the adapter, and Adam's moments
         saves = 0 if args.save_strategy == "no" else self.steps // max(1, int(args.save_steps))
         kept = min(saves, args.save_total_limit) + 1 if args.save_total_limit else saves
-        final = self.weight_width * (self.trainable or self.size.parameters)
+        final = self.weight_width * trained
         rollouts = BYTES_PER_TREE * self.shape().packed * self.trees * self.steps / self.updates
         return kept * one + final + rollouts
 
@@ -483,6 +436,8 @@ def make_plan(
         weight_dtype: Of the stored weights.
         problems: In the whole dataset; by default as many as `prompts`.
     """
+    if sharding not in SHARDINGS:
+        raise ValueError(f"sharding is {sharding!r}; choose one of {', '.join(SHARDINGS)}.")
     if not prompts:
         raise ValueError("prompts is empty; give a sample of the dataset's prompts.")
     tokenizer = tokenizer or load_tokenizer(str(model))
@@ -594,49 +549,39 @@ def _what_would_fit(plan: Plan) -> str:
 
 def report(plan: Plan) -> list[tuple[str, str, str]]:
     """Rows of (what, per step, in all)."""
-    shape, devices = plan.shape(), plan.hardware.devices
-    trees, generations = plan.trees, plan.steps / plan.updates
-    times = plan.config.num_iterations
-    sampled = trees * shape.trained
-    flops = trees * (
-        rollout_flops(plan.size, shape)
-        + times * update_flops(plan.size, shape, plan.checkpointing)
-    )  # fmt: skip
-    sampling, updating = seconds(
-        plan.size, shape, plan.hardware, rows=trees // devices, updates=times,
-        rollout_rows=plan.rollout_rows, compute_width=2 if plan.half else 4,
-        checkpointing=plan.checkpointing,
-    )  # fmt: skip
+    shape, trees, times = plan.shape(), plan.trees, plan.config.num_iterations
+    generations, costs = plan.steps / plan.updates, plan.costs()
+    sampling, updating = plan.seconds
+    of_a_generation: list[tuple[str, float, Callable[[float], str]]] = [
+        ("thinkings", trees, "{:,.0f}".format),
+        ("thinking tokens", trees * shape.thinking, "{:,.0f}".format),
+        ("summary tokens", trees * (shape.trained - shape.thinking), "{:,.0f}".format),
+        ("packed tokens trained", trees * shape.packed * times, "{:,.0f}".format),
+        ("FLOPs", trees * (costs.rollout() + times * costs.update()), "{:.3g}".format),
+        ("time sampling", sampling, _clock),
+        ("time training", updating, _clock),
+    ]
+    rows = [("optimiser steps", "1", f"{plan.steps:,}")]
+    for what, amount, told in of_a_generation:
+        rows.append((what, told(amount / plan.updates), told(amount * generations)))
     used = plan.memory
-    per = 1 / plan.updates
-    rows = [
-        ("optimiser steps", "1", f"{plan.steps:,}"),
-        ("thinkings", f"{trees * per:,.0f}", f"{trees * generations:,.0f}"),
-        ("thinking tokens", f"{trees * shape.thinking * per:,.0f}",
-         f"{trees * shape.thinking * generations:,.0f}"),
-        ("summary tokens", f"{(sampled - trees * shape.thinking) * per:,.0f}",
-         f"{(sampled - trees * shape.thinking) * generations:,.0f}"),
-        ("packed tokens trained", f"{trees * shape.packed * times * per:,.0f}",
-         f"{trees * shape.packed * times * generations:,.0f}"),
-        ("FLOPs", f"{flops * per:.3g}", f"{flops * generations:.3g}"),
-        ("time sampling", _clock(sampling * per), _clock(sampling * generations)),
-        ("time training", _clock(updating * per), _clock(updating * generations)),
-        ("disk", "", f"{plan.disk / GIB:.2f} GiB"),
-        ("memory a device: weights", f"{used.weights / GIB:.2f} GiB", ""),
-        ("gradients and optimizer", f"{(used.gradients + used.optimizer) / GIB:.2f} GiB", ""),
-        ("activations, longest trees", f"{used.activations / GIB:.2f} GiB", ""),
-        ("rollout cache, longest trees", f"{used.cache / GIB:.2f} GiB", ""),
-        ("peak", f"{used.total / GIB:.2f} GiB", f"of {plan.hardware.memory / GIB:.2f}"),
-    ]  # fmt: skip
+    rows.append(("disk", "", f"{plan.disk / GIB:.2f} GiB"))
+    for what, amount in (
+        ("memory a device: weights", used.weights),
+        ("gradients and optimizer", used.gradients + used.optimizer),
+        ("activations, longest trees", used.activations),
+        ("rollout cache, longest trees", used.cache),
+    ):
+        rows.append((what, f"{amount / GIB:.2f} GiB", ""))
+    rows.append(("peak", f"{used.total / GIB:.2f} GiB", f"of {plan.hardware.memory / GIB:.2f}"))
     seen = plan.observed
-    if seen is None:
-        rows.append(("thinkings finished before the end", "unknown", "give --records"))
-        rows.append(("prompts without variance", "unknown", "give --records"))
-    else:
+    finished = ("unknown", "give --records") if seen is None else (f"{seen.finished:.1%}", "")
+    flat = finished
+    if seen is not None:
         note = "" if seen.exact else "upper estimate: fewer samples than a group"
-        flat = "unknown" if seen.flat is None else f"{seen.flat:.1%}"
-        rows.append(("thinkings finished before the end", f"{seen.finished:.1%}", ""))
-        rows.append(("prompts without variance", flat, note))
+        flat = ("unknown" if seen.flat is None else f"{seen.flat:.1%}", note)
+    rows.append(("thinkings finished before the end", *finished))
+    rows.append(("prompts without variance", *flat))
     return rows
 
 
@@ -646,26 +591,10 @@ def _clock(time: float) -> str:
     return f"{time / 60:.3g} min" if time < 7200 else f"{time / 3600:.3g} h"
 
 
-def preflight(model: Any, config: BRPOConfig, prompts: Sequence[Any], hardware: Hardware,
-              **settings: Any) -> pd.DataFrame:  # fmt: skip
-    """The report as a table, for a notebook; settings as `make_plan`.
-
-    Raises:
-        ValueError: the run cannot fit; the message says what would.
-    """
-    plan = make_plan(model, config, prompts, hardware, **settings)
-    if told := refusals(plan):
-        raise ValueError("\n".join(told))
-    return pd.DataFrame(report(plan), columns=["", "per step", "in all"]).set_index("")
-
-
 def command(asked: Namespace) -> int:
     """Print the report of `python -m anytime_lab preflight`; 1 if the run cannot fit."""
-    known = {"device": [*DEVICES, None], "sharding": SHARDINGS, "preset": PRESETS}
-    for name, choices in known.items():
-        if (value := getattr(asked, name)) not in choices:
-            told = ", ".join(filter(None, choices))
-            raise ValueError(f"--{name} is {value!r}; choose one of {told}.")
+    if asked.device not in (*DEVICES, None):
+        raise ValueError(f"--device is {asked.device!r}; choose one of {', '.join(DEVICES)}.")
     if asked.device:
         hardware = Hardware(asked.device, asked.devices or 1, *DEVICES[asked.device])
     else:

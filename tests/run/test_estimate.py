@@ -17,17 +17,13 @@ from anytime_lab.prompts import detect_format, resolve_tokens
 from anytime_lab.run.estimate import (
     DEVICES,
     GIB,
+    Costs,
     Hardware,
     ModelSize,
     TreeShape,
-    activation_bytes,
-    forward_flops,
     make_plan,
-    memory,
-    preflight,
     refusals,
     report,
-    update_flops,
 )
 from anytime_lab.train.config import train_config
 from anytime_lab.train.scoring import choose_backend, score_rows, stack_rows
@@ -88,10 +84,10 @@ def test_flops_are_those_that_torch_counts(measured, checkpointing, tolerance):
             loss.backward()
         # On the processor TRL's head scores every position; on devices the trained ones.
         scored = shape.packed
-        assert ROWS * forward_flops(size, shape, scored) == pytest.approx(forward, rel=0.001)
+        costs = Costs(size, shape, 4, checkpointing)
+        assert ROWS * costs.forward(scored) == pytest.approx(forward, rel=0.001)
         total = counter.get_total_flops()
-        estimate = ROWS * update_flops(size, shape, checkpointing, scored)
-        assert estimate == pytest.approx(total, rel=tolerance)
+        assert ROWS * costs.update(scored) == pytest.approx(total, rel=tolerance)
     finally:
         model.gradient_checkpointing_disable()
         model.zero_grad()
@@ -111,7 +107,7 @@ def test_activations_are_those_that_autograd_keeps(measured):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         run()
     found = sum(size for place, size in kept.items() if place not in own)
-    estimate = activation_bytes(size, shape, ROWS, 4, False, shape.packed)
+    estimate = Costs(size, shape, 4).activations(ROWS, shape.packed)
     assert estimate == pytest.approx(found, rel=0.15)
 
 
@@ -123,7 +119,9 @@ def test_standing_memory_is_weights_gradients_and_two_moments(measured):
     found = sum(p.nbytes for p in model.parameters())
     found += sum(p.grad.nbytes for p in model.parameters())
     found += sum(v.nbytes for s in optimizer.state.values() for v in s.values() if v.ndim)
-    used = memory(size, shape, rows=1, rollout_rows=1, weight_width=4, compute_width=4)
+    args = train_config("grpo", BUDGETS, output_dir="unused", report_to="none", bf16=False)
+    here = Hardware("here", 1, 8 * GIB, 1e11, 1e10)
+    used = make_plan("embedded", args, PROMPTS, here, weight_dtype="float32").memory
     assert used.weights + used.gradients + used.optimizer == pytest.approx(found, rel=0.001)
     model.zero_grad()
 
@@ -233,8 +231,8 @@ def test_records_tell_lengths_ends_and_prompts_that_teach_nothing(evaluated):
     assert one.shape().thinking == pytest.approx(thinkings.thinking_tokens.mean())
     last = records[records.budget == 6].groupby("problem_id", observed=True).score
     assert one.observed.flat == (last.nunique() == 1).mean() and one.observed.exact
-    frame = preflight("embedded", args, PROMPTS, here, records=evaluated)
-    assert frame.loc["thinkings finished before the end", "per step"].endswith("%")
+    rows = {what: step for what, step, _ in report(one)}
+    assert rows["thinkings finished before the end"].endswith("%")
     with pytest.raises(ValueError, match="stop at 6 tokens(.|\n)*Evaluate with budgets up to 96"):
         make_plan("embedded", train_config("grpo", [96], output_dir="unused", num_generations=8,
                   per_device_train_batch_size=8), PROMPTS, here, records=evaluated)  # fmt: skip
