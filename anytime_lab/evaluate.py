@@ -26,10 +26,12 @@ from anytime_lab.prompts import (
     ThinkingFormat,
     ThinkingTokens,
     decode,
+    describe_format,
     fit_verifier,
     prompt_ids,
     resolve_tokens,
     text_and_ends,
+    warn_of_eos,
 )
 from anytime_lab.store.manifest import (
     describe_model_folder,
@@ -197,6 +199,8 @@ def evaluate(
         "dataset": {"name": dataset_name, "card": dataset_card, **describe_problems(dataset)},
     }
     open_folder(run_dir, settings, about, work.chunks)
+    if progress:
+        print(describe_format(tokens, work.problems[0].prompt))
     _run_chunks(work, run_dir, progress)
     return run_dir
 
@@ -222,7 +226,7 @@ def _run_chunks(work: Work, run_dir: Path, progress: bool) -> None:
             message=message,
         )
 
-    right = graded = failed = 0
+    right = graded = failed = unclosed = new = 0
     tell("resumed" if done else "started")
     with tqdm(
         total=work.total,
@@ -238,6 +242,8 @@ def _run_chunks(work: Work, run_dir: Path, progress: bool) -> None:
             write_part(run_dir, THINKINGS, chunk, thinkings)
             write_part(run_dir, RECORDS, chunk, records)  # last: it makes the chunk finished
             done += sizes[chunk]
+            unclosed += sum(thinking["end"] == "eos" for thinking in thinkings)
+            new += len(thinkings)
             last = [r for r in records if r["budget"] == work.budgets[-1]]
             right += sum(r["correct"] for r in last)
             graded += sum(r["score"] is not None for r in last)
@@ -248,6 +254,8 @@ def _run_chunks(work: Work, run_dir: Path, progress: bool) -> None:
             bar.set_postfix_str(accuracy)
             tell(accuracy)
     tell("finished")
+    if new:
+        warn_of_eos(unclosed / new, work.tokens.fmt)
 
 
 def chunk_seed(seed: int, chunk: int) -> int:

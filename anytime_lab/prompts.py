@@ -7,6 +7,7 @@ a thinking is an ordinary answer, which ends with the turn.
 """
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -327,6 +328,24 @@ def describe_format(tokens: ThinkingTokens, prompt: Sequence[int]) -> str:
         f"follows {read(list(tokens.cut_ids))!r}. Another: thinking_format. A prompt as the model "
         f"sees it:\n{read(list(prompt))!r}"
     )
+
+
+def warn_of_eos(share: float, fmt: ThinkingFormat) -> None:
+    """Warn where more than a tenth of the thinkings ended their turn instead of being closed.
+
+    Args:
+        share: Of the thinkings; NaN where there are none.
+        fmt: Their format.
+    """
+    if share > 0.1:
+        warnings.warn(
+            f"more than a tenth of the thinkings ended their turn instead of closing the thinking "
+            f"with {fmt.think_close!r}, and each of them scores 0 by the method's rule. Where the "
+            "model does not use that marker, set thinking_format='unmarked' (or its own format); "
+            "where it does, it has to learn to close, or check_format=False trains without the "
+            "rule.",
+            stacklevel=3,
+        )
 
 
 def fit_verifier(verifier: Any, fmt: ThinkingFormat) -> Any:

@@ -128,7 +128,12 @@ def gguf_folder(file: Path) -> Path:
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.to(torch.bfloat16).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        end = model.config.eos_token_id  # GGUF tokenizers may call another token by that name
+        if isinstance(end, int):
+            tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)
+        tokenizer.clean_up_tokenization_spaces = False
+        tokenizer.save_pretrained(folder)
 
     file = file.resolve()
     told = file.stat()

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
-from anytime_lab.engines.load import load_tokenizer, model_path
+from anytime_lab.engines.load import adapter_base, load_tokenizer, model_path
 from anytime_lab.prompts import prompt_ids, resolve_tokens
 from anytime_lab.store.records import read_records
 from anytime_lab.tasks.problems import load_task
@@ -442,8 +442,8 @@ def make_plan(
         raise ValueError("prompts is empty; give a sample of the dataset's prompts.")
     tokenizer = tokenizer or load_tokenizer(str(model))
     model_config = model if not isinstance(model, str) else AutoConfig.from_pretrained(
-        model_path(model))  # fmt: skip
-    tokens = resolve_tokens(tokenizer)
+        adapter_base(model) or model_path(model))  # fmt: skip
+    tokens = resolve_tokens(tokenizer, config.thinking_format)
     lengths = tuple(
         len(prompt_ids(p, tokenizer, tokens.fmt, config.chat_template_kwargs or {}))
         for p in prompts

@@ -15,7 +15,13 @@ from transformers import (
 )
 
 from anytime_lab.engines.base import Sampling
-from anytime_lab.engines.load import load_tokens
+from anytime_lab.engines.load import (
+    adapter_base,
+    load_model,
+    load_tokenizer,
+    load_tokens,
+    model_path,
+)
 from anytime_lab.prompts import (
     ThinkingFormat,
     ThinkingTokens,
@@ -264,20 +270,24 @@ class RunSetup:
     """Checked parts of a run.
 
     Attributes:
+        model: As given, or an adapter on its model.
         args: The settings.
         functions: Reward functions as TRL takes them.
         tokenizer: Of the model.
         tokens: The thinking format in its ids.
         encode_prompt: From a prompt to the token ids that a thinking follows.
         sampling: How rollouts are drawn.
+        example: A prompt in token ids.
     """
 
+    model: Any
     args: BRPOConfig
     functions: list[Any]
     tokenizer: PreTrainedTokenizerBase
     tokens: ThinkingTokens
     encode_prompt: Callable[[Any], list[int]]
     sampling: Sampling
+    example: tuple[int, ...]
 
 
 def prepare_run(
@@ -288,14 +298,14 @@ def prepare_run(
     eval_dataset: Any,
     processing_class: Any,
     peft_config: Any,
-    thinking_format: ThinkingFormat | None,
+    thinking_format: ThinkingFormat | str | dict | None,
 ) -> RunSetup:
     """Check the arguments of `BRPOTrainer`, which see.
 
     Raises:
         TypeError, ValueError: they do not go together; the message says the fix.
     """
-    name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+    name = model_path(model) if isinstance(model, str) else model.config._name_or_path
     if args is None:
         args = BRPOConfig(f"{name.rstrip('/').split('/')[-1]}-BRPO")
     if not isinstance(args, BRPOConfig):
@@ -308,12 +318,23 @@ def prepare_run(
             "the model object has no name or folder that vLLM could load. Save it "
             "(model.save_pretrained, tokenizer.save_pretrained) and pass the folder as the model."
         )
+    if isinstance(model, str):
+        model = name
+        if adapter_base(name):
+            if peft_config is not None:
+                raise ValueError(
+                    f"{name} is a LoRA adapter, which is trained on; a second one (peft_config, or "
+                    "lora in the notebook) cannot stand on it. Leave that out."
+                )
+            processing_class = processing_class or load_tokenizer(name)
+            kwargs = {"dtype": "float32", **(args.model_init_kwargs or {})}
+            model = load_model(name, device="cpu", trainable=True, **kwargs)
     functions = as_reward_functions(reward_funcs)
     model_config = _model_config(model, args)
     has_adapter = peft_config is not None or hasattr(model, "peft_config")
     check_model(model_config, args, has_adapter)
     tokenizer = check_tokenizer(processing_class or _load_tokenizer(name, args))
-    tokens = load_tokens(model, tokenizer, thinking_format)
+    tokens = load_tokens(model, tokenizer, thinking_format or args.thinking_format)
     functions = [fit_verifier(function, tokens.fmt) for function in functions]
     encode_prompt = prompt_encoder(tokenizer, tokens.fmt, args.chat_template_kwargs)
     sampling = Sampling(
@@ -333,7 +354,10 @@ def prepare_run(
             check_eval_batches(args)
             check_dataset(label, dataset, functions, 1)
             check_lengths(label, dataset, model_config, args, encode_prompt)
-    return RunSetup(args, functions, tokenizer, tokens, encode_prompt, sampling)
+    example = encode_prompt(next(iter(train_dataset))["prompt"])
+    return RunSetup(
+        model, args, functions, tokenizer, tokens, encode_prompt, sampling, tuple(example)
+    )
 
 
 def _model_config(model, args: BRPOConfig):

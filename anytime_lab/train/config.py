@@ -344,7 +344,7 @@ class BRPOConfig(GRPOConfig):
     it is the constant that `dr_grpo` divides by, so set `loss_length` to choose it.
     """
 
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "thinking_format"]
 
     budgets: list[int] = _setting(
         lambda: [2000, 4000, 6000, 8000],
@@ -385,6 +385,11 @@ class BRPOConfig(GRPOConfig):
         "Score a summary 0, whatever the reward functions say, unless exactly one "
         "think-end marker stands in its thinking and text. A thinking that ended in EOS then "
         "scores 0, as in the method.",
+    )
+    thinking_format: dict | str | None = _setting(
+        None,
+        "How the model writes a thinking: 'auto' (None; what tokenizer and chat template say), a "
+        "name in anytime_lab.prompts.FORMATS, or a dict of fields of ThinkingFormat.",
     )
     tree_backend: str = _setting("auto", f"How a packed tree is run. {_choices(TREE_BACKENDS)}.")
     rollout_batch_size: int | None = _setting(

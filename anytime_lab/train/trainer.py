@@ -20,7 +20,7 @@ from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 
 from anytime_lab.engines.hf import HFEngine
-from anytime_lab.prompts import ThinkingFormat
+from anytime_lab.prompts import ThinkingFormat, describe_format, warn_of_eos
 from anytime_lab.train.advantages import (
     reaches_budgets,
     summary_advantages,
@@ -70,7 +70,8 @@ class BRPOTrainer(GRPOTrainer):
     """Trains thinking and summary policy on rollout trees.
 
     Args:
-        model: a causal language model, its name or path, or a PeftModel.
+        model: a causal language model, its name or path, or a PeftModel. A LoRA adapter's folder
+            is trained on.
         reward_funcs: a verifier, or what TRL takes: functions (sync or async) of
             `(prompts, completions, **columns)`, sequence classifiers, or a list of them. They are
             called with one row per summary; the completion is the thinking as cut, the forced text
@@ -84,7 +85,7 @@ class BRPOTrainer(GRPOTrainer):
         optimizers: as in TRL.
         quantization_config: as in TRL.
         peft_config: as in TRL.
-        thinking_format: thinking tags, forced text and header; by default what the tokenizer has.
+        thinking_format: as `args.thinking_format`, or a `ThinkingFormat`; wins over it.
 
     Raises:
         TypeError, ValueError: before any work, where settings, data, tokenizer and model do not go
@@ -118,7 +119,7 @@ class BRPOTrainer(GRPOTrainer):
         optimizers: tuple = (None, None),
         quantization_config: Any = None,
         peft_config: Any = None,
-        thinking_format: ThinkingFormat | None = None,
+        thinking_format: ThinkingFormat | str | dict | None = None,
     ):
         setup = prepare_run(
             model,
@@ -130,7 +131,7 @@ class BRPOTrainer(GRPOTrainer):
             peft_config,
             thinking_format,
         )
-        args, functions = setup.args, setup.functions
+        model, args, functions = setup.model, setup.args, setup.functions
         self.tokens, self.encode_prompt = setup.tokens, setup.encode_prompt
         self.sampling = setup.sampling
 
@@ -150,6 +151,8 @@ class BRPOTrainer(GRPOTrainer):
                 peft_config=peft_config,
                 rollout_func=_sample_rollouts,
             )
+        if self.accelerator.is_main_process:
+            print(describe_format(self.tokens, setup.example))
         check_sharding(self)
         check_head(self.model, args.temperature)
         backend = choose_backend(self.model, args.tree_backend)
@@ -387,6 +390,8 @@ class BRPOTrainer(GRPOTrainer):
         for name, value in metrics.items():
             if not math.isnan(value):  # e.g. the correlation with a baseline that is constant
                 self._metrics[mode][name].append(value)
+        if self.args.check_format:
+            warn_of_eos(metrics["thinking/eos"], self.tokens.fmt)
         for name in MISLEADING:
             self._metrics[mode].pop(name, None)
         if mode == "train":
