@@ -33,6 +33,7 @@ from anytime_lab.prompts import (
     text_and_ends,
     warn_of_eos,
 )
+from anytime_lab.store.folders import check_same_settings, only_writer
 from anytime_lab.store.manifest import (
     describe_model_folder,
     describe_problems,
@@ -144,12 +145,13 @@ def evaluate(
         progress: show a progress bar (progress.json is written in any case).
 
     Returns:
-        run_dir.
+        run_dir, absolute.
 
     Raises:
         TypeError: an argument is of another kind.
         ValueError: bad budgets, sizes, dataset, or an engine whose context is too short.
-        RunFolderError: the folder holds something else, or an evaluation with other settings.
+        RunFolderError: the folder holds something else, or an evaluation with other settings, or
+            another run writes there.
     """
     _check_kinds(
         engine=(engine, "sample_trees", "an engine such as HFEngine"),
@@ -177,7 +179,6 @@ def evaluate(
         batch_size=batch_size,
     )
     _check_context(work)
-    run_dir = Path(run_dir)
     settings = {
         "budgets": list(work.budgets),
         "num_samples": num_samples,
@@ -198,11 +199,12 @@ def evaluate(
         "model_path": str(model or model_name(engine)),
         "dataset": {"name": dataset_name, "card": dataset_card, **describe_problems(dataset)},
     }
-    open_folder(run_dir, settings, about, work.chunks)
-    if progress:
-        print(describe_format(tokens, work.problems[0].prompt))
-    _run_chunks(work, run_dir, progress)
-    return run_dir
+    with only_writer(run_dir) as folder:
+        open_folder(folder, settings, about, work.chunks)
+        if progress:
+            print(describe_format(tokens, work.problems[0].prompt))
+        _run_chunks(work, folder, progress)
+    return folder
 
 
 # --- the loop ------------------------------------------------------------------------------------
@@ -418,7 +420,7 @@ def open_folder(run_dir: Path, settings: dict, about: dict, chunks: int) -> None
     settings = json.loads(json.dumps(settings, default=str))  # as it will be read back
     if (run_dir / MANIFEST).exists():
         manifest = read_manifest(run_dir)
-        _check_unchanged(run_dir, manifest.get("settings", {}), settings)
+        check_same_settings(run_dir, "an evaluation", manifest.get("settings", {}), settings)
         before = manifest["sessions"][-1]["versions"]
         if before != now["versions"]:
             names = sorted(k for k in {*before, *now["versions"]})
@@ -443,19 +445,6 @@ def open_folder(run_dir: Path, settings: dict, about: dict, chunks: int) -> None
         manifest["sessions"] = [now]
     remove_leftovers(run_dir)
     write_json(run_dir / MANIFEST, manifest)
-
-
-def _check_unchanged(run_dir: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [
-        f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
-    if changed:
-        raise RunFolderError(
-            f"{run_dir} holds an evaluation with other settings ({'; '.join(changed)}). Use a new "
-            "folder, or delete this one to start over."
-        )
 
 
 def describe_plainly(thing: Any, names: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from anytime_lab.engines.hf import HFEngine
 from anytime_lab.evaluate import chunk_seed, evaluate
 from anytime_lab.prompts import detect_format, resolve_tokens
 from anytime_lab.store import records as files
+from anytime_lab.store.folders import only_writer
 from anytime_lab.store.manifest import describe_rows
 from anytime_lab.store.records import (
     RECORD_SCHEMA,
@@ -21,6 +22,7 @@ from anytime_lab.store.records import (
     THINKING_SCHEMA,
     THINKINGS,
     RunFolderError,
+    finished_chunks,
     part_path,
     read_manifest,
     read_records,
@@ -388,3 +390,18 @@ def test_thinkings_are_written_before_the_records_that_finish_a_chunk(parts, tmp
     monkeypatch.setattr(module, "write_part", write_part)
     run(parts, tmp_path / "run")
     assert order == [(table, chunk) for chunk in range(3) for table in (THINKINGS, RECORDS)]
+
+
+def test_a_second_evaluation_in_a_folder_is_told_at_once(parts, tmp_path):
+    with only_writer(tmp_path / "run"), pytest.raises(RunFolderError, match="another run writes"):
+        run(parts, tmp_path / "run")
+    run(parts, tmp_path / "run")
+
+
+def test_the_home_folder_is_one_place_for_writer_and_reader(parts, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    run(parts, "~/run")
+    assert finished_chunks(tmp_path / "home" / "run") and not list((tmp_path / "work").iterdir())
+    run(parts, "../home/run")  # the same folder, finished
