@@ -1,4 +1,4 @@
-"""Hostile text → HTML that shows it and does nothing else; the look that the views share.
+"""Hostile text → HTML that shows it and does nothing else.
 
 Model output and problem text are never trusted. A character that could act on the page, the
 terminal or the order of reading is replaced by a visible one, one for one, so that offsets into
@@ -31,46 +31,6 @@ _SECRET_TEXT = re.compile(
     r"|(?<=[?&]token=)[^&\s'\"]+|(?<=[?&]api_key=)[^&\s'\"]+|(?<=\bbearer )[\w.~+/=-]{8,}"
     r"|\b(hf_|sk-)[A-Za-z0-9_-]{16,}"
 )
-
-STYLE = """
-.anytime-lab { color: var(--jp-ui-font-color1, inherit); font-size: 14px; line-height: 1.45; }
-.anytime-lab * { box-sizing: border-box; }
-.anytime-lab table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.anytime-lab th, .anytime-lab td { text-align: right; padding: 3px 14px 3px 0; border: 0;
-  border-bottom: 1px solid var(--jp-border-color2, #8886); vertical-align: top;
-  background: transparent; }
-.anytime-lab th:first-child, .anytime-lab .text :is(td, th) { text-align: left;
-  overflow-wrap: break-word; max-width: 22em; }
-.anytime-lab caption { text-align: left; caption-side: top; padding: 0 0 4px;
-  color: var(--jp-ui-font-color2, inherit); }
-.anytime-lab p { margin: 4px 0; max-width: 72em; overflow-wrap: anywhere; }
-.anytime-lab .note { color: var(--jp-ui-font-color2, inherit); }
-.anytime-lab .wide { overflow-x: auto; }
-.anytime-lab .model { white-space: pre-wrap; overflow-wrap: anywhere; overflow: auto;
-  max-height: 24em; contain: paint; unicode-bidi: isolate; direction: ltr; margin: 4px 0;
-  font-family: var(--jp-code-font-family, monospace); font-size: 13px; padding: 8px;
-  border: 1px solid var(--jp-border-color2, #8886); }
-.anytime-lab .kept { font-weight: 600; }
-.anytime-lab .rest { color: #757575; }
-[data-jp-theme-light="false"] .anytime-lab .rest { color: #949494; }
-.anytime-lab .mark { font: 600 11px system-ui, sans-serif; padding: 1px 5px; margin: 0 2px;
-  border-radius: 3px; border: 1px solid currentColor; }
-.anytime-lab .beside { display: grid; gap: 4px 16px;
-  grid-template-columns: repeat(auto-fit, minmax(min(22em, 100%), 1fr)); }
-.anytime-lab .here { outline: 1px dashed currentColor; outline-offset: 1px; }
-.anytime-lab .right { color: #007a5a; } .anytime-lab .wrong { color: #b84a00; }
-[data-jp-theme-light="false"] .anytime-lab .right { color: #2fc79a; }
-[data-jp-theme-light="false"] .anytime-lab .wrong { color: #ff9450; }
-.anytime-lab-view :is(select, input, button, [tabindex], .widget-readout):focus-visible {
-  outline: 2px solid var(--jp-brand-color1, #1976d2) !important; outline-offset: 1px; }
-.anytime-lab-figure { overflow: hidden; }
-.anytime-lab-figure > .js-plotly-plot { width: 100%; height: 100%; }
-.anytime-lab-figure :is([class*="axislayer"], [class*="title"], .legend, .annotation, .barlayer)
-  text { fill: var(--jp-ui-font-color1, #1f2733) !important; }
-.anytime-lab-figure .gridlayer path { stroke: var(--jp-border-color2, #8884) !important; }
-.anytime-lab-figure .hoverlayer .bg { fill: var(--jp-layout-color1, #fff) !important; }
-.anytime-lab-figure .hoverlayer text { fill: var(--jp-ui-font-color1, #1f2733) !important; }
-"""
 
 
 def plain(text: object) -> str:

@@ -5,7 +5,8 @@ As in `plots`: a frame goes in, a figure comes out; nothing is read or averaged 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -14,77 +15,233 @@ from plotly.subplots import make_subplots
 from anytime_lab.look.style import (
     BAND_OPACITY,
     COLOURS,
+    QUIET,
     RunStyle,
     axis_span,
+    base,
     budget_ticks,
+    end_names,
     label_ends,
     log_ticks,
+    names_width,
     point_ticks,
     run_styles,
     safe_text,
     short_text,
 )
+from anytime_lab.page import plain
+from anytime_lab.priors import Prior
 from anytime_lab.read.told import BUDGETS, SOURCE
 
 BASELINE_NAMES = {"progress": "progress", "group": "group", "brpo": "BRPO"}
 
 
-def plot_accuracy(
+CURVES = {  # a panel of the curves: column, bounds, title of its axis, a value in words
+    "accuracy": ("accuracy", "", (0.0, 1.0), "Accuracy", "{:.1f} %"),
+    "difference": ("difference", "difference_", (-1.0, 1.0), "Points to {}", "{:+.1f}"),
+}
+OVER = {  # what the curves are drawn over: column, words
+    "budget": "Thinking budget (tokens allowed)",
+    "spent": "Thinking tokens spent (mean per problem)",
+    "seconds": "Seconds of thinking (mean per problem)",
+}
+STRIP, GAP = 0.13, 0.055  # shares of the height: the prior, and the room between panels
+
+
+def plot_curves(
     curves: pd.DataFrame,
     runs: Sequence[str] | None = None,
-    log_budget: bool = False,
+    *,
+    over: str = "budget",
+    reference: str = "",
+    prior: Prior | None = None,
+    published: pd.DataFrame | None = None,
+    log: bool = False,
     title: str = "Accuracy by thinking budget",
+    height: int = 440,
     template: str = "plotly_white",
 ) -> go.Figure:
-    """Accuracy against the thinking budget with 95 % bands, each curve named at its end.
+    """Accuracy against the thinking budget; below it, on the same axis, what the frame has more of.
 
     Args:
-        curves: columns budget (tokens), accuracy, low, high, and run where there are several.
+        curves: columns budget (tokens), accuracy, low, high; run where there are several; with
+            difference, difference_low, difference_high the panel of differences to `reference`
+            is drawn; with spent, seconds they can be what the curves are drawn over; with told a
+            sentence of its own is said of each point.
         runs: all runs of the study in order, which gives their colours; those in `curves` if None.
-        log_budget: logarithmic budget axis.
+        over: one of OVER.
+        prior: drawn as bars under the budgets.
+        published: the frame of published_table() for one benchmark, laid over.
+        log: logarithmic axis.
 
-    Returns traces named "RUN 95 %" (bands) and RUN (lines).
+    Returns traces named "RUN 95 %" (bands), RUN (lines), for each panel, and "prior".
     """
     curves = _with_runs(curves, ["budget", "accuracy", "low", "high"])
-    figure = _curves_figure(curves, "accuracy", runs, title, template, log_budget)
-    low, high = axis_span(curves[["accuracy", "low", "high"]], 0.0, 1.0)
-    figure.update_yaxes(title="Accuracy", tickformat=".0%", range=[low, high])
-    return label_ends(figure, curves, "accuracy", run_styles(_order(curves, runs)))
+    order = _order(curves, runs)
+    styles = {run: s for run, s in run_styles(order).items() if run in set(curves["run"])}
+    compared = "difference" in curves and curves["difference"].notna().any()
+    panels = ["accuracy", *(["difference"] if compared else [])]
+    domains = _domains(len(panels), prior is not None)
+    named = list(styles) != ["accuracy"]
+    figure = base(
+        go.Figure(), height, title, template,
+        showlegend=published is not None, dragmode=False, hoverdistance=30,
+        margin={"r": names_width(styles) if named else 24, "t": 56 if title else 20, "b": 48},
+    )  # fmt: skip
+    for place, panel in enumerate(panels):
+        rows = _panel_rows(curves, panel)
+        span = _panel_span(rows, panel, None if place else published)
+        _add_panel(figure, rows, panel, styles, over, f"y{place + 1 if place else ''}")
+        axis = {"title": {"text": CURVES[panel][3].format(short_text(reference, 24))}}
+        axis |= {"range": span, "domain": domains[place]}
+        if place:
+            axis |= {"zeroline": True, "zerolinecolor": QUIET, "zerolinewidth": 1.5}
+        axis |= point_ticks(*span) if place else {"tickformat": ".0%"}
+        figure.update_layout({f"yaxis{place + 1 if place else ''}": axis})
+    if named:
+        rows = curves.sort_values(over).groupby("run", sort=False)["accuracy"].last()
+        pixels = height - figure.layout.margin.t - figure.layout.margin.b
+        pixels *= domains[0][1] - domains[0][0]
+        figure.layout.annotations = end_names(rows, styles, figure.layout.yaxis.range, pixels)
+    if prior is not None:
+        places = curves.groupby("budget")[over].mean()
+        figure.add_trace({**prior_trace(prior, places), "yaxis": f"y{len(domains)}"})
+        strip = {
+            "title": {"text": "Prior"},
+            "tickformat": ".0%",
+            "nticks": 3,
+            "domain": domains[-1],
+        }
+        strip |= {"range": [0, 1.25 * max(prior.weights)], "zeroline": True}
+        figure.update_layout({f"yaxis{len(domains)}": strip})
+    if published is not None:
+        figure.add_traces(published_traces(published, order))
+    ticks = _curve_ticks(curves, over, log, published is not None)
+    last = f"y{len(domains) if len(domains) > 1 else ''}"
+    return figure.update_xaxes(title=OVER[over], anchor=last, **ticks)
 
 
-def plot_difference(
-    differences: pd.DataFrame,
-    runs: Sequence[str] | None = None,
-    log_budget: bool = False,
-    title: str | None = None,
-    template: str = "plotly_white",
-) -> go.Figure:
-    """Paired difference of accuracy to a reference run, with 95 % bands and a line at zero.
+def _panel_rows(curves: pd.DataFrame, panel: str) -> pd.DataFrame:
+    """The curves with the columns value, low, high of one panel."""
+    column, prefix = CURVES[panel][:2]
+    low, high = curves[f"{prefix}low"], curves[f"{prefix}high"]
+    return curves.assign(value=curves[column], low=low, high=high).dropna(subset=["value"])
+
+
+def _panel_span(
+    rows: pd.DataFrame, panel: str, published: pd.DataFrame | None
+) -> tuple[float, float]:
+    values = rows[["value", "low", "high"]]
+    if panel == "difference":
+        values = values.assign(zero=0.0)  # always in sight
+    low, high = axis_span(values, *CURVES[panel][2])
+    if published is not None:
+        told = published[["final", "anytime"]].stack()
+        low, high = min(low, told.min() - 0.02), max(high, told.max() + 0.02)
+    return low, high
+
+
+def _add_panel(
+    figure: go.Figure,
+    rows: pd.DataFrame,
+    panel: str,
+    styles: Mapping[str, RunStyle],
+    over: str,
+    axis: str,
+) -> None:
+    """Bands below, lines with markers above."""
+    parts = {run: rows[rows["run"] == run].sort_values(over) for run in styles}
+    parts = {run: part for run, part in parts.items() if len(part)}
+    stops = sorted(set(rows["budget"]))
+    for run, part in parts.items():
+        figure.add_trace({**band(part, over, styles[run], run), "yaxis": axis})
+    for run, part in parts.items():
+        line = curve_trace(part, over, styles[run], run, CURVES[panel][4], stops)
+        figure.add_trace({**line, "yaxis": axis})
+
+
+def _domains(panels: int, strip: bool) -> list[tuple[float, float]]:
+    """The shares of the height of each panel, from above; the strip of the prior last."""
+    bottom = STRIP + GAP if strip else 0.0
+    if panels == 1:
+        return [(bottom, 1.0), *([(0.0, STRIP)] if strip else [])]
+    upper = bottom + 0.42 * (1 - bottom)
+    return [(upper + GAP, 1.0), (bottom, upper), *([(0.0, STRIP)] if strip else [])]
+
+
+def curve_trace(
+    part: pd.DataFrame,
+    over: str,
+    style: RunStyle,
+    name: str,
+    words: str,
+    stops: Sequence[int],
+) -> dict:
+    """A scatter trace of a curve, told point by point.
 
     Args:
-        differences: columns budget, difference, low, high; run, reference, measure where known
-            (rows of other measures than "accuracy" are left out).
-        runs, log_budget: as `plot_accuracy`.
+        part: columns budget, value, low, high, and that of `over`.
+        words: a hundred times the value, as a format.
+        stops: budgets at which a line may stand, whose numbers ride on it.
     """
-    if "measure" in differences:
-        differences = differences[differences["measure"] == "accuracy"]
-    frame = _with_runs(differences, ["budget", "difference", "low", "high"])
-    reference = frame["reference"].iloc[0] if "reference" in frame else None
-    if title is None:
-        title = "Paired difference of accuracy" + (
-            f" to {short_text(reference)}" if reference else ""
+    said, riding = [], dict.fromkeys(stops)
+    for row in part.to_dict("records"):
+        told, low, high = (
+            words.format(100 * row[c]).replace("-", "−") for c in ("value", "low", "high")
         )
-    figure = _curves_figure(frame, "difference", runs, title, template, log_budget, signed=True)
-    figure.add_hline(y=0, line={"color": "#888", "width": 1.5, "dash": "solid"}, layer="below")
-    values = frame[["difference", "low", "high"]].assign(zero=0.0)
-    low, high = axis_span(values, -1.0, 1.0)
-    figure.update_yaxes(
-        title="Difference (percentage points)",
-        range=[low, high],
-        zeroline=False,
-        **point_ticks(low, high),
+        inside = f" [{low}, {high}]".replace(" %", "")
+        bounds = "" if pd.isna(row["low"]) else inside
+        more = f"<br>{safe_text(row['told'])}" if row.get("told") else ""
+        said.append(f"{short_text(name)}: <b>{told}</b>{bounds} at {row['budget']:,} tokens{more}")
+        riding[row["budget"]] = [row[over], row["value"], told]
+    return {
+        "type": "scatter",
+        "x": part[over].tolist(),
+        "y": part["value"].tolist(),
+        "customdata": said,
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "mode": "lines+markers",
+        "name": safe_text(name),
+        "legendgroup": safe_text(name),
+        "showlegend": False,
+        "line": {"color": style.colour, "dash": style.dash, "width": 2.4},
+        "marker": {"symbol": style.marker, "size": 7 if len(part) <= 16 else 5},
+        "meta": {"riding": list(riding.values()), "name": plain(name)},
+    }
+
+
+def prior_trace(prior: Prior, places: pd.Series) -> dict:
+    """The bars of a prior; `places` are the x of all budgets drawn."""
+    weights = dict(zip(prior.budgets, prior.weights, strict=True))
+    pairs = [(places[b], w, b) for b, w in weights.items() if b in places.index]
+    return {
+        "type": "scatter",
+        "x": [x for x, _, _ in pairs for _ in range(3)],
+        "y": [y for _, w, _ in pairs for y in (0, w, None)],
+        "mode": "lines",
+        "name": "prior",
+        "showlegend": False,
+        "line": {"color": QUIET, "width": 12 if len(pairs) <= 16 else 6},
+        "customdata": [f"{w:.1%} on {b:,} tokens" for _, w, b in pairs for _ in range(3)],
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "meta": {"paint": [weights.get(b, 0.0) for b in places.index]},
+    }
+
+
+def _curve_ticks(curves: pd.DataFrame, over: str, log: bool, wide: bool) -> dict:
+    """Ticks at the budgets where they are what is drawn over, and a range that ends with them."""
+    places = sorted(set(curves[over].dropna()))
+    if over != "budget":
+        ticks = {"tickformat": ",d" if places[-1] > 10 else None}
+    else:
+        ticks = log_ticks(places) if log else budget_ticks(places)
+    if wide:  # published points may lie further out
+        return {"type": "log" if log else "linear", "tickformat": ",d"}
+    least, most = (
+        (math.log10(places[0]), math.log10(places[-1])) if log else (places[0], places[-1])
     )
-    return label_ends(figure, frame, "difference", run_styles(_order(frame, runs)))
+    room = 0.02 * (most - least or most or 1)
+    return {"type": "log" if log else "linear", "range": [least - room, most + room], **ticks}
 
 
 def plot_training(
@@ -173,69 +330,6 @@ def _order(frame: pd.DataFrame, runs: Sequence[str] | None) -> list[str]:
     if missing := [run for run in found if run not in runs]:
         raise ValueError(f"the frame holds runs that `runs` does not name: {missing}.")
     return list(runs)
-
-
-def _curves_figure(
-    frame: pd.DataFrame,
-    value: str,
-    runs: Sequence[str] | None,
-    title: str | None,
-    template: str,
-    log_budget: bool,
-    signed: bool = False,
-) -> go.Figure:
-    """Bands below, lines with markers above, budget on x."""
-    figure = go.Figure()
-    parts = {run: part.sort_values("budget") for run, part in frame.groupby("run", sort=False)}
-    styles = {run: style for run, style in run_styles(_order(frame, runs)).items() if run in parts}
-    for run, style in styles.items():
-        part = parts[run].dropna(subset=["low", "high"])
-        figure.add_scatter(
-            x=[*part["budget"], *part["budget"][::-1]],
-            y=[*part["high"], *part["low"][::-1]],
-            fill="toself",
-            fillcolor=style.band,
-            line={"width": 0},
-            mode="lines",
-            name=f"{safe_text(run)} 95 %",
-            legendgroup=safe_text(run),
-            showlegend=False,
-            hoverinfo="skip",
-        )
-    sign = "+" if signed else ""
-    unit = " points" if signed else "%"
-    for run, style in styles.items():
-        part = parts[run]
-        in_percent = (100 * part[["low", "high"]]).to_numpy()
-        told = f"%{{customdata[2]:{sign}.1f}}{unit}"
-        figure.add_scatter(
-            x=part["budget"].tolist(),
-            y=part[value].tolist(),
-            customdata=[
-                [*bounds, 100 * v] for bounds, v in zip(in_percent, part[value], strict=True)
-            ],
-            mode="lines+markers",
-            name=safe_text(run),
-            legendgroup=safe_text(run),
-            showlegend=False,
-            line={"color": style.colour, "dash": style.dash, "width": 2.4},
-            marker={"symbol": style.marker, "size": 7 if len(part) <= 16 else 5},
-            hovertemplate=f"{short_text(run)}: <b>{told}</b> "
-            f"[%{{customdata[0]:{sign}.1f}}, %{{customdata[1]:{sign}.1f}}]<extra></extra>",
-        )
-    _layout(figure, title, template, height=440)
-    figure.update_layout(hoverdistance=-1)  # the nearest budget is read wherever the pointer is
-    budgets = sorted(set(frame["budget"]))
-    if log_budget:
-        figure.update_xaxes(type="log", **log_ticks(budgets))
-    else:
-        figure.update_xaxes(**budget_ticks(budgets))
-    figure.update_xaxes(
-        title="Thinking budget (tokens)",
-        hoverformat=",d",
-        unifiedhovertitle={"text": "%{x} tokens of thinking"},
-    )
-    return figure
 
 
 def _layout(figure: go.Figure, title: str | None, template: str, height: int) -> None:
@@ -476,31 +570,6 @@ def thinking_traces(path: pd.DataFrame) -> list[dict]:
     return traces
 
 
-def plot_published(
-    figure: go.Figure, published: pd.DataFrame, runs: Sequence[str], template: str = "plotly_white"
-) -> go.Figure:
-    """Lays a benchmark's published values over a copy of an accuracy figure.
-
-    Args:
-        figure: of plot_accuracy(), in tokens.
-        published: the frame of published_table() for one benchmark.
-        runs: the runs of the figure; the published ones take the styles after theirs.
-    """
-    out = go.Figure(figure)
-    out.update_traces(showlegend=True, selector={"mode": "lines+markers"})
-    out.add_traces(published_traces(published, runs))
-    spread = published[["final", "anytime"]]
-    low, high = figure.layout.yaxis.range or (0, 1)
-    low, high = min(low, spread.min().min() - 0.02), max(high, spread.max().max() + 0.02)
-    _layout_view(out, figure.layout.title.text or "", template, 500)
-    # curves may now end before the axis does, so a legend names them
-    out.layout.annotations = ()
-    out.update_layout(margin={"t": 120}, title={"y": 0.97, "yanchor": "top"})
-    ticks = {"tickmode": "auto", "tickvals": None, "tickangle": None}
-    out.update_xaxes(range=None, autorange=True, **ticks)
-    return out.update_yaxes(range=[low, high])
-
-
 def published_traces(published: pd.DataFrame, runs: Sequence[str]) -> list[dict]:
     """Two traces per published run: its anytime accuracy as a line, its final one as a point."""
     names = [f"{run} (published)" for run in published["run"]]
@@ -561,3 +630,152 @@ def _layout_view(figure: go.Figure, title: str, template: str, height: int) -> N
         font={"size": 13},
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
     )
+
+
+# --- until every view draws with LiveFigure ----
+
+
+def plot_accuracy(
+    curves: pd.DataFrame,
+    runs: Sequence[str] | None = None,
+    log_budget: bool = False,
+    title: str = "Accuracy by thinking budget",
+    template: str = "plotly_white",
+) -> go.Figure:
+    """Accuracy against the thinking budget with 95 % bands, each curve named at its end.
+
+    Args:
+        curves: columns budget (tokens), accuracy, low, high, and run where there are several.
+        runs: all runs of the study in order, which gives their colours; those in `curves` if None.
+        log_budget: logarithmic budget axis.
+
+    Returns traces named "RUN 95 %" (bands) and RUN (lines).
+    """
+    curves = _with_runs(curves, ["budget", "accuracy", "low", "high"])
+    figure = _curves_figure(curves, "accuracy", runs, title, template, log_budget)
+    low, high = axis_span(curves[["accuracy", "low", "high"]], 0.0, 1.0)
+    figure.update_yaxes(title="Accuracy", tickformat=".0%", range=[low, high])
+    return label_ends(figure, curves, "accuracy", run_styles(_order(curves, runs)))
+
+
+def plot_difference(
+    differences: pd.DataFrame,
+    runs: Sequence[str] | None = None,
+    log_budget: bool = False,
+    title: str | None = None,
+    template: str = "plotly_white",
+) -> go.Figure:
+    """Paired difference of accuracy to a reference run, with 95 % bands and a line at zero.
+
+    Args:
+        differences: columns budget, difference, low, high; run, reference, measure where known
+            (rows of other measures than "accuracy" are left out).
+        runs, log_budget: as `plot_accuracy`.
+    """
+    if "measure" in differences:
+        differences = differences[differences["measure"] == "accuracy"]
+    frame = _with_runs(differences, ["budget", "difference", "low", "high"])
+    reference = frame["reference"].iloc[0] if "reference" in frame else None
+    if title is None:
+        title = "Paired difference of accuracy" + (
+            f" to {short_text(reference)}" if reference else ""
+        )
+    figure = _curves_figure(frame, "difference", runs, title, template, log_budget, signed=True)
+    figure.add_hline(y=0, line={"color": "#888", "width": 1.5, "dash": "solid"}, layer="below")
+    values = frame[["difference", "low", "high"]].assign(zero=0.0)
+    low, high = axis_span(values, -1.0, 1.0)
+    figure.update_yaxes(
+        title="Difference (percentage points)",
+        range=[low, high],
+        zeroline=False,
+        **point_ticks(low, high),
+    )
+    return label_ends(figure, frame, "difference", run_styles(_order(frame, runs)))
+
+
+def _curves_figure(
+    frame: pd.DataFrame,
+    value: str,
+    runs: Sequence[str] | None,
+    title: str | None,
+    template: str,
+    log_budget: bool,
+    signed: bool = False,
+) -> go.Figure:
+    """Bands below, lines with markers above, budget on x."""
+    figure = go.Figure()
+    parts = {run: part.sort_values("budget") for run, part in frame.groupby("run", sort=False)}
+    styles = {run: style for run, style in run_styles(_order(frame, runs)).items() if run in parts}
+    for run, style in styles.items():
+        part = parts[run].dropna(subset=["low", "high"])
+        figure.add_scatter(
+            x=[*part["budget"], *part["budget"][::-1]],
+            y=[*part["high"], *part["low"][::-1]],
+            fill="toself",
+            fillcolor=style.band,
+            line={"width": 0},
+            mode="lines",
+            name=f"{safe_text(run)} 95 %",
+            legendgroup=safe_text(run),
+            showlegend=False,
+            hoverinfo="skip",
+        )
+    sign = "+" if signed else ""
+    unit = " points" if signed else "%"
+    for run, style in styles.items():
+        part = parts[run]
+        in_percent = (100 * part[["low", "high"]]).to_numpy()
+        told = f"%{{customdata[2]:{sign}.1f}}{unit}"
+        figure.add_scatter(
+            x=part["budget"].tolist(),
+            y=part[value].tolist(),
+            customdata=[
+                [*bounds, 100 * v] for bounds, v in zip(in_percent, part[value], strict=True)
+            ],
+            mode="lines+markers",
+            name=safe_text(run),
+            legendgroup=safe_text(run),
+            showlegend=False,
+            line={"color": style.colour, "dash": style.dash, "width": 2.4},
+            marker={"symbol": style.marker, "size": 7 if len(part) <= 16 else 5},
+            hovertemplate=f"{short_text(run)}: <b>{told}</b> "
+            f"[%{{customdata[0]:{sign}.1f}}, %{{customdata[1]:{sign}.1f}}]<extra></extra>",
+        )
+    _layout(figure, title, template, height=440)
+    figure.update_layout(hoverdistance=-1)  # the nearest budget is read wherever the pointer is
+    budgets = sorted(set(frame["budget"]))
+    if log_budget:
+        figure.update_xaxes(type="log", **log_ticks(budgets))
+    else:
+        figure.update_xaxes(**budget_ticks(budgets))
+    figure.update_xaxes(
+        title="Thinking budget (tokens)",
+        hoverformat=",d",
+        unifiedhovertitle={"text": "%{x} tokens of thinking"},
+    )
+    return figure
+
+
+def plot_published(
+    figure: go.Figure, published: pd.DataFrame, runs: Sequence[str], template: str = "plotly_white"
+) -> go.Figure:
+    """Lays a benchmark's published values over a copy of an accuracy figure.
+
+    Args:
+        figure: of plot_accuracy(), in tokens.
+        published: the frame of published_table() for one benchmark.
+        runs: the runs of the figure; the published ones take the styles after theirs.
+    """
+    out = go.Figure(figure)
+    out.update_traces(showlegend=True, selector={"mode": "lines+markers"})
+    out.add_traces(published_traces(published, runs))
+    spread = published[["final", "anytime"]]
+    low, high = figure.layout.yaxis.range or (0, 1)
+    low, high = min(low, spread.min().min() - 0.02), max(high, spread.max().max() + 0.02)
+    _layout_view(out, figure.layout.title.text or "", template, 500)
+    # curves may now end before the axis does, so a legend names them
+    out.layout.annotations = ()
+    out.update_layout(margin={"t": 120}, title={"y": 0.97, "yanchor": "top"})
+    ticks = {"tickmode": "auto", "tickvals": None, "tickangle": None}
+    out.update_xaxes(range=None, autorange=True, **ticks)
+    return out.update_yaxes(range=[low, high])

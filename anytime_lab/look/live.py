@@ -1,18 +1,178 @@
-"""Live figures that take colours and width from the page, and labelled controls."""
+"""Figures on a page: the static figure drawn alive, in the page's colours, with a line to move."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import cache, wraps
+from pathlib import Path
+from typing import Any
 
 import anywidget
 import ipywidgets as widgets
+import plotly.graph_objects as go
 import traitlets
 from plotly.graph_objects import FigureWidget
+from plotly.io.json import to_json_plotly
+from plotly.offline import get_plotlyjs
 
 from anytime_lab.look.style import RunStyle, safe_text
-from anytime_lab.page import STYLE, block
+from anytime_lab.page import block
+
+JS = Path(__file__).parent / "js"
+CLEAR = "rgba(0,0,0,0)"
+GRID = {"gridcolor": "#8883", "zerolinecolor": "#8888", "linecolor": "#8888"}
+LABEL = {"description_width": "initial"}
+
+
+class LiveFigure(anywidget.AnyWidget):
+    """A plotly figure on a page, updated in place; it looks as the page does, light or dark.
+
+    Args:
+        figure: what any of the figure functions returns; its layout has a height.
+        label: what the figure shows, in a sentence, for those who do not see it.
+        stops: (x, words) of the places where the line through the figure can stand; no line
+            without. Mouse and arrow keys move it on the page, `at` tells where it is.
+        moves: what the line moves along, as its name.
+    """
+
+    _esm = JS / "figure.js"
+    label = traitlets.Unicode().tag(sync=True)
+    at = traitlets.Int(0).tag(sync=True)
+    _figure = traitlets.Unicode().tag(sync=True)
+    _patch = traitlets.Dict().tag(sync=True)  # what `patch` changed since
+    _stops = traitlets.List().tag(sync=True)
+    _moves = traitlets.Unicode().tag(sync=True)
+    _source = traitlets.Unicode().tag(sync=True)  # the widget that holds plotly
+
+    def __init__(
+        self,
+        figure: go.Figure | None = None,
+        label: str = "",
+        stops: Sequence[tuple[float, str]] = (),
+        moves: str = "Thinking budget",
+    ) -> None:
+        self._heard: dict[str, list[Callable]] = {"click": [], "painted": []}
+        super().__init__(_source=_plotly().model_id, _moves=moves)
+        self.update_from(figure or go.Figure(layout={"height": 200}), label, stops)
+        self.on_msg(self._told)
+
+    def update_from(
+        self,
+        figure: go.Figure,
+        label: str | None = None,
+        stops: Sequence[tuple[float, str]] | None = None,
+    ) -> None:
+        """Shows this figure instead. The line stays at its x where that is still a stop."""
+        before = self.stop
+        with self.hold_sync():
+            self.figure = figure
+            self._patch = {}
+            self._figure = _for_page(figure)
+            if label is not None:
+                self.label = label
+            if stops is not None:
+                self._stops = [[x, words] for x, words in stops]
+                self.move_to(before)
+
+    def patch(
+        self,
+        traces: Mapping[int, Mapping[str, Any]] | None = None,
+        layout: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Changes little without sending the figure: attributes of traces, by number; of layout."""
+        told = {i: dict(trace) for i, trace in self._patch.get("traces", {}).items()}
+        for number, trace in (traces or {}).items():
+            told[str(number)] = told.get(str(number), {}) | dict(trace)
+            self.figure.data[number].update(trace)
+        self.figure.update_layout(layout or {})
+        self._patch = {
+            "traces": told,
+            "layout": self._patch.get("layout", {}) | dict(layout or {}),
+        }
+
+    @property
+    def stop(self) -> float | None:
+        """The x at which the line stands; None without stops."""
+        return self._stops[self.at][0] if self._stops else None
+
+    def move_to(self, x: float | None) -> None:
+        """Moves the line to the stop at x; to the middle one if there is none."""
+        places = [stop for stop, _ in self._stops]
+        self.at = places.index(x) if x in places else len(places) // 2
+
+    def on_click(self, then: Callable[[str, float, float], None]) -> None:
+        """Has `then(name of the trace, x, y)` called for every point that is clicked."""
+        self._heard["click"].append(then)
+
+    def on_paint(self, then: Callable[[list[float]], None]) -> None:
+        """Has `then(heights)` called when bars were drawn by hand (a trace with meta "paint")."""
+        self._heard["painted"].append(lambda *heights: then(list(heights)))
+
+    def _told(self, _widget: object, message: object, _buffers: object) -> None:
+        for kind, heard in self._heard.items():
+            if isinstance(message, dict) and isinstance(message.get(kind), list):
+                for then in heard:
+                    then(*message[kind])
+
+
+@cache
+def _plotly() -> widgets.Label:
+    """plotly for the page, held once for all figures of this process."""
+    return widgets.Label(get_plotlyjs())
+
+
+def _for_page(figure: go.Figure) -> str:
+    """The figure as JSON without title and colours of its own: those are the page's."""
+    told = figure.to_dict()
+    layout = told["layout"]
+    titled = bool(layout.pop("title", {}).get("text"))
+    layout.pop("template", None)
+    margin = layout.get("margin", {})
+    if titled:
+        margin = {**margin, "t": max(margin.get("t", 100) - 40, 24)}
+    axes = {
+        name: {**GRID, **axis} for name, axis in layout.items() if name[:5] in ("xaxis", "yaxis")
+    }
+    told["layout"] = {
+        **layout,
+        **axes,
+        "margin": margin,
+        "paper_bgcolor": CLEAR,
+        "plot_bgcolor": CLEAR,
+        "modebar": {**layout.get("modebar", {}), "bgcolor": CLEAR, "color": "#888"},
+    }
+    return to_json_plotly(told)
+
+
+class StyleSheet(anywidget.AnyWidget):
+    """The look of a view, and what it needs of its page."""
+
+    _esm = JS / "view.js"
+    _css = JS / "view.css"
+    _pictured = traitlets.Bool(False).tag(sync=True)  # the output before it is its picture
+
+
+def row(*controls: widgets.Widget) -> widgets.HBox:
+    """Controls beside each other, wrapping on a narrow page."""
+    return widgets.HBox(list(controls), layout={"flex_flow": "row wrap", "grid_gap": "4px 16px"})
+
+
+def text(*parts: str, live: bool = False) -> widgets.HTML:
+    """Finished HTML in the views' style."""
+    return widgets.HTML(block(*parts, live=live), layout={"width": "auto"})
+
+
+def described(
+    kind: type[widgets.Widget], description: str, width: str = "", **settings: Any
+) -> widgets.Widget:
+    """A control with its whole description beside it; `width` is that of both."""
+    if width:
+        settings["layout"] = {"width": width, "max_width": "100%"}
+    return kind(description=description, style=LABEL, **settings)
+
+
+# --- until every view draws with LiveFigure ----------------------------------------------------
 
 EDITS = ("relayout", "restyle", "update", "addTraces", "moveTraces", "deleteTraces")
 _ESM = """
@@ -63,7 +223,7 @@ export default () => {
 """
 
 
-class LiveFigure(FigureWidget):
+class OldFigure(FigureWidget):
     """A FigureWidget that is whole on every page that draws it, and as wide as its box.
 
     Its layout needs a height, and so does its box.
@@ -76,7 +236,7 @@ class LiveFigure(FigureWidget):
     def __init__(self, *args: object, **settings: object) -> None:
         super().__init__(*args, **settings)
         self._config = {"responsive": True, "displaylogo": False}
-        self._source = _plotly().model_id
+        self._source = _old_plotly().model_id
 
     def get_state(self, key: object = None, drop_defaults: bool = False) -> dict:
         """What a page is told that opens, or opens again: the figure as it is now."""
@@ -97,7 +257,7 @@ class LiveFigure(FigureWidget):
 
 
 @cache
-def _plotly() -> widgets.Label:
+def _old_plotly() -> widgets.Label:
     """plotly for the page, held once for all figures of this process."""
     return widgets.Label(str(FigureWidget._esm))
 
@@ -114,64 +274,12 @@ def _then_whole(name: str):
 
 
 for _edit in EDITS:
-    setattr(LiveFigure, f"_send_{_edit}_msg", _then_whole(f"_send_{_edit}_msg"))
+    setattr(OldFigure, f"_send_{_edit}_msg", _then_whole(f"_send_{_edit}_msg"))
 
 
-LABEL = {"description_width": "initial"}
-CLEAR = "rgba(0,0,0,0)"
-_VIEW_ESM = """
-const PLAY = ["Play or pause", "Back to the beginning", "Repeat"];
-let count = 0;
-function name(view) {  // sliders and play buttons have no name for a screen reader of their own
-  for (const handle of view.querySelectorAll(".noUi-handle")) {
-    const slider = handle.closest(".widget-inline-hbox");
-    const [label, value] = [".widget-label", ".widget-readout"].map((c) => slider.querySelector(c));
-    if (label) handle.setAttribute("aria-label", label.textContent);
-    if (!value) continue;
-    value.id ||= `anytime-lab-value-${count++}`;
-    handle.setAttribute("aria-describedby", value.id);
-  }
-  for (const play of view.querySelectorAll(".widget-play"))
-    play.querySelectorAll("button").forEach((button, i) => {
-      button.title = PLAY[i];
-      button.setAttribute("aria-label", PLAY[i]);
-    });
-}
-function toEnd(event) {  // a slider's own End goes to the end of the range that it began with
-  const handle = event.target;
-  if (event.key !== "End" || !handle.matches(".noUi-handle")) return;
-  handle.closest(".noUi-target").noUiSlider.set(Number(handle.getAttribute("aria-valuemax")));
-  event.preventDefault();
-  event.stopPropagation();
-}
-function render({ el }) {
-  let view = null, gone = false;
-  const keep = ({ target }) => {
-    name(view);
-    if (target.matches("select, .noUi-handle")) target.dataset.lmSuppressShortcuts = "true"; };
-  const begin = () => {
-    view = el.closest(".widget-vbox");
-    if (view) {
-      view.classList.add("anytime-lab-view");
-      view.addEventListener("focusin", keep);
-      view.addEventListener("keydown", toEnd, true);
-      setTimeout(() => name(view), 500);  // when its controls are there
-    } else if (!gone) requestAnimationFrame(begin);
-  };
-  begin();
-  return () => {
-    gone = true;
-    view?.removeEventListener("focusin", keep);
-    view?.removeEventListener("keydown", toEnd, true);
-  };
-}
-export default { render };
-"""
-
-
-def live_figure(traces: Sequence[dict], height: int, title: str = "") -> LiveFigure:
+def live_figure(traces: Sequence[dict], height: int, title: str = "") -> OldFigure:
     """An empty figure without a background of its own, whose traces are updated in place."""
-    figure = LiveFigure(
+    figure = OldFigure(
         data=[{"type": "scatter", **trace} for trace in traces],
         layout={
             "template": "none",
@@ -203,33 +311,16 @@ def live_figure(traces: Sequence[dict], height: int, title: str = "") -> LiveFig
     return figure
 
 
-def framed(figure: LiveFigure) -> widgets.Box:
+def framed(figure: OldFigure) -> widgets.Box:
     """The figure in a box by which the style sheet finds it, as wide as the page."""
     box = widgets.Box([figure], layout={"width": "100%", "height": f"{figure.layout.height}px"})
     box.add_class("anytime-lab-figure")
     return box
 
 
-class StyleSheet(anywidget.AnyWidget):
-    """The look of a view, and its keys: JupyterLab takes the arrow keys of lists for its own."""
-
-    _esm = _VIEW_ESM
-    _css = STYLE
-
-
 def style_sheet() -> StyleSheet:
     """The views' style sheet; each view shows it once."""
     return StyleSheet(layout={"display": "none"})
-
-
-def row(*controls: widgets.Widget) -> widgets.HBox:
-    """Controls beside each other, wrapping on a narrow page."""
-    return widgets.HBox(list(controls), layout={"flex_flow": "row wrap", "grid_gap": "4px 16px"})
-
-
-def text(*parts: str, live: bool = False) -> widgets.HTML:
-    """Finished HTML in the views' style."""
-    return widgets.HTML(block(*parts, live=live), layout={"width": "auto"})
 
 
 def line_traces(name: str, style: RunStyle) -> list[dict]:

@@ -1,13 +1,14 @@
-"""A figure or a tidy table → a file."""
+"""How everything is drawn: colours, names at line ends, ticks; a figure or table → a file."""
 
 from __future__ import annotations
 
 import html
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,7 +18,10 @@ from anytime_lab.look.pictures import draw
 from anytime_lab.page import escaped, plain
 from anytime_lab.store.records import write_text
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+# Okabe–Ito; its orange and sky are darkened, so that every line has 3:1 on white and on black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#C86FA0", "#B37A00", "#2B93C8", "#7F7F7F")
+GLYPHS = "●■◆▲✚✖▼★"  # of MARKERS, for text
+QUIET = "#888"  # of lines that are no data: zero, an end, a diagonal
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star")
 BAND_OPACITY = 0.16
@@ -32,6 +36,11 @@ class RunStyle:
     colour: str
     dash: str
     marker: str
+
+    @property
+    def glyph(self) -> str:
+        """The run's marker as a character."""
+        return GLYPHS[MARKERS.index(self.marker)]
 
     @property
     def band(self) -> str:
@@ -111,39 +120,37 @@ def axis_span(values: pd.DataFrame, least: float, greatest: float) -> tuple[floa
     return max(low - margin, least - margin / 2), min(high + margin, greatest + margin / 2)
 
 
-def label_ends(
-    figure: go.Figure, frame: pd.DataFrame, value: str, styles: dict[str, RunStyle]
-) -> go.Figure:
-    """Names each curve at its right end, pushed apart so that the names do not overlap."""
-    if frame["run"].nunique() == 1 and (frame["run"] == "accuracy").all():
-        return figure
-    ends = frame.sort_values("budget").groupby("run", sort=False)[value].last().dropna()
-    ends = ends.sort_values()
-    low, high = figure.layout.yaxis.range
-    plot_pixels = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+def end_names(
+    ends: pd.Series, styles: Mapping[str, RunStyle], span: tuple[float, float], pixels: float
+) -> list[dict]:
+    """Annotations that name each curve at its right end, pushed apart so that none overlap.
+
+    Args:
+        ends: the last value of each run, by its name.
+        span: of the axis.
+        pixels: its height.
+    """
+    ends = ends.dropna().sort_values()
+    low, high = span
     lines = {run: label_lines(run) for run in ends.index}
-    sizes = [(2 + LINE_PIXELS * len(lines[run])) / plot_pixels * (high - low) for run in ends.index]
-    for run, y in zip(ends.index, apart(ends.tolist(), sizes, low, high), strict=True):
-        figure.add_annotation(
-            x=1,
-            xref="paper",
-            xanchor="left",
-            xshift=8,
-            y=y,
-            yanchor="middle",
-            align="left",
-            text=f"<b>{'<br>'.join(safe_text(line) for line in lines[run])}</b>",
-            font={"color": styles[run].colour},
-            hovertext=safe_text(run),
-            showarrow=False,
-        )
-    longest = max((len(line) for told in lines.values() for line in told), default=0)
-    figure.update_layout(margin={"r": 20 + round(7.8 * longest)})
-    least, most = frame["budget"].min(), frame["budget"].max()  # curves end where names begin
-    if figure.layout.xaxis.type == "log":
-        least, most = math.log10(least), math.log10(most)
-    room = 0.02 * (most - least or most)
-    return figure.update_xaxes(range=[least - room, most + room])
+    sizes = [(2 + LINE_PIXELS * len(lines[run])) / pixels * (high - low) for run in ends.index]
+    return [
+        {
+            "x": 1, "xref": "paper", "xanchor": "left", "xshift": 8, "align": "left",
+            "y": y, "yref": "y", "yanchor": "middle", "showarrow": False,
+            "text": f'<span style="color:{styles[run].colour}">{styles[run].glyph}</span> '
+            + "<br>".join(safe_text(line) for line in lines[run]),
+            "hovertext": safe_text(run),
+        }
+        for run, y in zip(ends.index, apart(ends.tolist(), sizes, low, high), strict=True)
+    ]  # fmt: skip
+
+
+def names_width(runs: Iterable[str]) -> int:
+    """Pixels that the names at line ends need."""
+    return 36 + round(
+        7.4 * max((len(line) for run in runs for line in label_lines(run)), default=0)
+    )
 
 
 def apart(wanted: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
@@ -181,10 +188,27 @@ def _cluster(
     return blocks, max(min(sum(edges) / len(edges), high - height), low)
 
 
+def base(
+    figure: go.Figure, height: int, title: str = "", template: str = "plotly_white", **layout: Any
+) -> go.Figure:
+    """What all figures share: size, margins, a heading, a legend above; `layout` goes last."""
+    heading = {"text": safe_text(title), "x": 0, "xref": "paper", "xanchor": "left"}
+    return figure.update_layout(
+        template=template,
+        title=heading if title else None,
+        height=height,
+        hovermode="closest",
+        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},  # nothing leaves the page
+        margin={"l": 64, "r": 24, "t": 84 if title else 40, "b": 56},
+        font={"size": 13},
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+    ).update_layout(layout)
+
+
 def told_figure(sentence: str, template: str = "plotly_white") -> go.Figure:
     """A figure that says why there is nothing to draw, where a notebook shows a figure."""
     lines = "<br>".join(safe_text(line) for line in textwrap.wrap(plain(sentence)[:600], 90))
-    figure = go.Figure(layout={"template": template, "height": 160, "margin": {"t": 24, "b": 24}})
+    figure = base(go.Figure(), 160, template=template, margin={"t": 24, "b": 24})
     figure.add_annotation(
         text=lines, showarrow=False, font={"size": 14}, align="left",
         x=0, xanchor="left", xref="paper", y=0.5, yref="paper",
@@ -262,3 +286,41 @@ def _cell(value: object, digits: int) -> str:
 
 def _tex(text: object) -> str:
     return "".join(_TEX.get(c, c) for c in str(text)).replace("\n", " ")
+
+
+# --- until every view draws with LiveFigure ----
+
+
+def label_ends(
+    figure: go.Figure, frame: pd.DataFrame, value: str, styles: dict[str, RunStyle]
+) -> go.Figure:
+    """Names each curve at its right end, pushed apart so that the names do not overlap."""
+    if frame["run"].nunique() == 1 and (frame["run"] == "accuracy").all():
+        return figure
+    ends = frame.sort_values("budget").groupby("run", sort=False)[value].last().dropna()
+    ends = ends.sort_values()
+    low, high = figure.layout.yaxis.range
+    plot_pixels = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    lines = {run: label_lines(run) for run in ends.index}
+    sizes = [(2 + LINE_PIXELS * len(lines[run])) / plot_pixels * (high - low) for run in ends.index]
+    for run, y in zip(ends.index, apart(ends.tolist(), sizes, low, high), strict=True):
+        figure.add_annotation(
+            x=1,
+            xref="paper",
+            xanchor="left",
+            xshift=8,
+            y=y,
+            yanchor="middle",
+            align="left",
+            text=f"<b>{'<br>'.join(safe_text(line) for line in lines[run])}</b>",
+            font={"color": styles[run].colour},
+            hovertext=safe_text(run),
+            showarrow=False,
+        )
+    longest = max((len(line) for told in lines.values() for line in told), default=0)
+    figure.update_layout(margin={"r": 20 + round(7.8 * longest)})
+    least, most = frame["budget"].min(), frame["budget"].max()  # curves end where names begin
+    if figure.layout.xaxis.type == "log":
+        least, most = math.log10(least), math.log10(most)
+    room = 0.02 * (most - least or most)
+    return figure.update_xaxes(range=[least - room, most + room])

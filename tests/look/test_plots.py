@@ -22,9 +22,6 @@ from anytime_lab.look.style import (
     short_text,
 )
 
-# Okabe & Ito, "Color Universal Design" (2008): blue, vermillion, bluish green, reddish purple,
-# orange, sky blue.
-OKABE_ITO = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"}
 HOSTILE = ["<script>alert(1)</script>", "$x^2$", "%{y}", "<b>a</b>", "a\u202eb", "\x1b[31mred"]
 
 
@@ -92,8 +89,19 @@ def test_runs_differ_by_colour_dash_and_marker():
         "marker",
     ):  # each by itself, for a grey print or a colour-blind eye
         assert len({getattr(s, of) for s in first}) == 5
-    assert set(COLOURS[:6]) == OKABE_ITO
     assert len(set(DASHES)) == len(DASHES) and len(set(MARKERS)) == len(MARKERS)
+
+
+@pytest.mark.parametrize("paper", ["#FFFFFF", "#111111"])
+def test_every_colour_is_seen_on_white_and_on_black(paper):
+    def light(colour):  # WCAG 2.2, relative luminance
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    for colour in COLOURS:
+        low, high = sorted((light(colour), light(paper)))
+        assert (high + 0.05) / (low + 0.05) >= 3, colour
 
 
 def test_the_accuracy_axis_is_in_percent_and_holds_all_bands():

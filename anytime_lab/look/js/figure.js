@@ -1,0 +1,212 @@
+// A plotly figure in a view: drawn whole, in the colours and the width of its page, with a line
+// through its panels that mouse and keys move from stop to stop, and bars that are drawn by hand.
+
+const CONFIG = { displaylogo: false, plotlyServerURL: "" };
+const RIDING = 17; // pixels that a number on the line needs
+
+async function find(model, source, tries = 100) { // a page may be told of it after the figure
+  try { return await model.widget_manager.get_model(source); } catch (error) {
+    if (tries < 1) throw error;
+    await new Promise((again) => setTimeout(again, 100));
+    return find(model, source, tries - 1);
+  }
+}
+
+function plotly(model) { // once for all figures of a page
+  const known = (globalThis.anytimeLabPlotly ??= {}), source = model.get("_source");
+  known[source] ??= find(model, source).then(async (held) => {
+    const parts = ["const module = { exports: {} };", held.get("value"), "\nexport default module.exports;"];
+    const url = URL.createObjectURL(new Blob(parts, { type: "text/javascript" }));
+    try { return (await import(url)).default; } finally { URL.revokeObjectURL(url); }
+  });
+  return known[source];
+}
+
+class Figure {
+  constructor(model, el, Plotly) {
+    Object.assign(this, { model, el, Plotly });
+    el.classList.add("anytime-lab-figure");
+    el.setAttribute("role", "figure");
+    this.plot = el.appendChild(document.createElement("div"));
+    this.line = el.appendChild(document.createElement("div"));
+    this.line.className = "budget-line";
+    this.line.tabIndex = 0;
+    this.line.setAttribute("role", "slider");
+    this.line.dataset.lmSuppressShortcuts = "true"; // JupyterLab takes arrow keys for its own
+    this.riding = el.appendChild(document.createElement("div"));
+    this.riding.className = "riding";
+    this.riding.setAttribute("aria-hidden", "true"); // the slider's value says the same
+    this.line.addEventListener("keydown", (event) => this.key(event));
+    el.addEventListener("pointerdown", (event) => this.press(event), true);
+    this.sized = new ResizeObserver(() => this.ready && Plotly.Plots.resize(this.plot));
+    this.sized.observe(el);
+    this.told = () => this.draw();
+    this.moved = () => this.place();
+    model.on("change:_figure change:_patch change:_stops change:label", this.told);
+    model.on("change:at", this.moved);
+  }
+
+  // One drawing at a time; what changed meanwhile is drawn after it, once.
+  async draw() {
+    this.wanted = true;
+    if (this.drawing) return;
+    this.drawing = true;
+    try {
+      while (this.wanted) { this.wanted = false; await this.react(); }
+    } finally { this.drawing = false; }
+  }
+
+  async react() {
+    const { model, Plotly, plot } = this, told = model.get("_figure"), patch = model.get("_patch");
+    this.el.setAttribute("aria-label", model.get("label"));
+    if (told !== this.shown) {
+      const figure = JSON.parse(told);
+      this.el.style.height = `${figure.layout.height}px`;
+      await Plotly.react(plot, figure.data, figure.layout, CONFIG);
+      this.shown = told;
+      this.patched = "{}";
+      if (!this.ready) this.listen();
+    }
+    if (JSON.stringify(patch) !== this.patched) {
+      for (const [i, trace] of Object.entries(patch.traces ?? {}))
+        await Plotly.restyle(plot, Object.fromEntries(Object.entries(trace).map(([k, v]) => [k, [v]])), [+i]);
+      if (patch.layout) await Plotly.relayout(plot, patch.layout);
+      this.patched = JSON.stringify(patch);
+    }
+    this.place();
+  }
+
+  listen() {
+    this.ready = true;
+    this.plot.on("plotly_afterplot", () => this.place());
+    this.plot.on("plotly_relayout", () => this.place());
+    this.plot.on("plotly_click", ({ points: [point] }) => {
+      this.model.send({ click: [point.data.name, point.x, point.y] });
+    });
+  }
+
+  get stops() { return this.model.get("_stops"); }
+  axis(trace) { return this.plot._fullLayout[(trace.yaxis ?? "y").replace("y", "yaxis")]; }
+
+  // The line and the numbers that ride on it, where they belong now.
+  place() {
+    for (const button of this.plot.querySelectorAll(".modebar-btn")) button.tabIndex = -1;
+    const full = this.plot._fullLayout, stop = this.stops[this.model.get("at")];
+    this.line.hidden = this.riding.hidden = !stop || !full?.xaxis;
+    if (this.line.hidden) return;
+    const x = full.xaxis, left = x._offset + x.d2p(stop[0]);
+    const { t, h } = full._size;
+    Object.assign(this.line.style, { left: `${left}px`, top: `${t}px`, height: `${h}px` });
+    const said = this.ride(x);
+    for (const [name, value] of Object.entries({
+      label: this.model.get("_moves"), valuemin: 0, valuemax: this.stops.length - 1,
+      valuenow: this.model.get("at"), valuetext: [stop[1], ...said].join("; "),
+    })) this.line.setAttribute(`aria-${name}`, value);
+  }
+
+  ride(x) {
+    const at = this.model.get("at"), tags = [], said = [];
+    for (const trace of this.plot.data) {
+      const here = trace.meta?.riding?.[at];
+      if (!here || trace.visible === false) continue;
+      const y = this.axis(trace), left = x._offset + x.d2p(here[0]);
+      tags.push({ left, top: y._offset + y.d2p(here[1]), text: here[2], colour: trace.line.color, axis: y });
+      said.push(`${trace.meta.name ?? trace.name} ${here[2]}`);
+    }
+    tags.sort((a, b) => a.top - b.top);
+    for (let i = 1; i < tags.length; i++) // below one another, and not over the panel's edge
+      tags[i].top = Math.max(tags[i].top, tags[i - 1].top + RIDING);
+    for (let i = tags.length - 1; i >= 0; i--) {
+      const { axis } = tags[i], below = tags[i + 1];
+      const last = axis._offset + axis._length - RIDING / 2;
+      tags[i].top = Math.min(tags[i].top, below?.axis === axis ? below.top - RIDING : last);
+    }
+    const right = x._offset + x._length;
+    this.riding.replaceChildren(...tags.map(({ left, top, text, colour }) => {
+      const tag = document.createElement("span");
+      tag.textContent = text;
+      const flip = left + 62 > right;
+      Object.assign(tag.style, { top: `${top}px`, left: `${left + (flip ? -8 : 8)}px`, borderColor: colour });
+      tag.classList.toggle("before", flip);
+      return tag;
+    }));
+    return said;
+  }
+
+  moveTo(at) {
+    at = Math.min(Math.max(at, 0), this.stops.length - 1);
+    if (at === this.model.get("at")) return;
+    this.model.set("at", at);
+    this.model.save_changes();
+  }
+
+  key(event) {
+    const at = this.model.get("at"), last = this.stops.length - 1, page = Math.max(1, Math.round(last / 8));
+    const to = { ArrowLeft: at - 1, ArrowDown: at - 1, ArrowRight: at + 1, ArrowUp: at + 1, Home: 0, End: last,
+      PageDown: at - page, PageUp: at + page }[event.key];
+    if (to === undefined) return;
+    this.moveTo(to);
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  nearest(event) {
+    const x = this.plot._fullLayout.xaxis, box = this.plot.getBoundingClientRect();
+    const gaps = this.stops.map(([value]) => Math.abs(x._offset + x.d2p(value) - (event.clientX - box.left)));
+    return gaps.indexOf(Math.min(...gaps));
+  }
+
+  press(event) {
+    const full = this.plot._fullLayout;
+    if (event.button || !this.stops.length || !full || event.target.closest?.(".modebar")) return;
+    const box = this.plot.getBoundingClientRect(), y = event.clientY - box.top, { l, t, w, h } = full._size;
+    const x = event.clientX - box.left;
+    if (x < l - 8 || x > l + w + 8 || y < t || y > t + h) return;
+    const painted = this.plot.data.findIndex((trace) => trace.meta?.paint);
+    const axis = painted >= 0 && this.axis(this.plot.data[painted]);
+    const paints = axis && y >= axis._offset;
+    const step = paints ? this.brush(painted, axis) : (moved) => this.moveTo(this.nearest(moved));
+    step(event);
+    const ended = () => {
+      document.removeEventListener("pointermove", step);
+      if (paints) this.model.send({ painted: this.weights });
+      else this.line.focus({ preventScroll: true, focusVisible: false });
+    };
+    document.addEventListener("pointermove", step);
+    document.addEventListener("pointerup", ended, { once: true });
+    if (paints) event.stopPropagation();
+  }
+
+  // Bars follow the pointer: all between where it was and where it is.
+  brush(index, axis) {
+    const trace = this.plot.data[index], box = this.plot.getBoundingClientRect();
+    this.weights = [...trace.meta.paint];
+    let before = null;
+    return (event) => {
+      const top = axis._offset, y = Math.min(Math.max(event.clientY - box.top, top), top + axis._length);
+      const here = { at: this.nearest(event), weight: Math.max(axis.p2d(y - top), 0) };
+      const from = before ?? here, span = Math.abs(here.at - from.at);
+      for (let k = 0; k <= span; k++) {
+        const at = from.at + Math.sign(here.at - from.at) * k;
+        this.weights[at] = span ? from.weight + ((here.weight - from.weight) * k) / span : here.weight;
+      }
+      before = here;
+      this.Plotly.restyle(this.plot, { y: [this.weights.flatMap((weight) => [0, weight, null])] }, [index]);
+    };
+  }
+
+  remove() {
+    this.sized.disconnect();
+    this.model.off("change:_figure change:_patch change:_stops change:label", this.told);
+    this.model.off("change:at", this.moved);
+    this.Plotly.purge(this.plot);
+  }
+}
+
+export default {
+  async render({ model, el }) {
+    const figure = new Figure(model, el, await plotly(model));
+    figure.draw();
+    return () => figure.remove();
+  },
+};

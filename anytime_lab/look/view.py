@@ -1,0 +1,181 @@
+"""What every view has: its notes, observers that keep still, a static picture, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import ipywidgets as widgets
+import pandas as pd
+import plotly.graph_objects as go
+from IPython.display import display
+from plotly.io.json import to_json_plotly
+
+from anytime_lab.look.live import LABEL, StyleSheet, row, text
+from anytime_lab.look.pictures import FIGURE
+from anytime_lab.look.style import FIGURES, TABLES, export, told_figure
+from anytime_lab.page import block, paragraph
+from anytime_lab.read.curves import ProblemTable
+from anytime_lab.read.runs import Evaluation, Runs, Tables, find_evaluations
+
+NONE_GIVEN = "No run folders were given; give those that evaluate() returned."
+
+
+class View(widgets.VBox):
+    """A view of something: compose() puts its parts below its notes.
+
+    Args:
+        style: bring the style sheet along (not where another view shows it).
+    """
+
+    def __init__(self, style: bool = True) -> None:
+        super().__init__()
+        self.notes, self.status = text(live=True), text(live=True)
+        self._sheet = [StyleSheet(layout={"display": "none"})] if style else []
+        self._quiet = False  # controls are being set by the view itself
+        self.compose()
+
+    def compose(self, *parts: widgets.Widget) -> None:
+        """Shows these parts."""
+        self.children = [*self._sheet, self.notes, *parts]
+
+    def say(self, *sentences: str) -> None:
+        """Puts sentences above the view, where screen readers tell them."""
+        self.notes.value = block(*map(paragraph, sentences), live=True)
+
+    # --- controls --------------------------------------------------------------------------------
+
+    def on(
+        self,
+        controls: widgets.Widget | Sequence[widgets.Widget],
+        then: Callable[[], object],
+        trait: str = "value",
+    ) -> None:
+        """Has `then()` called when a control changes, but not while the view sets its own."""
+
+        def changed(_change: object) -> None:
+            if not self._quiet:
+                then()
+
+        for control in [controls] if isinstance(controls, widgets.Widget) else controls:
+            control.observe(changed, trait)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Here the view sets its controls itself."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
+
+    def refill(self, control: widgets.Widget, options: Sequence, value: object) -> None:
+        """Other options of a control, and its value among them."""
+        with self.quiet():
+            control.options = options
+            control.value = value
+
+    # --- pictures and files ----------------------------------------------------------------------
+
+    def figure(self) -> go.Figure:
+        """The static figure of what is shown."""
+        raise NotImplementedError
+
+    def frame(self) -> pd.DataFrame:
+        """The tidy table of what is shown."""
+        raise NotImplementedError
+
+    def picture(self) -> go.Figure:
+        """The static figure, or a sentence that says why there is none."""
+        try:
+            return self.figure()
+        except Exception as error:  # nothing chosen, a damaged folder: told, not thrown
+            return told_figure(f"There is nothing to draw: {error}")
+
+    def _ipython_display_(self) -> None:
+        """The picture, which saved notebooks keep, and the view, which hides it while it lives."""
+        for sheet in self._sheet:
+            sheet._pictured = True
+        figure = self.picture()
+        told = figure.to_dict()
+        display({FIGURE: _plain(told), "text/plain": "a figure"}, raw=True)
+        display(self._repr_mimebundle_(), raw=True)
+
+    def exporter(self, name: str, folder: str | Path) -> widgets.Widget:
+        """A menu that writes the figure or the table into a folder; `status` tells of it."""
+        self._export_name = name
+        self.folder = widgets.Text(value=str(folder), description="Export to folder", style=LABEL)
+        words = {"tex": "LaTeX"}
+        kinds = [(words.get(kind, kind.upper()), kind) for kind in FIGURES + TABLES]
+        self.kind = widgets.Dropdown(options=kinds, description="as", style=LABEL)
+        self.write = widgets.Button(description="Export", tooltip="Write the figure or the table")
+        self.write.on_click(lambda _button: self.save(self.kind.value))
+        return row(self.folder, self.kind, self.write)
+
+    def save(self, kind: str) -> Path | None:
+        """Writes the figure (html, png, svg) or the tidy table (csv, tex); says what came of it."""
+        try:
+            path = Path(self.folder.value or ".") / f"{self._export_name}.{kind}"
+            export(self.figure(), self.frame(), path)
+        except Exception as error:  # a full disk, no browser, nothing shown: told, not thrown
+            self.status.value = block(paragraph(f"Not exported: {error}"), live=True)
+            return None
+        self.status.value = block(paragraph(f"Wrote {path.resolve()}"), live=True)
+        return path
+
+
+class RunsView(View):
+    """A view of evaluated runs; `names` are those found, with their dataset where there are more.
+
+    Args:
+        runs: run folders of evaluations, a mapping from a name to its folder, or one folder that
+            holds them.
+    """
+
+    def __init__(self, runs: Runs, style: bool = True) -> None:
+        super().__init__(style)
+        self._given = runs
+        self.tables = Tables()
+        self.find()
+
+    def find(self) -> None:
+        """Looks at the folders anew."""
+        self.catalogue = find_evaluations(self._given)
+        several = len(self.catalogue.datasets) > 1
+        self.names: dict[str, Evaluation] = {
+            f"{name} · {dataset}" if several else name: evaluation
+            for dataset in self.catalogue.datasets
+            for name, evaluation in self.catalogue.names(dataset).items()
+        }
+        self.tables.forget([*self.tables.known, *self.tables.complaints])
+        if not self.names:
+            self.say(*(self.catalogue.complaints or [NONE_GIVEN]))
+
+    def table(self, name: str | None) -> ProblemTable | None:
+        """The table of a run, read when first asked for; None if it cannot be read."""
+        if name is None or name not in self.names:
+            return None
+        self.tables.read([self.names[name]])
+        return self.tables.known.get(self.names[name].path)
+
+    def wrong(self, names: Sequence[str]) -> list[str]:
+        """What is wrong or unfinished with the folders, and with these runs, in sentences."""
+        said = list(self.catalogue.complaints)
+        for name in names:
+            evaluation = self.names[name]
+            if evaluation.path in self.tables.complaints:
+                said.append(self.tables.complaints[evaluation.path])
+            elif evaluation.partial:
+                said.append(
+                    f"{name} is still being written, or was stopped: {evaluation.done} of "
+                    f"{evaluation.chunks} parts are read."
+                )
+        return said
+
+
+def _plain(figure: dict) -> dict:
+    """A figure as JSON holds it."""
+    import json
+
+    return json.loads(to_json_plotly(figure))
