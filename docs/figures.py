@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from anytime_lab.look.figures import plot_accuracy
+from anytime_lab.look.figures import plot_curves
 from anytime_lab.read.curves import accuracy_curves, read_tables
 
 HERE = Path(__file__).resolve().parent
 FOLDERS = {"start": "start", "GRPO": "grpo", "AnytimeReasoner-uniform": "ar"}
 run = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "runs" / "lab"
 runs = {name: run / f"evaluate_{folder}" for name, folder in FOLDERS.items()}
-figure = plot_accuracy(accuracy_curves(read_tables(runs)))
+figure = plot_curves(accuracy_curves(read_tables(runs)))
 figure.write_image(HERE / "accuracy.png", width=900, height=460, scale=1.5)
 print(f"wrote {HERE / 'accuracy.png'}")

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
+import anywidget
 import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
+import traitlets
 
-from anytime_lab.look.figures import band, plot_accuracy, plot_published, published_traces
-from anytime_lab.look.live import (
-    LABEL,
-    framed,
-    line_traces,
-    live_figure,
-    row,
-    style_sheet,
-    text,
-)
+from anytime_lab.look.figures import OVER, plot_curves
+from anytime_lab.look.live import JS, LiveFigure, described, row, text
 from anytime_lab.look.prior_editor import PriorEditor
 from anytime_lab.look.problem_view import InsideProblem
-from anytime_lab.look.style import (
-    FIGURES,
-    TABLES,
-    axis_span,
-    budget_ticks,
-    export,
-    log_ticks,
-    run_styles,
-    short_text,
-)
-from anytime_lab.page import block, paragraph, short, table
-from anytime_lab.read.curves import ProblemTable, final_accuracy, mean_curve
-from anytime_lab.read.runs import Evaluation, Runs, Tables, find_evaluations
+from anytime_lab.look.style import run_styles
+from anytime_lab.look.view import RunsView
+from anytime_lab.page import block, paragraph, plain, short, table
+from anytime_lab.priors import Prior
+from anytime_lab.read.curves import Estimate, ProblemTable
+from anytime_lab.read.runs import Runs, Tables, find_evaluations
 from anytime_lab.read.told import (
     BENCHMARKS,
     DATASETS,
@@ -47,137 +33,65 @@ from anytime_lab.read.told import (
     published_table,
     tidy_curves,
     told_difference,
+    told_percent,
+    told_points,
     told_reach,
+    told_story,
     told_value,
     under_prior,
 )
 
-LINE = {"type": "line", "line": {"color": "#888", "width": 1.5, "dash": "dot"}}
-CURSOR = {**LINE, "xref": "x", "yref": "paper", "x0": 0, "x1": 0, "y0": 0, "y1": 1}
-LEVEL = {**LINE, "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": 0, "y1": 0}
-
-
-class CurveFigure:
-    """A figure with a band and a line per run, a cursor, and room for published values.
-
-    Args:
-        on_point: called with the run's name and the budget of a point that was clicked.
-    """
-
-    def __init__(self, on_point: Callable[[str, int], None]) -> None:
-        self.live = live_figure([], 440, "Accuracy")
-        self.live.update_xaxes(title="Thinking budget (tokens)", hoverformat=",d")
-        self.live.update_yaxes(tickformat=".0%")
-        self.live.update_layout(hovermode="x unified", shapes=[CURSOR, LEVEL])
-        self._on_point = on_point
-        self._names: list[str] = []
-        self._slots: list[tuple] = []  # a band and a line for each run shown
-        self._published: tuple = ()
-        self._span = (0.0, 1.0)
-
-    def draw(self, shown: Mapping[str, ProblemTable], names: Sequence[str]) -> None:
-        """Fills the traces with the runs shown; `names` are all runs, which gives the colours."""
-        self._names = list(shown)
-        styles = run_styles(names)
-        while len(self._slots) < len(shown):
-            before = len(self.live.data)
-            self.live.add_traces(line_traces("", styles[names[0]]))
-            fill, line = self.live.data[before:]
-            line.on_click(partial(self._clicked, len(self._slots)))
-            self._slots.append((fill, line))
-        parts = {name: mean_curve(table, "accuracy") for name, table in shown.items()}
-        with self.live.batch_update():
-            for (fill, line), (name, part) in zip(self._slots, parts.items(), strict=False):
-                style = styles[name]
-                fill.update(band(part, "budget", style, name) | {"visible": True})
-                line.update(line_traces(name, style)[1] | {"visible": True})
-                line.x, line.y = part["budget"].tolist(), part["accuracy"].tolist()
-                line.customdata = (100 * part[["accuracy", "low", "high"]]).to_numpy().tolist()
-                line.hovertemplate = (
-                    f"{short_text(name)}: <b>%{{customdata[0]:.1f}}%</b> "
-                    "[%{customdata[1]:.1f}, %{customdata[2]:.1f}]<extra></extra>"
-                )
-            for pair in self._slots[len(shown) :]:
-                for trace in pair:
-                    trace.visible = False
-            if parts:
-                values = pd.concat(parts.values())[["accuracy", "low", "high"]]
-                self._span = axis_span(values, 0.0, 1.0)
-                self.live.layout.yaxis.range = self._span
-
-    def set_axis(self, budgets: Sequence[int], log: bool) -> None:
-        """A linear or logarithmic budget axis with ticks at the budgets."""
-        ticks = {"tickangle": None, "tickmode": "auto", **budget_ticks(budgets)}
-        if log:
-            ticks = log_ticks(budgets)
-        self.live.update_xaxes(type="log" if log else "linear", autorange=True, **ticks)
-
-    def overlay(self, published: pd.DataFrame | None, names: Sequence[str]) -> None:
-        """Shows a benchmark's published values, or none."""
-        told = [] if published is None else published_traces(published, names)
-        if told and not self._published:
-            before = len(self.live.data)
-            self.live.add_traces(told)
-            self._published = self.live.data[before:]
-        low, high = self._span
-        with self.live.batch_update():
-            for trace in self._published:
-                trace.visible = bool(told)
-            for trace, new in zip(self._published, told, strict=False):
-                trace.update(new)
-            if told:
-                values = published[["final", "anytime"]]
-                low = min(low, values.min().min() - 0.02)
-                high = max(high, values.max().max() + 0.02)
-            self.live.layout.yaxis.range = (low, high)
-
-    def set_cursor(self, budget: int, level: float, visible: bool) -> None:
-        """Moves the line at the budget and that at the accuracy wanted."""
-        with self.live.batch_update():
-            cursor, reach = self.live.layout.shapes
-            cursor.update(x0=budget, x1=budget, visible=visible)
-            reach.update(y0=level, y1=level, visible=visible)
-
-    def _clicked(self, slot: int, _trace, points, _state) -> None:
-        if points.xs and slot < len(self._names):
-            self._on_point(self._names[slot], round(points.xs[0]))
-
-
 AT_FIRST = 6  # runs that are shown before any is chosen
 NO_BENCHMARK = "none"
+HEIGHT = 520
+WIDE, NARROW = {"flex": "2 1 480px", "min_width": "0"}, {"flex": "1 1 320px", "min_width": "0"}
+FAINT = 0.25  # opacity of the others while one run is pointed at
 
 
-class BudgetCurves(widgets.VBox):
-    """Budget curves of evaluated runs, with a budget to slide and a prior to edit.
+class RunList(anywidget.AnyWidget):
+    """Legend and table of runs in one; ticked, reference and over are what the reader chose."""
+
+    _esm = JS / "run_list.js"
+    ticked = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    reference = traitlets.Unicode().tag(sync=True)
+    over = traitlets.Unicode().tag(sync=True)  # the run that is pointed at
+    _rows = traitlets.List().tag(sync=True)
+    _head = traitlets.List().tag(sync=True)
+
+    def fill(self, head: list[str], rows: list[dict[str, str | bool]]) -> None:
+        """Shows these lines; each has name, label, colour, dash, glyph, shown and four texts."""
+        with self.hold_sync():
+            self._head, self._rows = head, rows
+
+
+class BudgetCurves(RunsView):
+    """Budget curves of evaluated runs: a line to move along the budgets, a prior to draw.
 
     Args:
         runs: run folders of evaluations, a mapping from a name to its folder, or one folder that
             holds them.
         reference: the run that the others are compared with; the first if None.
         export_dir: where exports go unless the reader says otherwise.
+        equal_time: evaluations after equal training time, the reference among them, for the
+            headline.
     """
 
     def __init__(
-        self, runs: Runs, reference: str | None = None, export_dir: str | Path = "exports"
+        self,
+        runs: Runs,
+        reference: str | None = None,
+        export_dir: str | Path = "exports",
+        equal_time: Mapping[str, str | Path] | None = None,
     ) -> None:
-        super().__init__()
-        self._given = runs
-        self.catalogue = find_evaluations(runs)
-        self.tables = Tables()
-        self._wanted = reference
-        self._names: dict[str, Evaluation] = {}
-        self._differences: dict[tuple[Path, Path], ProblemTable | None] = {}
-        self._busy = False  # controls are being set by the view itself
-        self.notes, self.read_out = text(live=True), text(live=True)
-        self.published_table, self.status = text(), text(live=True)
-        if not self.catalogue.evaluations:
-            self.children = [style_sheet(), self.notes]
-            self.notes.value = block(*map(paragraph, self._sentences()))
+        super().__init__(runs)
+        self._wanted, self._equal_time = reference, dict(equal_time or {})
+        self._pairs: dict[tuple[Path, Path], ProblemTable | None] = {}
+        if not self.names:
             return
+        self.live = LiveFigure()
+        self.runs, self.prior, self.score = RunList(), PriorEditor([]), text(live=True)
+        self.story, self.published_table = text(live=True), text()
         self._make_controls(str(export_dir))
-        self.curves = CurveFigure(self._point_chosen)
-        self.prior = PriorEditor([])
-        self._arrange()
         self._dataset_chosen()
         self._observe()
 
@@ -186,19 +100,16 @@ class BudgetCurves(widgets.VBox):
     @property
     def shown(self) -> dict[str, ProblemTable]:
         """The tables of the runs that are chosen and could be read, by name."""
-        return {
-            name: self.tables.known[self._names[name].path]
-            for name in self._chosen()
-            if self._names[name].path in self.tables.known
-        }
+        tables = {name: self.table(name) for name in self._here if name in self.runs.ticked}
+        return {name: table for name, table in tables.items() if table is not None}
 
     def frame(self) -> pd.DataFrame:
         """The tidy table of what is shown: accuracy by budget and the paired difference."""
         shown = self.shown
         frame = tidy_curves(shown, {name: self._difference(name) for name in shown})
         frame.insert(1, "dataset", self.dataset.value)
-        frame.insert(2, "step", [self._names[name].step for name in frame["run"]])
-        return frame.assign(reference=self.reference.value)
+        frame.insert(2, "step", [self.names[name].step for name in frame["run"]])
+        return frame.assign(reference=self.runs.reference)
 
     def figure(self) -> go.Figure:
         """The static figure of what is shown.
@@ -206,225 +117,241 @@ class BudgetCurves(widgets.VBox):
         Raises:
             ValueError: no run is shown.
         """
-        if not self.shown:
+        if not self.names or not self.shown:
             raise ValueError("no run is shown; choose at least one.")
-        figure = plot_accuracy(self.frame(), list(self._names), self.log_axis.value)
-        if self.published.value == NO_BENCHMARK:
-            return figure
-        return plot_published(figure, published_table(self.published.value), list(self._names))
+        none = self.published.value == NO_BENCHMARK
+        return plot_curves(
+            self._told(self.frame()),
+            list(self._here),
+            over=self.over.value,
+            reference=self.runs.reference,
+            prior=self.prior.prior,
+            published=None if none else published_table(self.published.value),
+            log=self.log_axis.value,
+            height=HEIGHT,
+        )
 
-    def save(self, kind: str) -> Path | None:
-        """Writes the figure (html, png, svg) or the tidy table (csv, tex); says what came of it."""
-        try:
-            path = Path(self.folder.value or ".") / f"budget-curves.{kind}"
-            export(self.figure(), self.frame(), path)
-        except Exception as error:  # a full disk, no browser, nothing shown: told, not thrown
-            self.status.value = block(paragraph(f"Not exported: {error}"), live=True)
-            return None
-        self.status.value = block(paragraph(f"Wrote {path.resolve()}"), live=True)
-        return path
+    def _told(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame with a sentence for each point: what was cut there and what left open."""
+        ends = [self.tables.endings[self.names[name].path].assign(run=name) for name in self.shown]
+        frame = frame.merge(pd.concat(ends), on=["run", "budget"], how="left")
+        return frame.assign(told=[_told_ending(line) for line in frame.to_dict("records")])
 
     # --- parts -----------------------------------------------------------------------------------
 
     def _make_controls(self, folder: str) -> None:
-        self.dataset = widgets.Dropdown(
-            options=[(short(d), d) for d in self.catalogue.datasets],
-            description="Dataset",
-            style=LABEL,
-        )
-        self.runs = widgets.SelectMultiple(options=[], description="Runs", style=LABEL, rows=4)
-        self.steps = widgets.SelectMultiple(options=[], description="Steps", style=LABEL, rows=4)
-        self.reference = widgets.Dropdown(options=[], description="Reference", style=LABEL)
-        self.budget = widgets.SelectionSlider(
-            options=[("—", 0)],
-            description="Budget",
-            continuous_update=True,
-            style=LABEL,
-            layout={"width": "36em"},
-        )
-        self.log_axis = widgets.Checkbox(
-            value=False, description="Logarithmic budget axis", indent=False
-        )
-        self.level = widgets.FloatSlider(
-            value=0.5,
-            min=0,
-            max=1,
-            step=0.01,
-            readout_format=".0%",
-            description="Tokens to accuracy",
-            style=LABEL,
-            layout={"width": "28em"},
-        )
-        self.published = widgets.Dropdown(
-            options=[NO_BENCHMARK, *BENCHMARKS],
-            description="Published values (BRPO)",
-            style=LABEL,
+        datasets = [(short(d), d) for d in self.catalogue.datasets]
+        self.dataset = described(widgets.Dropdown, "Dataset", options=datasets)
+        self.common = described(widgets.Dropdown, "Score over", "100%", options=[("", "")])
+        over = [(words, column) for column, words in OVER.items()]
+        self.over = described(widgets.Dropdown, "Drawn over", options=over)
+        self.log_axis = widgets.Checkbox(description="Logarithmic axis", indent=False)
+        self.level = described(
+            widgets.FloatSlider, "Tokens to accuracy", "28em",
+            value=0.5, min=0, max=1, step=0.01, readout_format=".0%",
+        )  # fmt: skip
+        self.reach = text(live=True)
+        self.published = described(
+            widgets.Dropdown, "Published values (BRPO)", options=[NO_BENCHMARK, *BENCHMARKS]
         )
         self.again = widgets.Button(description="Read the folders again", layout={"width": "auto"})
-        self.folder = widgets.Text(value=folder, description="Export to folder", style=LABEL)
-        self.exports = {
-            kind: widgets.Button(
-                description={"tex": "LaTeX"}.get(kind, kind.upper()),
-                tooltip=f"Write the {'figure' if kind in FIGURES else 'table'} as {kind}",
-                layout={"width": "6em"},
-            )
-            for kind in FIGURES + TABLES
-        }
-        self.inside_run = widgets.Dropdown(options=[], description="Look inside", style=LABEL)
+        self.back = widgets.Button(
+            description="Back to the runs", icon="arrow-left", layout={"width": "auto"}
+        )
         self.inside = widgets.Button(
-            description="Problems behind this point",
-            tooltip="The problems that this run solves at this budget, and the reference does not",
+            description="Problems behind the line",
+            tooltip="What the runs answered there; a click on a point of a curve does the same",
             layout={"width": "auto"},
         )
-        self.inside_slot = widgets.VBox([])
-
-    def _arrange(self) -> None:
-        several = len(self.catalogue.datasets) > 1
-        choices = [*([self.dataset] if several else []), self.runs, self.steps, self.reference]
-        self.children = [
-            style_sheet(),
-            self.notes,
-            row(*choices, self.again),
-            row(self.budget, self.log_axis, self.level, self.published),
-            framed(self.curves.live),
-            self.read_out,
-            self.published_table,
-            self.prior,
-            row(self.folder, *self.exports.values()),
-            self.status,
-            row(self.inside_run, self.inside),
-            self.inside_slot,
-        ]
+        more = widgets.VBox(
+            [
+                row(self.over, self.log_axis, self.published, self.again),
+                self.published_table,
+                row(self.level, self.reach),
+                self.exporter("budget-curves", folder),
+                self.status,
+            ]
+        )
+        self.more = widgets.Accordion([more], titles=("More",), selected_index=None)
+        several = [self.dataset] if len(self.catalogue.datasets) > 1 else []
+        self._aside = [*several, self.runs, self.inside, self.common, self.prior, self.score]
+        self.aside = widgets.VBox(self._aside, layout=NARROW)
+        left = widgets.VBox([self.live], layout=WIDE)
+        both = widgets.HBox([left, self.aside], layout={"flex_flow": "row wrap"})
+        both.add_class("beside-figure")
+        self.compose(self.story, both, self.more)
 
     def _observe(self) -> None:
-        self.dataset.observe(self._on(self._dataset_chosen), "value")
-        for control in (self.runs, self.steps):
-            control.observe(self._on(self._runs_chosen), "value")
-        self.log_axis.observe(self._on(self._draw_axis), "value")
-        self.published.observe(self._on(self._draw_published), "value")
-        for control in (self.reference, self.budget, self.level):
-            control.observe(self._on(self._read), "value")
-        self.prior.observe(self._on(self._read), "prior")
+        self.on(self.dataset, self._dataset_chosen)
+        self.on(self.runs, self._runs_chosen, "ticked")
+        self.on(self.runs, self._reference_chosen, "reference")
+        self.on(self.runs, self._point_at, "over")
+        self.on([self.log_axis, self.over, self.published], self._draw)
+        self.on(self.common, self._common_chosen)
+        self.on(self.prior, self._prior_chosen, "prior")
+        self.on(self.live, self._line_moved, "at")
+        self.on(self.level, self._read_reach)
+        self.live.on_click(self._point_clicked)
+        self.live.on_paint(self._painted)
         self.again.on_click(lambda _: self._read_again())
-        self.inside.on_click(lambda _: self._look_inside())
-        for kind, button in self.exports.items():
-            button.on_click(lambda _, kind=kind: self.save(kind))
-
-    def _on(self, then):
-        """An observer that keeps still while the view sets its own controls."""
-
-        def changed(_change) -> None:
-            if not self._busy:
-                then()
-
-        return changed
+        self.back.on_click(lambda _: self._show_runs())
+        self.inside.on_click(lambda _: self._look_inside(self._other()))
 
     # --- choices ---------------------------------------------------------------------------------
 
-    def _chosen(self) -> list[str]:
-        steps = set(self.steps.value)
-        return [
-            name
-            for name, e in self._names.items()
-            if e.run in self.runs.value and (e.step is None or not steps or e.step in steps)
-        ]
-
-    def _dataset_chosen(self, keep: Sequence[str] = ()) -> None:
-        self._busy = True
-        self._names = self.catalogue.names(self.dataset.value)
-        runs = list(dict.fromkeys(e.run for e in self._names.values()))
-        steps = sorted({e.step for e in self._names.values() if e.step is not None})
-        self.runs.value, self.steps.value = [], []  # a page fails on a choice past a shorter list
-        self.runs.options = [(short(run), run) for run in runs]
-        self.runs.value = [run for run in runs if run in keep] or runs[:AT_FIRST]
-        self.steps.options = [(f"step {step:,}", step) for step in steps]
-        last = {e.run: e.step for e in sorted(self._names.values(), key=lambda e: e.step or 0)}
-        self.steps.value = sorted({step for step in last.values() if step is not None})
-        self.steps.layout.display = None if len(steps) > 1 else "none"
-        self._busy = False
+    def _dataset_chosen(self) -> None:
+        names = self.catalogue.names(self.dataset.value)
+        several = len(self.catalogue.datasets) > 1
+        self._here = [f"{n} · {self.dataset.value}" if several else n for n in names]
+        last = {self.names[n].run: n for n in sorted(self._here, key=self._step)}
+        at_first = [n for n in self._here if n in last.values()][:AT_FIRST]
+        kept = [n for n in self._here if n in self.runs.ticked]
+        with self.quiet():
+            self.runs.ticked = kept or at_first
         self._runs_chosen()
 
-    def _runs_chosen(self) -> None:
-        self.tables.read([self._names[name] for name in self._chosen()])
-        shown = self.shown
-        tables = list(shown.values())
-        self._busy = True
-        options = [(short(name), name) for name in shown]
-        before = self.reference.value or self._wanted
-        self.reference.options = options
-        self.inside_run.options = options
-        if shown:
-            named = [n for n in shown if before in (n, self._names[n].run)]
-            self.reference.value = named[0] if named else next(iter(shown))
-            others = [n for n in shown if n != self.reference.value]
-            self.inside_run.value = others[0] if others else self.reference.value
-        budgets = all_budgets(tables) if tables else []
-        at = self.budget.value if self.budget.value in budgets else None
-        self.budget.options = [(f"{b:,} tokens", b) for b in budgets] or [("—", 0)]
-        self.budget.value = at or (budgets[len(budgets) // 2] if budgets else 0)
-        self.budget.disabled = not budgets
-        self.prior.set_budgets(common_budgets(tables))
-        self._busy = False
-        self.notes.value = block(*[paragraph(s) for s in self._sentences()], live=True)
-        self._draw()
-        self._read()
+    def _step(self, name: str) -> int:
+        return self.names[name].step or 0
 
-    def _sentences(self) -> list[str]:
+    def _runs_chosen(self) -> None:
+        shown = self.shown
+        before = self.runs.reference or self._wanted
+        matching = [n for n in shown if before in (n, self.names[n].run)]
+        common = common_budgets(list(shown.values()))
+        with self.quiet():
+            self.runs.reference = (matching or [*shown, ""])[0]
+            self._offer_budgets(shown, common)
+            self.prior.set_budgets(common)
+        self.say(*self._sentences(common))
+        self._draw()
+
+    def _offer_budgets(self, shown: Mapping[str, ProblemTable], common: list[int]) -> None:
+        """Where runs were measured at different budgets: which of them the score is over."""
+        different = len({table.budgets for table in shown.values()}) > 1
+        options = [(f"{len(common)} budgets all share: {_listed(common)}", "")] if common else []
+        options += [(f"those of {short(n, 24)}: {_listed(t.budgets)}", n) for n, t in shown.items()]
+        self.refill(self.common, options, options[0][1] if options else None)
+        self.common.layout.display = None if different else "none"
+
+    def _common_chosen(self) -> None:
+        shown, chosen = self.shown, self.common.value
+        tables = [shown[chosen]] if chosen in shown else list(shown.values())
+        with self.quiet():
+            self.prior.set_budgets(common_budgets(tables))
+        self._draw()
+
+    def _sentences(self, common: list[int]) -> list[str]:
         """What is wrong or unfinished with the folders, for the reader."""
-        said = list(self.catalogue.complaints)
-        if not self.catalogue.evaluations:
-            return said or ["No run folders were given; give those that evaluate() returned."]
-        chosen = [self._names[name] for name in self._chosen()]
-        said += [self.tables.complaints[e.path] for e in chosen if e.path in self.tables.complaints]
-        said += [
-            f"{name} is still being written, or was stopped: {e.done} of {e.chunks} parts are read."
-            for name, e in self._names.items()
-            if e in chosen and e.partial and e.path in self.tables.known
-        ]
+        chosen = [name for name in self._here if name in self.runs.ticked]
+        said = self.wrong(chosen)
         if not chosen:
-            said.append("No run is chosen; choose one or more from the list.")
-        if self._wanted and self._wanted not in {
-            x for n, e in self._names.items() for x in (n, e.run)
-        }:
+            said.append("No run is chosen; tick one or more in the list.")
+        known = {x for n in self._here for x in (n, self.names[n].run)}
+        if self._wanted and self._wanted not in known:
             said.append(f"The reference {self._wanted!r} is not one of the runs; another is used.")
-        if len(self.runs.value) < len(self.runs.options):
-            said.append(f"{len(self.runs.value)} of {len(self.runs.options)} runs are shown.")
+        shown = self.shown
+        if len({table.budgets for table in shown.values()}) > 1:
+            at = "; ".join(f"{n} at {_listed(table.budgets)}" for n, table in shown.items())
+            share = f"They share {_listed(common)}." if common else "They share none."
+            said.append(f"The runs were measured at different budgets: {at}. {share}")
+        if len(chosen) < len(self._here):
+            said.append(f"{len(chosen)} of {len(self._here)} runs are shown.")
         return said
+
+    def _reference_chosen(self) -> None:
+        if self.runs.reference not in self.shown:  # compared with, so shown
+            with self.quiet():
+                self.runs.ticked = [*self.runs.ticked, self.runs.reference]
+            self._runs_chosen()
+        else:
+            self._draw()
 
     def _read_again(self) -> None:
         """Looks at the folders anew: runs that were written further, and new ones."""
-        self.catalogue = find_evaluations(self._given)
-        self.tables.forget([*self.tables.known, *self.tables.complaints])
-        self._differences.clear()
-        self._dataset_chosen(keep=self.runs.value)
+        self.find()
+        self._pairs.clear()
+        if self.dataset.value in self.catalogue.datasets:
+            self._dataset_chosen()
 
-    def _look_inside(self) -> None:
-        name = self.inside_run.value
-        if name is None:
-            return
-        pair = [name, *([self.reference.value] if self.reference.value != name else [])]
-        view = InsideProblem(
-            {n: self._names[n].path for n in pair}, budget=self.budget.value, style=False
+    def _prior_chosen(self) -> None:
+        places = [trace.name for trace in self.live.figure.data]
+        if self.prior.prior is None or "prior" not in places:
+            return self._draw()
+        bars = next(t for t in self.figure().data if t.name == "prior")
+        number, top = places.index("prior"), 1.25 * max(self.prior.prior.weights)
+        axis = self.live.figure.data[number].yaxis.replace("y", "yaxis")
+        self.live.patch(
+            {number: {"x": list(bars.x), "y": list(bars.y), "meta": dict(bars.meta)}},
+            {f"{axis}.range": [0, top]},
         )
-        self.inside_slot.children = [view]
+        self._read()
+
+    def _painted(self, heights: list[float]) -> None:
+        budgets = all_budgets(list(self.shown.values()))
+        drawn = dict(zip(budgets, heights, strict=False))
+        self.prior.draw([drawn.get(budget, 0.0) for budget in self.prior.budgets])
+
+    # --- drawing ---------------------------------------------------------------------------------
 
     def _draw(self) -> None:
-        self.curves.draw(self.shown, list(self._names))
-        self._draw_axis()
+        shown = self.shown
+        figure = self.picture()
+        places = self._places()
+        stops = [(places[b], f"{b:,} tokens") for b in places]
+        story = self._story() if shown else ""
+        self.live.update_from(figure, f"Accuracy by thinking budget. {story}", stops)
+        self.story.value = block(paragraph(story, "story"), live=True) if story else ""
         self._draw_published()
+        self._line_moved()
+        self._read_reach()
 
-    def _draw_axis(self) -> None:
-        if self.shown:
-            self.curves.set_axis(all_budgets(list(self.shown.values())), self.log_axis.value)
+    def _places(self) -> dict[int, float]:
+        """Where on the axis the line stands for each budget: where the reference is."""
+        shown = self.shown
+        budgets = all_budgets(list(shown.values()))
+        if self.over.value == "budget" or not shown:
+            return dict(zip(budgets, budgets, strict=True))
+        frame = self.frame()
+        mean = frame.groupby("budget")[self.over.value].mean()
+        mine = frame[frame["run"] == self.runs.reference].set_index("budget")[self.over.value]
+        return {b: float(mine.get(b, mean[b])) for b in budgets}
+
+    @property
+    def budget(self) -> int:
+        """The budget at which the line stands."""
+        budgets = all_budgets(list(self.shown.values()))
+        return budgets[min(self.live.at, len(budgets) - 1)] if budgets else 0
+
+    def _story(self) -> str:
+        """The result in one sentence."""
+        reference, shown = self.runs.reference, self.shown
+        pairs = {name: self._difference(name) for name in shown if name != reference}
+        story = told_story(shown, pairs, reference, self.prior.prior)
+        timed = self._timed()
+        return story + (f"; at equal training time {timed}" if timed else "")
+
+    def _timed(self) -> str:
+        """The same at equal training time, where it was evaluated."""
+        if not self._equal_time or self.prior.prior is None:
+            return ""
+        found = find_evaluations(self._equal_time).names(self.dataset.value)
+        tables = Tables()
+        tables.read(list(found.values()))
+        known = {n: tables.known[e.path] for n, e in found.items() if e.path in tables.known}
+        base = known.pop(self.runs.reference, None)
+        said = []
+        for name, mine in known.items():
+            pair = None if base is None else difference_table(mine, base)
+            if pair is not None:
+                told = under_prior(pair, self.prior.prior)
+                said.append(f"{name} {told_points(told.value, told.low, told.high)}")
+        return ", ".join(said)
 
     def _draw_published(self) -> None:
         benchmark = self.published.value
         if benchmark == NO_BENCHMARK:
-            self.curves.overlay(None, [])
             self.published_table.value = ""
             return
-        wanted = published_table(benchmark)
-        self.curves.overlay(wanted, list(self._names))
         matches = DATASETS.get(self.dataset.value) == benchmark
         note = (
             f"{SOURCE}: its tables' final accuracy (a mark at 8,000 tokens) and anytime accuracy "
@@ -434,62 +361,144 @@ class BudgetCurves(widgets.VBox):
         note += "" if matches else f"The runs shown are on {self.dataset.value}, not {benchmark}."
         percent = [
             (r.run, f"{100 * r.final:.1f} %", f"{100 * r.anytime:.1f} %")
-            for r in wanted.itertuples()
+            for r in published_table(benchmark).itertuples()
         ]
         header = ["published run", f"final, {benchmark}", "anytime"]
         self.published_table.value = block(table(header, percent, note))
 
-    def _point_chosen(self, name: str, budget: int) -> None:
-        if name in self.shown and budget in [value for _, value in self.budget.options]:
-            self.inside_run.value = name
-            self.budget.value = budget
+    def _point_at(self) -> None:
+        """Makes the other runs faint while one is pointed at."""
+        over = self.runs.over
+        mine = {plain(over), f"{plain(over)} 95 %"}
+        faint = {
+            i: {"opacity": FAINT if over in self.shown and _group(trace) not in mine else 1}
+            for i, trace in enumerate(self.live.figure.data)
+            if _group(trace)
+        }
+        self.live.patch(faint)
 
     # --- reading ---------------------------------------------------------------------------------
 
     def _difference(self, name: str) -> ProblemTable | None:
         """The paired difference to the reference, worked out once per pair of folders."""
-        reference = self.reference.value
-        if reference is None or name == reference:
+        reference = self.runs.reference
+        if name == reference or reference not in self.names:
             return None
-        pair = (self._names[name].path, self._names[reference].path)
-        if pair not in self._differences:
-            known = self.tables.known
-            self._differences[pair] = difference_table(known[pair[0]], known[pair[1]])
-        return self._differences[pair]
+        pair = (self.names[name].path, self.names[reference].path)
+        if pair not in self._pairs:
+            a, b = self.table(name), self.table(reference)
+            self._pairs[pair] = None if a is None or b is None else difference_table(a, b)
+        return self._pairs[pair]
+
+    def _line_moved(self) -> None:
+        self.prior.stand_at(self.budget)
+        self._read()
+        if isinstance(self.aside.children[-1], InsideProblem):
+            self.aside.children[-1].stand_at(self.budget)
 
     def _read(self) -> None:
-        budget, level = self.budget.value, self.level.value
-        self.curves.set_cursor(budget, level, bool(self.shown))
-        if not self.shown:
-            self.read_out.value = ""
-            return
-        self.read_out.value = block(self._values(budget, level), live=True)
-
-    def _values(self, budget: int, level: float) -> str:
-        prior, reference = self.prior.prior, self.reference.value
-        at = f"{budget:,} tokens"
-        header = ["run", f"at {at}", f"difference to {reference}", "anytime, under the prior"]
-        header += ["difference", "final", f"tokens to {level:.0%}"]
-        lines = []
-        for name, run in self.shown.items():
-            pair = self._difference(name)
-            here = at_budget(run, budget)
-            weighted = under_prior(run, prior) if prior else NOTHING
+        """The numbers where the line stands, and those under the prior."""
+        prior, reference, shown = self.prior.prior, self.runs.reference, self.shown
+        rows, scores = [], []
+        for name, style in run_styles(self._here).items():
+            here, pair = NOTHING, self._difference(name) if name in shown else None
+            if name in shown:
+                here = at_budget(shown[name], self.budget)
+            apart = at_budget(pair, self.budget) if pair else NOTHING
+            rows.append(
+                {
+                    "name": name, "label": plain(name), "shown": name in shown,
+                    "colour": style.colour, "dash": style.dash, "glyph": style.glyph,
+                    **_cells("here", here, told_percent),
+                    **_cells("difference", apart, told_points),
+                }
+            )  # fmt: skip
             if name == reference:
-                differences = ["reference", "reference"]
-            elif pair is None:
-                differences = ["nothing in common"] * 2
-            else:
-                known = [at_budget(pair, budget), under_prior(pair, prior) if prior else NOTHING]
-                differences = [told_difference(d) for d in known]
-            measured = told_value(here) if here.n_problems else "not measured"
-            last = told_value(final_accuracy(run))
-            reach = told_reach(run, level)
-            lines.append(
-                (name, measured, differences[0], told_value(weighted), differences[1], last, reach)
-            )
-        caption = (
-            "95 % intervals over problems; differences in points, paired over the problems both "
-            "runs have. Not distinguishable: the interval holds 0."
+                rows[-1]["difference"] = "reference"
+            elif name in shown and not here.n_problems:
+                rows[-1]["here"] = "not measured"
+            if name in shown:
+                scores.append((name, *self._scores(shown[name], pair, prior, name == reference)))
+        head = ["", "", "run", f"at {self.budget:,} tokens", "difference", "ref."]
+        self.runs.fill(head, rows)
+        header = ["anytime score, under the prior", "", f"to {short(reference, 24)}"]
+        self.score.value = block(table(header, scores, kind="score"), live=True) if scores else ""
+
+    @staticmethod
+    def _scores(
+        run: ProblemTable, pair: ProblemTable | None, prior: Prior | None, reference: bool
+    ) -> tuple[str, str]:
+        mine = under_prior(run, prior) if prior else NOTHING
+        if reference:
+            return told_value(mine), "reference"
+        if pair is None:
+            return told_value(mine), "nothing in common"
+        return told_value(mine), told_difference(under_prior(pair, prior) if prior else NOTHING)
+
+    def _read_reach(self) -> None:
+        level = self.level.value
+        said = [f"{n}: {told_reach(table, level)}" for n, table in self.shown.items()]
+        self.reach.value = block(paragraph(f"To {level:.0%}: {'; '.join(said)}."), live=True)
+
+    # --- looking inside --------------------------------------------------------------------------
+
+    def _other(self) -> str:
+        """The run whose problems are of most interest: the first that is not the reference."""
+        others = [name for name in self.shown if name != self.runs.reference]
+        return others[0] if others else self.runs.reference
+
+    def _point_clicked(self, trace: str, _x: float, _y: float) -> None:
+        names = {t.name: _group(t) for t in self.live.figure.data}
+        found = [n for n in self.shown if plain(n) == names.get(trace)]
+        if found:
+            self._look_inside(found[0])
+
+    def _look_inside(self, name: str) -> None:
+        """Problems in place of the runs: those that this run and the reference answer unlike."""
+        if name not in self.names:
+            return
+        other = self.runs.reference if self.runs.reference != name else self._other()
+        pair = {n: self.names[n].path for n in dict.fromkeys([name, other])}
+        view = InsideProblem(
+            pair,
+            budget=self.budget,
+            style=False,
+            beside=True,
         )
-        return table(header, lines, caption)
+        self.aside.children = [self.back, view]
+
+    def _show_runs(self) -> None:
+        self.aside.children = self._aside
+
+
+def _group(trace: go.Scatter) -> str | None:
+    """The run that a trace belongs to, as plain text."""
+    return trace.meta["name"] if trace.meta and "name" in trace.meta else None
+
+
+def _cells(column: str, estimate: Estimate, told) -> dict[str, str]:
+    """A number and its interval, which stands below it."""
+    value, _, bounds = told(estimate.value, estimate.low, estimate.high).partition(" ")
+    return {column: value, f"{column}_bounds": bounds}
+
+
+def _listed(budgets) -> str:
+    """Budgets in words; of many the first and last."""
+    budgets = list(budgets)
+    if len(budgets) > 6:
+        return f"{budgets[0]:,}, {budgets[1]:,} … {budgets[-1]:,}"
+    return ", ".join(f"{b:,}" for b in budgets)
+
+
+def _told_ending(line: dict) -> str:
+    """What was cut at a point of a curve, and what its unanswered summaries leave open."""
+    if pd.isna(line["cut"]):
+        return ""
+    said = f"{line['cut']:.0%} of thinkings cut, {1 - line['cut']:.0%} finished"
+    if line["unanswered"] > 0:
+        most = min(line["accuracy"] + line["unanswered"], 1.0)
+        said += (
+            f"; {line['unanswered']:.0%} of summaries without an answer, so accuracy is up to "
+            f"{most:.0%} if they were right"
+        )
+    return said

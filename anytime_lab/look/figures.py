@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -21,7 +22,6 @@ from anytime_lab.look.style import (
     base,
     budget_ticks,
     end_names,
-    label_ends,
     log_ticks,
     names_width,
     point_ticks,
@@ -29,8 +29,9 @@ from anytime_lab.look.style import (
     safe_text,
     short_text,
 )
-from anytime_lab.page import plain
+from anytime_lab.page import plain, short
 from anytime_lab.priors import Prior
+from anytime_lab.read.policies import FIXED, MAJORITY, RULES
 from anytime_lab.read.told import BUDGETS, SOURCE
 
 BASELINE_NAMES = {"progress": "progress", "group": "group", "brpo": "BRPO"}
@@ -43,7 +44,6 @@ CURVES = {  # a panel of the curves: column, bounds, title of its axis, a value 
 OVER = {  # what the curves are drawn over: column, words
     "budget": "Thinking budget (tokens allowed)",
     "spent": "Thinking tokens spent (mean per problem)",
-    "seconds": "Seconds of thinking (mean per problem)",
 }
 STRIP, GAP = 0.13, 0.055  # shares of the height: the prior, and the room between panels
 
@@ -66,7 +66,7 @@ def plot_curves(
     Args:
         curves: columns budget (tokens), accuracy, low, high; run where there are several; with
             difference, difference_low, difference_high the panel of differences to `reference`
-            is drawn; with spent, seconds they can be what the curves are drawn over; with told a
+            is drawn; with spent the curves can be drawn over it; with told a
             sentence of its own is said of each point.
         runs: all runs of the study in order, which gives their colours; those in `curves` if None.
         over: one of OVER.
@@ -352,17 +352,10 @@ def _legend_above(figure: go.Figure, top: int) -> go.Figure:
     return figure
 
 
-RIGHT, WRONG = COLOURS[2], COLOURS[1]
-MARKS = {  # how a turn of the answer is marked: symbol, colour, words
-    "flip": ("triangle-down", "#7F7F7F", "answer flips"),
-    "first_right": ("star", RIGHT, "first right"),
-    "lost": ("x", WRONG, "right before, lost here"),
-}
-TURNS = (-0.1, 1.5)  # accuracy axis with room for the marks above it
-RULE_WORDS = {
-    "fixed budget": "fixed budget",
-    "agreement": "stop when k budgets agree",
-    "confidence": "stop when confident",
+MARKS = {  # a turn of the answer, the most telling first: words, symbol
+    "first_right": ("first right", "star"),
+    "lost": ("right before, lost here", "x"),
+    "flip": ("another answer", "triangle-down"),
 }
 COUNT_WORDS = {
     "spent": "Thinking tokens spent (mean per problem)",
@@ -376,6 +369,7 @@ def plot_policies(
     title: str = "Early-exit rules beside fixed budgets",
     count: str = "spent",
     log_tokens: bool = True,
+    beyond: bool = False,
     template: str = "plotly_white",
 ) -> go.Figure:
     """Accuracy against tokens of each rule, with the band of the fixed budgets.
@@ -384,23 +378,36 @@ def plot_policies(
         policies: the frame of policy_frame(): policy, setting, value, tokens, accuracy, low, high.
         count: how its tokens were counted, for the axis.
         log_tokens: logarithmic token axis.
+        beyond: also show what costs more than the largest fixed budget, and has none beside it.
 
     Returns traces named "fixed budget 95 %" and, per rule, its name.
     """
-    _check_columns(policies, ["policy", "setting", "value", "tokens", "accuracy", "low", "high"])
-    figure = go.Figure()
-    lines = policy_lines(policies)
-    fixed = lines.get("fixed budget")
-    styles = run_styles(list(lines))
+    _check(policies, ["policy", "setting", "value", "tokens", "accuracy", "low", "high"])
+    figure = base(go.Figure(), 460, title, template, dragmode=False)
+    shown = policies if beyond else policies[policies["tokens"] <= most_tokens(policies)]
+    places = {row: place for place, row in enumerate(policy_stops(policies, beyond).index)}
+    lines = policy_lines(shown)
+    styles = run_styles(list(policy_lines(policies)))
+    fixed = lines.get(FIXED)
     if fixed is not None:
-        figure.add_scatter(**band(fixed, "tokens", styles["fixed budget"], "fixed budget"))
+        figure.add_trace(band(fixed, "tokens", styles[FIXED], FIXED))
     for name, part in lines.items():
-        figure.add_scatter(**policy_trace(part, name, styles[name]))
-    _layout_view(figure, title, template, 460)
-    low, high = axis_span(policies[["accuracy", "low", "high"]], 0.0, 1.0)
-    figure.update_yaxes(title="Accuracy", tickformat=".0%", range=[low, high])
-    figure.update_xaxes(title=COUNT_WORDS[count], **token_axis(policies["tokens"], log_tokens))
-    return figure
+        figure.add_trace(policy_trace(part, name, styles[name], places))
+    span = axis_span(shown[["accuracy", "low", "high"]], 0.0, 1.0)
+    figure.update_yaxes(title="Accuracy", tickformat=".0%", range=span)
+    return figure.update_xaxes(title=COUNT_WORDS[count], **token_axis(shown["tokens"], log_tokens))
+
+
+def policy_stops(policies: pd.DataFrame, beyond: bool) -> pd.DataFrame:
+    """The rules' settings, one after another, where a line may stand."""
+    rules = policies[policies["policy"] != FIXED]
+    return rules if beyond else rules[rules["tokens"] <= most_tokens(policies)]
+
+
+def most_tokens(policies: pd.DataFrame) -> float:
+    """What the dearest fixed budget costs, with a little room."""
+    fixed = policies.loc[policies["policy"] == FIXED, "tokens"]
+    return float((fixed if len(fixed) else policies["tokens"]).max()) * 1.05
 
 
 def token_axis(tokens: pd.Series, log: bool) -> dict:
@@ -416,29 +423,34 @@ def policy_lines(policies: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The points of each line: one per rule, a majority one per k; sorted along the line."""
     lines: dict[str, pd.DataFrame] = {}
     for policy, part in policies.groupby("policy", sort=False):
-        if policy == "majority":
+        if policy == MAJORITY:
             for k, votes in part.groupby("value"):
                 lines[f"majority of {k:g}"] = votes.sort_values("tokens")
         else:
-            lines[RULE_WORDS.get(policy, policy)] = part.sort_values("value")
+            lines[RULES[policy][0] if policy in RULES else policy] = part.sort_values("value")
     return lines
 
 
-def policy_trace(part: pd.DataFrame, name: str, style: RunStyle) -> dict:
-    """A scatter trace of one rule."""
-    told = 100 * part[["accuracy", "low", "high"]].to_numpy()
+def policy_trace(part: pd.DataFrame, name: str, style: RunStyle, places: Mapping[str, int]) -> dict:
+    """A scatter trace of one rule; `places` are those of all settings, where a line may stand."""
+    said, riding = [], [None] * len(places)
+    for row in part.itertuples():
+        told = f"{100 * row.accuracy:.1f} %"
+        bounds = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
+        said.append(f"{safe_text(row.setting)}: <b>{told}</b> {bounds} at {row.tokens:,.0f} tokens")
+        if row.Index in places:
+            riding[places[row.Index]] = [row.tokens, row.accuracy, told]
     return {
+        "type": "scatter",
         "x": part["tokens"].tolist(),
         "y": part["accuracy"].tolist(),
-        "customdata": [
-            [safe_text(setting), *row] for setting, row in zip(part["setting"], told, strict=True)
-        ],
+        "customdata": said,
+        "hovertemplate": "%{customdata}<extra></extra>",
         "mode": "lines+markers",
         "name": safe_text(name),
         "line": {"color": style.colour, "dash": style.dash, "width": 2},
         "marker": {"symbol": style.marker, "size": 7},
-        "hovertemplate": "%{customdata[0]}: <b>%{customdata[1]:.1f}%</b> [%{customdata[2]:.1f}, "
-        "%{customdata[3]:.1f}] at %{x:,.0f} tokens<extra></extra>",
+        "meta": {"riding": riding, "name": name},
     }
 
 
@@ -455,6 +467,7 @@ def band(part: pd.DataFrame, x: str, style: RunStyle, name: str) -> dict:
         "name": f"{safe_text(name)} 95 %",
         "showlegend": False,
         "hoverinfo": "skip",
+        "meta": {"name": plain(name)},
     }
 
 
@@ -468,11 +481,11 @@ def plot_calibration(
     Args:
         calibration: columns confidence, accuracy, low, high, answers.
     """
-    _check_columns(calibration, ["confidence", "accuracy", "low", "high", "answers"])
+    _check(calibration, ["confidence", "accuracy", "low", "high", "answers"])
     figure = go.Figure()
     figure.add_scatter(**DIAGONAL)
     figure.add_scatter(**calibration_trace(calibration))
-    _layout_view(figure, title, template, 380)
+    base(figure, 380, title, template)
     figure.update_xaxes(title="Confidence of the answer", tickformat=".0%", range=[-0.02, 1.02])
     figure.update_yaxes(title="Share right", tickformat=".0%", range=[-0.02, 1.02])
     return figure.update_layout(showlegend=False, margin={"t": 56 if title else 24})
@@ -513,61 +526,79 @@ def calibration_trace(calibration: pd.DataFrame) -> dict:
 
 
 def plot_thinking(
-    path: pd.DataFrame,
+    paths: Mapping[str, pd.DataFrame],
     title: str = "Share of right summaries along one thinking",
     template: str = "plotly_white",
 ) -> go.Figure:
-    """How right one thinking is at each budget, and where its answer turns.
+    """How right thinkings of one problem are at each budget, and where their answers turn.
 
     Args:
-        path: the frame of answer_path(): budget, answer, share_right, right, flip, first_right,
-            lost.
+        paths: run → the frame of answer_path(): budget, answer, share_right, right, flip,
+            first_right, lost.
     """
-    _check_columns(path, ["budget", "answer", "share_right", "right", *MARKS])
-    figure = go.Figure(thinking_traces(path))
-    _layout_view(figure, title, template, 260)
-    figure.update_xaxes(title="Thinking budget (tokens)", **budget_ticks(path["budget"]))
-    figure.update_yaxes(
-        title="Summaries right", tickformat=".0%", range=TURNS, tickvals=[0, 0.5, 1]
+    figure = base(go.Figure(), 250, title, template, dragmode=False, margin={"b": 48})
+    for row, (run, path) in enumerate(paths.items()):
+        _check(path, ["budget", "answer", "share_right", "right", *MARKS])
+        figure.add_traces(thinking_traces(path, run, run_styles(list(paths))[run], row))
+    budgets = [budget for path in paths.values() for budget in path["budget"]]
+    figure.update_xaxes(title="Thinking budget (tokens)", **budget_ticks(budgets))
+    top = 1.15 + 0.2 * len(paths)
+    return figure.update_yaxes(
+        title="Summaries right", tickformat=".0%", range=[-0.1, top], tickvals=[0, 0.5, 1]
     )
-    return figure
 
 
-def thinking_traces(path: pd.DataFrame) -> list[dict]:
-    """The curve of one thinking and the marks above it, always as many traces."""
+def thinking_traces(path: pd.DataFrame, run: str, style: RunStyle, row: int) -> list[dict]:
+    """The curve of one thinking, and its marks in a row of their own above."""
+    answers = [short_text("no answer" if a is None else a) for a in path["answer"]]
     right = path["right"].to_numpy(dtype=bool)
-    traces = [
+    budgets, shares = path["budget"].tolist(), path["share_right"].tolist()
+    marks = [_mark(line) for line in path.to_dict("records")]
+    marked = [(b, a, *m) for b, a, m in zip(budgets, answers, marks, strict=True) if m]
+    told = "%{customdata}<extra></extra>"
+    return [
         {
             "type": "scatter",
-            "x": path["budget"].tolist(),
-            "y": path["share_right"].tolist(),
-            "customdata": [short_text("no answer" if a is None else a) for a in path["answer"]],
+            "x": budgets,
+            "y": shares,
+            "customdata": [
+                f"{short_text(run)} at {b:,} tokens: {a} ({s:.0%} right)"
+                for b, a, s in zip(budgets, answers, shares, strict=True)
+            ],
+            "hovertemplate": told,
             "mode": "lines+markers",
-            "name": "share right",
-            "line": {"color": COLOURS[0], "width": 2, "shape": "hv"},
+            "name": safe_text(run),
+            "line": {"color": style.colour, "dash": style.dash, "width": 2, "shape": "hv"},
             "marker": {
                 "size": 9,
-                "color": [RIGHT if r else WRONG for r in right],
+                "color": style.colour,
                 "symbol": ["circle" if r else "circle-open" for r in right],
             },
-            "hovertemplate": "%{x:,d} tokens: %{customdata} (%{y:.0%} right)<extra></extra>",
+            "meta": {
+                "name": plain(run),
+                "riding": [
+                    [b, s, short("no answer" if a is None else a, 24)]
+                    for b, s, a in zip(budgets, shares, path["answer"], strict=True)
+                ],
+            },
+        },
+        {
+            "type": "scatter",
+            "x": [b for b, *_ in marked],
+            "y": [1.18 + 0.2 * row] * len(marked),
+            "customdata": [f"{short_text(run)} at {b:,} tokens: {w}, {a}" for b, a, w, _ in marked],
+            "hovertemplate": told,
+            "mode": "markers",
+            "name": f"{safe_text(run)}, turns",
             "showlegend": False,
-        }
+            "marker": {"symbol": [s for *_, s in marked], "size": 12, "color": style.colour},
+        },
     ]
-    for height, (column, (symbol, colour, words)) in enumerate(MARKS.items()):
-        part = path[path[column].to_numpy(dtype=bool)]
-        traces.append(
-            {
-                "type": "scatter",
-                "x": part["budget"].tolist(),
-                "y": [1.38 if column == "flip" else 1.2] * len(part),
-                "mode": "markers",
-                "name": words,
-                "marker": {"symbol": symbol, "size": 10 + height, "color": colour},
-                "hovertemplate": f"%{{x:,d}} tokens: {words}<extra></extra>",
-            }
-        )
-    return traces
+
+
+def _mark(line: Mapping[str, Any]) -> tuple[str, str] | None:
+    """How a turn of the answer is marked: its words and symbol."""
+    return next((mark for column, mark in MARKS.items() if line[column]), None)
 
 
 def published_traces(published: pd.DataFrame, runs: Sequence[str]) -> list[dict]:
@@ -609,173 +640,3 @@ def published_traces(published: pd.DataFrame, runs: Sequence[str]) -> list[dict]
             }
         )
     return traces
-
-
-def _check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
-    if missing := [c for c in columns if c not in frame]:
-        raise ValueError(f"the frame lacks the columns {missing}; it has {list(frame.columns)}.")
-    if not len(frame):
-        raise ValueError("the frame is empty; there is nothing to draw.")
-
-
-def _layout_view(figure: go.Figure, title: str, template: str, height: int) -> None:
-    heading = {"text": safe_text(title), "x": 0, "xref": "paper", "xanchor": "left"}
-    figure.update_layout(
-        template=template,
-        title=heading if title else None,
-        height=height,
-        hovermode="closest",
-        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},  # nothing leaves the page
-        margin={"l": 64, "r": 24, "t": 84 if title else 40, "b": 56},
-        font={"size": 13},
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
-    )
-
-
-# --- until every view draws with LiveFigure ----
-
-
-def plot_accuracy(
-    curves: pd.DataFrame,
-    runs: Sequence[str] | None = None,
-    log_budget: bool = False,
-    title: str = "Accuracy by thinking budget",
-    template: str = "plotly_white",
-) -> go.Figure:
-    """Accuracy against the thinking budget with 95 % bands, each curve named at its end.
-
-    Args:
-        curves: columns budget (tokens), accuracy, low, high, and run where there are several.
-        runs: all runs of the study in order, which gives their colours; those in `curves` if None.
-        log_budget: logarithmic budget axis.
-
-    Returns traces named "RUN 95 %" (bands) and RUN (lines).
-    """
-    curves = _with_runs(curves, ["budget", "accuracy", "low", "high"])
-    figure = _curves_figure(curves, "accuracy", runs, title, template, log_budget)
-    low, high = axis_span(curves[["accuracy", "low", "high"]], 0.0, 1.0)
-    figure.update_yaxes(title="Accuracy", tickformat=".0%", range=[low, high])
-    return label_ends(figure, curves, "accuracy", run_styles(_order(curves, runs)))
-
-
-def plot_difference(
-    differences: pd.DataFrame,
-    runs: Sequence[str] | None = None,
-    log_budget: bool = False,
-    title: str | None = None,
-    template: str = "plotly_white",
-) -> go.Figure:
-    """Paired difference of accuracy to a reference run, with 95 % bands and a line at zero.
-
-    Args:
-        differences: columns budget, difference, low, high; run, reference, measure where known
-            (rows of other measures than "accuracy" are left out).
-        runs, log_budget: as `plot_accuracy`.
-    """
-    if "measure" in differences:
-        differences = differences[differences["measure"] == "accuracy"]
-    frame = _with_runs(differences, ["budget", "difference", "low", "high"])
-    reference = frame["reference"].iloc[0] if "reference" in frame else None
-    if title is None:
-        title = "Paired difference of accuracy" + (
-            f" to {short_text(reference)}" if reference else ""
-        )
-    figure = _curves_figure(frame, "difference", runs, title, template, log_budget, signed=True)
-    figure.add_hline(y=0, line={"color": "#888", "width": 1.5, "dash": "solid"}, layer="below")
-    values = frame[["difference", "low", "high"]].assign(zero=0.0)
-    low, high = axis_span(values, -1.0, 1.0)
-    figure.update_yaxes(
-        title="Difference (percentage points)",
-        range=[low, high],
-        zeroline=False,
-        **point_ticks(low, high),
-    )
-    return label_ends(figure, frame, "difference", run_styles(_order(frame, runs)))
-
-
-def _curves_figure(
-    frame: pd.DataFrame,
-    value: str,
-    runs: Sequence[str] | None,
-    title: str | None,
-    template: str,
-    log_budget: bool,
-    signed: bool = False,
-) -> go.Figure:
-    """Bands below, lines with markers above, budget on x."""
-    figure = go.Figure()
-    parts = {run: part.sort_values("budget") for run, part in frame.groupby("run", sort=False)}
-    styles = {run: style for run, style in run_styles(_order(frame, runs)).items() if run in parts}
-    for run, style in styles.items():
-        part = parts[run].dropna(subset=["low", "high"])
-        figure.add_scatter(
-            x=[*part["budget"], *part["budget"][::-1]],
-            y=[*part["high"], *part["low"][::-1]],
-            fill="toself",
-            fillcolor=style.band,
-            line={"width": 0},
-            mode="lines",
-            name=f"{safe_text(run)} 95 %",
-            legendgroup=safe_text(run),
-            showlegend=False,
-            hoverinfo="skip",
-        )
-    sign = "+" if signed else ""
-    unit = " points" if signed else "%"
-    for run, style in styles.items():
-        part = parts[run]
-        in_percent = (100 * part[["low", "high"]]).to_numpy()
-        told = f"%{{customdata[2]:{sign}.1f}}{unit}"
-        figure.add_scatter(
-            x=part["budget"].tolist(),
-            y=part[value].tolist(),
-            customdata=[
-                [*bounds, 100 * v] for bounds, v in zip(in_percent, part[value], strict=True)
-            ],
-            mode="lines+markers",
-            name=safe_text(run),
-            legendgroup=safe_text(run),
-            showlegend=False,
-            line={"color": style.colour, "dash": style.dash, "width": 2.4},
-            marker={"symbol": style.marker, "size": 7 if len(part) <= 16 else 5},
-            hovertemplate=f"{short_text(run)}: <b>{told}</b> "
-            f"[%{{customdata[0]:{sign}.1f}}, %{{customdata[1]:{sign}.1f}}]<extra></extra>",
-        )
-    _layout(figure, title, template, height=440)
-    figure.update_layout(hoverdistance=-1)  # the nearest budget is read wherever the pointer is
-    budgets = sorted(set(frame["budget"]))
-    if log_budget:
-        figure.update_xaxes(type="log", **log_ticks(budgets))
-    else:
-        figure.update_xaxes(**budget_ticks(budgets))
-    figure.update_xaxes(
-        title="Thinking budget (tokens)",
-        hoverformat=",d",
-        unifiedhovertitle={"text": "%{x} tokens of thinking"},
-    )
-    return figure
-
-
-def plot_published(
-    figure: go.Figure, published: pd.DataFrame, runs: Sequence[str], template: str = "plotly_white"
-) -> go.Figure:
-    """Lays a benchmark's published values over a copy of an accuracy figure.
-
-    Args:
-        figure: of plot_accuracy(), in tokens.
-        published: the frame of published_table() for one benchmark.
-        runs: the runs of the figure; the published ones take the styles after theirs.
-    """
-    out = go.Figure(figure)
-    out.update_traces(showlegend=True, selector={"mode": "lines+markers"})
-    out.add_traces(published_traces(published, runs))
-    spread = published[["final", "anytime"]]
-    low, high = figure.layout.yaxis.range or (0, 1)
-    low, high = min(low, spread.min().min() - 0.02), max(high, spread.max().max() + 0.02)
-    _layout_view(out, figure.layout.title.text or "", template, 500)
-    # curves may now end before the axis does, so a legend names them
-    out.layout.annotations = ()
-    out.update_layout(margin={"t": 120}, title={"y": 0.97, "yanchor": "top"})
-    ticks = {"tickmode": "auto", "tickvals": None, "tickangle": None}
-    out.update_xaxes(range=None, autorange=True, **ticks)
-    return out.update_yaxes(range=[low, high])

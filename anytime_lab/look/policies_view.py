@@ -9,46 +9,32 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from anytime_lab.look.figures import (
-    COUNT_WORDS,
-    DIAGONAL,
-    band,
-    calibration_trace,
-    plot_calibration,
-    plot_policies,
-    policy_lines,
-    policy_trace,
-    token_axis,
-)
-from anytime_lab.look.live import LABEL, framed, live_figure, row, style_sheet, text
-from anytime_lab.look.style import axis_span, run_styles, told_figure
+from anytime_lab.look.figures import COUNT_WORDS, plot_calibration, plot_policies, policy_stops
+from anytime_lab.look.live import LiveFigure, described, row, text
+from anytime_lab.look.style import told_figure
+from anytime_lab.look.view import RunsView
 from anytime_lab.page import block, paragraph, short
 from anytime_lab.read.policies import (
     COUNTS,
-    FIXED,
     REPLAY_COLUMNS,
+    RULES,
     Outcome,
     Replay,
+    RuleSettings,
     calibration,
     calibration_error,
     confidence_auroc,
-    fixed_budgets,
     lay_out,
-    majority_votes,
     policy_frame,
-    spread_thresholds,
-    stop_on_agreement,
-    stop_on_confidence,
 )
-from anytime_lab.read.runs import Runs, find_evaluations, read_parts, told_error
+from anytime_lab.read.runs import Runs, read_parts, told_error
 from anytime_lab.read.told import told_percent, told_points, told_side
 
-AGREEMENTS = (2, 3, 4, 5, 6, 8)
-MAJORITIES = (2, 4, 8, 16)
 CONFIDENCES = [("of the whole summary", False), ("of its mean token", True)]
+WIDE, NARROW = {"flex": "3 1 480px", "min_width": "0"}, {"flex": "2 1 320px", "min_width": "0"}
 
 
-class Policies(widgets.VBox):
+class Policies(RunsView):
     """Accuracy against tokens of early-exit rules, for one run at a time.
 
     Args:
@@ -60,253 +46,167 @@ class Policies(widgets.VBox):
     def __init__(
         self,
         runs: Runs,
-        agreements: Sequence[int] = AGREEMENTS,
-        majorities: Sequence[int] = MAJORITIES,
+        agreements: Sequence[int] = RuleSettings.agreements,
+        majorities: Sequence[int] = RuleSettings.majorities,
     ) -> None:
-        super().__init__()
-        self.catalogue = find_evaluations(runs)
-        self._names = {
-            name if len(self.catalogue.datasets) == 1 else f"{name} · {dataset}": e
-            for dataset in self.catalogue.datasets
-            for name, e in self.catalogue.names(dataset).items()
+        super().__init__(runs)
+        self._settings = {
+            per_token: RuleSettings(tuple(agreements), tuple(majorities), per_token)
+            for per_token in (False, True)
         }
-        self._agreements, self._majorities = tuple(agreements), tuple(majorities)
         self._replays: dict[str, Replay | str] = {}
-        self._outcomes: dict[tuple[str, bool], list[Outcome]] = {}
+        self._outcomes: dict[tuple, list[Outcome]] = {}
         self._calibrations: dict[tuple, tuple[pd.DataFrame, str]] = {}
-        self._busy = False
-        self.frame = pd.DataFrame()
-        self.notes, self.read_out = text(live=True), text(live=True)
-        self.calibrated = text(live=True)
-        if not self._names:
-            said = self.catalogue.complaints or ("No run folders were given.",)
-            self.notes.value = block(*map(paragraph, said))
-            self.children = [style_sheet(), self.notes]
+        self.points = pd.DataFrame()  # every rule at every setting
+        if not self.names:
             return
         self._make_controls()
-        self._make_figures()
-        self.children = [
-            style_sheet(),
-            self.notes,
-            row(self.run, self.count, self.confidence, self.log_axis),
-            framed(self.live),
-            self.point,
-            self.read_out,
-            self.at,
-            framed(self.reliability),
-            self.calibrated,
-        ]
+        self.live, self.reliability = LiveFigure(moves="Rule and setting"), LiveFigure()
+        self.read_out, self.calibrated = text(live=True), text(live=True)
+        left = widgets.VBox([self.live, self.read_out], layout=WIDE)
+        right = widgets.VBox([self.at, self.reliability, self.calibrated], layout=NARROW)
+        both = widgets.HBox([left, right], layout={"flex_flow": "row wrap"})
+        both.add_class("beside-figure")
+        controls = row(self.run, self.count, self.confidence, self.log_axis, self.beyond)
+        self.compose(controls, both)
         self._run_chosen()
-        self._observe()
+        self.on(self.run, self._run_chosen)
+        self.on([self.count, self.confidence, self.log_axis, self.beyond], self._draw)
+        self.on(self.live, self._read, "at")
+        self.on([self.at, self.confidence], self._calibrate)
 
     @property
     def replay(self) -> Replay | None:
         """The chosen run's records, laid out; None if they could not be read."""
-        found = self._replays.get(self.run.value)
+        found = self._replays.get(self.run.value) if self.names else None
         return found if isinstance(found, Replay) else None
 
+    def frame(self) -> pd.DataFrame:
+        """Every rule at every setting; of policy_frame()."""
+        return self.points
+
     def figure(self) -> go.Figure:
-        """The static figure of the rules; a sentence where no run could be read."""
-        if self.frame.empty:
-            return told_figure(self._none_open())
+        """The static figure of the rules.
+
+        Raises:
+            ValueError: no run could be read.
+        """
+        if self.points.empty:
+            raise ValueError(self._none_open())
         title = f"Early-exit rules beside fixed budgets: {short(self.run.value, 40)}"
-        return plot_policies(self.frame, title, self.count.value, self.log_axis.value)
+        axis = self.log_axis.value, self.beyond.value
+        return plot_policies(self.points, title, self.count.value, *axis)
 
     def calibration_figure(self) -> go.Figure:
         """The static figure of the calibration; a sentence where there is nothing to draw."""
-        if self.frame.empty:
+        if self.points.empty:
             return told_figure(self._none_open())
-        told = calibration(self.replay, self.at.value or None, self.confidence.value)
+        told, said = self._calibration()
         if told.empty:
-            return told_figure(_told_calibration(told, self.at.value, np.nan))
+            return told_figure(said)
         return plot_calibration(told, f"Calibration: {short(self.run.value, 40)}")
 
     def _none_open(self) -> str:
         said = list(self.catalogue.complaints)
-        if self._names:
+        if self.names:
             said.append(str(self._replays[self.run.value]))
         return f"No run is open. {' '.join(said)}"
 
-    # --- parts -----------------------------------------------------------------------------------
-
     def _make_controls(self) -> None:
-        names = [(short(name), name) for name in self._names]
-        self.run = widgets.Dropdown(options=names, description="Run", style=LABEL)
-        self.count = widgets.Dropdown(
-            options=[(COUNT_WORDS[c].partition(" (")[0], c) for c in COUNTS],
-            description="Count",
-            style=LABEL,
+        names = [(short(name), name) for name in self.names]
+        self.run = described(widgets.Dropdown, "Run", options=names)
+        counts = [(COUNT_WORDS[c].partition(" (")[0], c) for c in COUNTS]
+        self.count = described(widgets.Dropdown, "Count", options=counts)
+        self.confidence = described(
+            widgets.Dropdown, "Confidence: probability", "26em", options=CONFIDENCES
         )
-        self.confidence = widgets.Dropdown(
-            options=CONFIDENCES, description="Confidence: probability", style=LABEL,
-            layout={"width": "26em"},
-        )  # fmt: skip
         self.log_axis = widgets.Checkbox(
             value=True, description="Logarithmic token axis", indent=False
         )
-        self.point = widgets.SelectionSlider(
-            options=[("—", -1)],
-            description="Rule and setting",
-            style=LABEL,
-            layout={"width": "48em"},
+        self.beyond = widgets.Checkbox(
+            description="Also what costs more than the largest budget",
+            indent=False,
+            layout={"width": "auto"},
         )
-        self.at = widgets.SelectionSlider(
-            options=[("all budgets", 0)],
-            description="Calibration at",
-            style=LABEL,
-            layout={"width": "36em"},
+        self.at = described(
+            widgets.SelectionSlider, "Calibration at", "100%", options=[("all budgets", 0)]
         )
-
-    def _make_figures(self) -> None:
-        self.live = live_figure([], 460, "Accuracy")
-        self.live.update_yaxes(tickformat=".0%")
-        self.reliability = live_figure([DIAGONAL, {}], 340, "Share right")
-        self.reliability.update_xaxes(
-            title="Confidence of the answer", tickformat=".0%", range=[-0.02, 1.02]
-        )
-        self.reliability.update_yaxes(tickformat=".0%", range=[-0.02, 1.02])
-        self.reliability.update_layout(showlegend=False, margin={"t": 24})
-
-    def _observe(self) -> None:
-        self.run.observe(self._on(self._run_chosen), "value")
-        for control in (self.count, self.confidence, self.log_axis):
-            control.observe(self._on(self._draw), "value")
-        self.point.observe(self._on(self._read), "value")
-        for control in (self.at, self.confidence):
-            control.observe(self._on(self._calibrate), "value")
-
-    def _on(self, then):
-        """An observer that keeps still while the view sets its own controls."""
-
-        def changed(_change) -> None:
-            if not self._busy:
-                then()
-
-        return changed
 
     # --- replaying -------------------------------------------------------------------------------
 
     def _run_chosen(self) -> None:
         name = self.run.value
-        evaluation = self._names[name]
+        evaluation = self.names[name]
         if name not in self._replays:
             try:
-                records = read_parts(evaluation.path, REPLAY_COLUMNS)
-                self._replays[name] = lay_out(records)
+                self._replays[name] = lay_out(read_parts(evaluation.path, REPLAY_COLUMNS))
             except Exception as error:  # damaged, ragged, nothing written: told, not thrown
                 self._replays[name] = told_error(evaluation.path, error)
-        said = list(self.catalogue.complaints)
+        said = self.wrong([name])
         if self.replay is None:
-            said.append(str(self._replays[name]))
-        elif evaluation.partial:
-            said.append(
-                f"{name} is still being written, or was stopped: {evaluation.done} of "
-                f"{evaluation.chunks} parts are read."
-            )
-        if self.replay is not None and not self._votes():
+            said = [*self.catalogue.complaints, str(self._replays[name])]
+        elif not self._settings[False].votes(self.replay):
             said.append("Majorities are left out: they need equally many samples, 2 or more.")
-        self.notes.value = block(*map(paragraph, said), live=True)
-        self._busy = True
+        self.say(*said)
         budgets = self.replay.budgets if self.replay else ()
         before = self.at.value
-        self.at.options = [("all budgets", 0), *((f"{b:,} tokens", b) for b in budgets)]
-        self.at.value = before if before in budgets else 0
-        self._busy = False
+        options = [("all budgets", 0), *((f"{b:,} tokens", b) for b in budgets)]
+        self.refill(self.at, options, before if before in budgets else 0)
         self._draw()
         self._calibrate()
 
-    def _votes(self) -> list[int]:
-        """The majorities that this run has samples for."""
-        samples = np.bincount(self.replay.grid.problem)
-        if samples.min() != samples.max():
-            return []
-        return [k for k in self._majorities if 2 <= k <= samples.min()]
-
-    def _agreed(self) -> list[int]:
-        """The agreements that there are budgets enough for."""
-        return [k for k in self._agreements if k <= len(self.replay.budgets)]
-
     def _replayed(self) -> list[Outcome]:
-        key = (self.run.value, self.confidence.value)
-        if key not in self._outcomes:
-            per_token = self.confidence.value
-            other = self._outcomes.get((key[0], not per_token))
-            if other is None:
-                rest = [
-                    *fixed_budgets(self.replay),
-                    *stop_on_agreement(self.replay, self._agreed()),
-                    *majority_votes(self.replay, self._votes()),
-                ]
-            else:  # only the confidence is counted otherwise
-                rest = [o for o in other if o.policy != "confidence"]
-            thresholds = spread_thresholds(self.replay, per_token)
-            exits = stop_on_confidence(self.replay, thresholds, per_token)
-            self._outcomes[key] = [*rest, *exits]
-        return self._outcomes[key]
+        outcomes = []
+        for rule, (_words, replay, by_confidence) in RULES.items():
+            settings = self._settings[self.confidence.value]
+            key = (self.run.value, rule, by_confidence and settings.per_token)
+            if key not in self._outcomes:
+                self._outcomes[key] = replay(self.replay, settings)
+            outcomes += self._outcomes[key]
+        return outcomes
 
     # --- drawing ---------------------------------------------------------------------------------
 
     def _draw(self) -> None:
         if self.replay is None:
-            self.frame = pd.DataFrame()
-            with self.live.batch_update():
-                for trace in self.live.data:
-                    trace.visible = False
+            self.points = pd.DataFrame()
+            self.live.update_from(self.picture(), "No run is open.", [])
             self.read_out.value = self.calibrated.value = ""
             return
-        self.frame = policy_frame(self._replayed(), self.count.value)
-        lines = policy_lines(self.frame)
-        styles = run_styles(list(lines))
-        plain = next(name for name, part in lines.items() if (part["policy"] == FIXED).all())
-        ring = {"symbol": "circle-open", "size": 17, "color": "#888", "line": {"width": 2.5}}
-        chosen = {"x": [], "y": [], "mode": "markers", "marker": ring, "hoverinfo": "skip"}
-        told = [
-            band(lines[plain], "tokens", styles[plain], plain),
-            {**chosen, "name": "chosen setting", "showlegend": False},
-            *(policy_trace(part, name, styles[name]) for name, part in lines.items()),
-        ]
-        while len(self.live.data) < len(told):
-            self.live.add_scatter()
-        with self.live.batch_update():
-            for trace, new in zip(self.live.data, told, strict=False):
-                trace.update(new | {"visible": True})
-            for trace in self.live.data[len(told) :]:
-                trace.visible = False
-            axis = token_axis(self.frame["tokens"], self.log_axis.value)
-            self.live.update_xaxes(title=COUNT_WORDS[self.count.value], autorange=True, **axis)
-            span = axis_span(self.frame[["accuracy", "low", "high"]], 0.0, 1.0)
-            self.live.layout.yaxis.range = span
-        self._busy = True
-        rules = self.frame[self.frame["policy"] != FIXED]
-        before = self.point.label
-        self.point.options = [
-            (setting, i) for i, setting in zip(rules.index, rules["setting"], strict=True)
-        ] or [("—", -1)]
-        labels = [label for label, _ in self.point.options]
-        self.point.index = labels.index(before) if before in labels else 0
-        self._busy = False
+        self.points = policy_frame(self._replayed(), self.count.value)
+        before = self._setting()
+        self._stops = policy_stops(self.points, self.beyond.value)
+        stops = list(zip(self._stops["tokens"], self._stops["setting"], strict=True))
+        label = f"Accuracy of early-exit rules against tokens, for {self.run.value}"
+        self.live.update_from(self.figure(), label, stops)
+        settings = self._stops["setting"].tolist()
+        self.live.at = settings.index(before) if before in settings else 0
         self._read()
 
+    def _setting(self) -> str:
+        stops = self.live._stops
+        return stops[self.live.at][1] if stops else ""
+
     def _read(self) -> None:
-        if self.point.value not in self.frame.index:
+        if self.replay is None or not len(self._stops):
             self.read_out.value = ""
             return
-        line = self.frame.loc[self.point.value]
-        with self.live.batch_update():
-            self.live.data[1].x, self.live.data[1].y = [line["tokens"]], [line["accuracy"]]
+        line = self._stops.iloc[self.live.at]
         self.read_out.value = block(paragraph(_told_point(line)), live=True)
 
-    def _calibrate(self) -> None:
-        if self.replay is None:
-            return
+    def _calibration(self) -> tuple[pd.DataFrame, str]:
         key = (self.run.value, self.at.value, self.confidence.value)
         if key not in self._calibrations:
             at = (self.replay, self.at.value or None, self.confidence.value)
             told, area = calibration(*at), confidence_auroc(*at)
             self._calibrations[key] = told, _told_calibration(told, self.at.value, area)
-        told, said = self._calibrations[key]
-        with self.reliability.batch_update():
-            self.reliability.data[1].update(calibration_trace(told))
+        return self._calibrations[key]
+
+    def _calibrate(self) -> None:
+        if self.replay is None:
+            return
+        said = self._calibration()[1]
+        self.reliability.update_from(self.calibration_figure(), said)
         self.calibrated.value = block(paragraph(said), live=True)
 
 

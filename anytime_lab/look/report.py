@@ -11,22 +11,27 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from anytime_lab.look.figures import plot_accuracy, plot_difference, plot_training
+from anytime_lab.look.figures import plot_curves, plot_training
+from anytime_lab.look.live import JS
 from anytime_lab.page import escaped, plain
 from anytime_lab.priors import Prior
-from anytime_lab.read.curves import accuracy_curve, accuracy_curves, paired_differences
+from anytime_lab.read.curves import accuracy_curve, paired_differences
 from anytime_lab.read.told import (
     ABOUT_SEEDS,
     Folders,
+    common_budgets,
+    difference_table,
     folders_of,
     mean_metrics,
     mean_tables,
     read_seed_tables,
     seed_frame,
     summary_table,
+    tidy_curves,
     told_percent,
     told_points,
     told_seeds,
+    told_story,
     told_table,
     verdicts,
 )
@@ -39,57 +44,6 @@ SMOOTHED = 10  # updates that a point of a strong training curve averages
 CSP = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 )
-CSS = """
-:root { color-scheme: light dark; --ink: #1f2733; --soft: #5b6675; --line: #d9dee5; --paper: #fff; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8ebef; --soft: #a4aebb; --line: #39424e; --paper: #15181c; }
-}
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .5rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; }
-h1, p, td, th { overflow-wrap: anywhere; }
-.wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
-caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
-th, td { text-align: right; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; }
-thead th { white-space: nowrap; }
-td { min-width: 4.5rem; } table:not(.text) td { white-space: nowrap; }
-tbody th { min-width: 5rem; } table.wordy tbody th { min-width: 12rem; }
-.figure { min-width: 38rem; }
-th:first-child, table.text td, table.text th { text-align: left; }
-thead th { color: var(--soft); font-weight: 600; } tbody th { font-weight: 600; }
-.note { color: var(--soft); font-size: .93rem; } .figure { margin: .5rem 0; }
-summary { cursor: pointer; color: var(--soft); } li { margin: .2rem 0; }
-"""
-DRAW = """
-const dark = matchMedia('(prefers-color-scheme: dark)');
-function readable(colour) {  // names of curves: text needs more contrast than lines
-  const to = dark.matches ? 255 : 0;
-  return 'rgb(' + [1, 3, 5].map(i =>
-    Math.round(.7 * parseInt(colour.slice(i, i + 2), 16) + .3 * to)) + ')';
-}
-function layout(figure) {
-  const ink = dark.matches ? '#e8ebef' : '#1f2733', grid = dark.matches ? '#333c48' : '#e6eaef';
-  const out = structuredClone(figure.layout);
-  Object.assign(out, {paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)'});
-  out.font = Object.assign({}, out.font, {color: ink});
-  for (const key of Object.keys(out)) if (/^[xy]axis/.test(key))
-    Object.assign(out[key], {gridcolor: grid, linecolor: grid, zerolinecolor: grid});
-  for (const a of out.annotations || []) if (a.font && /^#/.test(a.font.color))
-    a.font.color = readable(a.font.color);
-  out.hoverlabel = {bgcolor: dark.matches ? '#23282f' : '#fff', font: {color: ink}};
-  const quiet = {bgcolor: 'rgba(0,0,0,0)', color: dark.matches ? '#6b7685' : '#aab2bd'};
-  out.modebar = Object.assign({activecolor: ink}, quiet, out.modebar);
-  return out;
-}
-const figures = [...document.querySelectorAll('script.figure-data')].map(
-  node => [node.previousElementSibling, JSON.parse(node.textContent)]);
-const config = {responsive: true, displaylogo: false, plotlyServerURL: ''};
-const draw = () => figures.forEach(([at, f]) => Plotly.react(at, f.data, layout(f), config));
-draw();
-dark.addEventListener('change', draw);
-"""
 
 
 def write_report(
@@ -173,28 +127,32 @@ def _named(folders: Mapping[str, Folders]) -> dict[str, list[Path]]:
 
 
 def _comparison(tables, reference, prior, names, resamples, seed, level: int = 2) -> list[str]:
-    """Verdict, headline table, accuracy curves and paired differences of one set of runs."""
+    """The story, headline table, curves and paired differences of one set of runs."""
     many = len(tables) > 1
+    pairs = paired_differences(tables, reference, prior, resamples, seed) if many else None
     summary = summary_table(tables, reference if many else None, prior, resamples, seed)
-    parts = []
+    others = [name for name in tables if name != reference]
+    apart = {name: difference_table(tables[name], tables[reference]) for name in others}
+    budgets = common_budgets(list(tables.values()))
+    weights = prior or (Prior.uniform(budgets) if budgets else None)
+    parts = [f'<p class="story">{escaped(told_story(tables, apart, reference, weights))}.</p>']
     caption = "95 % intervals in brackets, clustered by problem; thinking tokens: mean at the "
     caption += "largest budget."
     if many:
-        pairs = paired_differences(tables, reference, prior, resamples, seed)
-        parts += [_paragraph(sentence) for sentence in verdicts(pairs)]
         caption += f" Differences to {reference} in percentage points, paired over problems."
     parts.append(_table(told_table(summary), caption))
     if level == 2:
         parts.append(_heading(2, "Accuracy by thinking budget"))
-    curves = plot_accuracy(accuracy_curves(tables), names, title="")
-    parts.append(_figure(curves, "Accuracy by thinking budget"))
+    label = "Accuracy by thinking budget"
+    label += f", and its paired difference to {reference}" if many else ""
+    curves = tidy_curves(tables, apart)
+    height = 640 if many else 440
+    figure = plot_curves(curves, names, reference=reference, title="", height=height)
+    parts.append(_figure(figure, label))
     if not many:
         parts.append(_details(NUMBERS, _table(_curve_told(*tables.values()), "")))
     else:
-        if level == 2:
-            parts.append(_heading(2, f"Paired difference to {reference}"))
-        difference = plot_difference(pairs, names, title="")
-        parts.append(_figure(difference, f"Paired difference to {reference} by thinking budget"))
+        parts += [_paragraph(sentence) for sentence in verdicts(pairs)]
         parts.append(_details(NUMBERS, "".join(_by_budget(pairs))))
     return parts
 
@@ -392,11 +350,12 @@ def _figure(figure: go.Figure, label: str) -> str:
 
 def _page(title: str, body: Sequence[str]) -> str:
     inner = "\n".join(body)
+    css, draw = ((JS / f"report.{kind}").read_text() for kind in ("css", "js"))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{CSP}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>{escaped(title)}</title>'
-        f"<style>{CSS}</style><script>{get_plotlyjs()}</script></head>\n"
-        f"<body>\n<noscript><p>{NO_SCRIPT}</p></noscript>\n{inner}\n<script>{DRAW}</script></body></html>\n"
+        f"<style>{css}</style><script>{get_plotlyjs()}</script></head>\n"
+        f"<body>\n<noscript><p>{NO_SCRIPT}</p></noscript>\n{inner}\n<script>{draw}</script></body></html>\n"
     )

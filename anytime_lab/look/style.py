@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -286,41 +285,3 @@ def _cell(value: object, digits: int) -> str:
 
 def _tex(text: object) -> str:
     return "".join(_TEX.get(c, c) for c in str(text)).replace("\n", " ")
-
-
-# --- until every view draws with LiveFigure ----
-
-
-def label_ends(
-    figure: go.Figure, frame: pd.DataFrame, value: str, styles: dict[str, RunStyle]
-) -> go.Figure:
-    """Names each curve at its right end, pushed apart so that the names do not overlap."""
-    if frame["run"].nunique() == 1 and (frame["run"] == "accuracy").all():
-        return figure
-    ends = frame.sort_values("budget").groupby("run", sort=False)[value].last().dropna()
-    ends = ends.sort_values()
-    low, high = figure.layout.yaxis.range
-    plot_pixels = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
-    lines = {run: label_lines(run) for run in ends.index}
-    sizes = [(2 + LINE_PIXELS * len(lines[run])) / plot_pixels * (high - low) for run in ends.index]
-    for run, y in zip(ends.index, apart(ends.tolist(), sizes, low, high), strict=True):
-        figure.add_annotation(
-            x=1,
-            xref="paper",
-            xanchor="left",
-            xshift=8,
-            y=y,
-            yanchor="middle",
-            align="left",
-            text=f"<b>{'<br>'.join(safe_text(line) for line in lines[run])}</b>",
-            font={"color": styles[run].colour},
-            hovertext=safe_text(run),
-            showarrow=False,
-        )
-    longest = max((len(line) for told in lines.values() for line in told), default=0)
-    figure.update_layout(margin={"r": 20 + round(7.8 * longest)})
-    least, most = frame["budget"].min(), frame["budget"].max()  # curves end where names begin
-    if figure.layout.xaxis.type == "log":
-        least, most = math.log10(least), math.log10(most)
-    room = 0.02 * (most - least or most)
-    return figure.update_xaxes(range=[least - room, most + room])

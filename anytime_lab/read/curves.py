@@ -23,6 +23,7 @@ from anytime_lab.store.records import read_records
 
 CONFIDENCE = 0.95
 CURVE_COLUMNS = ["problem_id", "budget", "correct", "score", "cut"]
+END_COLUMNS = ["budget", "cut", "thinking_tokens", "thinking_end", "reason"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -518,6 +519,26 @@ def format_rates(records: pd.DataFrame) -> pd.DataFrame:
     frame = pd.DataFrame({"budget": records["budget"].to_numpy(), **shares})
     by_problem = frame.groupby([row_codes(records["problem_id"])[0], "budget"]).mean()
     return by_problem.groupby(level="budget").mean().reset_index()
+
+
+def endings(records: pd.DataFrame) -> pd.DataFrame:
+    """What is censored at each budget: columns budget, cut, unanswered.
+
+    cut: share of thinkings that the budget, or their own limit, ended. unanswered: share of
+    summaries in which no answer was found. Fractions.
+    """
+    budgets, places = np.unique(records["budget"].to_numpy(), return_inverse=True)
+    count = np.bincount(places)
+
+    def share(rows: pd.Series | np.ndarray) -> np.ndarray:
+        return np.bincount(places, weights=np.asarray(rows, dtype=float)) / count
+
+    whole = records["cut"].to_numpy() >= records["thinking_tokens"].to_numpy()
+    limited = (records["thinking_end"] == "length").to_numpy()
+    unanswered = records["reason"].isin(BAD_FORMAT)
+    return pd.DataFrame(
+        {"budget": budgets, "cut": share(~whole | limited), "unanswered": share(unanswered)}
+    )
 
 
 # --- several samples -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ Dimensions: N thinkings, P problems, J budgets, S summaries.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -267,6 +267,47 @@ def _vote(answers: np.ndarray, right: np.ndarray) -> np.ndarray:
     winners = (votes == most) & (most > 0)
     # tied answers have equally many votes each, so the mean over votes breaks ties evenly
     return (winners * right).sum(axis=1) / np.maximum(winners.sum(axis=1), 1)
+
+
+@dataclass(frozen=True)
+class RuleSettings:
+    """Which settings of the rules are replayed.
+
+    agreements: successive budgets that must agree. majorities: thinkings that vote. per_token:
+    whether confidence is that of a summary's mean token, or of the whole.
+    """
+
+    agreements: Sequence[int] = (2, 3, 4, 5, 6, 8)
+    majorities: Sequence[int] = (2, 4, 8, 16)
+    per_token: bool = False
+
+    def votes(self, replay: Replay) -> list[int]:
+        """The majorities that a run has samples for; none where problems have unequally many."""
+        samples = np.bincount(replay.grid.problem)
+        if samples.min() != samples.max():
+            return []
+        return [k for k in self.majorities if 2 <= k <= samples.min()]
+
+
+# A rule: its words, how it is replayed at all its settings, and whether confidence matters to it.
+RULES: dict[str, tuple[str, Callable[[Replay, RuleSettings], list[Outcome]], bool]] = {
+    FIXED: ("fixed budget", lambda replay, _: fixed_budgets(replay), False),
+    AGREEMENT: (
+        "stop when k budgets agree",
+        lambda replay, s: stop_on_agreement(
+            replay, [k for k in s.agreements if k <= len(replay.budgets)]
+        ),
+        False,
+    ),
+    MAJORITY: ("majority of k", lambda replay, s: majority_votes(replay, s.votes(replay)), False),
+    CONFIDENCE: (
+        "stop when confident",
+        lambda replay, s: stop_on_confidence(
+            replay, spread_thresholds(replay, s.per_token), s.per_token
+        ),
+        True,
+    ),
+}
 
 
 # --- frames --------------------------------------------------------------------------------------

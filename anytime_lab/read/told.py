@@ -413,24 +413,58 @@ def told_side(low: float, high: float) -> str:
     return "below" if high < 0 else "not distinguishable"
 
 
+def told_story(
+    tables: Mapping[str, ProblemTable],
+    differences: Mapping[str, ProblemTable | None],
+    reference: str,
+    prior: Prior | None,
+) -> str:
+    """The result in one sentence: the run that differs most from the reference under the prior.
+
+    Args:
+        differences: `difference_table` of each other run to the reference.
+        prior: None where no budget is common to all.
+    """
+    known = {name: pair for name, pair in differences.items() if pair is not None}
+    if prior is None or (differences and not known):
+        return "The runs share no problem or no budget, so they cannot be compared"
+    if not known:
+        scores = [f"{n} {told_value(under_prior(t, prior))}" for n, t in tables.items()]
+        return f"Anytime score, over {len(prior.budgets)} budgets: {', '.join(scores)}"
+    scores = {name: under_prior(pair, prior) for name, pair in known.items()}
+    best = max(scores, key=lambda n: abs(scores[n].value) if scores[n].value > 0 else -1)
+    if not scores[best].value > 0:
+        best = min(scores, key=lambda n: scores[n].value)
+    score, curve = scores[best], mean_curve(known[best], "difference")
+    side = told_side(score.low, score.high)
+    points = f"{told_points(score.value, score.low, score.high)} points of anytime score"
+    if side not in ("above", "below"):
+        return f"{best} is {side} from {reference}: {points}".replace("tell from", "tell beside")
+    clear = int(((curve["low"] > 0) if side == "above" else (curve["high"] < 0)).sum())
+    return f"{best} is {side} {reference} at {clear} of {len(curve)} budgets: {points}"
+
+
 def tidy_curves(
     tables: Mapping[str, ProblemTable], differences: Mapping[str, ProblemTable | None]
 ) -> pd.DataFrame:
     """Accuracy by budget of several runs and the paired difference to the reference.
 
-    Returns columns run, budget, accuracy, se, low, high, n_problems, difference, difference_low,
-    difference_high (missing for the reference and where the runs share nothing).
+    Returns columns run, budget, spent (mean tokens of thinking), accuracy, se, low, high,
+    n_problems, difference, difference_low, difference_high (missing for the reference and where
+    the runs share nothing).
     """
     frames = []
     for name, run_table in tables.items():
-        frame = mean_curve(run_table, "accuracy").assign(run=name)
+        spent = np.nanmean(run_table.tokens, axis=0)
+        frame = mean_curve(run_table, "accuracy").assign(run=name, spent=spent)
         pair = differences.get(name)
         if pair is not None:
             told = mean_curve(pair, "difference")[["budget", "difference", "low", "high"]]
             told = told.rename(columns={"low": "difference_low", "high": "difference_high"})
             frame = frame.merge(told, on="budget", how="left")
         frames.append(frame)
-    columns = "run budget accuracy se low high n_problems difference difference_low difference_high"
+    columns = "run budget spent accuracy se low high n_problems difference difference_low "
+    columns += "difference_high"
     if not frames:
         return pd.DataFrame(columns=columns.split())
     return pd.concat(frames, ignore_index=True).reindex(columns=columns.split())

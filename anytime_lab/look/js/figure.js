@@ -38,7 +38,7 @@ class Figure {
     this.riding.setAttribute("aria-hidden", "true"); // the slider's value says the same
     this.line.addEventListener("keydown", (event) => this.key(event));
     el.addEventListener("pointerdown", (event) => this.press(event), true);
-    this.sized = new ResizeObserver(() => this.ready && Plotly.Plots.resize(this.plot));
+    this.sized = new ResizeObserver(() => this.ready && el.offsetWidth && Plotly.Plots.resize(this.plot));
     this.sized.observe(el);
     this.told = () => this.draw();
     this.moved = () => this.place();
