@@ -64,6 +64,9 @@ def write_run(
             for j, s in np.ndindex(right.shape[2:]):
                 score = right[p, n, j, s]
                 answer = "1" if score == 1 else "0"
+                if answers is not None:
+                    answer = answers[p][n][j][s]
+                wrong = "no answer" if answer is None else "wrong"
                 rows.append(
                     {
                         "problem_id": names[p],
@@ -75,10 +78,10 @@ def write_run(
                         "thinking_end": end,
                         "summary_tokens": 4,
                         "finish": "eos",
-                        "answer": answer if answers is None else answers[p][n][j][s],
+                        "answer": answer,
                         "score": None if np.isnan(score) else score,
                         "correct": score == 1,
-                        "reason": "correct" if score == 1 else "wrong",
+                        "reason": "correct" if score == 1 else wrong,
                         "logprob": -0.1 - 0.9 * (score != 1) - 0.05 * j,
                         "summary_text": summary_text,
                     }

@@ -415,7 +415,7 @@ class BudgetCurves(RunsView):
             )  # fmt: skip
             if name == reference:
                 rows[-1]["difference"] = "reference"
-            elif name in shown and not here.n_problems:
+            if name in shown and not here.n_problems:
                 rows[-1]["here"] = "not measured"
             if name in shown:
                 scores.append((name, *self._scores(shown[name], pair, prior, name == reference)))

@@ -78,7 +78,7 @@ class PriorEditor(widgets.VBox):
     def draw(self, weights: Sequence[float]) -> None:
         """Takes bars drawn by hand, one height for each budget, as relative weights."""
         heights = np.asarray(weights, dtype=float)
-        if len(heights) != len(self.budgets) or not np.isfinite(heights).all():
+        if len(heights) != len(self.budgets) or not len(heights) or not np.isfinite(heights).all():
             return
         self._set_hand(np.maximum(heights, 0.0))
 

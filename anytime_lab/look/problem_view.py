@@ -158,6 +158,8 @@ class Side(widgets.VBox):
         self.name = ""
         self.thought: Thought | None = None
         self.path: pd.DataFrame | None = None
+        self.said = ""  # what went wrong
+        self._problem: str | None = None
         self._store: ThinkingStore | None = None
         self._records = pd.DataFrame()
         self._changed, self._quiet = changed, False
@@ -172,14 +174,13 @@ class Side(widgets.VBox):
         if name != self.name:
             self.name, self._store, self._evaluation = name or "", None, evaluation
 
-    def think(self, problem: str | None, budget: int, right: bool) -> str:
-        """Opens the sample that shows most; returns what went wrong, or nothing.
+    def think(self, problem: str | None, budget: int, right: bool) -> None:
+        """Opens the thinking that shows most; `said` tells what went wrong.
 
         Args:
             right: whether one that is right at the budget shows more than one that is not.
         """
-        self._show(None)
-        options, best = [], None
+        self._problem, self.said, paths = problem, "", {}
         if problem is not None and self.name:
             try:
                 self._store = self._store or find_thinkings(self._evaluation.path)
@@ -189,32 +190,28 @@ class Side(widgets.VBox):
                     for sample in self._store.samples(problem)
                 }
             except Exception as error:  # damaged, moved or half-written: told, not thrown
-                return self._fill([], None) or told_error(self._evaluation.path, error)
-            options = [(_told_sample(*item), item[0]) for item in paths.items()]
-            best = max(paths, key=lambda sample: _telling(paths[sample], budget, right))
-        self._fill(options, best)
-        return self._open_sample(problem)
-
-    def _fill(self, options: list, value: int | None) -> str:
+                self.said = told_error(self._evaluation.path, error)
         self._quiet = True
-        self.sample.options, self.sample.value = options, value
+        self.sample.options = [(_told_sample(*item), item[0]) for item in paths.items()]
+        if paths:
+            self.sample.value = max(paths, key=lambda k: _telling(paths[k], budget, right))
         self._quiet = False
-        return ""
+        self._open_sample()
 
     def _sample_chosen(self, _change: object) -> None:
-        if not self._quiet and self.thought is not None:
-            self._open_sample(self.thought.problem_id)
+        if not self._quiet:
+            self.said = ""
+            self._open_sample()
             self._changed()
 
-    def _open_sample(self, problem: str | None) -> str:
+    def _open_sample(self) -> None:
+        self._show(None)
         if self.sample.value is None:
-            return ""
+            return
         try:
-            self._show(self._store.thought(problem, self.sample.value, self._records))
+            self._show(self._store.thought(self._problem, self.sample.value, self._records))
         except Exception as error:
-            self._show(None)
-            return told_error(self._evaluation.path, error)
-        return ""
+            self.said = told_error(self._evaluation.path, error)
 
     def _show(self, thought: Thought | None) -> None:
         self.thought = thought
@@ -259,14 +256,15 @@ class InsideProblem(RunsView):
     ) -> None:
         super().__init__(runs, style)
         self._rows: list[tuple[str, float, float]] = []
-        self.sides = [Side(letter, self._sample_chosen) for letter in "AB"]
+        self._listed_at = 0
+        self.sides = [Side(letter, self._draw) for letter in "AB"]
         if not self.names:
             return
         self._make_controls()
         self.live = LiveFigure()
         both = widgets.HBox(self.sides, layout={"flex_flow": "row wrap", "grid_gap": "0 18px"})
-        choices = row(self.apart, self.order) if beside else row(
-            self.a, self.b, self.order, self.apart, self.play
+        choices = row(self.apart, self.relist, self.order) if beside else row(
+            self.a, self.b, self.order, self.apart, self.relist, self.play
         )  # fmt: skip
         parts = [choices, self.problem, self.question]
         self.compose(*parts, *([] if beside else [self.live, self.legend]), both)
@@ -308,6 +306,9 @@ class InsideProblem(RunsView):
         self.apart = widgets.Checkbox(description="only where they disagree", indent=False)
         self.problem = described(widgets.Select, "Problem", "100%", options=[], rows=4)
         self.play = widgets.Play(interval=700, min=0, max=0, description="Play the budgets")
+        self.relist = widgets.Button(
+            description="List", tooltip="Order the problems by the answers at the line"
+        )
         self.question, self.legend = text(), text(paragraph(LEGEND, "note"))
 
     def _observe(self) -> None:
@@ -316,6 +317,7 @@ class InsideProblem(RunsView):
         self.on(self.problem, self._problem_chosen)
         self.on(self.live, self._budget_moved, "at")
         self.on(self.play, self._played)
+        self.relist.on_click(lambda _button: self._list_problems())
 
     # --- from runs to a thinking -----------------------------------------------------------------
 
@@ -335,6 +337,7 @@ class InsideProblem(RunsView):
 
     def _list_problems(self) -> None:
         a, b = self.table(self.a.value), self.table(self.b.value)
+        self._listed_at = self.budget
         rows = [] if a is None else _ordered(a, b, self.budget, self.order.value)
         if self.apart.value and b is not None:
             rows = [row for row in rows if (row[1] >= 0.5) != (row[2] >= 0.5)]
@@ -344,20 +347,17 @@ class InsideProblem(RunsView):
         self._problem_chosen()
 
     def _problem_chosen(self) -> None:
-        chosen = [name for name in (self.a.value, self.b.value) if name is not None]
         problem, wanted = self.problem.value, self.order.value != ORDERS["solved by B, not by A"]
-        said = []
         for side, right in zip(self.sides, (wanted, not wanted), strict=True):
-            said.append(side.think(problem, self.budget, right))
-        if not self._rows and self.apart.value:
-            said.append("They disagree on no problem at this budget.")
-        self.say(*self.wrong(chosen), *filter(None, said))
-        self._draw()
-
-    def _sample_chosen(self) -> None:
+            side.think(problem, self.budget, right)
         self._draw()
 
     def _draw(self) -> None:
+        said = self.wrong([n for n in (self.a.value, self.b.value) if n is not None])
+        said += [side.said for side in self.sides if side.said]
+        if not self._rows and self.apart.value:
+            said.append("They disagree on no problem at this budget.")
+        self.say(*said)
         open_ = next((side for side in self.sides if side.thought is not None), None)
         if open_ is None:
             self.question.value = ""
@@ -378,6 +378,8 @@ class InsideProblem(RunsView):
     def _budget_moved(self) -> None:
         with self.quiet():
             self.play.value = self.live.at
+        self.relist.description = f"List at {self.budget:,} tokens"
+        self.relist.layout.display = "none" if self.budget == self._listed_at else None
         for side in self.sides:
             side.read(self.budget)
 

@@ -339,6 +339,7 @@ def _table(frame: pd.DataFrame, caption: str, text: bool = False) -> str:
 def _figure(figure: go.Figure, label: str) -> str:
     """A place for the figure and its JSON, which no text inside can end early."""
     figure.update_layout(template="none")  # the page's script gives the colours, light or dark
+    figure.update_traces(meta=None)
     data = json.dumps(json.loads(figure.to_json()), ensure_ascii=True)
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return (

@@ -25,7 +25,7 @@ def runs(tmp_path_factory):
 
 
 def line(view, name):
-    return next(t for t in view.live.data if t.name == name and t.visible)
+    return next(t for t in view.live.figure.data if t.name == name)
 
 
 def test_each_rule_is_drawn_where_its_replay_puts_it(runs):
@@ -36,36 +36,45 @@ def test_each_rule_is_drawn_where_its_replay_puts_it(runs):
     drawn = line(view, "stop when k budgets agree")
     assert list(drawn.x) == pytest.approx(told["tokens"].tolist())
     assert list(drawn.y) == pytest.approx(told["accuracy"].tolist())
-    names = [t.name for t in view.live.data if t.visible]
-    assert {"fixed budget", "fixed budget 95 %", "majority of 2", "majority of 4"} <= set(names)
-    assert "majority of 8" not in names  # four samples
+    assert "majority of 2" in {t.name for t in view.live.figure.data}  # cheap at small budgets
+
+
+def test_what_costs_more_than_the_largest_budget_is_drawn_when_asked(runs):
+    view = Policies(runs)
+    most = max(line(view, "fixed budget").x)
+    assert all(max(t.x) <= most * 1.05 for t in view.live.figure.data)
+    count = len(view.live._stops)
+    view.beyond.value = True
+    assert max(line(view, "majority of 4").x) == pytest.approx(4 * most)
+    assert len(view.live._stops) > count
+    names = {t.name for t in view.live.figure.data}
+    assert "fixed budget 95 %" in names and "majority of 8" not in names  # four samples
 
 
 def test_the_point_is_read_against_a_fixed_budget(runs):
     view = Policies(runs)
-    row = view.frame.loc[view.point.value]
-    ring = next(t for t in view.live.data if t.name == "chosen setting")
-    assert (ring.x[0], ring.y[0]) == (row["tokens"], row["accuracy"])
-    assert f"{row['tokens']:,.0f} tokens" in view.read_out.value
-    for setting, index in view.point.options:
-        view.point.value = index
-        row = view.frame.loc[index]
+    for place, (tokens, setting) in enumerate(view.live._stops):
+        view.live.at = place
+        row = view.frame().query("setting == @setting").iloc[0]
+        assert tokens == row["tokens"] and f"{tokens:,.0f} tokens" in view.read_out.value
         assert setting.split(" ")[0] in view.read_out.value
+        riding = [t.meta["riding"][place] for t in view.live.figure.data if "riding" in t.meta]
+        assert [r[:2] for r in riding if r] == [[tokens, row["accuracy"]]]
         held = row["difference_low"] <= 0 <= row["difference_high"]
         assert ("not distinguishable" in view.read_out.value) == bool(held)
 
 
-def test_another_run_and_another_count_fill_the_same_traces(runs):
+def test_another_run_and_another_count_are_drawn(runs):
     view = Policies(runs)
-    count, before = len(view.live.data), list(line(view, "fixed budget").y)
+    before = list(line(view, "fixed budget").y)
     view.run.value = "grpo"
-    assert len(view.live.data) == count and list(line(view, "fixed budget").y) != before
+    assert list(line(view, "fixed budget").y) != before
     spent = np.array(line(view, "fixed budget").x)
     view.count.value = "with_summaries"
     assert list(line(view, "fixed budget").x) == pytest.approx(spent + 4)
-    assert "summary" in view.live.layout.xaxis.title.text
+    assert "summary" in view.live.figure.layout.xaxis.title.text
     view.log_axis.value = False
-    assert view.live.layout.xaxis.type == "linear"
+    assert view.live.figure.layout.xaxis.type == "linear"
 
 
 def test_the_confidence_is_that_of_the_summary_or_of_its_mean_token(runs):
@@ -76,7 +85,9 @@ def test_the_confidence_is_that_of_the_summary_or_of_its_mean_token(runs):
         for budget in (24, 0):
             view.at.value = budget
             told = calibration(replay, budget or None, per_token)
-            assert list(view.reliability.data[1].x) == pytest.approx(told["confidence"].tolist())
+            assert list(view.reliability.figure.data[1].x) == pytest.approx(
+                told["confidence"].tolist()
+            )
             assert f"{told['answers'].sum():,} answers" in view.calibrated.value
     names = [t.name for t in view.calibration_figure().data]
     assert names == ["perfectly calibrated", "answers"]
@@ -85,23 +96,20 @@ def test_the_confidence_is_that_of_the_summary_or_of_its_mean_token(runs):
 def test_static_figures_hold_what_the_view_holds(runs):
     view = Policies(runs)
     static = {t.name: t for t in view.figure().data}
-    for trace in view.live.data:
-        if trace.visible and trace.name != "chosen setting":
-            assert list(static[trace.name].y) == list(trace.y)
+    assert all(list(static[t.name].y) == list(t.y) for t in view.live.figure.data)
 
 
 def test_runs_that_cannot_be_replayed_are_sentences(runs, tmp_path):
     write_run(tmp_path / "torn", random_right(p=3))
     part_path(tmp_path / "torn", "records", 0).write_bytes(b"no")
     view = Policies([tmp_path / "torn", runs[0]])
-    assert "damaged" in view.notes.value and view.frame.empty
-    assert "No run is open" in told(view.figure())
+    assert "damaged" in view.notes.value and view.frame().empty
+    assert "No run is open" in told(view.picture())
     assert "No run is open" in told(view.calibration_figure())
-    view.point.value, view.at.value = -1, 0
     view.run.value = "ar"
-    assert "damaged" not in view.notes.value and len(view.frame)
+    assert "damaged" not in view.notes.value and len(view.frame())
     view.run.value = "torn"
-    assert view.read_out.value == "" and not any(t.visible for t in view.live.data)
+    assert view.read_out.value == "" and view.live.stop is None
     (tmp_path / "empty").mkdir()
     assert "is empty" in Policies([tmp_path / "empty"]).notes.value
 
@@ -110,7 +118,7 @@ def test_a_run_that_still_writes_loses_its_majorities_only(tmp_path):
     write_run(tmp_path / "run", random_right(p=4, n=3), parts=3, written=1)
     view = Policies([tmp_path / "run"])
     assert "1 of 3 parts" in view.notes.value and "Majorities are left out" in view.notes.value
-    assert not any("majority" in t.name for t in view.live.data if t.visible)
+    assert not any("majority" in t.name for t in view.live.figure.data)
     assert len(line(view, "stop when k budgets agree").x) == 3
 
 
@@ -129,5 +137,5 @@ def test_verdicts_of_none_leave_a_sentence(tmp_path):
 
 def test_every_control_has_a_label(runs):
     view = Policies(runs)
-    controls = [view.run, view.count, view.confidence, view.log_axis, view.point, view.at]
+    controls = [view.run, view.count, view.confidence, view.log_axis, view.beyond, view.at]
     assert all(control.description for control in controls)

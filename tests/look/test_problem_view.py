@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 from made_runs import BUDGETS, random_right, text_of, told, write_run
 
-from anytime_lab.look.problem_view import (
-    InsideProblem,
-    answer_path,
-    find_thinkings,
-    order_problems,
-    told_path,
-)
+from anytime_lab.look.problem_view import InsideProblem, told_path
 from anytime_lab.read.curves import ProblemTable, problem_table
+from anytime_lab.read.runs import answer_path, find_thinkings, order_problems
 from anytime_lab.store.records import part_path, read_records
 
 # one problem, one sample, budgets 8 16 24 32, two summaries
@@ -35,7 +30,7 @@ def pair(tmp_path_factory):
 
 
 def kept(view):
-    html = view.thinking.value
+    html = view.sides[0].thinking.value
     inside = re.search(r'<span class="kept">(.*?)</span><span class="rest">', html, re.S)[1]
     return re.sub(r'<span class="mark[^>]*>.*?</span>', "", inside)
 
@@ -74,15 +69,15 @@ def test_no_answer_is_an_answer_of_its_own_and_never_right(tmp_path):
 def test_the_text_is_strong_up_to_the_cut(turning):
     view = InsideProblem([turning], budget=8)
     assert kept(view) == text_of(8)[0]
-    view.budget.value = 24
+    view.live.move_to(24)
     assert kept(view) == text_of(24)[0]
-    assert "24 of 32 tokens" in words(view.position.value)
-    assert 'class="wrong">not right' in view.position.value
-    assert view.live.layout.shapes[0].x0 == 24
+    assert "24 of 32 tokens" in words(view.sides[0].position.value)
+    assert 'class="wrong">not right' in view.sides[0].position.value
+    assert view.live.stop == 24 == view.budget
 
 
 def test_marks_stand_in_the_text_where_the_answer_turned(turning):
-    html = InsideProblem([turning], budget=8).thinking.value
+    html = InsideProblem([turning], budget=8).sides[0].thinking.value
     marks = [words(m) for m in re.findall(r'<span class="mark[^>]*>(.*?)</span>', html)]
     assert marks == [
         "16 tokens ★ first right: 1",
@@ -95,31 +90,34 @@ def test_marks_stand_in_the_text_where_the_answer_turned(turning):
 
 def test_the_curve_shows_the_turns_in_place(turning):
     view = InsideProblem([turning])
-    share, flips, first, lost = view.live.data
+    share, turns = view.live.figure.data
     assert share.x == BUDGETS and share.y == (0, 1, 0.5, 1)
-    assert (flips.x, first.x, lost.x) == ((16, 24, 32), (16,), (24,))
+    assert turns.x == (16, 24, 32) and turns.marker.symbol == ("star", "x", "triangle-down")
+    assert share.meta["riding"][1] == [16, 1.0, "1"]
     static = view.figure()
-    assert [list(t.x) for t in static.data] == [list(t.x) for t in view.live.data]
+    assert [list(t.x) for t in static.data] == [list(t.x) for t in view.live.figure.data]
 
 
 def test_a_thinking_that_ended_early_says_so(tmp_path):
     write_run(tmp_path / "run", np.ones((1, 1, 4, 1)), lengths=[[10]])
     view = InsideProblem([tmp_path / "run"], budget=32)
-    assert "10 of 10 tokens, the whole thinking (closed by itself)" in words(view.position.value)
+    assert "10 of 10 tokens, the whole thinking (closed by itself)" in words(
+        view.sides[0].position.value
+    )
     assert kept(view) == text_of(10)[0]
 
 
 def test_summaries_come_with_verdict_and_log_prob(turning):
     view = InsideProblem([turning], budget=24)
-    rows = re.findall(r"<tr>(.*?)</tr>", view.summaries.value)[1:]
+    rows = re.findall(r"<tr>(.*?)</tr>", view.sides[0].summaries.value)[1:]
     cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
     assert [c[1:4] for c in cells] == [["5", "wrong", "−1.10"], ["1", "right", "−0.20"]]
-    assert "Summaries at 24 tokens" in view.summaries.value
+    assert "Summaries at 24 tokens" in view.sides[0].summaries.value
 
 
 def test_an_abstained_verdict_is_told(tmp_path):
     write_run(tmp_path / "run", np.full((1, 1, 4, 1), np.nan))
-    assert "abstained" in InsideProblem([tmp_path / "run"]).summaries.value
+    assert "abstained" in InsideProblem([tmp_path / "run"]).sides[0].summaries.value
 
 
 # --- moving --------------------------------------------------------------------------------------
@@ -128,8 +126,8 @@ def test_an_abstained_verdict_is_told(tmp_path):
 def test_play_moves_the_budget_and_the_budget_moves_play(turning):
     view = InsideProblem([turning], budget=8)
     view.play.value = 2
-    assert view.budget.value == 24 and kept(view) == text_of(24)[0]
-    view.budget.value = 32
+    assert view.budget == 24 and kept(view) == text_of(24)[0]
+    view.live.move_to(32)
     assert view.play.value == 3 == view.play.max
 
 
@@ -139,11 +137,11 @@ def test_another_sample_and_another_problem_are_read(pair):
     for problem in ("p3", "p11"):
         view.problem.value = problem
         for sample in (3, 1):
-            view.sample.value = sample
+            view.sides[0].sample.value = sample
             part = records[(records["problem_id"] == problem) & (records["sample"] == sample)]
             told = part.groupby("budget")["correct"].mean().tolist()
-            assert list(view.live.data[0].y) == told
-            assert f"sample {sample}" in view.thinking.value
+            assert list(view.live.figure.data[0].y) == told
+            assert f"sample {sample}" in view.sides[0].thinking.value
 
 
 # --- which problems ------------------------------------------------------------------------------
@@ -177,11 +175,36 @@ def test_the_list_follows_runs_budget_and_order(pair):
     lead = dict(zip(names, leads(1, 1), strict=True))
     assert [lead[p] for p in listed] == sorted(lead.values(), reverse=True)
     view.order.value = "b over a"
-    view.listed.value = 32
+    assert view.relist.layout.display == "none"
+    view.live.move_to(32)
+    assert view.relist.description == "List at 32 tokens"
+    view.relist.click()
     lead = dict(zip(names, leads(3, -1), strict=True))
     assert lead[view.problem.value] == max(lead.values())
     view.b.value = None
     assert "right" in view.problem.options[0][0] and "B" not in view.problem.options[0][0]
+
+
+def test_two_thinkings_of_a_problem_stand_side_by_side(tmp_path):
+    write_run(tmp_path / "a", [[[[0], [0], [1], [1]]], [[[1]] * 4]])
+    write_run(tmp_path / "b", [[[[0]] * 4], [[[1]] * 4]])
+    view = InsideProblem([tmp_path / "a", tmp_path / "b"], budget=24)
+    assert view.problem.value == "p0" and "not right" in view.sides[1].position.value
+    assert [t.name for t in view.figure().data if t.showlegend is None] == ["a", "b"]
+    assert len(view.problem.options) == 2
+    view.apart.value = True
+    assert [problem for _, problem in view.problem.options] == ["p0"]
+    view.live.move_to(8)
+    view.relist.click()
+    assert "disagree on no problem" in view.notes.value and not view.problem.options
+
+
+def test_the_first_example_is_one_that_turned(tmp_path):
+    always, turns = [[1]] * 4, [[0], [0], [1], [1]]
+    write_run(tmp_path / "a", [[always, always], [always, turns]])
+    write_run(tmp_path / "b", [[[[0]] * 4] * 2] * 2)
+    view = InsideProblem([tmp_path / "a", tmp_path / "b"], budget=24)
+    assert view.problem.value == "p1" and view.sides[0].sample.value == 1
 
 
 def test_only_the_parts_of_a_thinking_are_read(pair):
@@ -213,13 +236,14 @@ def test_text_of_models_and_problems_cannot_act(tmp_path):
         problems=[HOSTILE],
     )
     view = InsideProblem([tmp_path / "run"])
-    parts = (view.question, view.position, view.thinking, view.summaries, view.notes)
+    side = view.sides[0]
+    parts = (view.question, side.position, side.thinking, side.summaries, view.notes)
     html = "".join(part.value for part in parts)
     assert html.count("&lt;img") >= 5
     for bad in ("<img", "<script", "</script", "\x1b", "\u202e"):
         assert bad not in html
     assert all("mathjax_ignore" in part.value for part in parts)
-    hover = str(view.live.data[0].customdata) + str(view.figure().layout.title.text)
+    hover = str(view.live.figure.data[0].customdata) + str(view.figure().layout.title.text)
     assert "<img" not in hover and "$" not in hover
     assert "\x1b" not in str(view.problem.options)
 
@@ -227,8 +251,8 @@ def test_text_of_models_and_problems_cannot_act(tmp_path):
 def test_a_thinking_of_megabytes_is_shown_around_its_cut(tmp_path):
     write_run(tmp_path / "run", np.ones((1, 1, 4, 1)), thinking="x" * 3_000_000)
     view = InsideProblem([tmp_path / "run"])
-    assert len(view.thinking.value) < 40_000
-    assert "characters after are not shown" in view.thinking.value
+    assert len(view.sides[0].thinking.value) < 40_000
+    assert "characters after are not shown" in view.sides[0].thinking.value
 
 
 # --- bad folders ---------------------------------------------------------------------------------
@@ -238,17 +262,17 @@ def test_a_damaged_part_is_a_sentence(tmp_path):
     write_run(tmp_path / "run", random_right(p=3, n=2), parts=2)
     part_path(tmp_path / "run", "thinkings", 1).write_bytes(b"no")
     view = InsideProblem([tmp_path / "run"])
-    assert "damaged or missing" in view.notes.value and view.thought is None
-    assert "No thinking is open" in told(view.figure())
+    assert "damaged or missing" in view.notes.value and view.sides[0].thought is None
+    assert "no thinking is open" in told(view.picture())
 
 
 def test_a_lost_thinking_is_a_sentence_and_the_others_open(tmp_path):
     write_run(tmp_path / "run", random_right(p=3, n=2), parts=2)
     view = InsideProblem([tmp_path / "run"])
     part_path(tmp_path / "run", "thinkings", 1).unlink()
-    view.sample.value = 1
-    assert "damaged or missing" in view.notes.value and view.thinking.value == ""
-    view.sample.value = 0
+    view.sides[0].sample.value = 1
+    assert "damaged or missing" in view.notes.value and view.sides[0].thinking.value == ""
+    view.sides[0].sample.value = 0
     assert kept(view) != ""
 
 
@@ -257,12 +281,13 @@ def test_empty_folders_are_sentences(tmp_path):
     assert "is empty" in InsideProblem([tmp_path / "empty"]).notes.value
     write_run(tmp_path / "new", random_right(p=2), written=0)
     view = InsideProblem([tmp_path / "new"])
-    assert "no finished part yet" in view.notes.value and view.thought is None
-    view.budget.value = 0
+    assert "no finished part yet" in view.notes.value and view.sides[0].thought is None
+    view.live.move_to(0)
     view.play.value = 0
 
 
 def test_every_control_has_a_label(turning):
     view = InsideProblem([turning])
-    controls = [view.a, view.b, view.listed, view.order, view.problem, view.sample, view.budget]
+    controls = [view.a, view.b, view.apart, view.order, view.problem, view.relist]
+    controls += [side.sample for side in view.sides]
     assert all(control.description for control in [*controls, view.play])

@@ -126,12 +126,12 @@ def test_a_page_of_one_two_or_five_runs(tmp_path, runs, count):
     page = report(tmp_path, chosen)
     bands = [f"{n} 95 %" for n in chosen]
     shown = [[t["name"].replace("&#x27;", "'") for t in f["data"]] for f in page.figures]
-    assert shown[0] == [*bands, *chosen]
+    assert shown[0][: 2 * count] == [*bands, *chosen]
     assert [row[0] for row in page.tables[0]] == ["run", *chosen]
     if count == 1:
         assert len(shown) == 1 and "difference" not in page.text.lower().split("how this was")[0]
-    else:
-        assert shown[1] == [*bands[1:], *list(chosen)[1:]]  # to the first, which has no curve
+    else:  # below, to the first, which has no curve there
+        assert shown[0][2 * count :] == [*bands[1:], *list(chosen)[1:]]
     assert page.text.count("The numbers at every budget") == 1
 
 
@@ -145,6 +145,12 @@ def test_the_table_is_the_summary_of_the_records(tmp_path, runs):
     rows = [[str(c).replace("\u00a0", " ") for c in row] for row in wanted.itertuples(index=False)]
     assert told[1:] == rows
     assert rows[1][3:5] == ["—", "—"]  # the reference itself
+
+
+def test_the_page_leads_with_the_result(tmp_path, runs):
+    page = report(tmp_path, take(runs, "start", "GRPO", "AR"), reference="GRPO")
+    first = page.text.partition("budget")[2].partition(" run ")[0]
+    assert " AR is above GRPO at" in first and "points of anytime score" in first
 
 
 def test_the_numbers_at_every_budget_are_the_paired_differences(tmp_path, runs):
@@ -181,7 +187,7 @@ def test_the_prior_weights_the_table_and_is_told(tmp_path, runs):
 
 def test_training_panels_by_update_and_by_time(tmp_path, runs, training):
     page = report(tmp_path, take(runs, "GRPO", "AR"), training=training)
-    by_step, by_time = page.figures[2:]
+    by_step, by_time = page.figures[1:]
     named = [t["name"] for t in by_step["data"] if t.get("showlegend")]
     assert named == ["GRPO", "AR"]
     assert by_time["data"][0]["x"] == [1.5, 3.0, 4.5, 6.0, 7.5]
@@ -201,7 +207,7 @@ def test_equal_time_is_a_section_with_its_own_settings(tmp_path, runs):
         equal_time_note="AR was stopped when GRPO was done.",
     )
     assert "At equal wall time of training AR was stopped when GRPO was done." in page.text
-    assert len(page.figures) == 4
+    assert len(page.figures) == 2
     differ = page.tables[-1]
     assert differ[0] == ["setting", "start", "GRPO", "AR", "AR (equal time)"]
     assert differ[1] == ["model", "m/0", "m/1", "m/2", "m/3"]

@@ -1,0 +1,97 @@
+"""Live figures: what a page is sent when it opens, and how little while it is open."""
+
+import json
+
+import ipywidgets
+import plotly.graph_objects as go
+import pytest
+from made_runs import random_right, write_run
+
+from anytime_lab.look.curves_view import BudgetCurves
+from anytime_lab.look.live import LiveFigure
+
+STOPS = [(8, "8 tokens"), (16, "16 tokens"), (24, "24 tokens")]
+
+
+def figure(y=(1, 2), **layout):
+    return go.Figure({"data": [{"y": list(y)}], "layout": {"height": 300, **layout}})
+
+
+def told(live):
+    return json.loads(live._figure)
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Sizes of the messages to the page, in characters."""
+    sizes = []
+    monkeypatch.setattr(
+        ipywidgets.Widget,
+        "_send",
+        lambda self, message, buffers=None: sizes.append(
+            len(json.dumps(message, default=str)) + sum(len(bytes(b)) for b in buffers or ())
+        ),
+    )
+    return sizes
+
+
+def test_a_page_gets_the_figure_without_title_and_colours_of_its_own():
+    live = LiveFigure(figure(title={"text": "t"}, template="plotly_white", xaxis={"title": "x"}))
+    layout = told(live)["layout"]
+    assert "title" not in layout and "template" not in layout
+    assert layout["xaxis"]["title"]["text"] == "x" and layout["paper_bgcolor"] == "rgba(0,0,0,0)"
+    assert live.figure.layout.title.text == "t"  # the static figure keeps it
+
+
+def test_a_small_change_is_sent_alone_and_is_gone_with_the_next_figure():
+    live = LiveFigure(figure())
+    before = live._figure
+    live.patch({0: {"y": [4, 5]}}, {"yaxis.range": [0, 9]})
+    live.patch({0: {"opacity": 0.5}})
+    assert live._figure == before
+    assert live._patch == {
+        "traces": {"0": {"y": [4, 5], "opacity": 0.5}},
+        "layout": {"yaxis.range": [0, 9]},
+    }
+    assert live.figure.data[0].y == (4, 5) and live.figure.layout.yaxis.range == (0, 9)
+    live.update_from(figure((7, 8)))
+    assert live._patch == {} and told(live)["data"][0]["y"] == [7, 8]
+
+
+def test_the_line_stays_at_its_budget_where_that_is_left():
+    live = LiveFigure(figure(), stops=STOPS)
+    assert live.stop == 16  # the middle one
+    live.at = 2
+    live.update_from(figure(), stops=STOPS[1:])
+    assert (live.at, live.stop) == (1, 24)
+    live.update_from(figure(), stops=STOPS[:1])
+    assert live.stop == 8
+    live.update_from(figure(), stops=[])
+    assert live.stop is None
+
+
+def test_the_page_tells_clicks_and_bars_and_nothing_else():
+    live, heard = LiveFigure(figure()), []
+    live.on_click(lambda *point: heard.append(point))
+    live.on_paint(lambda heights: heard.append(heights))
+    for message in ({"click": ["ar", 24, 0.5]}, {"painted": [0.1, 0.2]}, "odd", {"click": 3}, None):
+        live._told(live, message, [])
+    assert heard == [("ar", 24, 0.5), [0.1, 0.2]]
+
+
+def test_plotly_is_sent_once_for_all_figures():
+    one, two = LiveFigure(figure()), LiveFigure(figure())
+    assert one._source == two._source
+    assert len(json.dumps(one.get_state(), default=str)) < 30_000
+
+
+def test_a_step_of_the_line_sends_no_figure(tmp_path, sent):
+    runs = {}
+    for seed in range(6):
+        runs[f"r{seed}"] = tmp_path / f"r{seed}"
+        write_run(runs[f"r{seed}"], random_right(p=4, s=1, seed=seed))
+    view = BudgetCurves(runs)
+    whole = len(view.live._figure)
+    sent.clear()
+    view.live.at = 0
+    assert 0 < sum(sent) < whole / 2  # the numbers of the list
