@@ -1,4 +1,4 @@
-"""A picture beside every figure of a notebook: `python -m anytime_lab.look.pictures NOTEBOOK …`
+"""A picture beside every figure of a notebook: `python -m anytime_lab pictures NOTEBOOK …`
 
 JupyterLab writes pictures when it saves a notebook; papermill does not, and GitHub and nbconvert
 show nothing else of a figure. Sweeps and the main job add them by themselves where they find
@@ -7,11 +7,9 @@ Chrome or Chromium, which this needs.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 from anytime_lab.store.records import write_text
 
 FIGURE, PICTURE = "application/vnd.plotly.v1+json", "image/png"
+VIEW = "application/vnd.jupyter.widget-view+json"
 PIXELS = {"width": 960, "height": 450}
 ASK_NOBODY = {"mathjax": False}  # kaleido takes it from a CDN; no figure has formulas
 
@@ -67,35 +66,26 @@ def _options(figure: Mapping[str, Any], kind: str, pixels: Mapping[str, float]) 
 def add_pictures(path: str | Path) -> int:
     """Puts pictures into the notebook at `path`, in one step; returns how many were missing.
 
+    Views whose kernel is gone are taken out where their picture stands before them: a page could
+    say of them only that they are lost, and they hold plotly, which is large.
+
     Raises:
         RuntimeError: no browser could draw them; the notebook is as it was.
     """
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
-    bare = [
-        output.data
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if FIGURE in output.get("data", {}) and PICTURE not in output.data
-    ]
+    bare, lost = [], notebook.metadata.pop("widgets", None) is not None
+    for cell in notebook.cells:
+        outputs = cell.get("outputs", [])
+        figures = [output.data for output in outputs if FIGURE in output.get("data", {})]
+        bare += [data for data in figures if PICTURE not in data]
+        if figures:
+            cell.outputs = [o for o in outputs if VIEW not in o.get("data", {})]
+            lost |= len(cell.outputs) < len(outputs)
     if bare:
         for data, png in zip(bare, draw([data[FIGURE] for data in bare], "png"), strict=True):
             data[PICTURE] = base64.b64encode(png).decode()
+    if bare or lost:
         write_text(path, nbformat.writes(notebook))
     return len(bare)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """See the top of this file."""
-    parser = argparse.ArgumentParser(description="Put pictures of figures into notebooks.")
-    parser.add_argument("notebook", nargs="+", type=Path)
-    for path in parser.parse_args(arguments).notebook:
-        try:
-            print(f"{path}: {add_pictures(path)} pictures added")
-        except (RuntimeError, OSError, ValueError) as error:  # nbformat's are ValueErrors
-            sys.exit(f"{path}: {error}")
-
-
-if __name__ == "__main__":
-    main()
