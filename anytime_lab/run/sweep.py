@@ -260,7 +260,7 @@ def compare(prepared: "Prepared") -> Compared | None:
     training = _by_step(done, lambda folder: (folder / METRICS).exists())
     trained = {name: folders for step in training.values() for name, folders in step.items()}
     notes = []
-    for note in sweep.notes:
+    for note in sweep.file.notes:
         with contextlib.suppress(ValueError, RunFolderError):  # of results that are not there
             notes.append(told(sweep, out, note, results=True))
     if missing := len(planned) - len(done):
@@ -270,10 +270,10 @@ def compare(prepared: "Prepared") -> Compared | None:
         notes.append("The training curves are those of the chain's last training step.")
     frames, pages, said = [], [], {}
     for step, runs in evaluations.items():
-        reference = sweep.reference if sweep.reference in runs else next(iter(runs))
+        reference = sweep.file.reference if sweep.file.reference in runs else next(iter(runs))
         alone = len(evaluations) == 1
         page = out / (f"{PAGE}.html" if alone else f"{PAGE}-{step}.html")
-        title = sweep.title if alone else f"{sweep.title}: {step}"
+        title = sweep.file.title if alone else f"{sweep.file.title}: {step}"
         settings = {"reference": reference, "training": trained, "title": title, "notes": notes}
         pages.append(write_report(runs, page, **settings))
         tables = read_seed_tables(runs)
@@ -284,7 +284,7 @@ def compare(prepared: "Prepared") -> Compared | None:
         return None
     summary = pd.concat(frames, ignore_index=True)
     write_text(out / TABLE, summary.to_csv(index=False))
-    return Compared(summary, tuple(pages), said, sweep.title)
+    return Compared(summary, tuple(pages), said, sweep.file.title)
 
 
 def _by_step(
@@ -344,10 +344,10 @@ class Prepared:
         planned = self.plan()
         with contextlib.closing(open_place("local", self.out)) as here:
             workers = workers or here.width
-        console.print(plan_table(planned, f"{self.sweep.title} → {self.out}"))
+        console.print(plan_table(planned, f"{self.sweep.file.title} → {self.out}"))
         console.print(plan_line(planned, workers), highlight=False)
-        if self.sweep.takes and any(one.state != "done" for one in planned):
-            console.print(text(told(self.sweep, self.out, self.sweep.takes)), highlight=False)
+        if self.sweep.file.takes and any(one.state != "done" for one in planned):
+            console.print(text(told(self.sweep, self.out, self.sweep.file.takes)), highlight=False)
         if any(one.state == "stale" for one in planned):
             console.print(
                 "Stale runs are made anew; what they hold goes to .replaced/ in their folder."
@@ -468,7 +468,7 @@ def run_sweep(
         compared.show(console)
     if failure is not None:
         raise failure
-    if then := prepared.sweep.then:
+    if then := prepared.sweep.file.then:
         console.print(text(told(prepared.sweep, prepared.out, then)), highlight=False)
     return compared
 

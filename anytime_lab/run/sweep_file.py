@@ -28,8 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from anytime_lab.run.jobs import Job
 from anytime_lab.run.notebook import NOTEBOOKS, check_parameters, declared_parameters
@@ -52,22 +53,20 @@ def _hold(condition: Callable[[Any], bool]) -> AfterValidator:
     """The description of the field says what is wanted."""
 
     def check(value: Any) -> Any:
-        if value is not None and not condition(value):
+        if not condition(value):
             raise ValueError
         return value
 
     return AfterValidator(check)
 
 
-_NAMES = BeforeValidator(lambda said: {} if said is None else said)
-Names = Annotated[dict[str, Any], _NAMES]
+def _are_seeds(seeds: list[int]) -> bool:
+    return 0 < len(seeds) == len(set(seeds)) and all(0 <= seed <= LARGEST_SEED for seed in seeds)
+
+
+Names = Annotated[dict[str, Any], BeforeValidator(lambda said: {} if said is None else said)]
 Values = Annotated[list[Any], _hold(bool)]
-Entries = Annotated[list[dict[str, Any]], _hold(bool)]
-Seeds = Annotated[
-    list[int],
-    _hold(lambda seeds: 0 < len(seeds) == len(set(seeds))),
-    _hold(lambda seeds: all(0 <= seed <= LARGEST_SEED for seed in seeds)),
-]
+Seeds = Annotated[list[int], _hold(_are_seeds)]
 Devices = Annotated[float, _hold(lambda gpus: gpus >= 0 and (gpus <= 1 or gpus == int(gpus)))]
 SEEDS_WANTED = f"a list of different whole numbers from 0 to {LARGEST_SEED:,}"
 
@@ -75,36 +74,42 @@ SEEDS_WANTED = f"a list of different whole numbers from 0 to {LARGEST_SEED:,}"
 class _Said(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+
+class StepFile(_Said):
+    """One notebook of the chain, and what its runs need."""
+
+    notebook: str = Field(description="the name of a notebook")
+    parameters: Names = Field({}, description="names with values")
     gpus: Devices | None = Field(None, description="a number; above 1 it is a whole number")
     processes: int | None = Field(None, ge=1, description="a whole number, 1 or more")
     timeout: float | None = Field(None, ge=0, description="a number of seconds")
     accelerate: str | None = Field(None, description="a file of accelerate's settings")
 
 
-class _StepSaid(_Said):
-    notebook: str = Field(description="the name of a notebook")
-    parameters: Names = Field({}, description="names with values")
+class SweepFile(StepFile):
+    """All that the file says; what a step says stands here where there is no chain."""
 
-
-class _FileSaid(_Said):
-    title: str | None = Field(None, description="text")
     notebook: str | None = Field(None, description="the name of a notebook")
-    steps: dict[str, _StepSaid] | None = Field(
+    parameters: None = Field(None, description="nothing; without steps, base has the values")
+    steps: dict[str, StepFile] | None = Field(
         None, min_length=1, description="names, each with `notebook` and `parameters`"
     )
+    title: str = Field("", description="text")
     base: Names = Field({}, description="names with values")
     scales: dict[str, Names] = Field({}, description="names with values of base")
-    grid: Annotated[dict[str, Values], _NAMES] = Field({}, description="a list of values to try")
-    entries: Entries = Field([{}], alias="list", description="a list of mappings")
+    grid: dict[str, Values] = Field({}, description="a list of values to try")
+    entries: Annotated[list[dict[str, Any]], _hold(bool)] = Field(
+        [{}], alias="list", description="a list of mappings"
+    )
     seeds: Seeds = Field([0], description=SEEDS_WANTED)
-    reference: str | None = Field(None, description="the name of a run")
+    reference: str = Field("", description="the name of a run")
     notes: list[str] = Field([], description="a list of texts")
-    folder: str | None = Field(None, description="text with references, such as ${name}/${step}")
+    folder: str = Field("", description="text with references, such as ${name}/${step}")
     takes: str = Field("", description="text")
     then: str = Field("", description="text")
 
 
-class _Variant(BaseModel):
+class _Entry(BaseModel):
     """What an entry of the list says beside its values."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -124,7 +129,7 @@ def _read(kind: type[BaseModel], said: Any, where: str = "") -> Any:
         first = error.errors()[0]
     *path, key = first["loc"]
     if path[:1] == ["steps"] and len(path) > 1:
-        kind, where, path = _StepSaid, f"{where}steps: {path[1]}: ", path[2:]
+        kind, where, path = StepFile, f"{where}steps: {path[1]}: ", path[2:]
     fields = {about.alias or name: about for name, about in kind.model_fields.items()}
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(key), fields, 1)
@@ -166,18 +171,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked file. `reference` is the variant that the others are compared with."""
+    """A checked file, with its defaults in place."""
 
     name: str
-    title: str
+    file: SweepFile
     steps: Mapping[str, Step]
     variants: Mapping[str, Variant]
-    chained: bool
-    reference: str
-    folder: str
-    notes: tuple[str, ...] = ()
-    takes: str = ""
-    then: str = ""
+
+    @property
+    def chained(self) -> bool:
+        """Whether it has steps, to which parameters refer."""
+        return self.file.steps is not None
 
 
 def load_sweep(
@@ -199,20 +203,20 @@ def load_sweep(
     """
     path = Path(path)
     try:
-        said = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
+        said = YAML(typ="safe", pure=True).load(path)  # version 1.2: 1e-6 is a number, yes is text
+    except YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(said, dict):
         raise ValueError(f"{path} holds {said!r}; expected keys such as notebook and grid.")
     try:
-        file = _read(_FileSaid, said)
+        file = _read(SweepFile, said)
         if scale is not None:
             file.base |= _named("scale", scale, file.scales)
         for name in values or {}:
             _named("value of base", name, file.base)
         file.base |= values or {}
         if seeds is not None:
-            file.seeds = _read(_FileSaid, {"seeds": list(seeds)}).seeds
+            file.seeds = _read(SweepFile, {"seeds": list(seeds)}).seeds
         name = path.stem if scale is None else f"{path.stem}-{scale}"
         return _sweep(path, name, file)
     except ValueError as error:
@@ -225,7 +229,7 @@ def _named(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     return known[name]
 
 
-def _sweep(path: Path, name: str, file: _FileSaid) -> Sweep:
+def _sweep(path: Path, name: str, file: SweepFile) -> Sweep:
     if (file.notebook is None) == (file.steps is None):
         raise ValueError("give either `notebook` (one) or `steps` (a chain).")
     chained = file.steps is not None
@@ -244,40 +248,29 @@ def _sweep(path: Path, name: str, file: _FileSaid) -> Sweep:
     for entry in file.entries:
         for point in itertools.product(*file.grid.values()):
             chosen = dict(zip(file.grid, point, strict=True))
-            variant = _variant(file, entry, chosen, steps, chained)
+            variant = _variant(file, entry, chosen, steps)
             if variant.name in variants:
                 raise ValueError(
                     f"two runs would be called {variant.name!r}; give the entries of list a name "
                     "of their own."
                 )
             variants[variant.name] = variant
-    reference = next(iter(variants)) if file.reference is None else file.reference
-    if reference not in variants:
-        raise ValueError(f"reference is {reference!r}; the runs are {', '.join(variants)}.")
-    return Sweep(
-        name,
-        file.title or path.stem.replace("_", " "),
-        steps,
-        variants,
-        chained,
-        reference,
-        file.folder or (CHAIN if chained else SINGLE),
-        tuple(file.notes),
-        file.takes,
-        file.then,
-    )
+    file.reference = file.reference or next(iter(variants))
+    if file.reference not in variants:
+        raise ValueError(f"reference is {file.reference!r}; the runs are {', '.join(variants)}.")
+    file.title = file.title or path.stem.replace("_", " ")
+    file.folder = file.folder or (CHAIN if chained else SINGLE)
+    return Sweep(name, file, steps, variants)
 
 
-def _variant(
-    file: _FileSaid, entry: Mapping, chosen: Mapping, steps: Mapping, chained: bool
-) -> Variant:
-    said = _read(_Variant, entry, "list: ")
-    own = {key: value for key, value in entry.items() if key not in _Variant.model_fields}
+def _variant(file: SweepFile, entry: Mapping, chosen: Mapping, steps: Mapping) -> Variant:
+    said = _read(_Entry, entry, "list: ")
+    own = {key: value for key, value in entry.items() if key not in _Entry.model_fields}
     if both := sorted(own.keys() & chosen.keys()):
         raise ValueError(f"{', '.join(both)} stands in grid and in list; keep one of them.")
     values = {**file.base, **own, **chosen}
     # A reference is to a value or to a step; without a chain there are no references.
-    taken = {"seed", "name", *(("step", *steps) if chained else ())}
+    taken = {"seed", "name", *(("step", *steps) if file.steps else ())}
     if reserved := sorted(taken & values.keys()):
         raise ValueError(
             f"{', '.join(reserved)} cannot be a value of base, grid or list: "
@@ -308,25 +301,21 @@ def _name_of(values: Mapping[str, Any]) -> str:
     """A run's name from what makes it differ: the value alone where it is a word."""
     if len(values) == 1 and isinstance(only := next(iter(values.values())), str):
         return only.rstrip("/").split("/")[-1]
-    told = {
-        name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in values.items()
-    }
-    return ",".join(
-        f"{name}={re.sub(r'[^A-Za-z0-9.+-]+', '-', value).strip('-')}"
-        for name, value in told.items()
-    )
+    told = []
+    for name, value in values.items():
+        value = value if isinstance(value, str) else json.dumps(value, default=str)
+        told.append(f"{name}={re.sub(r'[^A-Za-z0-9.+-]+', '-', value).strip('-')}")
+    return ",".join(told)
 
 
-def _step(path: Path, name: str, said: _Said) -> Step:
+def _step(path: Path, name: str, said: StepFile) -> Step:
     if not re.fullmatch(r"[A-Za-z]\w*", name):
         raise ValueError(f"steps: {name}: a step's name is letters, digits and _; rename it.")
     settings = _accelerate(path, f"steps: {name}", said.accelerate)
     processes = said.processes or (settings["num_processes"] if settings else 1)
     settings = settings and {**settings, "num_processes": processes}
     needs = Needs(said.gpus, processes, said.timeout, settings)
-    parameters = said.parameters if isinstance(said, _StepSaid) else {}
-    return Step(name, find_notebook(said.notebook, path.parent), parameters, needs)
+    return Step(name, find_notebook(said.notebook, path.parent), said.parameters or {}, needs)
 
 
 def _accelerate(path: Path, where: str, name: str | None) -> dict[str, Any] | None:
@@ -336,7 +325,7 @@ def _accelerate(path: Path, where: str, name: str | None) -> dict[str, Any] | No
     file = path.parent / name
     if not file.is_file():
         raise ValueError(f"{where}: there is no {file}; accelerate names a file of its settings.")
-    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    settings = YAML(typ="safe", pure=True).load(file)
     count = settings.get("num_processes") if isinstance(settings, dict) else None
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"{where}: {file} has no num_processes; `accelerate config` makes one.")
@@ -359,39 +348,6 @@ def find_notebook(name: str, folder: Path) -> Path:
         f"there is no notebook {name!r}, neither beside the file nor in {NOTEBOOKS}."
         + (f" Do you mean {close[0]}?" if close else "")
     )
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with the scalars of YAML 1.2's core schema, and no key twice."""
-
-    yaml_implicit_resolvers: dict = {}
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands there twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern, _first, _make in (
-    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""], None),
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF"), None),
-    ("int", r"^[-+]?[0-9]+$", list("-+0123456789"), int),
-    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$",
-     list("-+.0123456789"), float),
-    ("merge", r"^<<$", ["<"], None),
-):  # fmt: skip
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
-    if _make is not None:
-        _Loader.add_constructor(
-            f"tag:yaml.org,2002:{_tag}",
-            lambda loader, node, make=_make: make(loader.construct_scalar(node)),
-        )
 
 
 # --- facts of finished runs ----------------------------------------------------------------------
@@ -547,7 +503,7 @@ class Scope:
 
 def folder_of(sweep: Sweep, point: Point) -> str:
     """The folder of a run from that of the sweep, such as `GRPO/seed-0/train`."""
-    return Scope(sweep, Path(), point).fill(sweep.folder)
+    return Scope(sweep, Path(), point).fill(sweep.file.folder)
 
 
 def told(sweep: Sweep, out: Path, text: str, results: bool = False) -> str:
@@ -579,7 +535,7 @@ def sweep_jobs(sweep: Sweep, out: str | Path) -> dict[Point, Job]:
     names: dict[str, Point] = {}
     made: dict[Point, Job] = {}
     for point, scope in scopes.items():
-        name = scope.fill(sweep.folder)
+        name = scope.fill(sweep.file.folder)
         for part in name.split("/"):
             _check_name(f"a run would lie in {name!r}", part)
         if name in names:
@@ -639,7 +595,7 @@ def _job(scope: Scope, name: str, declared: Mapping[str, Any]) -> Job:
 
 def _check_all_used(sweep: Sweep, scopes: Sequence[Scope]) -> None:
     texts = Scope(sweep, scopes[-1].out, scopes[-1].point)
-    for text in (*sweep.notes, sweep.takes, sweep.then):
+    for text in (*sweep.file.notes, sweep.file.takes, sweep.file.then):
         texts.fill(text)
     if not sweep.chained:
         return

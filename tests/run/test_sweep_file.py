@@ -130,10 +130,10 @@ def test_later_steps_refer_to_folders_values_and_results(tmp_path):
         ("notebook: rows\nbase: {y: 1}", "no parameter 'y'; it has output_dir, x"),
         ("notebook: rows\nbase: {x: '1'}", "expected int, such as 1. Write a number, without"),
         ("notebook: rows\nbase: {x: 1e1}", r"expected int, such as 1. Write 10"),
-        ("notebook: rows\nbase: {x: 1_000}", "without quotes or underscores"),
+        ("notebook: rows\nbase: {x: '1_000'}", "without quotes or underscores"),
         ("notebook: rows\nbase: {x: yes}", "expected int"),
         ("notebook: rows\nbase: {x: 1}\ngrid: {x: 2}", "grid: x is 2; expected a list"),
-        ("notebook: rows\nbase: {x: 1, x: 2}", "the key 'x' stands there twice"),
+        ("notebook: rows\nbase: {x: 1, x: 2}", 'found duplicate key "x"'),
         ("notebook: rows\nbase: {seed: 1}", "list the seeds under `seeds`"),
         ("notebook: rows\nbase: {output_dir: a}", "output_dir is the run's own folder"),
         ("notebook: rows\nseeds: [1, 1]", "different whole numbers"),
@@ -250,7 +250,7 @@ def test_a_step_reads_what_another_had_made_by_then(tmp_path, grpo, model):
     expected = model if model == "embedded" else str(tmp_path / model)
     assert job.run().parameters["model"] == expected
     made = "0 updates" if model == "embedded" else "2 updates"
-    notes = " ".join(told(sweep, tmp_path, note, results=True) for note in sweep.notes)
+    notes = " ".join(told(sweep, tmp_path, note, results=True) for note in sweep.file.notes)
     assert f"had made {made} by then" in notes and f"GRPO trained for {grpo} s, 60 up" in notes
 
 
