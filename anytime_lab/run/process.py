@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -28,11 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 from filelock import FileLock, Timeout
 
 from anytime_lab.page import redacted
-from anytime_lab.run.notebook import SECRETS, check_parameters, code_cells, hide_secrets
+from anytime_lab.run.notebook import SECRETS, code_cells, hide_secrets
 from anytime_lab.store.records import (
     RESULT,
     RunFolderError,
@@ -284,36 +282,6 @@ def _kill(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=10)
 
 
-def run_notebook(
-    notebook: str | Path,
-    parameters: Mapping[str, Any],
-    folder: str | Path,
-    environment: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Run a notebook into a folder, unless it holds the result already.
-
-    Returns:
-        The content of `result.json`.
-
-    Raises:
-        ValueError: a parameter is wrong; nothing has run.
-        RunFailed: the notebook failed; a second call resumes what can be.
-    """
-    run = NotebookRun(Path(notebook), parameters, Path(folder))
-    check_parameters(run.notebook, run.parameters)
-    if (result := run.result) is not None:
-        return result
-    if told := run.told_anew:
-        warnings.warn(f"{run.folder.name}: {told}", stacklevel=2)
-    process = start_run(run, environment)
-    try:
-        code = process.wait()
-    except BaseException:
-        stop_run(process)
-        raise
-    return finish_run(run, code, process)
-
-
 # --- from inside: python -m anytime_lab.run.process FOLDER ---------------------------------------
 
 
@@ -433,7 +401,7 @@ def _run_processes(folder: Path, about: Mapping[str, Any]) -> None:
     """The same notebook in a kernel for each process; a launcher gives them their ranks."""
     if about["accelerate"]:
         settings = folder / ACCELERATE
-        settings.write_text(yaml.safe_dump(about["accelerate"]), encoding="utf-8")
+        write_json(settings, about["accelerate"])  # which is YAML, too
         command = [sys.executable, "-m", "accelerate.commands.launch"]
         command += ["--config_file", str(settings), "--main_process_port", "0"]  # any that is free
     else:

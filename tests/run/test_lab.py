@@ -8,10 +8,10 @@ import nbformat
 import pandas as pd
 import pytest
 from lab_browser import find_browser
+from made_notebooks import run_notebook
 
 from anytime_lab.look.pictures import FIGURE, PICTURE
 from anytime_lab.run.notebook import NOTEBOOKS, declared_parameters
-from anytime_lab.run.process import run_notebook
 from anytime_lab.store.records import read_records
 
 AR = "AnytimeReasoner-uniform"

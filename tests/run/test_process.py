@@ -1,5 +1,6 @@
 """One notebook, one folder: done when the result is there, a failure with its reason when not."""
 
+import io
 import json
 import sys
 import time
@@ -8,14 +9,15 @@ import nbformat
 import psutil
 import pytest
 from lab_browser import find_browser
-from made_notebooks import notebook, row_notebook
+from made_notebooks import notebook, row_notebook, run_notebook
+from rich.console import Console
 
+from anytime_lab.run.jobs import JobsFailed
 from anytime_lab.run.process import (
     Needs,
     NotebookRun,
     RunFailed,
     finish_run,
-    run_notebook,
     start_run,
     stop_run,
     told_changes,
@@ -60,13 +62,14 @@ def test_a_finished_run_is_kept_and_a_changed_one_runs_again(tmp_path):
     first = run_notebook(path, {"x": 5}, tmp_path / "run")
     assert run_notebook(path, {"x": 5}, tmp_path / "run") == first
     assert runs.read_text() == "5,"
-    with pytest.warns(UserWarning, match=r"run: made anew \(x 5 → 6\); .*replaced"):
-        run_notebook(path, {"x": 6}, tmp_path / "run")
+    told = Console(record=True, width=200, file=io.StringIO())
+    run_notebook(path, {"x": 6}, tmp_path / "run", told)
+    assert "run: made anew (x 5 → 6); the old files go to" in told.export_text(clear=False)
     assert runs.read_text() == "5,6,"
     assert read_json(tmp_path / "run/result.json")["parameters"] == {"x": 6}
     notebook(tmp_path, COUNT.format(str(runs)), "pass")
-    with pytest.warns(UserWarning, match="the notebook's code"):
-        run_notebook(path, {"x": 6}, tmp_path / "run")
+    run_notebook(path, {"x": 6}, tmp_path / "run", told)
+    assert "made anew (the notebook's code)" in told.export_text()
     assert runs.read_text() == "5,6,6,"
     executed = nbformat.read(tmp_path / "run/notebook.ipynb", 4)
     assert "widgets" not in executed.metadata
@@ -74,11 +77,12 @@ def test_a_finished_run_is_kept_and_a_changed_one_runs_again(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("browser", [True, False])
-def test_figures_have_pictures_where_there_is_a_browser(tmp_path, browser):
+def test_figures_have_pictures_where_there_is_a_browser(tmp_path, monkeypatch, browser):
     if browser and find_browser() is None:
         pytest.skip("no browser to draw with")
-    told = {} if browser else {"BROWSER_PATH": "/nowhere"}
-    run_notebook(notebook(tmp_path, FIGURE), {}, tmp_path / "run", told)
+    if not browser:
+        monkeypatch.setenv("BROWSER_PATH", "/nowhere")
+    run_notebook(notebook(tmp_path, FIGURE), {}, tmp_path / "run")
     executed = nbformat.read(tmp_path / "run/notebook.ipynb", 4)
     (shown,) = [output.data for cell in executed.cells for output in cell.outputs]
     assert "application/vnd.plotly.v1+json" in shown and ("image/png" in shown) is browser
@@ -87,21 +91,22 @@ def test_figures_have_pictures_where_there_is_a_browser(tmp_path, browser):
 
 
 @pytest.mark.slow
-def test_the_kernel_is_this_environments(tmp_path):
+def test_the_kernel_is_this_environments(tmp_path, monkeypatch):
     told = tmp_path / "told.json"
     code = (
         "import json, sys, os\nfound = [sys.prefix, os.getcwd(), os.environ['MARK']]\n"
         f"json.dump(found, open({str(told)!r}, 'w'))"
     )
     path = notebook(tmp_path, code)
-    run_notebook(path, {}, tmp_path / "run", {"MARK": "yes"})
+    monkeypatch.setenv("MARK", "yes")
+    run_notebook(path, {}, tmp_path / "run")
     assert json.loads(told.read_text()) == [sys.prefix, str(tmp_path), "yes"]
 
 
 @pytest.mark.slow
 def test_an_error_in_a_cell_is_the_reason(tmp_path):
     path = notebook(tmp_path, "raise ValueError('the budget is wrong')")
-    with pytest.raises(RunFailed, match="ValueError: the budget is wrong"):
+    with pytest.raises(JobsFailed, match="ValueError: the budget is wrong"):
         run_notebook(path, {}, tmp_path / "run")
     assert not (tmp_path / "run/result.json").exists()
 
@@ -109,7 +114,7 @@ def test_an_error_in_a_cell_is_the_reason(tmp_path):
 @pytest.mark.slow
 def test_a_dead_kernel_is_a_failure(tmp_path):
     path = notebook(tmp_path, "import os\nos._exit(3)")
-    with pytest.raises(RunFailed, match="(?i)kernel"):
+    with pytest.raises(JobsFailed, match="(?i)kernel"):
         run_notebook(path, {}, tmp_path / "run")
 
 
@@ -139,3 +144,23 @@ def test_parameters_arrive_as_they_are(tmp_path):
     wanted = [1e-6, [1, "x", None, [2.5]], {"k": {"l": [True, False]}}, False, "1e-6 ' \" \\ ü"]
     run_notebook(path, dict(zip("abcde", wanted, strict=True)), tmp_path / "run")
     assert json.loads(told.read_text()) == wanted
+
+
+@pytest.mark.slow
+def test_a_secret_reaches_the_notebook_and_no_file(tmp_path):
+    told = tmp_path / "told.txt"
+    code = (
+        "from anytime_lab.run.notebook import take_parameters\ntake_parameters(globals())\n"
+        f"open({str(told)!r}, 'w').write(engine + options['api_key'])\nprint(engine, options)\n"
+        "raise ValueError(f'the server at {engine} refused {options}')"
+    )
+    declared = "engine: str = ''\noptions: dict = {}"
+    path = notebook(tmp_path, code, parameters=declared)
+    secret = {"engine": "http://me:hunter2@host/v1", "options": {"api_key": "k3y-of-mine"}}
+    with pytest.raises(JobsFailed) as failed:
+        run_notebook(path, secret, tmp_path / "run")
+    assert told.read_text() == "http://me:hunter2@host/v1k3y-of-mine"
+    files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert {"run.json", "notebook.ipynb", "log.txt", "failure.json"} <= {f.name for f in files}
+    for text in (str(failed.value), *(file.read_text() for file in files)):
+        assert "hunter2" not in text and "k3y-of-mine" not in text

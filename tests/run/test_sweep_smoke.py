@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_notebooks import run_notebook
 
-from anytime_lab.run.process import run_notebook
 from anytime_lab.run.sweep import prepare_sweep
 from anytime_lab.store.records import read_jsonl, read_records
 
