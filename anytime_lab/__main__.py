@@ -9,30 +9,60 @@ import os
 import sys
 from argparse import REMAINDER, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Any
 
 FAILED, WRONG, STOPPED = 1, 2, 130  # exit statuses
 
-
-def _sweep_arguments(parser: ArgumentParser) -> None:
-    add = parser.add_argument
-    add("file", help="such as experiments/quickstart.yaml")
-    _common_arguments(parser)
-    add("--dry-run", action="store_true", help="check and show the plan, no more")
-    add("--only", nargs="+", default=[], metavar="PATTERN", help="runs to take, such as 'ar_*'")
-    add("--executor", default="local", help="local, this machine; or ray, a Ray cluster")
-    add("--storage", metavar="URL", help="where nodes leave results that share no file system")
-    add("--retry-failed", action="store_true", help="try failed runs again")
-    add("--seeds", type=int, nargs="+", help="in place of the file's")
-    add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="values of the file's base")
-
-
-def _common_arguments(parser: ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--out", help="folder of the results (runs/NAME)")
-    add("--scale", help="one of the file's scales, such as smoke")
-    add("--jobs", type=int, help="runs at a time (one a GPU, or by the cores)")
-    add("--fresh", action="store_true", help="remove earlier results first")
+# Arguments of the verbs: name → settings of argparse.
+OF_ALL_SWEEPS: dict[str, dict[str, Any]] = {
+    "--out": {"help": "folder of the results (runs/NAME)"},
+    "--scale": {"help": "one of the file's scales, such as smoke"},
+    "--jobs": {"type": int, "help": "runs at a time (one a GPU, or by the cores)"},
+    "--fresh": {"action": "store_true", "help": "remove earlier results first"},
+}
+LAB = {
+    **OF_ALL_SWEEPS,
+    "--seed": {"type": int, "default": 0, "help": "of training and evaluation (0)"},
+    "--updates": {"type": int, "help": "of each training run (60)"},
+}
+SWEEP = {
+    "file": {"help": "such as experiments/quickstart.yaml"},
+    **OF_ALL_SWEEPS,
+    "--dry-run": {"action": "store_true", "help": "check and show the plan, no more"},
+    "--only": {
+        "nargs": "+", "default": [], "metavar": "PATTERN", "help": "runs to take, such as 'ar_*'"
+    },
+    "--executor": {"default": "local", "help": "local, this machine; or ray, a Ray cluster"},
+    "--storage": {
+        "metavar": "URL", "help": "where nodes leave results that share no file system"
+    },
+    "--retry-failed": {"action": "store_true", "help": "try failed runs again"},
+    "--seeds": {"type": int, "nargs": "+", "help": "in place of the file's"},
+    "--set": {
+        "nargs": "+", "default": [], "metavar": "NAME=VALUE", "help": "values of the file's base"
+    },
+}  # fmt: skip
+PREFLIGHT = {
+    "--model": {"default": "embedded", "help": "embedded, a folder, or a name on the hub"},
+    "--task": {"default": "countdown", "help": "a task, a benchmark, or a file of problems"},
+    "--preset": {"default": "ar_uniform", "help": "a published one, such as grpo (ar_uniform)"},
+    "--budgets": {"type": int, "nargs": "+", "default": [24, 48, 72, 96]},
+    "--settings": {"type": json.loads, "default": {}, "help": "fields of BRPOConfig as JSON"},
+    "--prompts": {"type": int, "default": 64, "help": "prompts to measure (64)"},
+    "--records": {"help": "run folder of an evaluation of this model"},
+    "--device": {"help": "of the data sheets, such as a100; what is here by default"},
+    "--devices": {"type": int, "help": "how many share the run"},
+    "--memory": {"type": float, "help": "GiB of one device, instead of the data sheet's"},
+    "--sharding": {"default": "none", "help": "none, zero2, or zero3 (FSDP)"},
+    "--dtype": {"default": "bfloat16", "choices": ("bfloat16", "float16", "float32")},
+    "--trainable": {"type": int, "help": "parameters of an adapter; all weights by default"},
+}
+DOCTOR = {"--need": {"nargs": "+", "help": "what has to be ready; by default all not at choice"}}
+SERVE = {
+    "notebook": {},
+    "options": {"nargs": REMAINDER, "help": "of voila, such as --port=8866"},
+}
+PICTURES = {"notebook": {"nargs": "+"}}
 
 
 def _sweep(given: Namespace) -> int:
@@ -64,23 +94,16 @@ def _sweep(given: Namespace) -> int:
 
 
 def _values(said: Sequence[str]) -> dict[str, object]:
-    """NAME=VALUE as in YAML: numbers, lists and mappings are read, other text stays."""
+    """NAME=VALUE: numbers, lists and mappings are read as JSON, other text stays."""
     values: dict[str, object] = {}
     for one in said:
         name, equals, value = one.partition("=")
         if not equals:
             raise ValueError(f"--set {one}: expected NAME=VALUE, such as --set updates=10.")
-        try:
+        values[name] = value
+        with contextlib.suppress(ValueError):
             values[name] = json.loads(value)
-        except ValueError:
-            values[name] = value
     return values
-
-
-def _lab_arguments(parser: ArgumentParser) -> None:
-    _common_arguments(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of training and evaluation (0)")
-    parser.add_argument("--updates", type=int, help="of each training run (60)")
 
 
 def _lab(given: Namespace) -> int:
@@ -96,33 +119,10 @@ def _lab(given: Namespace) -> int:
     return _sweep(given)
 
 
-def _preflight_arguments(parser: ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--model", default="embedded", help="embedded, a folder, or a name on the hub")
-    add("--task", default="countdown", help="a task, a benchmark, or a file of problems")
-    add("--preset", default="ar_uniform", help="a published one, such as grpo (ar_uniform)")
-    add("--budgets", type=int, nargs="+", default=[24, 48, 72, 96])
-    add("--settings", type=json.loads, default={}, help="fields of BRPOConfig as JSON")
-    add("--prompts", type=int, default=64, help="prompts to measure (64)")
-    add("--records", help="run folder of an evaluation of this model")
-    add("--device", help="of the data sheets, such as a100; what is here by default")
-    add("--devices", type=int, help="how many share the run")
-    add("--memory", type=float, help="GiB of one device, instead of the data sheet's")
-    add("--sharding", default="none", help="none, zero2, or zero3 (FSDP)")
-    add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    add("--trainable", type=int, help="parameters of an adapter; all weights by default")
-
-
 def _preflight(given: Namespace) -> int:
     from anytime_lab.run.estimate import command
 
     return command(given)
-
-
-def _doctor_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--need", nargs="+", help="purposes that have to be ready; by default all not at choice"
-    )
 
 
 def _doctor(given: Namespace) -> int:
@@ -131,19 +131,10 @@ def _doctor(given: Namespace) -> int:
     return command(given.need)
 
 
-def _serve_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("notebook")
-    parser.add_argument("options", nargs=REMAINDER, help="of voila, such as --port=8866")
-
-
 def _serve(given: Namespace) -> int:
     from anytime_lab.run.serve import serve
 
     return serve(given.notebook, given.options)
-
-
-def _pictures_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("notebook", nargs="+", type=Path)
 
 
 def _pictures(given: Namespace) -> int:
@@ -154,14 +145,13 @@ def _pictures(given: Namespace) -> int:
     return 0
 
 
-Verb = tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], int]]
-VERBS: dict[str, Verb] = {
-    "lab": ("train GRPO and AnytimeReasoner, evaluate and compare", _lab_arguments, _lab),
-    "sweep": ("run what a YAML file says, and go on where it was", _sweep_arguments, _sweep),
-    "preflight": ("what a training takes, and whether it fits", _preflight_arguments, _preflight),
-    "doctor": ("what this environment can do, and what to install", _doctor_arguments, _doctor),
-    "serve": ("a notebook as a page without its code, on this machine", _serve_arguments, _serve),
-    "pictures": ("a picture beside every figure of notebooks", _pictures_arguments, _pictures),
+VERBS: dict[str, tuple[str, dict[str, dict[str, Any]], Callable[[Namespace], int]]] = {
+    "lab": ("train GRPO and AnytimeReasoner, evaluate and compare", LAB, _lab),
+    "sweep": ("run what a YAML file says, and go on where it was", SWEEP, _sweep),
+    "preflight": ("what a training takes, and whether it fits", PREFLIGHT, _preflight),
+    "doctor": ("what this environment can do, and what to install", DOCTOR, _doctor),
+    "serve": ("a notebook as a page without its code, on this machine", SERVE, _serve),
+    "pictures": ("a picture beside every figure of notebooks", PICTURES, _pictures),
 }
 
 
@@ -169,8 +159,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit status."""
     parser = ArgumentParser("python -m anytime_lab", description="Anytime reasoning: the verbs.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
-    for name, (words, add_arguments, _) in VERBS.items():
-        add_arguments(verbs.add_parser(name, help=words, description=f"{name}: {words}."))
+    for name, (words, of_the_verb, _) in VERBS.items():
+        verb = verbs.add_parser(name, help=words, description=f"{name}: {words}.")
+        for argument, settings in of_the_verb.items():
+            verb.add_argument(argument, **settings)
     given = parser.parse_args(arguments)
     if given.verb is None:
         parser.print_help()

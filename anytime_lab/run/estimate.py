@@ -205,23 +205,6 @@ class Costs:
         return 2 * self.size.layers * self.size.kv * self.width
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one device."""
-
-    weights: float
-    gradients: float
-    optimizer: float
-    activations: float
-    cache: float
-
-    @property
-    def total(self) -> float:
-        """Peak: updates and rollouts take turns."""
-        standing = self.weights + self.gradients + self.optimizer
-        return standing + max(self.activations, self.cache)
-
-
 HEADROOM = 0.9  # of a device's memory: fragments, buffers of communication, the context
 BYTES_PER_TREE = 3  # of a packed token in saved rollouts and records, compressed
 
@@ -348,14 +331,13 @@ class Plan:
         return Costs(self.size, self.shape(longest), width, self.checkpointing)
 
     @property
-    def memory(self) -> Memory:
-        """Of the longest trees on one device."""
+    def memory(self) -> dict[str, float]:
+        """Bytes on one device, of the longest trees, by what they are for."""
         size, costs, width = self.size, self.costs(longest=True), self.weight_width
         trained = size.parameters if self.trainable is None else self.trainable
         devices = self.hardware.devices
         parts = devices if self.sharding != "none" else 1  # zero2 shares gradients and optimizer
-        whole = self.sharding != "zero3"  # which shares the weights, too
-        weight_parts = 1 if whole else devices
+        weight_parts = devices if self.sharding == "zero3" else 1
         reference = self.config.beta > 0 and self.trainable is None
         weights = size.parameters * width * (2 if reference else 1) / weight_parts
         if self.trainable is not None:
@@ -363,13 +345,22 @@ class Plan:
         if costs.width < width:  # autocast keeps a narrow copy during a step
             weights += size.body * costs.width / weight_parts
         scored = costs.shape.trained
-        activations = costs.activations(self.rows, scored)
-        activations += 3 * 4 * min(self.rows * scored, 4096) * size.vocabulary  # logits, a chunk
+        logits = 3 * 4 * min(self.rows * scored, 4096) * size.vocabulary  # a chunk of them
         cache = self.rollout_rows * (costs.shape.packed * costs.cached + 8 * size.vocabulary)
-        if not whole:  # gathered to sample
+        if self.sharding == "zero3":  # weights are gathered to sample
             cache += size.parameters * costs.width
-        state = trained * width / parts
-        return Memory(weights, state, 2 * state, activations, cache)
+        return {
+            "memory a device: weights": weights,
+            "gradients and optimizer": 3 * trained * width / parts,
+            "activations, longest trees": costs.activations(self.rows, scored) + logits,
+            "rollout cache, longest trees": cache,
+        }
+
+    @property
+    def peak(self) -> float:
+        """Bytes on one device; updates and rollouts take turns."""
+        weights, states, activations, cache = self.memory.values()
+        return weights + states + max(activations, cache)
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -395,7 +386,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the longest trees fit a device."""
-        return self.memory.total <= HEADROOM * self.hardware.memory
+        return self.peak <= HEADROOM * self.hardware.memory
 
     @property
     def disk(self) -> float:
@@ -506,7 +497,7 @@ def refusals(plan: Plan) -> list[str]:
         )
     if not plan.fits:
         told.append(
-            f"one device needs {plan.memory.total / GIB:.1f} GiB; it has "
+            f"one device needs {plan.peak / GIB:.1f} GiB; it has "
             f"{plan.hardware.memory / GIB:.1f}, of which {HEADROOM:.0%} can be used. "
             + _what_would_fit(plan)
         )
@@ -534,10 +525,10 @@ def _what_would_fit(plan: Plan) -> str:
         if any(getattr(plan, key) != value for key, value in change.items()):
             alone = replace(plan, **change)
             if alone.fits:
-                fitting.append(f"{name} ({alone.memory.total / GIB:.1f} GiB)")
+                fitting.append(f"{name} ({alone.peak / GIB:.1f} GiB)")
             changed, names = replace(changed, **change), [*names, name]
             if not fitting and changed.fits:
-                fitting.append(f"{' with '.join(names)} ({changed.memory.total / GIB:.1f} GiB)")
+                fitting.append(f"{' with '.join(names)} ({changed.peak / GIB:.1f} GiB)")
     if fitting:
         return f"It would fit with {', or '.join(fitting)}."
     for name in DEVICES:
@@ -564,16 +555,9 @@ def report(plan: Plan) -> list[tuple[str, str, str]]:
     rows = [("optimiser steps", "1", f"{plan.steps:,}")]
     for what, amount, told in of_a_generation:
         rows.append((what, told(amount / plan.updates), told(amount * generations)))
-    used = plan.memory
     rows.append(("disk", "", f"{plan.disk / GIB:.2f} GiB"))
-    for what, amount in (
-        ("memory a device: weights", used.weights),
-        ("gradients and optimizer", used.gradients + used.optimizer),
-        ("activations, longest trees", used.activations),
-        ("rollout cache, longest trees", used.cache),
-    ):
-        rows.append((what, f"{amount / GIB:.2f} GiB", ""))
-    rows.append(("peak", f"{used.total / GIB:.2f} GiB", f"of {plan.hardware.memory / GIB:.2f}"))
+    rows += [(what, f"{amount / GIB:.2f} GiB", "") for what, amount in plan.memory.items()]
+    rows.append(("peak", f"{plan.peak / GIB:.2f} GiB", f"of {plan.hardware.memory / GIB:.2f}"))
     seen = plan.observed
     finished = ("unknown", "give --records") if seen is None else (f"{seen.finished:.1%}", "")
     flat = finished

@@ -5,11 +5,13 @@ one, `result.json` last; whether a run is done is read from there. What an unfin
 in one archive, so that the next try finds the state of one moment or nothing.
 """
 
+import json
 import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
@@ -23,7 +25,7 @@ from anytime_lab.run.process import (
     NotebookRun,
     read_or_nothing,
 )
-from anytime_lab.store.records import RESULT, read_json, write_json
+from anytime_lab.store.records import RESULT, write_json
 
 # Python before 3.11.4 has no filters; archives are our own.
 SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
@@ -63,20 +65,21 @@ class Storage:
         found = [path.removeprefix(f"{base}/") for path in self.fs.find(base)]
         return sorted(file for file in found if not file.startswith(f"{REPLACED}/"))
 
-    def _get(self, name: str, file: str, folder: Path) -> None:
-        target = folder / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self.fs.get_file(self._at(name, file), str(target))
+    def _get(self, name: str, files: Iterable[str], folder: Path) -> None:
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            self.fs.get_file(self._at(name, file), str(folder / file))
 
-    def _put(self, path: Path, name: str, file: str) -> None:
-        target = self._at(name, file)
+    def _read(self, name: str, file: str) -> dict[str, Any]:
+        return json.loads(self.fs.cat_file(self._at(name, file)))
+
+    def _put(self, path: Path, name: str, file: str, whole: bool = False) -> None:
+        """Upload; where it has to be whole, under another name first: not all write in one step."""
+        target = self._at(name, f"{file}.part" if whole else file)
         self.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
         self.fs.put_file(str(path), target)
-
-    def _put_whole(self, path: Path, name: str, file: str) -> None:
-        """Under another name first: not every file system writes a file in one step."""
-        self._put(path, name, f"{file}.part")
-        self.fs.mv(self._at(name, f"{file}.part"), self._at(name, file))
+        if whole:
+            self.fs.mv(target, self._at(name, file))
 
     def fetch(self, name: str, folder: Path, told: bool = False) -> None:
         """Make a folder hold what the storage holds of a run.
@@ -89,39 +92,31 @@ class Storage:
         """
         files = self._files(name)
         if RESULT in files:
-            with tempfile.TemporaryDirectory() as room:
-                self._get(name, RESULT, Path(room))
-                result = read_json(Path(room) / RESULT)
-            if folder.is_dir() and read_or_nothing(folder / RESULT) == result:
+            result = self._read(name, RESULT)
+            if read_or_nothing(folder / RESULT) == result:
                 return
             _clear(folder)
-            wanted = [file for file in files if not (told and file.startswith(HEAVY))]
-            for file in wanted:
-                if file != RESULT:
-                    self._get(name, file, folder)
+            heavy = HEAVY if told else ()
+            wanted = [file for file in files if file != RESULT and not file.startswith(heavy)]
+            self._get(name, wanted, folder)
             write_json(folder / RESULT, result)
             return
         (folder / RESULT).unlink(missing_ok=True)
         if told:
             (folder / FAILURE).unlink(missing_ok=True)
-            for file in set(files) & set(TOLD):
-                self._get(name, file, folder)
+            self._get(name, set(files) & set(TOLD), folder)
         elif PARTIAL in files:
             _clear(folder)
+            folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory() as room:
-                self._get(name, PARTIAL, Path(room))
-                folder.mkdir(parents=True, exist_ok=True)
+                self._get(name, [PARTIAL], Path(room))
                 with tarfile.open(Path(room) / PARTIAL) as archive:
                     archive.extractall(folder, **SAFELY)
 
     def set_aside(self, run: NotebookRun, name: str) -> None:
         """Move what other parameters or versions had made to `.replaced/`."""
         files = self._files(name)
-        if RUN not in files:
-            return
-        with tempfile.TemporaryDirectory() as room:
-            self._get(name, RUN, Path(room))
-            before = str(read_json(Path(room) / RUN).get("hash"))
+        before = str(self._read(name, RUN).get("hash")) if RUN in files else run.hash
         if before == run.hash:
             return
         # What tells that they are another run's goes last, so that a kill repeats it.
@@ -132,31 +127,26 @@ class Storage:
 
     def keep(self, run: NotebookRun, name: str) -> None:
         """Upload what a run has left: its files and then its result, or its state as it is."""
-        files = sorted(
-            path
-            for path in run.folder.rglob("*")
+        files = {
+            path.relative_to(run.folder).as_posix(): path
+            for path in sorted(run.folder.rglob("*"))
             if path.is_file() and path.relative_to(run.folder).parts[0] not in (REPLACED, LOCK)
-        )
+        }
         if run.result is None:
-            for path in files:
-                if path.name == RUN and path.parent == run.folder:
-                    self._put(path, name, RUN)
+            if RUN in files:
+                self._put(files[RUN], name, RUN)
             with tempfile.TemporaryDirectory() as room:
                 with tarfile.open(Path(room) / PARTIAL, "w") as archive:
-                    for path in files:
-                        archive.add(path, path.relative_to(run.folder).as_posix())
-                self._put_whole(Path(room) / PARTIAL, name, PARTIAL)
-            for told in TOLD:
-                if (run.folder / told).exists():
-                    self._put(run.folder / told, name, told)
+                    for file, path in files.items():
+                        archive.add(path, file)
+                self._put(Path(room) / PARTIAL, name, PARTIAL, whole=True)
+            for file in set(files) & {LOG, FAILURE}:
+                self._put(files[file], name, file)
             return
-        for path in files:
-            if path != run.folder / RESULT:
-                self._put(path, name, path.relative_to(run.folder).as_posix())
-        self._put_whole(run.folder / RESULT, name, RESULT)
-        kept = {path.relative_to(run.folder).as_posix() for path in files}
+        for file in sorted(files, key=lambda file: file == RESULT):
+            self._put(files[file], name, file, whole=file == RESULT)
         for file in self._files(name):
-            if file not in kept:  # of earlier tries
+            if file not in files:  # of earlier tries
                 self.fs.rm(self._at(name, file))
 
 
