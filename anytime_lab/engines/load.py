@@ -26,7 +26,7 @@ from transformers import (
 from anytime_lab.engines.base import Engine, Sampling
 from anytime_lab.engines.hf import HFEngine, turn_ends
 from anytime_lab.engines.server import CompletionsClient, ServerEngine
-from anytime_lab.engines.thoughts import HFThinker, ServerThinker, Thinker, ThinkingError
+from anytime_lab.engines.thoughts import Thinker, ThinkingError
 from anytime_lab.engines.vllm import VLLMEngine
 from anytime_lab.prompts import (
     ThinkingFormat,
@@ -296,8 +296,8 @@ def load_engine(engine: str, model: str | Path, tokens: ThinkingTokens, **option
         return VLLMEngine(merged_folder(model), tokens, **options)
     if is_url(engine):
         options.setdefault("api_key", os.environ.get("OPENAI_API_KEY"))
-        names = options.pop("served_name", None) or [str(model), model_path(model)]
-        return ServerEngine(engine, tokens, model=names, **options)
+        names = options.pop("served_name", None) or (model and [str(model), model_path(model)])
+        return ServerEngine(engine, tokens, model=names or None, **options)
     raise ValueError(
         f'engine is {engine!r}; expected "hf", "vllm", or the URL of an OpenAI-compatible server '
         'such as "http://localhost:8000".'
@@ -313,6 +313,7 @@ def load_thinker(
     max_summary_tokens: int = 118,
     thinking_format: Format = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    max_thinking_tokens: int | None = None,
     **kwargs: Any,
 ) -> Thinker:
     """A model that can be asked for its answer while it thinks.
@@ -324,29 +325,33 @@ def load_thinker(
         max_summary_tokens: Most tokens sampled for a summary.
         thinking_format: As `load_tokens` takes it.
         chat_template_kwargs: For the chat template, such as `{"enable_thinking": True}`.
-        **kwargs: For `ServerThinker`, or for `load_model`.
+        max_thinking_tokens: Most tokens of a thinking; all that fit if None.
+        **kwargs: For `load_engine`.
 
     Raises:
         ThinkingError: the server cannot be reached, or its tokenizer is not known.
         ValueError: there is no such thinking format, or it does not fit the tokenizer.
     """
-    sampling = Sampling(max_summary_tokens=max_summary_tokens)
-    client = CompletionsClient(model, os.environ.get("OPENAI_API_KEY")) if is_url(model) else None
     named = tokenizer or model
-    if client is not None:
-        named = tokenizer or kwargs.get("model") or next((m["id"] for m in client.models()), "")
+    if is_url(model):
+        client = CompletionsClient(model, os.environ.get("OPENAI_API_KEY"))
+        served = next((card["id"] for card in client.models()), "")
+        named = tokenizer or kwargs.setdefault("served_name", served)
     try:
         tokens = load_tokens(named, thinking_format=thinking_format)
     except OSError as error:
-        if client is None:
+        if not is_url(model):
             raise
         raise ThinkingError(
-            f"no tokenizer was found at {named!r} for the model that {client.url} serves. Give its "
+            f"no tokenizer was found at {named!r} for the model that {model} serves. Give its "
             "folder or its name on the hub as tokenizer."
         ) from error
-    template = {"chat_template_kwargs": chat_template_kwargs}
     example = prompt_ids(EXAMPLE, tokens.tokenizer, tokens.fmt, chat_template_kwargs)
     print(describe_format(tokens, example))
-    if client is not None:
-        return ServerThinker(client, tokens, sampling, **template, **kwargs)
-    return HFThinker(HFEngine(load_model(model, **kwargs), tokens), sampling, model, **template)
+    if is_url(model):
+        engine = load_engine(model, "", tokens, **{"timeout": 60.0, "retries": 0, **kwargs})
+        name = engine.served_name
+    else:
+        engine, name = load_engine("hf", model, tokens, **kwargs), model
+    sampling = Sampling(max_summary_tokens=max_summary_tokens)
+    return Thinker(engine, sampling, name, chat_template_kwargs, max_thinking_tokens)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,94 +41,35 @@ class CompletionsClient:
         url = url.rstrip("/")
         self.url = url if url.endswith("/v1") else f"{url}/v1"
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        limits = httpx.Timeout(timeout, connect=min(timeout, 5.0))
-        # A connection for each request, so that one can be cut off (`Call.close`).
-        once = httpx.Limits(max_keepalive_connections=0)
-        self.http = httpx.Client(headers=headers, timeout=limits, limits=once)
+        limits = httpx.Timeout(timeout, connect=min(timeout, 5.0), pool=None)
+        self.http = httpx.Client(
+            headers=headers, timeout=limits, limits=httpx.Limits(max_connections=None)
+        )
         self.timeout = timeout
 
     def models(self) -> list[dict[str, Any]]:
         """What the server serves, as it says."""
-        with Call(self, "GET", "/models") as call:
-            found = call.json().get("data")
+        found = self._json("GET", "/models").get("data")
         if not isinstance(found, list) or not all(isinstance(m, dict) and "id" in m for m in found):
             raise ThinkingError(f"{self.url}/models does not list models; is this the right URL?")
         return found
 
-    def complete(self, body: dict[str, Any]) -> Call:
-        """A completion, sent when it is opened."""
-        return Call(self, "POST", "/completions", body)
-
-
-class Call:
-    """One request and its answer, which another thread may cut off by `hang_up`.
-
-    Use as a context, or `open` it and `close` it.
-    """
-
-    def __init__(self, client: CompletionsClient, method: str, path: str, body: Any = None):
-        self.client, self.where = client, f"the server at {client.url}"
-        self.request = client.http.build_request(method, client.url + path, json=body)
-        self.request.extensions["trace"] = self._trace
-        self.cut_off = False
-        self._link: socket.socket | None = None
-        self._response: httpx.Response | None = None
-
-    def open(self) -> Call:
-        """Send the request and wait for the head of the answer.
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A completion, whole.
 
         Raises:
             ThinkingError: it does not come, or it is a refusal.
         """
-        with self._told():
-            self._response = self.client.http.send(self.request, stream=True)
-            if self._response.is_error:
-                self._response.read()
-                told = f"{self.where} refused: {_complaint(self._response)}"
-                passing = self._response.status_code in PASSING
-                raise (PassingError if passing else ThinkingError)(told)
-        return self
+        return self._json("POST", "/completions", body)
 
-    def close(self) -> None:
-        """Give the connection back, read to its end or not."""
-        if self._response is not None:
-            self._response.close()
-
-    __enter__ = open
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
-
-    def hang_up(self) -> None:
-        """Cut the connection, from any thread: what waits for it fails at once."""
-        self.cut_off = True
-        if self._link is not None:
-            with contextlib.suppress(OSError):  # it has ended already
-                self._link.shutdown(socket.SHUT_RDWR)
-
-    def _trace(self, event: str, info: dict[str, Any]) -> None:
-        if event == "connection.connect_tcp.complete":
-            self._link = info["return_value"].get_extra_info("socket")
-            if self.cut_off:  # while it connected
-                self.hang_up()
-
-    def json(self) -> dict[str, Any]:
-        """The whole answer."""
-        with self._told():
-            self._response.read()
-            found = self._response.json()
-        if not isinstance(found, dict):
-            raise ThinkingError(f"{self.where} answered with no JSON object.")
-        return found
-
-    def events(self) -> Generator[dict[str, Any], None, None]:
-        """The data of server-sent events as they come, until the server says that it is done.
+    def stream(self, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+        """The events of a completion as they come; closing it tells the server to stop.
 
         Raises:
-            ThinkingError: the stream broke off, or holds an error.
+            ThinkingError: it does not come, breaks off, or holds an error.
         """
-        with self._told():
-            for line in self._response.iter_lines():
+        with self._answer("POST", "/completions", body) as response:
+            for line in response.iter_lines():
                 if not line.startswith("data:"):
                     continue
                 data = line.removeprefix("data:").strip()
@@ -137,28 +77,41 @@ class Call:
                     return
                 event = json.loads(data)
                 if "error" in event or event.get("object") == "error":
-                    raise ThinkingError(f"{self.where} failed: {_error_text(event)}")
+                    raise ThinkingError(f"the server at {self.url} failed: {_error_text(event)}")
                 yield event
-        raise ThinkingError(f"{self.where} broke the stream off.")
+            raise ThinkingError(f"the server at {self.url} broke the stream off.")
+
+    def _json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        with self._answer(method, path, body) as response:
+            response.read()
+            found = response.json()
+        if not isinstance(found, dict):
+            raise ThinkingError(f"the server at {self.url} answered with no JSON object.")
+        return found
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn what httpx throws into sentences."""
+    def _answer(self, method: str, path: str, body: Any) -> Iterator[httpx.Response]:
+        """An answer to be read; what httpx throws meanwhile becomes a sentence."""
+        where = f"the server at {self.url}"
         try:
-            yield
+            with self.http.stream(method, self.url + path, json=body) as response:
+                if response.is_error:
+                    response.read()
+                    passing = response.status_code in PASSING
+                    kind = PassingError if passing else ThinkingError
+                    raise kind(f"{where} refused: {_complaint(response)}")
+                yield response
         except httpx.ConnectError as error:
             raise PassingError(
-                f"no server answers at {self.client.url} ({error}). Start one, such as "
+                f"no server answers at {self.url} ({error}). Start one, such as "
                 "`vllm serve MODEL`, or give the address of one."
             ) from error
         except httpx.TimeoutException as error:
-            raise PassingError(
-                f"{self.where} said nothing for {self.client.timeout:g} seconds."
-            ) from error
+            raise PassingError(f"{where} said nothing for {self.timeout:g} seconds.") from error
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
-            raise PassingError(f"{self.where} broke off ({error}).") from error
+            raise PassingError(f"{where} broke off ({error}).") from error
         except ValueError as error:
-            raise ThinkingError(f"{self.where} answered with broken JSON ({error}).") from error
+            raise ThinkingError(f"{where} answered with broken JSON ({error}).") from error
 
 
 def _complaint(response: httpx.Response) -> str:
@@ -232,6 +185,21 @@ class ServerEngine(Engine):
         self.context_length: int | None = served[self.served_name].get("max_model_len")
         self._warned = False
 
+    def body(self, ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
+        """What every request for completions of these tokens says."""
+        return {
+            "model": self.served_name,
+            "prompt": list(ids),
+            "skip_special_tokens": False,  # the think-end marker is special in some vocabularies
+            "return_token_ids": True,
+            # Told even where neutral: a server may have defaults from the checkpoint.
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "repetition_penalty": 1.0,
+        }
+
     def complete(
         self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
     ) -> list[list[Continuation]]:
@@ -255,31 +223,20 @@ class ServerEngine(Engine):
     def _complete(
         self, prefix: Prefix, limit: int, thinks: bool, sampling: Sampling
     ) -> list[Continuation]:
-        tokens = self.tokens
-        body = {
-            "model": self.served_name,
-            "prompt": list(prefix.ids),
+        body = self.body(prefix.ids, sampling) | {
             "n": prefix.count,
             "max_tokens": limit,
             "logprobs": 1,
-            "stop_token_ids": sorted(tokens.stop_ids if thinks else tokens.eos_ids),
+            "stop_token_ids": sorted(self.tokens.stop_ids if thinks else self.tokens.eos_ids),
             "ignore_eos": True,  # it is among the stops where it should be
-            "return_token_ids": True,
             "return_tokens_as_token_ids": True,
-            "skip_special_tokens": False,  # the think-end marker is special in some vocabularies
-            # Told even where neutral: a server may have defaults from the checkpoint.
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-            "repetition_penalty": 1.0,
         }
         if prefix.seed is not None:
             body["seed"] = prefix.seed
-        if thinks and tokens.stop_text:
-            body |= {"stop": [tokens.stop_text], "include_stop_str_in_output": True}
+        if thinks and self.tokens.stop_text:
+            body |= {"stop": [self.tokens.stop_text], "include_stop_str_in_output": True}
         try:
-            choices = self._patiently(lambda: self._post(body)).get("choices", [])
+            choices = self._patiently(lambda: self.client.complete(body)).get("choices", [])
         except ThinkingError as error:
             if "context length" in str(error) or "max_model_len" in str(error):  # vLLM says either
                 raise ThinkingError(f"{error} {LONGER}") from error
@@ -336,7 +293,3 @@ class ServerEngine(Engine):
             except PassingError:
                 time.sleep(min(0.25 * 2**attempt, 8.0))
         return send()
-
-    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        with self.client.complete(body) as call:
-            return call.json()

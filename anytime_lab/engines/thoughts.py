@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from anytime_lab.prompts import PieceReader, ThinkingTokens, decode, prompt_ids
 
@@ -46,7 +46,7 @@ class Answer:
     finished: bool
 
 
-class Thought(Protocol):
+class Thought:
     """One thinking. All calls come from one thread, but for `close`.
 
     Attributes:
@@ -56,9 +56,10 @@ class Thought(Protocol):
             `` while it goes on.
     """
 
-    text: str
-    length: int
-    end: str
+    def __init__(self, tokens: ThinkingTokens, room: int | None, seed: int):
+        self.tokens, self.room, self.seed = tokens, room, seed
+        self.text, self.length, self.end = "", 0, ""
+        self._reader = PieceReader(tokens.tokenizer, tokens)
 
     def step(self) -> str:
         """Think one more token.
@@ -69,7 +70,7 @@ class Thought(Protocol):
         Raises:
             ThinkingError: it cannot go on now. Calling again tries again.
         """
-        ...
+        raise NotImplementedError
 
     def answers(self, count: int) -> list[Answer]:
         """Sample `count` summaries of the thinking as it stands; it goes on as if never asked.
@@ -80,26 +81,62 @@ class Thought(Protocol):
         Raises:
             ThinkingError: it cannot be asked now. Calling again tries again.
         """
-        ...
+        raise NotImplementedError
 
     def close(self) -> None:
         """Give up what the thought holds. Any thread may call, also during a step, which then ends
         early or as the last one; calling twice does nothing more.
         """
-        ...
+        raise NotImplementedError
+
+    def _read(self, token: int, end: str) -> str:
+        self.length += 1
+        piece, self.end = self._reader.read(token), end
+        return self._add(piece + (self._reader.rest() if end else ""))
+
+    def _ended(self, end: str) -> str:
+        self.end = end
+        return self._add(self._reader.rest())
+
+    def _add(self, piece: str) -> str:
+        self.text += piece
+        return piece
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        return decode(self.tokens.tokenizer, self.tokens, ids)
 
 
-class Thinker(Protocol):
-    """A model that begins thoughts.
+class Thinker:
+    """Begins thoughts of an engine's model.
 
-    Attributes:
+    Several may think at once, from several threads: those of one model in this process take turns
+    by the token.
+
+    Args:
+        engine: An `HFEngine`, or a `ServerEngine`.
+        sampling: How tokens are drawn, and how long a summary may be. Its temperature is not used.
         name: For titles.
+        chat_template_kwargs: For the chat template.
+        max_thinking_tokens: Most tokens of a thinking; all that fit into the context if None (or
+            `UNKNOWN_ROOM`, where a server does not tell its context).
     """
 
-    name: str
+    def __init__(
+        self,
+        engine: Any,
+        sampling: Any,
+        name: str = "",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        max_thinking_tokens: int | None = None,
+    ):
+        self.engine, self.sampling, self.name = engine, sampling, name
+        self.tokens, self.tokenizer = engine.tokens, engine.tokens.tokenizer
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.max_thinking_tokens = max_thinking_tokens
+        self.lock = threading.Lock()  # one step at a time: the model's mode is switched around it
 
     def think(self, prompt: Prompt, temperature: float = 1.0, seed: int = 0) -> Thought:
-        """Begin a thought of a prompt.
+        """Begin a thought of a prompt. Of a server nothing is asked before the first step.
 
         Args:
             prompt: A conversation, or a text that is taken as it is.
@@ -109,7 +146,16 @@ class Thinker(Protocol):
         Raises:
             ThinkingError, ValueError: the model cannot think about this; the message says why.
         """
-        ...
+        engine, tokens = self.engine, self.tokens
+        ids = prompt_ids(prompt, tokens.tokenizer, tokens.fmt, self.chat_template_kwargs)
+        room = thinking_room(engine.context_length, ids, tokens, self.sampling)
+        limits = [n for n in (room, self.max_thinking_tokens) if n is not None]
+        sampling = replace(self.sampling, temperature=temperature)
+        if hasattr(engine, "client"):
+            return ServerThought(engine, ids, min(limits, default=UNKNOWN_ROOM), sampling, seed)
+        with self.lock:
+            trunks = engine.think(ids, sampling, seed)
+        return HFThought(self, trunks, min(limits, default=None), seed)
 
 
 def answer_seed(seed: int, length: int) -> int:
@@ -143,90 +189,12 @@ def thinking_room(context: int | None, prompt, tokens, sampling: Any) -> int | N
     return room
 
 
-class _Thinker:
-    """What all thinkers do with a prompt before a model sees it."""
-
-    def __init__(
-        self,
-        tokens: ThinkingTokens,
-        sampling: Any,
-        name: str,
-        context_length: int | None,
-        chat_template_kwargs: Mapping[str, Any] | None,
-    ):
-        self.tokens, self.tokenizer, self.fmt = tokens, tokens.tokenizer, tokens.fmt
-        self.sampling, self.name, self.context_length = sampling, name, context_length
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
-
-    def _begin(self, prompt: Prompt) -> tuple[list[int], int | None]:
-        """Token ids of a prompt, and the tokens of thinking that fit beside it."""
-        ids = prompt_ids(prompt, self.tokenizer, self.fmt, self.chat_template_kwargs)
-        return ids, thinking_room(self.context_length, ids, self.tokens, self.sampling)
-
-
-class _Growing:
-    """A text that grows by tokens."""
-
-    def __init__(self, thinker: Any, room: int | None, seed: int):
-        self.thinker, self.room, self.seed = thinker, room, seed
-        self.text, self.length, self.end = "", 0, ""
-        self._reader = PieceReader(thinker.tokenizer, thinker.tokens)
-
-    def _read(self, token: int, end: str) -> str:
-        self.length += 1
-        piece, self.end = self._reader.read(token), end
-        return self._add(piece + (self._reader.rest() if end else ""))
-
-    def _ended(self, end: str) -> str:
-        self.end = end
-        return self._add(self._reader.rest())
-
-    def _add(self, piece: str) -> str:
-        self.text += piece
-        return piece
-
-    def _text_of(self, ids: Sequence[int]) -> str:
-        return decode(self.thinker.tokenizer, self.thinker.tokens, ids)
-
-
-class HFThinker(_Thinker):
-    """Begins thoughts of a transformers model; see `Thinker`.
-
-    Several may think at once, from several threads: they take turns by the token.
-
-    Args:
-        engine: An `HFEngine`, which holds the model.
-        sampling: How tokens are drawn, and how long a summary may be. Its temperature is not used.
-        name: For titles; the model's own if empty.
-        chat_template_kwargs: For the chat template.
-    """
-
-    def __init__(
-        self,
-        engine: Any,
-        sampling: Any,
-        name: str = "",
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ):
-        name = name or engine.model.config.name_or_path or type(engine.model).__name__
-        super().__init__(engine.tokens, sampling, name, engine.context_length, chat_template_kwargs)
-        self.engine = engine
-        self.lock = threading.Lock()  # one step at a time: the model's mode is switched around it
-
-    def think(self, prompt: Prompt, temperature: float = 1.0, seed: int = 0) -> "HFThought":
-        """See `Thinker.think`."""
-        ids, room = self._begin(prompt)
-        with self.lock:
-            trunks = self.engine.think(ids, replace(self.sampling, temperature=temperature), seed)
-        return HFThought(self, trunks, room, seed)
-
-
-class HFThought(_Growing):
+class HFThought(Thought):
     """A thinking on its cache; see `Thought`."""
 
-    def __init__(self, thinker: HFThinker, trunks: Any, room: int | None, seed: int):
-        super().__init__(thinker, room, seed)
-        self.trunks = trunks
+    def __init__(self, thinker: Thinker, trunks: Any, room: int | None, seed: int):
+        super().__init__(thinker.tokens, room, seed)
+        self.engine, self.lock, self.trunks = thinker.engine, thinker.lock, trunks
 
     def step(self) -> str:
         """See `Thought.step`."""
@@ -235,15 +203,15 @@ class HFThought(_Growing):
             return ""
         if self.room is not None and self.length >= self.room:
             return self._ended("length")
-        with self.thinker.lock:
-            token = self.thinker.engine.step(trunks)
+        with self.lock:
+            token = self.engine.step(trunks)
         return self._read(token, trunks.ends[0])
 
     def answers(self, count: int) -> list[Answer]:
         """See `Thought.answers`."""
-        trunks, engine = self._open(), self.thinker.engine
-        with self.thinker.lock:
-            leaves = engine.answers(trunks, count, answer_seed(self.seed, self.length))
+        trunks = self._open()
+        with self.lock:
+            leaves = self.engine.answers(trunks, count, answer_seed(self.seed, self.length))
         return [
             Answer(
                 forced=self._text_of(leaf.forced),
@@ -266,68 +234,20 @@ class HFThought(_Growing):
         return trunks
 
 
-class ServerThinker(_Thinker):
-    """Begins thoughts of a model behind a server; see `Thinker`.
-
-    Args:
-        client: A `CompletionsClient`.
-        tokens: The thinking format in the ids of the tokenizer of the model that it serves.
-        sampling: How tokens are drawn, and how long a summary may be. Its temperature is not used.
-        model: Its name there; the first that the server lists if None.
-        max_thinking_tokens: Most tokens of a thinking; all that fit into the context that the
-            server tells (vLLM does), or `UNKNOWN_ROOM`, if None.
-        chat_template_kwargs: For the chat template.
-
-    Raises:
-        ThinkingError: the server cannot be reached, or serves no such model.
-    """
-
-    def __init__(
-        self,
-        client: Any,
-        tokens: ThinkingTokens,
-        sampling: Any,
-        model: str | None = None,
-        max_thinking_tokens: int | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ):
-        served = {card["id"]: card for card in client.models()}
-        if not served or model not in (None, *served):
-            raise ThinkingError(
-                f"the server at {client.url} serves {', '.join(served) or 'no model'}"
-                + (f", not {model}." if model else ".")
-            )
-        name = model or next(iter(served))
-        context = served[name].get("max_model_len")
-        super().__init__(tokens, sampling, name, context, chat_template_kwargs)
-        self.client, self.max_thinking_tokens = client, max_thinking_tokens
-
-    def think(self, prompt: Prompt, temperature: float = 1.0, seed: int = 0) -> "ServerThought":
-        """See `Thinker.think`. Nothing is sent before the first step."""
-        ids, room = self._begin(prompt)
-        limits = [n for n in (room, self.max_thinking_tokens) if n is not None]
-        sampling = replace(self.sampling, temperature=temperature)
-        return ServerThought(self, ids, min(limits, default=UNKNOWN_ROOM), sampling, seed)
-
-
-class ServerThought(_Growing):
+class ServerThought(Thought):
     """A thinking on an open stream; see `Thought`.
 
     Where the server tells token ids (vLLM), tokens are exact. Elsewhere a token is what one event
     adds, and the text is tokenised again to be asked.
     """
 
-    def __init__(
-        self, thinker: ServerThinker, prompt: list[int], room: int, sampling: Any, seed: int
-    ):
-        super().__init__(thinker, room, seed)
-        self.prompt, self.sampling = prompt, sampling
+    def __init__(self, engine: Any, prompt: list[int], room: int, sampling: Any, seed: int):
+        super().__init__(engine.tokens, room, seed)
+        self.engine, self.prompt, self.sampling = engine, prompt, sampling
         self.ids: list[int] | None = None  # of the thinking, where the server tells them
         self._waiting: deque[int | str] = deque()  # tokens that came, but were not stepped over
         self._finish = ""
-        self._call: Any = None
         self._events: Generator[dict[str, Any], None, None] | None = None
-        self._asked: Any = None
         self._opened = 0
         self._closed = False
         self._in_use = threading.Lock()
@@ -345,12 +265,12 @@ class ServerThought(_Growing):
             self._receive()
         if not self._waiting:
             self._hang_up()
-            ended = "eos" if self.thinker.fmt.think_close else "closed"
+            ended = "eos" if self.tokens.fmt.think_close else "closed"
             return self._ended("length" if self._finish == "length" else ended)
         token = self._waiting.popleft()
         if isinstance(token, int):
             self.ids.append(token)
-            piece = self._read(token, self.thinker.tokens.end(self.ids))
+            piece = self._read(token, self.tokens.end(self.ids))
         else:
             piece = self._read_text(token)
         if self.end:  # by a token; what a server sends past it is not part of the thinking
@@ -364,25 +284,23 @@ class ServerThought(_Growing):
 
     def _answers(self, count: int) -> list[Answer]:
         self._check_open()
-        tokens = self.thinker.tokens
+        tokens = self.tokens
         thought = self._thought_ids()
         thought = thought[: tokens.kept(thought)]
         forced = tokens.forced(self.end or "length", len(thought), len(thought))
         greedy = self.sampling.temperature == 0  # servers refuse more than one of those
-        body = self._body([*self.prompt, *thought, *forced]) | {
+        body = self.engine.body([*self.prompt, *thought, *forced], self.sampling) | {
             "max_tokens": self.sampling.max_summary_tokens,
             "n": 1 if greedy else count,
             "seed": answer_seed(self.seed, self.length),
             "logprobs": 1,
         }
-        self._asked = self.thinker.client.complete(body)
-        self._check_open()  # once more: `close` may have come before there was a call to cut off
-        with self._asked:
-            choices = self._asked.json().get("choices") or []
+        choices = self.engine.client.complete(body).get("choices") or []
+        self._check_open()
         if len(choices) != body["n"]:
             raise ThinkingError(
-                f"the server at {self.thinker.client.url} returned {len(choices)} summaries; "
-                f"{body['n']} were asked for."
+                f"the server at {self.engine.url} returned {len(choices)} summaries; {body['n']} "
+                "were asked for."
             )
         made = [self._answer(choice, self._text_of(forced)) for choice in choices]
         return made * count if greedy else made
@@ -390,31 +308,13 @@ class ServerThought(_Growing):
     def close(self) -> None:
         """See `Thought.close`; the server stops thinking when the stream is cut off."""
         self._closed = True
-        for call in (self._call, self._asked):
-            if call is not None:
-                call.hang_up()
-        if self._in_use.acquire(blocking=False):  # else the call that was cut off clears up
+        if self._in_use.acquire(blocking=False):  # else the call that goes on clears up
             try:
                 self._hang_up()
             finally:
                 self._in_use.release()
 
     # --- the stream ------------------------------------------------------------------------------
-
-    def _body(self, ids: list[int]) -> dict[str, Any]:
-        sampling = self.sampling
-        return {
-            "model": self.thinker.name,
-            "prompt": ids,
-            "skip_special_tokens": False,  # the think-end marker is special in some vocabularies
-            "return_token_ids": True,
-            # Told even where neutral: a server may have defaults from the checkpoint.
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-            "repetition_penalty": 1.0,
-        }
 
     def _receive(self) -> None:
         """Read one event of the stream, opened where the thinking stands if it is not open."""
@@ -423,17 +323,17 @@ class ServerThought(_Growing):
                 if self.length >= self.room:
                     self._finish = "length"
                     return
-                body = self._body([*self.prompt, *self._thought_ids()]) | {
+                ids = [*self.prompt, *self._thought_ids()]
+                body = self.engine.body(ids, self.sampling) | {
                     "max_tokens": self.room - self.length,
                     "seed": (self.seed + self._opened) % 2**31,
-                    "stop_token_ids": sorted(self.thinker.tokens.stop_ids),
+                    "stop_token_ids": sorted(self.tokens.stop_ids),
                     "stream": True,
                 }
-                self._call = self.thinker.client.complete(body)
-                self._check_open()  # as in `answers`
                 self._opened += 1
-                self._events = self._call.open().events()
+                self._events = self.engine.client.stream(body)
             event = next(self._events, None)
+            self._check_open()
             if event is None:
                 self._finish = self._finish or "stop"
                 return
@@ -460,7 +360,7 @@ class ServerThought(_Growing):
     def _read_text(self, token: str) -> str:
         """Add a piece of text; a marker may come in parts, or with what follows it."""
         self.length += 1
-        close = self.thinker.fmt.think_close
+        close = self.tokens.fmt.think_close
         at = (self.text + token).find(close, max(0, len(self.text) - len(close))) if close else -1
         if at < 0:
             return self._add(token)
@@ -470,10 +370,10 @@ class ServerThought(_Growing):
     def _thought_ids(self) -> list[int]:
         if self.ids is not None:
             return self.ids
-        return list(self.thinker.tokenizer(self.text, add_special_tokens=False)["input_ids"])
+        return list(self.tokens.tokenizer(self.text, add_special_tokens=False)["input_ids"])
 
     def _answer(self, choice: dict[str, Any], forced: str) -> Answer:
-        tokenizer, logprobs = self.thinker.tokenizer, choice.get("logprobs") or {}
+        tokenizer, logprobs = self.tokens.tokenizer, choice.get("logprobs") or {}
         values = logprobs.get("token_logprobs")
         text, ids = choice.get("text") or "", choice.get("token_ids")
         if ids:
@@ -491,13 +391,10 @@ class ServerThought(_Growing):
     # --- ends ------------------------------------------------------------------------------------
 
     def _hang_up(self) -> None:
-        call, events = self._call, self._events
-        self._call = self._events = None
+        events, self._events = self._events, None
         self._waiting.clear()
         if events is not None:
             events.close()
-        if call is not None:
-            call.close()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -9,8 +9,8 @@ from completions_server import serving
 from made_thoughts import QUESTION, think_on
 
 from anytime_lab.engines.load import load_thinker
-from anytime_lab.engines.server import CompletionsClient
-from anytime_lab.engines.thoughts import ServerThinker, ThinkingError
+from anytime_lab.engines.server import CompletionsClient, ServerEngine
+from anytime_lab.engines.thoughts import Thinker, ThinkingError
 from anytime_lab.prompts import prompt_ids
 
 
@@ -26,14 +26,9 @@ def served(local):
 
         def start(timeout=60.0, max_thinking_tokens=None, **behaviour):
             url, told = stack.enter_context(serving(local.engine, local.tokenizer, **behaviour))
-            client = CompletionsClient(url, timeout=timeout)
-            stack.callback(client.http.close)
-            thinker = ServerThinker(
-                client,
-                local.tokens,
-                local.sampling,
-                max_thinking_tokens=max_thinking_tokens,
-            )
+            engine = ServerEngine(url, local.tokens, timeout=timeout, retries=0)
+            stack.callback(engine.client.http.close)
+            thinker = Thinker(engine, local.sampling, max_thinking_tokens=max_thinking_tokens)
             return thinker, told
 
         yield start
@@ -62,7 +57,7 @@ def test_a_question_stands_on_the_prefix_and_the_forced_text(served, local):
     thinker, told = served()
     thought = think_on(thinker.think(QUESTION, 1.0, seed=5), 10)
     thought.answers(4)
-    prompt = prompt_ids(QUESTION, local.tokenizer, local.fmt)
+    prompt = prompt_ids(QUESTION, local.tokenizer, local.tokens.fmt)
     body = told.asked[0]
     assert body["prompt"] == [*prompt, *thought.ids, *thinker.tokens.cut_ids]
     assert (body["n"], body["max_tokens"]) == (4, 24)
@@ -79,7 +74,7 @@ def test_a_thinking_ends_at_its_marker_whatever_the_server_sends_past_it(served,
         thought.step()
     assert thought.end == "closed" and thought.text.endswith("\n</think>")
     (answer,) = thought.answers(1)
-    assert answer.forced == thinker.fmt.header and answer.text == "\\boxed{16+(14+12)}"
+    assert answer.forced == thinker.tokens.fmt.header and answer.text == "\\boxed{16+(14+12)}"
     assert answer.logprob < 0 and answer.finished
     assert thought.step() == ""
 
@@ -122,8 +117,8 @@ def test_silence_is_told(served):
 
 
 @pytest.mark.parametrize("call", ["step", "answers"])
-def test_close_ends_a_call_in_another_thread_at_once(served, call):
-    thinker, told = served(hang=20.0)
+def test_close_ends_a_call_in_another_thread_with_what_comes_next(served, call):
+    thinker, told = served(hang=0.5)
     thought = thinker.think(QUESTION)
     said = []
 
@@ -141,7 +136,7 @@ def test_close_ends_a_call_in_another_thread_at_once(served, call):
     started = time.monotonic()
     thought.close()
     thread.join(15)
-    assert not thread.is_alive() and time.monotonic() - started < 15  # the server hangs for 20
+    assert not thread.is_alive() and time.monotonic() - started < 15
     assert len(said) == 1
 
 
@@ -151,8 +146,8 @@ def test_no_server_and_the_wrong_model_are_sentences(served, local):
     with pytest.raises(ValueError, match="http"):
         CompletionsClient("localhost:8000")
     thinker, _ = served()
-    with pytest.raises(ThinkingError, match="serves served, not other"):
-        ServerThinker(thinker.client, local.tokens, local.sampling, model="other")
+    with pytest.raises(ThinkingError, match="serves 'served'; asked for 'other'"):
+        load_thinker(thinker.engine.url, tokenizer="embedded", served_name="other")
 
 
 def test_a_server_is_loaded_by_its_url_and_a_tokenizer(local):
@@ -163,4 +158,4 @@ def test_a_server_is_loaded_by_its_url_and_a_tokenizer(local):
         thought.close()
         with pytest.raises(ThinkingError, match="no tokenizer was found at 'served'"):
             load_thinker(url)
-        thinker.client.http.close()
+        thinker.engine.client.http.close()

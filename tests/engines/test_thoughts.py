@@ -11,7 +11,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.engines.load import load_thinker
-from anytime_lab.engines.thoughts import HFThinker, ThinkingError, thinking_room
+from anytime_lab.engines.thoughts import Thinker, ThinkingError, thinking_room
 from anytime_lab.prompts import PieceReader, decode, prompt_ids
 
 
@@ -57,7 +57,7 @@ def test_no_token_of_a_thinking_is_computed_twice(thinker):
     )
     try:
         thought = thinker.think(QUESTION, 1.0, seed=5)
-        prompt = len(prompt_ids(QUESTION, thinker.tokenizer, thinker.fmt))
+        prompt = len(prompt_ids(QUESTION, thinker.tokenizer, thinker.tokens.fmt))
         assert fed == [prompt]
         think_on(thought, 30)
         assert fed == [prompt] + [1] * 30
@@ -84,24 +84,24 @@ def test_the_text_is_what_the_tokens_say_and_ends_with_its_marker(thinker):
     assert thought.text == "".join(pieces) == decode(thinker.tokenizer, thinker.engine.tokens, ids)
     assert thought.step() == "" and thought.length == len(ids)  # past the end nothing is thought
     (answer,) = thought.answers(1)
-    assert answer.forced == thinker.fmt.header and answer.text.startswith("\\boxed{")
+    assert answer.forced == thinker.tokens.fmt.header and answer.text.startswith("\\boxed{")
 
 
 def test_an_answer_in_the_middle_closes_the_thinking_by_force(thinker):
     answer = think_on(thinker.think(QUESTION, 0.0), 5).answers(1)[0]
-    assert answer.forced == thinker.fmt.cut_suffix + thinker.fmt.header
+    assert answer.forced == thinker.tokens.fmt.cut_suffix + thinker.tokens.fmt.header
     assert answer.logprob < 0 and answer.tokens > 1 and answer.finished
 
 
 def test_a_full_context_ends_the_thinking_and_still_answers(thinker):
-    short = HFThinker(thinker.engine, Sampling(max_summary_tokens=980))
+    short = Thinker(thinker.engine, Sampling(max_summary_tokens=980))
     thought = short.think(QUESTION, 1.0, seed=5)
     room = thought.room
     assert 0 < room < 30
     think_on(thought, room + 5)
     assert (thought.length, thought.end) == (room, "length")
     assert len(thought.answers(2)) == 2
-    none = HFThinker(thinker.engine, Sampling(max_summary_tokens=1010))
+    none = Thinker(thinker.engine, Sampling(max_summary_tokens=1010))
     with pytest.raises(ThinkingError, match="leave none to think"):
         none.think(QUESTION)
     assert thinking_room(None, [1], thinker.engine.tokens, Sampling()) is None
@@ -112,7 +112,7 @@ def test_a_model_that_cannot_branch_says_so(thinker):
     model = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8))
     engine = HFEngine(model.eval(), thinker.engine.tokens)
     with pytest.raises(ValueError, match="sliding"):
-        HFThinker(engine, Sampling()).think(QUESTION)
+        Thinker(engine, Sampling()).think(QUESTION)
 
 
 def test_a_closed_thought_says_so(thinker):

@@ -9,7 +9,7 @@ from made_thoughts import Scripted, Thinks, answer, scripted, state
 from processes import until
 
 from anytime_lab.engines.load import load_thinker
-from anytime_lab.engines.thoughts import HFThinker, ThinkingError
+from anytime_lab.engines.thoughts import Thinker, ThinkingError
 from anytime_lab.look.answer_view import ENDED, PAUSED, SHOWN, THINKING, AnswerNow
 from anytime_lab.tasks.problems import load_task
 from anytime_lab.verify.verifiers import ExactVerifier
@@ -99,11 +99,11 @@ def test_a_server_is_as_good_as_a_model_in_here(opened, thinker, task):
     views[1].restart()  # the server is gone
     until(lambda: "no server answers" in views[1].notes.value)
     assert views[1].go.description == "Think on"
-    served.client.http.close()
+    served.engine.client.http.close()
 
 
 def test_a_full_context_and_a_model_that_cannot_are_sentences(opened, thinker, task):
-    long = HFThinker(thinker.engine, type(thinker.sampling)(max_summary_tokens=1010))
+    long = Thinker(thinker.engine, type(thinker.sampling)(max_summary_tokens=1010))
     view = opened(long, task.problems, task.verifier)
     view.go.click()
     until(lambda: "leave none to think" in view.notes.value)
