@@ -12,7 +12,7 @@ import json
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ from anytime_lab.prompts import (
     text_and_ends,
     warn_of_eos,
 )
+from anytime_lab.store.files import (
+    MANIFEST,
+    RECORDS,
+    THINKINGS,
+    RunFolderError,
+    remove_leftovers,
+    write_json,
+    write_progress,
+)
 from anytime_lab.store.folders import check_same_settings, only_writer
 from anytime_lab.store.manifest import (
     describe_model_folder,
@@ -42,16 +51,12 @@ from anytime_lab.store.manifest import (
 )
 from anytime_lab.store.records import (
     FORMAT,
-    MANIFEST,
-    RECORDS,
-    THINKINGS,
-    RunFolderError,
+    Known,
+    drop_damaged_chunks,
     finished_chunks,
     read_manifest,
-    remove_leftovers,
-    write_json,
+    row_of,
     write_part,
-    write_progress,
 )
 from anytime_lab.tree import Tree
 from anytime_lab.verify.verifiers import FAILURES, Verifier
@@ -211,6 +216,8 @@ def evaluate(
 
 
 def _run_chunks(work: Work, run_dir: Path, progress: bool) -> None:
+    for found in drop_damaged_chunks(run_dir):
+        warnings.warn(found, stacklevel=3)
     finished = finished_chunks(run_dir)
     sizes = [len(work.pairs(chunk)) for chunk in range(work.chunks)]
     done = done_before = sum(sizes[chunk] for chunk in finished)
@@ -283,68 +290,46 @@ def evaluate_chunk(work: Work, chunk: int) -> tuple[list[dict], list[dict]]:
             f"the engine returned {len(trees)} trees for {len(pairs)} prompts, with "
             f"{sorted({len(tree.leaves) for tree in trees})} leaves; expected {wanted} each."
         )
-    records, texts = [], []
-    for (problem, sample), tree in zip(pairs, trees, strict=True):
-        for row, text in _leaf_rows(work, problem, sample, tree):
-            records.append(row)
-            texts.append((problem, text))
+    told = [
+        Known(problem=problem, sample=sample, tree=tree, **_thinking(work, tree))
+        for (problem, sample), tree in zip(pairs, trees, strict=True)
+    ]
+    asked = [(one, text) for thinking in told for one, text in _summaries(work, thinking)]
     # budgets past the end of a thinking repeat the same text: grade it once
-    unique = list(dict.fromkeys((problem.id, text) for problem, text in texts))
-    golds = {problem.id: problem.gold for problem, _ in texts}
+    unique = list(dict.fromkeys((known.problem.id, text) for known, text in asked))
+    golds = {known.problem.id: known.problem.gold for known in told}
     grades = work.verifier.grade([text for _, text in unique], [golds[id] for id, _ in unique])
     if len(grades) != len(unique):
         raise RuntimeError(
             f"the verifier returned {len(grades)} grades for {len(unique)} texts; one each is due."
         )
     verdict = dict(zip(unique, grades, strict=True))
-    for row, (problem, text) in zip(records, texts, strict=True):
-        grade = verdict[problem.id, text]
-        row["answer"], row["score"], row["reason"] = grade.answer, grade.score, grade.reason
-        # full marks; a verifier with partial credit gives less than 1 for less
-        row["correct"] = grade.score is not None and grade.score >= 1
-    thinkings = [
-        _thinking_row(work, problem, sample, tree)
-        for (problem, sample), tree in zip(pairs, trees, strict=True)
+    records = [
+        row_of(RECORDS, replace(known, grade=verdict[known.problem.id, text]))
+        for known, text in asked
     ]
-    return records, thinkings
+    return records, [row_of(THINKINGS, known) for known in told]
 
 
-def _leaf_rows(
-    work: Work, problem: Problem, sample: int, tree: Tree
-) -> Iterator[tuple[dict[str, Any], str]]:
-    """Each leaf's record, not graded yet, and the text to grade."""
+def _thinking(work: Work, tree: Tree) -> dict[str, Any]:
+    text, ends = text_and_ends(work.tokenizer, work.tokens, tree.thinking)
+    return {"thinking": text, "token_ends": ends}
+
+
+def _summaries(work: Work, thinking: Known) -> Iterator[tuple[Known, str]]:
+    """What is known of each summary of a thinking, not graded yet, and the text to grade."""
+    tree = thinking.tree
     for number, leaf in enumerate(tree.leaves):
         budget, summary = divmod(number, work.num_summaries)
         ids = (*tree.thinking[: leaf.cut], *leaf.forced, *leaf.summary)
-        row = {
-            "problem_id": problem.id,
-            "sample": sample,
-            "budget": work.budgets[budget],
-            "summary": summary,
-            "cut": leaf.cut,
-            "thinking_tokens": len(tree.thinking),
-            "thinking_end": tree.end,
-            "summary_tokens": len(leaf.summary),
-            "finish": "eos" if leaf.finished else "length",
-            "logprob": float(sum(leaf.logprobs)),
-            "summary_text": decode(work.tokenizer, work.tokens, leaf.summary),
-        }
-        yield row, decode(work.tokenizer, work.tokens, ids)
-
-
-def _thinking_row(work: Work, problem: Problem, sample: int, tree: Tree) -> dict[str, Any]:
-    text, ends = text_and_ends(work.tokenizer, work.tokens, tree.thinking)
-    gold = problem.gold
-    return {
-        "problem_id": problem.id,
-        "sample": sample,
-        "question": problem.question,
-        "gold": gold if isinstance(gold, str) else json.dumps(gold, default=str),
-        "thinking": text,
-        "token_ends": ends,
-        "tokens": len(tree.thinking),
-        "end": tree.end,
-    }
+        known = replace(
+            thinking,
+            budget=work.budgets[budget],
+            summary=summary,
+            leaf=leaf,
+            text=decode(work.tokenizer, work.tokens, leaf.summary),
+        )
+        yield known, decode(work.tokenizer, work.tokens, ids)
 
 
 # --- checks --------------------------------------------------------------------------------------

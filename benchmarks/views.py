@@ -23,13 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anytime_lab.store.records import (
-    FORMAT,
-    RECORD_SCHEMA,
-    THINKING_SCHEMA,
-    part_path,
-    write_json,
-)
+from anytime_lab.store.files import write_json
+from anytime_lab.store.records import COLUMNS, FORMAT, part_path, schema_of
 from anytime_lab.store.rollouts import ROLLOUT_SCHEMA, rollout_path, write_rollouts
 
 TEXT = "Let me try another way, and check it. "
@@ -73,7 +68,7 @@ def write_run(folder: Path, size: argparse.Namespace, skill: float, seed: int) -
             "logprob": -rng.exponential(np.where(right, 1.0, 2.0)),
             "summary_text": np.full(rows, "The answer is \\boxed{42}. " * 8),
         }
-        _write(part_path(folder, "records", chunk), columns, RECORD_SCHEMA)
+        _write(part_path(folder, "records", chunk), columns, schema_of(COLUMNS["records"]))
         thinkings = {
             "problem_id": names[problem],
             "sample": sample,
@@ -84,7 +79,7 @@ def write_run(folder: Path, size: argparse.Namespace, skill: float, seed: int) -
             "tokens": length,
             "end": np.where(length >= budgets[-1], "length", "closed"),
         }
-        _write(part_path(folder, "thinkings", chunk), thinkings, THINKING_SCHEMA)
+        _write(part_path(folder, "thinkings", chunk), thinkings, schema_of(COLUMNS["thinkings"]))
 
 
 def _write(path: Path, columns: dict, schema: pa.Schema) -> None:

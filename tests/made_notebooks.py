@@ -26,7 +26,7 @@ import json, os, time
 from pathlib import Path
 folder = Path(output_dir)
 folder.mkdir(parents=True, exist_ok=True)
-from anytime_lab.store.records import append_jsonl, read_jsonl, write_json, write_progress
+from anytime_lab.store.files import append_jsonl, read_jsonl, write_json, write_progress
 started = time.time()
 for row in range(len(read_jsonl(folder / "rows.jsonl")), rows):
     append_jsonl(folder / "rows.jsonl", {"row": row, "seed": seed, "x": x})

@@ -5,7 +5,8 @@ import tempfile
 import numpy as np
 import pandas as pd
 
-from anytime_lab.store.records import FORMAT, write_json, write_part
+from anytime_lab.store.files import write_json
+from anytime_lab.store.records import FORMAT, write_part
 from anytime_lab.store.rollouts import write_rollouts
 
 BUDGETS = (8, 16, 24, 32)

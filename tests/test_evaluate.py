@@ -1,10 +1,13 @@
 """evaluate(): one thinking per sample, cut at every budget; resumed equals unbroken."""
 
 import json
+import os
 import shutil
 from collections import Counter
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
 
@@ -13,15 +16,11 @@ from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.evaluate import chunk_seed, evaluate
 from anytime_lab.prompts import detect_format, resolve_tokens
-from anytime_lab.store import records as files
+from anytime_lab.store.files import RECORDS, THINKINGS, RunFolderError
 from anytime_lab.store.folders import only_writer
 from anytime_lab.store.manifest import describe_rows
 from anytime_lab.store.records import (
-    RECORD_SCHEMA,
-    RECORDS,
-    THINKING_SCHEMA,
-    THINKINGS,
-    RunFolderError,
+    COLUMNS,
     finished_chunks,
     part_path,
     read_manifest,
@@ -144,8 +143,8 @@ def test_budgets_past_the_end_of_a_thinking_share_their_summaries(whole):
 def test_rows_are_as_the_schema_says(whole):
     folder, _ = whole
     records = read_records(folder)
-    assert list(records.columns) == RECORD_SCHEMA.names
-    assert list(read_thinkings(folder).columns) == THINKING_SCHEMA.names
+    assert list(records.columns) == [column.name for column in COLUMNS["records"]]
+    assert list(read_thinkings(folder).columns) == [column.name for column in COLUMNS["thinkings"]]
     keys = records[["problem_id", "sample", "budget", "summary"]].itertuples(index=False)
     expected = Counter(
         (f"p{p}", n, b, s)
@@ -220,27 +219,26 @@ def moments():
 def test_an_evaluation_stopped_at_any_write_goes_on_to_the_same_records(
     parts, whole, tmp_path, monkeypatch, number, when
 ):
-    """Every file reaches its place by `_replace`; here one of these calls is the last."""
+    """Every file is moved into its place; here one of these moves is the last."""
     count = 0
-    inner = files._replace
+    inner = os.replace
 
-    def replace(path, write, durable=True):
+    def replace(source, target):
         nonlocal count
         count += 1
         if count - 1 != number:
-            return inner(path, write, durable)
+            return inner(source, target)
         if when == "after":
-            inner(path, write, durable)
+            inner(source, target)
         else:  # what a kill leaves: a part of the file, beside its place
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_name(f"{path.name}.1.tmp").write_bytes(b"PAR1 torn")
+            target.with_name(f"{target.name}.1.tmp").write_bytes(b"PAR1 torn")
         raise StoppedError
 
-    monkeypatch.setattr(files, "_replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(StoppedError):
         run(parts, tmp_path / "run")
     monkeypatch.undo()
-    kept = files.finished_chunks(tmp_path / "run")
+    kept = finished_chunks(tmp_path / "run")
     engine = run(parts, tmp_path / "run")
     assert len(getattr(engine, "calls", [])) == 3 - len(kept)  # nothing finished is done again
     same_records(whole[0], tmp_path / "run")
@@ -254,14 +252,24 @@ def test_a_finished_evaluation_asks_the_engine_nothing(parts, whole, tmp_path):
     assert len(read_manifest(tmp_path / "run")["sessions"]) == 2
 
 
-def test_a_damaged_part_is_made_anew_once_it_is_deleted(parts, whole, tmp_path):
+@pytest.mark.parametrize("table", [RECORDS, THINKINGS])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])
+def test_a_damaged_part_is_named_and_made_anew_by_the_same_evaluation(
+    parts, whole, tmp_path, table, damage
+):
     shutil.copytree(whole[0], tmp_path / "run")
-    part = part_path(tmp_path / "run", RECORDS, 1)
-    part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(RunFolderError, match="Delete it and run the same evaluation again"):
-        read_records(tmp_path / "run")
-    part.unlink()
-    engine = run(parts, tmp_path / "run")
+    part = part_path(tmp_path / "run", table, 1)
+    raw = bytearray(part.read_bytes())
+    raw[40] ^= 0x11
+    if damage == "foreign":
+        pq.write_table(pa.table({"a": [1]}), part)
+    else:
+        part.write_bytes(raw if damage == "flipped" else raw[:100])
+    read = read_records if table == RECORDS else read_thinkings
+    with pytest.raises(RunFolderError, match="part-00001.*Run the same evaluation again"):
+        read(tmp_path / "run")
+    with pytest.warns(UserWarning, match="part-00001.*It is written anew"):
+        engine = run(parts, tmp_path / "run")
     assert len(engine.calls) == 1
     same_records(whole[0], tmp_path / "run")
 
@@ -364,7 +372,7 @@ def test_an_engine_or_verifier_that_loses_rows_is_caught(parts, tmp_path):
         run(parts, tmp_path / "a", engine=Short(model, tokens))
     with pytest.raises(RuntimeError, match="one each is due"):
         run(parts, tmp_path / "b", verifier=Silent())
-    assert not files.finished_chunks(tmp_path / "a") | files.finished_chunks(tmp_path / "b")
+    assert not finished_chunks(tmp_path / "a") | finished_chunks(tmp_path / "b")
 
 
 def test_equal_texts_are_graded_once(parts, tmp_path):

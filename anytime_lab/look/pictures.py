@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from anytime_lab.store.records import write_text
+from anytime_lab.store.files import write_text
 
 FIGURE, PICTURE = "application/vnd.plotly.v1+json", "image/png"
 VIEW = "application/vnd.jupyter.widget-view+json"

@@ -27,8 +27,9 @@ from anytime_lab.read.policies import (
     lay_out,
     policy_frame,
 )
-from anytime_lab.read.runs import Runs, read_parts, told_error
+from anytime_lab.read.runs import Runs, told_error
 from anytime_lab.read.told import told_percent, told_points, told_side
+from anytime_lab.store.records import read_records
 
 CONFIDENCES = [("of the whole summary", False), ("of its mean token", True)]
 WIDE, NARROW = {"flex": "3 1 480px", "min_width": "0"}, {"flex": "2 1 320px", "min_width": "0"}
@@ -139,7 +140,9 @@ class Policies(RunsView):
         evaluation = self.names[name]
         if name not in self._replays:
             try:
-                self._replays[name] = lay_out(read_parts(evaluation.path, REPLAY_COLUMNS))
+                self._replays[name] = lay_out(
+                    read_records(evaluation.path, REPLAY_COLUMNS, allow_partial=True)
+                )
             except Exception as error:  # damaged, ragged, nothing written: told, not thrown
                 self._replays[name] = told_error(evaluation.path, error)
         said = self.wrong([name])

@@ -36,7 +36,8 @@ from anytime_lab.read.told import (
     verdicts,
 )
 from anytime_lab.read.training import trained_at_fewer, training_frame
-from anytime_lab.store.records import finished_chunks, read_manifest, write_text
+from anytime_lab.store.files import write_text
+from anytime_lab.store.records import finished_chunks, read_manifest
 
 NUMBERS = "The numbers at every budget"
 NO_SCRIPT = "The figures are drawn by a script inside this page; without it the tables remain."

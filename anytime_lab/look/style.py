@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from anytime_lab.look.pictures import draw
 from anytime_lab.page import escaped, plain
-from anytime_lab.store.records import write_text
+from anytime_lab.store.files import write_text
 
 # Okabe–Ito; its orange and sky are darkened, so that every line has 3:1 on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#C86FA0", "#B37A00", "#2B93C8", "#7F7F7F")

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from anytime_lab.read.runs import Runs, folder_name, named_runs, run_folders, told_error
-from anytime_lab.store.records import METRICS
-from anytime_lab.store.rollouts import ROLLOUTS, Rollouts, rollout_steps
+from anytime_lab.store.files import METRICS, ROLLOUTS
+from anytime_lab.store.rollouts import Rollouts, rollout_steps
 
 METHOD_WORDS = {
     "brpo": "BRPO",
@@ -73,8 +73,8 @@ def credit_frame(rollouts: Rollouts, row: pd.Series) -> pd.DataFrame:
             "group": row["group"],
         }
     )
-    for name in METHOD_WORDS:
-        frame[f"advantage_{name}"] = row[f"advantage_{name}"]
+    for name in METHOD_WORDS:  # of an older run, some are missing
+        frame[f"advantage_{name}"] = row.get(f"advantage_{name}", np.nan)
     frame["brpo"] = frame["return"] - frame["advantage_brpo"]
     return frame
 

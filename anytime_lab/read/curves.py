@@ -1,7 +1,7 @@
-"""Measures beside accuracy: overthinking, flips, format, pass@k, maj@k, regret, the Anytime Index.
+"""Records → accuracy by budget, paired differences and other measures, each with its interval.
 
-Those of single thinkings need the records; those of a curve need only its numbers and take arrays
-with budgets on the last axis, so that bootstrapped curves go through in one call.
+Measures of a curve need only its numbers and take arrays with budgets on the last axis, so that
+bootstrapped curves go through in one call.
 
 Dimensions: N thinkings, P problems, J budgets, S summaries.
 """
@@ -9,9 +9,8 @@ Dimensions: N thinkings, P problems, J budgets, S summaries.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -164,7 +163,7 @@ def anytime_accuracy(records: Records, prior: Prior | None = None) -> Estimate:
     """Σ_j P_j acc(b_j) (BRPO eq. 3); prior None is the plain mean over the measured budgets.
 
     Raises:
-        ValueError: the prior has a budget that was not measured.
+        ValueError: the prior weights a budget that was not measured.
     """
     table = problem_table(records)
     return weighted_mean(table.values, _weights(table.budgets, prior), table.bounds)
@@ -173,14 +172,7 @@ def anytime_accuracy(records: Records, prior: Prior | None = None) -> Estimate:
 def final_accuracy(records: Records) -> Estimate:
     """Accuracy at the largest budget."""
     table = problem_table(records)
-    last = np.eye(len(table.budgets))[-1]
-    return weighted_mean(table.values, last, table.bounds)
-
-
-def weighted_accuracy(curve: pd.DataFrame, prior: Prior | None = None) -> float:
-    """Anytime accuracy of a curve of means (columns budget, accuracy), without an interval."""
-    ordered = curve.sort_values("budget")
-    return float(_weights(tuple(ordered["budget"]), prior) @ ordered["accuracy"].to_numpy())
+    return anytime_accuracy(table, Prior(table.budgets[-1:], (1.0,)))
 
 
 def thinking_length(records: Records) -> Estimate:
@@ -226,17 +218,14 @@ def paired_difference(
             f"the runs were measured at different budgets, {list(a.budgets)} and "
             f"{list(b.budgets)}; evaluate both at the same ones."
         )
-    _, rows_a, rows_b = np.intersect1d(
-        a.problems.astype(str), b.problems.astype(str), assume_unique=True, return_indices=True
-    )
-    if not len(rows_a):
+    pair = common_tables(a, b)
+    if pair is None:
         raise ValueError(
             f"the runs share no problem ({a.problems[0]!r} … against {b.problems[0]!r} …); "
             "evaluate both on the same dataset."
         )
-    difference = a.values[rows_a] - b.values[rows_b]  # NaN where either is missing
-    known = np.isfinite(difference)
-    sides = [np.where(known, t.values[r], np.nan) for t, r in ((a, rows_a), (b, rows_b))]
+    difference = pair[0].values - pair[1].values  # NaN where either is missing
+    sides = [np.where(np.isfinite(difference), t.values, np.nan) for t in pair]
     width = a.bounds[1] - a.bounds[0]
     boot = bootstrap_means(difference, resamples, seed)
     j = len(a.budgets)
@@ -260,6 +249,24 @@ def paired_difference(
     out = pd.DataFrame(frame, columns=columns.split())
     out["budget"] = out["budget"].astype("Int64")
     return out
+
+
+def common_tables(a: ProblemTable, b: ProblemTable) -> tuple[ProblemTable, ProblemTable] | None:
+    """Both on the problems and at the budgets that they share; None if there are none."""
+    budgets = tuple(x for x in a.budgets if x in b.budgets)
+    names, *rows = np.intersect1d(
+        a.problems.astype(str), b.problems.astype(str), assume_unique=True, return_indices=True
+    )
+    if not budgets or not len(names):
+        return None
+    sides = []
+    for table, its in zip((a, b), rows, strict=True):
+        cells = np.ix_(its, [table.budgets.index(x) for x in budgets])
+        sides.append(replace(
+            table, problems=names, budgets=budgets, values=table.values[cells],
+            tokens=table.tokens[cells],
+        ))  # fmt: skip
+    return sides[0], sides[1]
 
 
 def paired_differences(
@@ -320,14 +327,20 @@ def bootstrap_means(values: np.ndarray, resamples: int = 2000, seed: int = 0) ->
 def _weights(budgets: tuple[int, ...], prior: Prior | None) -> np.ndarray:
     if prior is None:
         return np.full(len(budgets), 1 / len(budgets))
-    if missing := [b for b in prior.budgets if b not in budgets]:
+    weighted = {b: w for b, w in zip(prior.budgets, prior.weights, strict=True) if w}
+    if missing := [b for b in weighted if b not in budgets]:
         raise ValueError(
             f"the prior weights budgets that were not measured: {missing}; measured are "
             f"{list(budgets)}. Use a prior over those."
         )
-    weights = np.zeros(len(budgets))
-    weights[[budgets.index(b) for b in prior.budgets]] = prior.weights
-    return weights
+    return np.array([weighted.get(b, 0.0) for b in budgets])
+
+
+def known_mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean over what is known (finite) along an axis; NaN where nothing is."""
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0.0).sum(axis=axis) / known.sum(axis=axis)
 
 
 def _means(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -407,16 +420,28 @@ class ThinkingGrid:
 
     def table(self, values: np.ndarray) -> ProblemTable:
         """Means over the thinkings of each problem. values: (N, K), NaN where unknown."""
-        known = np.isfinite(values)
-        filled = np.where(known, values, 0.0)
-        sums = np.zeros((len(self.problems), values.shape[1]))
-        counts = np.zeros_like(sums)
-        np.add.at(sums, self.problem, filled)
-        np.add.at(counts, self.problem, known)
-        with np.errstate(invalid="ignore"):
-            means = sums / counts
+        means = self.by_problem(values)
         budgets = self.budgets[-values.shape[1] :]
         return ProblemTable(self.problems, budgets, means, np.zeros_like(means))
+
+    def by_problem(self, values: np.ndarray) -> np.ndarray:
+        """Means over the thinkings of each problem; (N, K) → (P, K), NaN where none is known."""
+        known = np.isfinite(values)
+        sums, counts = np.zeros((2, len(self.problems), values.shape[1]))
+        np.add.at(sums, self.problem, np.where(known, values, 0.0))
+        np.add.at(counts, self.problem, known)
+        with np.errstate(invalid="ignore"):
+            return sums / counts
+
+    def by_sample(self, values: np.ndarray) -> np.ndarray:
+        """(N, …) as (P, n, …), where every problem has the same n samples."""
+        counts = np.bincount(self.problem, minlength=len(self.problems))
+        if counts.min() != counts.max():
+            raise ValueError(
+                f"problems have {counts.min()} to {counts.max()} samples; this needs equally many. "
+                "Wait until the evaluation is finished."
+            )
+        return values.reshape(len(counts), counts[0], *values.shape[1:])  # sorted by problem
 
 
 def thinking_grid(records: pd.DataFrame) -> ThinkingGrid:
@@ -452,73 +477,61 @@ def thinking_grid(records: pd.DataFrame) -> ThinkingGrid:
     return ThinkingGrid(problem[order[:, 0, 0]], problems, tuple(int(b) for b in budgets), order)
 
 
-def _thinking_scores(grid: ThinkingGrid, records: pd.DataFrame) -> np.ndarray:
+# --- measures beside accuracy --------------------------------------------------------------------
+
+
+def _scores(grid: ThinkingGrid, records: pd.DataFrame) -> np.ndarray:
     """(N, J) mean score of the graded summaries of a thinking at a budget; NaN if none."""
-    scores = grid.lay(records["score"].to_numpy(dtype=float, na_value=np.nan))
-    known = np.isfinite(scores)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, scores, 0.0).sum(axis=2) / known.sum(axis=2)
+    return known_mean(grid.lay(records["score"].to_numpy(dtype=float, na_value=np.nan)), axis=2)
 
 
-def overthinking(records: pd.DataFrame) -> pd.DataFrame:
-    """Share of thinkings that scored higher at an earlier budget: max_{i≤j} s_i > s_j.
-
-    Returns columns budget, overthinking, se, low, high, n_problems.
-    """
-    grid = thinking_grid(records)
-    scores = _thinking_scores(grid, records)
+def _overthinking(grid: ThinkingGrid, records: pd.DataFrame) -> np.ndarray:
+    scores = _scores(grid, records)
     best = np.fmax.accumulate(scores, axis=1)
-    lost = np.where(np.isfinite(scores), best > scores, np.nan)
-    return mean_curve(grid.table(lost), "overthinking")
+    return np.where(np.isfinite(scores), best > scores, np.nan)
 
 
-def oracle_gap(records: pd.DataFrame) -> Estimate:
-    """E[max_j s_j] − E[s_m]: what stopping each thinking at its best budget would add.
-
-    Biased upward by sampling noise (the maximum of noisy scores exceeds the score of the best
-    budget), the more so with few summaries per budget. Compare runs at equal budgets and S only.
-    """
-    grid = thinking_grid(records)
-    scores = _thinking_scores(grid, records)
-    gap = np.fmax.reduce(scores, axis=1) - scores[:, -1]
-    table = grid.table(gap[:, None])
-    return weighted_mean(table.values, np.ones(1), (0.0, math.inf))
+def _oracle_gap(grid: ThinkingGrid, records: pd.DataFrame) -> np.ndarray:
+    scores = _scores(grid, records)
+    return np.fmax.reduce(scores, axis=1, keepdims=True) - scores[:, -1:]
 
 
-def answer_flips(records: pd.DataFrame) -> pd.DataFrame:
-    """Share of answers that differ from the answer at the budget before, summary by summary.
-
-    Answers are compared as the verifier wrote them; "no answer" is an answer of its own. With
-    temperature above 0 part of it is sampling noise of the summary.
-    Returns columns budget (from the second on), flips, se, low, high, n_problems.
-    """
-    grid = thinking_grid(records)
+def _flips(grid: ThinkingGrid, records: pd.DataFrame) -> np.ndarray:
     if len(grid.budgets) < 2:
         raise ValueError("one budget was measured; flips need two. Evaluate at more budgets.")
     answers = grid.lay(pd.factorize(records["answer"])[0])
-    flips = (answers[:, 1:] != answers[:, :-1]).mean(axis=2)
-    return mean_curve(grid.table(flips), "flips")
+    return (answers[:, 1:] != answers[:, :-1]).mean(axis=2)
 
 
-def format_rates(records: pd.DataFrame) -> pd.DataFrame:
-    """How well-formed and how finished things are at each budget.
+def _well_formed(grid: ThinkingGrid, records: pd.DataFrame) -> np.ndarray:
+    bad = records["reason"].astype(str).isin(BAD_FORMAT)
+    return grid.lay((~bad).to_numpy(dtype=float)).mean(axis=2)
 
-    Returns columns budget; format_rate: share of summaries in which an answer was found after
-    exactly one think-end marker; thinking_unfinished: share of thinkings cut by the budget;
-    summary_unfinished: share of summaries cut by their own limit.
+
+# Measure → what it is, and its value for each thinking: (N, K) at the last K budgets.
+MEASURES: Mapping[str, tuple[str, Callable[[ThinkingGrid, pd.DataFrame], np.ndarray]]] = {
+    "overthinking": ("scored higher at an earlier budget: max_{i≤j} s_i > s_j", _overthinking),
+    # Biased upward by sampling noise, the more so with few summaries per budget: compare runs at
+    # equal budgets and S only.
+    "oracle_gap": (
+        "what stopping each thinking at its best budget would add: max_j s_j − s_m",
+        _oracle_gap,
+    ),
+    # With temperature above 0 part of it is sampling noise of the summary.
+    "flips": ("the answer is another one than at the budget before (none is one, too)", _flips),
+    "format_rate": ("an answer was found after exactly one think-end marker", _well_formed),
+}
+
+
+def measure_curve(records: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The mean over problems of one of MEASURES at each budget that it has.
+
+    Returns columns budget, the measure's name, se, low, high, n_problems.
     """
-    cut_off = (records["cut"] < records["thinking_tokens"]) | (
-        (records["thinking_end"].astype(str) == "length")
-        & (records["cut"] == records["thinking_tokens"])
-    )
-    shares = {
-        "format_rate": ~records["reason"].astype(str).isin(BAD_FORMAT),
-        "thinking_unfinished": cut_off,
-        "summary_unfinished": records["finish"].astype(str) == "length",
-    }
-    frame = pd.DataFrame({"budget": records["budget"].to_numpy(), **shares})
-    by_problem = frame.groupby([row_codes(records["problem_id"])[0], "budget"]).mean()
-    return by_problem.groupby(level="budget").mean().reset_index()
+    if measure not in MEASURES:
+        raise ValueError(f"there is no measure {measure!r}; choose from {list(MEASURES)}.")
+    grid = thinking_grid(records)
+    return mean_curve(grid.table(MEASURES[measure][1](grid, records)), measure)
 
 
 def endings(records: pd.DataFrame) -> pd.DataFrame:
@@ -541,9 +554,6 @@ def endings(records: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-# --- several samples -----------------------------------------------------------------------------
-
-
 def pass_at_k(n: np.ndarray | int, c: np.ndarray | int, k: int) -> np.ndarray:
     """1 − C(n−c, k) / C(n, k), the chance that k of n samples hold one of the c right ones.
 
@@ -558,82 +568,23 @@ def pass_at_k(n: np.ndarray | int, c: np.ndarray | int, k: int) -> np.ndarray:
     return 1 - missed
 
 
-def _samples(grid: ThinkingGrid, column: np.ndarray) -> np.ndarray:
-    """(P, n, J, S) of a column, where every problem has the same n samples."""
-    counts = np.bincount(grid.problem, minlength=len(grid.problems))
-    if counts.min() != counts.max():
-        raise ValueError(
-            f"problems have {counts.min()} to {counts.max()} samples; this needs equally many. "
-            "Wait until the evaluation is finished."
-        )
-    laid = grid.lay(column)  # thinkings are sorted by problem
-    return laid.reshape(len(grid.problems), counts[0], *laid.shape[1:])
-
-
 def pass_curve(records: pd.DataFrame, ks: Sequence[int]) -> pd.DataFrame:
     """pass@k at each budget: the chance that one of k thinkings is right, drawn without return.
 
     The S summaries of a thinking are not independent samples, so pass@k is taken over the first,
     the second, … summary of all thinkings, and averaged.
-    Returns columns k, budget, tokens (k · budget), accuracy, se, low, high, n_problems.
+    Returns columns k, tokens (k · budget), budget, accuracy, se, low, high, n_problems.
     """
     grid = thinking_grid(records)
-    right = _samples(grid, records["correct"].to_numpy(dtype=float))
+    right = grid.by_sample(grid.lay(records["correct"].to_numpy(dtype=float)))
     frames = []
     for k in ks:
         values = pass_at_k(right.shape[1], right.sum(axis=1), k).mean(axis=2)
-        frames.append(_by_tokens(grid, values, k))
-    return pd.concat(frames, ignore_index=True)
-
-
-def majority_curve(
-    records: pd.DataFrame, ks: Sequence[int], draws: int = 200, seed: int = 0
-) -> pd.DataFrame:
-    """maj@k at each budget: accuracy of the most frequent answer of k thinkings.
-
-    Ties are broken evenly, a missing answer has no vote. All C(n, k) subsets are used where they
-    are at most `draws`, else that many random ones (the same for all problems and budgets).
-    Returns columns k, budget, tokens (k · budget), accuracy, se, low, high, n_problems.
-    """
-    grid = thinking_grid(records)
-    right = _samples(grid, records["correct"].to_numpy(dtype=np.float32))
-    answers = _samples(grid, pd.factorize(records["answer"])[0])
-    n = right.shape[1]
-    frames = []
-    for k in ks:
-        if not 1 <= k <= n:
-            raise ValueError(f"k must be in 1 … {n} (the samples per problem); got {k}.")
-        if math.comb(n, k) <= draws:
-            subsets = np.array(list(combinations(range(n), k)))
-        else:
-            rng = np.random.default_rng(seed)
-            subsets = rng.permuted(np.tile(np.arange(n), (draws, 1)), axis=1)[:, :k]
-        values = np.mean([_majority(answers[:, s], right[:, s]) for s in subsets], axis=0)
-        frames.append(_by_tokens(grid, values.mean(axis=2), k))
-    return pd.concat(frames, ignore_index=True)
-
-
-def _majority(answers: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Accuracy of the most frequent answer; (P, k, J, S) numbers (−1: none) → (P, J, S)."""
-    votes = np.stack(
-        [
-            (answers == answers[:, i : i + 1]).sum(axis=1) * (answers[:, i] >= 0)
-            for i in range(answers.shape[1])
-        ],
-        axis=1,
-    )
-    most = votes.max(axis=1, keepdims=True)
-    winners = (votes == most) & (most > 0)
-    # every tied answer has equally many votes, so the mean over votes is the mean over answers
-    return (winners * right).sum(axis=1) / np.maximum(winners.sum(axis=1), 1)
-
-
-def _by_tokens(grid: ThinkingGrid, values: np.ndarray, k: int) -> pd.DataFrame:
-    table = ProblemTable(grid.problems, grid.budgets, values, np.zeros_like(values))
-    curve = mean_curve(table, "accuracy")
-    return curve.assign(k=k, tokens=k * curve["budget"])[
-        ["k", "budget", "tokens", "accuracy", "se", "low", "high", "n_problems"]
-    ]
+        table = ProblemTable(grid.problems, grid.budgets, values, np.zeros_like(values))
+        curve = mean_curve(table, "accuracy")
+        frames.append(curve.assign(k=k, tokens=k * curve["budget"]))
+    whole = pd.concat(frames, ignore_index=True)
+    return whole[["k", "tokens", *(c for c in whole.columns if c not in ("k", "tokens"))]]
 
 
 # --- one number for a curve ----------------------------------------------------------------------
@@ -644,10 +595,9 @@ def regret(accuracy: np.ndarray, budgets: Sequence[int]) -> np.ndarray:
 
     accuracy: (…, J). Returns (…).
     """
-    accuracy = _curve_values(accuracy, budgets)
-    edges = np.concatenate([[0], np.asarray(budgets, dtype=float)])
+    accuracy = np.asarray(accuracy, dtype=float)
     heights = np.concatenate([np.zeros_like(accuracy[..., :1]), accuracy], axis=-1)
-    return 1 - np.trapezoid(heights, edges, axis=-1) / edges[-1]
+    return 1 - np.trapezoid(heights, [0, *budgets], axis=-1) / budgets[-1]
 
 
 def anytime_index(accuracy: np.ndarray, budgets: Sequence[int]) -> np.ndarray:
@@ -657,25 +607,10 @@ def anytime_index(accuracy: np.ndarray, budgets: Sequence[int]) -> np.ndarray:
     A flat bad curve scores 1: show the final accuracy beside it. NaN where accuracy is 0
     everywhere. accuracy: (…, J ≥ 2). Returns (…).
     """
-    accuracy = _curve_values(accuracy, budgets)
-    if len(budgets) < 2:
-        raise ValueError("one budget was given; the Anytime Index needs two.")
-    best = np.maximum.accumulate(accuracy, axis=-1)
-    area = np.trapezoid(best, np.asarray(budgets, dtype=float), axis=-1)
-    with np.errstate(invalid="ignore"):
+    best = np.maximum.accumulate(np.asarray(accuracy, dtype=float), axis=-1)
+    area = np.trapezoid(best, budgets, axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
         return area / ((budgets[-1] - budgets[0]) * best[..., -1])
-
-
-def _curve_values(accuracy: np.ndarray, budgets: Sequence[int]) -> np.ndarray:
-    accuracy = np.asarray(accuracy, dtype=float)
-    if accuracy.shape[-1] != len(budgets):
-        raise ValueError(
-            f"accuracy has {accuracy.shape[-1]} values and there are {len(budgets)} budgets; "
-            "give one value per budget on the last axis."
-        )
-    if any(b <= a for a, b in zip(budgets, budgets[1:], strict=False)):
-        raise ValueError(f"budgets must increase; got {list(budgets)}. Sort them, shortest first.")
-    return accuracy
 
 
 def curve_measures(records: Records, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -684,6 +619,8 @@ def curve_measures(records: Records, resamples: int = 2000, seed: int = 0) -> pd
     Returns columns measure, value, low, high.
     """
     table = problem_table(records)
+    if len(table.budgets) < 2:
+        raise ValueError("one budget was measured; these need two. Evaluate at more budgets.")
     mean = np.nanmean(table.values, axis=0)
     boot = bootstrap_means(table.values, resamples, seed)
     rows = []

@@ -193,21 +193,11 @@ def majority_votes(
     Raises:
         ValueError: problems have different numbers of samples, or fewer than a k.
     """
-    counts = np.bincount(replay.grid.problem)
-    p, n = len(counts), counts.min()
-    if n != counts.max():
-        raise ValueError(
-            f"problems have {n} to {counts.max()} samples; a majority needs equally many. Wait "
-            "until the evaluation is finished."
-        )
+    answers = replay.grid.by_sample(replay.answers).astype(np.int32)
+    right = replay.grid.by_sample(np.nan_to_num(replay.correct)).astype(np.float32)
+    n = right.shape[1]
     if bad := [k for k in ks if not 1 <= k <= n]:
         raise ValueError(f"k must be in 1 … {n} (the samples per problem); got {bad[0]}.")
-
-    def by_sample(values: np.ndarray) -> np.ndarray:
-        return values.reshape(p, n, *values.shape[1:])
-
-    answers = by_sample(replay.answers).astype(np.int32)
-    right = by_sample(np.nan_to_num(replay.correct)).astype(np.float32)
     outcomes = []
     for k in ks:
         subsets = _subsets(n, k, draws, seed)

@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from anytime_lab.read.curves import (
     CURVE_COLUMNS,
@@ -24,17 +21,19 @@ from anytime_lab.read.curves import (
     endings,
     problem_table,
 )
-from anytime_lab.store.records import (
-    FORMAT,
+from anytime_lab.store.files import (
     MANIFEST,
-    RECORD_SCHEMA,
     RECORDS,
     THINKINGS,
     RunFolderError,
-    finished_chunks,
-    part_path,
     read_json,
+    run_folder,
+)
+from anytime_lab.store.records import (
+    FORMAT,
+    finished_chunks,
     read_manifest,
+    read_part,
     read_records,
 )
 
@@ -209,7 +208,8 @@ class Tables:
         new = [e.path for e in evaluations if e.path not in {*self.known, *self.complaints}]
         for path in new:  # threads are no gain: parts are small, and opening them holds the GIL
             try:
-                records = read_parts(path, list(dict.fromkeys([*CURVE_COLUMNS, *END_COLUMNS])))
+                columns = dict.fromkeys([*CURVE_COLUMNS, *END_COLUMNS])
+                records = read_records(path, columns, allow_partial=True)
                 self.known[path] = problem_table(records)
                 self.endings[path] = endings(records)
             except Exception as error:  # a damaged part, mixed parts, no part yet
@@ -220,30 +220,6 @@ class Tables:
         for path in paths:
             self.known.pop(path, None)
             self.complaints.pop(path, None)
-
-
-def read_parts(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """The records that are written, as `read_records` reads them, in a third of its time.
-
-    Opening a part costs more than reading it, so this opens each once and checks nothing twice;
-    whatever is wrong is left to `read_records` to find and say.
-    """
-    columns = list(columns)
-    labels = [c for c in columns if c in ("problem_id", "thinking_end", "reason")]
-    chunks = sorted(finished_chunks(path))
-    try:
-        sound = chunks and chunks[-1] < int(read_manifest(path)["chunks"])
-        parts = [
-            pq.ParquetFile(
-                part_path(path, RECORDS, chunk), read_dictionary=labels, pre_buffer=False
-            ).read(columns, use_threads=False)
-            for chunk in (chunks if sound else [])
-        ]
-        if sound and all(part.column_names == columns for part in parts):
-            return pa.concat_tables(parts).unify_dictionaries().to_pandas()
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-        pass
-    return read_records(path, columns, allow_partial=True)
 
 
 ORDERS = {
@@ -297,7 +273,7 @@ class ThinkingStore:
             RunFolderError: a part is damaged, or lacks the problem.
         """
         parts = sorted(set(self.parts.get(problem, {}).values()))
-        frames = [self._rows(RECORDS, part, problem, RECORD_SCHEMA.names) for part in parts]
+        frames = [read_part(self.path, RECORDS, part, problem=problem) for part in parts]
         if not frames or not sum(map(len, frames)):
             raise RunFolderError(f"{self.path} holds no records of problem {problem!r}.")
         frame = pd.concat(frames, ignore_index=True)
@@ -310,7 +286,7 @@ class ThinkingStore:
             RunFolderError: it is not there, or its part is damaged.
         """
         part = self.parts.get(problem, {}).get(sample)
-        frame = None if part is None else self._rows(THINKINGS, part, problem, None)
+        frame = None if part is None else read_part(self.path, THINKINGS, part, problem=problem)
         rows = None if frame is None else frame[frame["sample"] == sample]
         if rows is None or not len(rows):
             raise RunFolderError(
@@ -331,19 +307,6 @@ class ThinkingStore:
             records=records[records["sample"] == sample].reset_index(drop=True),
         )
 
-    def _rows(
-        self, table: str, part: int, problem: str, columns: Sequence[str] | None
-    ) -> pd.DataFrame:
-        path = part_path(self.path, table, part)
-        try:
-            whole = pq.ParquetFile(path, pre_buffer=False).read(columns, use_threads=False)
-            return whole.filter(pc.equal(whole["problem_id"], problem)).to_pandas()
-        except Exception as error:
-            raise RunFolderError(
-                f"{path} is damaged or missing ({str(error).splitlines()[0]}). Run the same "
-                "evaluation again to write it anew."
-            ) from error
-
 
 def find_thinkings(run_dir: str | Path) -> ThinkingStore:
     """Learns where the thinkings of a run lie, from the ids alone.
@@ -351,25 +314,14 @@ def find_thinkings(run_dir: str | Path) -> ThinkingStore:
     Raises:
         RunFolderError: no finished part, or a damaged one.
     """
-    path = Path(run_dir)
+    path = run_folder(run_dir)
     chunks = sorted(finished_chunks(path))
     if not chunks:
         raise RunFolderError(f"{path} has no finished part yet. Wait, or run it again.")
-
-    def ids(chunk: int) -> list[tuple[str, int]]:
-        part = part_path(path, THINKINGS, chunk)
-        try:
-            table = pq.ParquetFile(part).read(["problem_id", "sample"], use_threads=False)
-        except Exception as error:
-            raise RunFolderError(
-                f"{part} is damaged or missing ({str(error).splitlines()[0]}). Run the same "
-                "evaluation again to write it anew."
-            ) from error
-        return list(zip(table["problem_id"].to_pylist(), table["sample"].to_pylist(), strict=True))
-
     parts: dict[str, dict[int, int]] = {}
     for chunk in chunks:
-        for problem, sample in ids(chunk):
+        ids = read_part(path, THINKINGS, chunk, ["problem_id", "sample"])
+        for problem, sample in zip(ids["problem_id"], ids["sample"], strict=True):
             parts.setdefault(problem, {})[sample] = chunk
     return ThinkingStore(path, parts)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple, replace
 from pathlib import Path
 from textwrap import fill
 
@@ -24,14 +25,15 @@ from anytime_lab.read.curves import (
     ProblemTable,
     Records,
     anytime_accuracy,
+    common_tables,
     final_accuracy,
+    known_mean,
     mean_curve,
     paired_differences,
     problem_table,
     read_tables,
     thinking_length,
     tokens_to_accuracy,
-    weighted_mean,
 )
 from anytime_lab.read.training import read_metrics
 
@@ -131,13 +133,9 @@ def mean_table(tables: Sequence[ProblemTable]) -> ProblemTable:
             )
     if not others:
         return first
-    values = np.stack([table.values for table in tables])
-    graded = np.isfinite(values)
-    count = graded.sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        means = np.where(graded, values, 0.0).sum(axis=0) / count
+    means = known_mean(np.stack([table.values for table in tables]), axis=0)
     tokens = np.mean([table.tokens for table in tables], axis=0)
-    return ProblemTable(first.problems, first.budgets, means, tokens, first.bounds)
+    return replace(first, values=means, tokens=tokens)
 
 
 def mean_tables(tables: Mapping[str, Sequence[ProblemTable]]) -> dict[str, ProblemTable]:
@@ -358,37 +356,22 @@ def all_budgets(tables: Sequence[ProblemTable]) -> list[int]:
 
 def difference_table(a: ProblemTable, b: ProblemTable) -> ProblemTable | None:
     """`a` minus `b` on the problems and at the budgets that both have; None if there are none."""
-    budgets = [x for x in a.budgets if x in b.budgets]
-    names, rows_a, rows_b = np.intersect1d(
-        a.problems.astype(str), b.problems.astype(str), assume_unique=True, return_indices=True
-    )
-    if not budgets or not len(names):
+    pair = common_tables(a, b)
+    if pair is None:
         return None
-    sides = [
-        table.values[np.ix_(rows, [table.budgets.index(x) for x in budgets])]
-        for table, rows in ((a, rows_a), (b, rows_b))
-    ]
-    values = sides[0] - sides[1]
-    return ProblemTable(names, tuple(budgets), values, np.zeros_like(values), (-1.0, 1.0))
+    values = pair[0].values - pair[1].values
+    return replace(pair[0], values=values, tokens=np.zeros_like(values), bounds=(-1.0, 1.0))
 
 
 def at_budget(table: ProblemTable, budget: int) -> Estimate:
     """The mean at one budget; nothing where it was not measured."""
-    if budget not in table.budgets:
-        return NOTHING
-    row = np.eye(len(table.budgets))[table.budgets.index(budget)]
-    return weighted_mean(table.values, row, table.bounds)
+    return under_prior(table, Prior((budget,), (1.0,)))
 
 
 def under_prior(table: ProblemTable, prior: Prior) -> Estimate:
     """The mean weighted by a prior; nothing where one of its budgets was not measured."""
-    if any(b not in table.budgets for b, w in zip(prior.budgets, prior.weights, strict=True) if w):
-        return NOTHING
-    weights = np.zeros(len(table.budgets))
-    for budget, weight in zip(prior.budgets, prior.weights, strict=True):
-        if weight:
-            weights[table.budgets.index(budget)] = weight
-    return weighted_mean(table.values, weights, table.bounds)
+    measured = all(b in table.budgets or not w for b, w in zip(*astuple(prior), strict=True))
+    return anytime_accuracy(table, prior) if measured else NOTHING
 
 
 def told_value(estimate: Estimate) -> str:

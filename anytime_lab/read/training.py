@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from anytime_lab.read.runs import Runs, folder_name, named_runs, run_folders, told_error
-from anytime_lab.store.records import METRICS, PROGRESS, RunFolderError, read_json, read_jsonl
+from anytime_lab.store.files import METRICS, PROGRESS, RunFolderError, read_json, read_jsonl
 
 ANYTIME = "anytime accuracy"
 PANELS = {

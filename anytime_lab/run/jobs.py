@@ -21,7 +21,7 @@ from anytime_lab.run.notebook import check_parameters
 from anytime_lab.run.places import LocalPlace, Place
 from anytime_lab.run.process import Needs, NotebookRun, RunFailed
 from anytime_lab.run.table import jobs_table, live_table
-from anytime_lab.store.records import RunFolderError
+from anytime_lab.store.files import RunFolderError
 
 POLL = 0.25  # seconds between looks at the runs
 

@@ -31,13 +31,7 @@ from filelock import FileLock, Timeout
 
 from anytime_lab.page import redacted
 from anytime_lab.run.notebook import SECRETS, code_cells, hide_secrets
-from anytime_lab.store.records import (
-    RESULT,
-    RunFolderError,
-    read_json,
-    remove_leftovers,
-    write_json,
-)
+from anytime_lab.store.files import RESULT, RunFolderError, read_json, remove_leftovers, write_json
 
 RUN, FAILURE = "run.json", "failure.json"
 EXECUTED = "notebook.ipynb"

@@ -42,7 +42,7 @@ from anytime_lab.run.process import (
     told_changes,
 )
 from anytime_lab.run.storage import Storage
-from anytime_lab.store.records import PROGRESS, RunFolderError, read_json, write_json
+from anytime_lab.store.files import PROGRESS, RunFolderError, read_json, write_json
 
 SEEN = ".seen-by-all"
 LOOK = 1.0  # seconds between looks at the progress of runs

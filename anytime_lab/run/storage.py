@@ -25,7 +25,7 @@ from anytime_lab.run.process import (
     NotebookRun,
     read_or_nothing,
 )
-from anytime_lab.store.records import RESULT, write_json
+from anytime_lab.store.files import RESULT, write_json
 
 # Python before 3.11.4 has no filters; archives are our own.
 SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}

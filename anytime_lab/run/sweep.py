@@ -38,15 +38,15 @@ from anytime_lab.run.process import RUN, NotebookRun, read_or_nothing
 from anytime_lab.run.storage import MIRROR, Storage, check_mirror, mirror
 from anytime_lab.run.sweep_file import Point, Sweep, load_sweep, sweep_jobs, told
 from anytime_lab.run.table import clock, text
-from anytime_lab.store.records import (
+from anytime_lab.store.files import (
     METRICS,
     PROGRESS,
     RESULT,
     RunFolderError,
-    read_manifest,
     remove_leftovers,
     write_text,
 )
+from anytime_lab.store.records import read_manifest
 
 PAGE, TABLE, LOCK = "comparison", "summary.csv", ".sweep.lock"
 RELOOK = 10.0  # seconds between two looks at how long a running sweep still takes

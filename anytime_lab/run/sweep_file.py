@@ -35,7 +35,7 @@ from ruamel.yaml.error import YAMLError
 from anytime_lab.run.jobs import Job
 from anytime_lab.run.notebook import NOTEBOOKS, check_parameters, declared_parameters
 from anytime_lab.run.process import RUN, Needs
-from anytime_lab.store.records import METRICS, RESULT, read_json, read_jsonl
+from anytime_lab.store.files import METRICS, RESULT, read_json, read_jsonl
 
 MOST_RUNS = 10_000
 LARGEST_SEED = 2**32 - 1  # of numpy

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anytime_lab.page import plain, redacted
-from anytime_lab.store.records import PROGRESS, RunFolderError, read_json
+from anytime_lab.store.files import PROGRESS, RunFolderError, read_json
 
 REFRESH = 0.25  # seconds between drawings in a terminal
 REDRAW = 1.0  # in a notebook, where each one is a message to the page

@@ -7,14 +7,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from anytime_lab.store.records import RunFolderError
+from anytime_lab.store.files import RunFolderError, run_folder
 
 WRITING = ".writing"  # locked by the process that writes the folder; a kill lets it go
-
-
-def run_folder(folder: str | Path) -> Path:
-    """The one place that a folder's name means, for all that read and write it."""
-    return Path(folder).expanduser().absolute()
 
 
 @contextlib.contextmanager

@@ -1,257 +1,155 @@
-"""What a run leaves on disk: the folder layout, the schema, crash-safe writing and careful reading.
+"""Records of an evaluation: the columns, the parts on disk, and the one reader of them.
 
 A run folder holds
 
     manifest.json              settings, seeds, versions, hashes: how the run was made
     progress.json              how far it is, for whoever watches
     metrics.jsonl              training: one line per logged step
-    rollouts/step-000050.parquet   training: some rollout trees (rollout_records.py)
+    rollouts/step-000050.parquet   training: some rollout trees (rollouts.py)
     records/part-00000.parquet     evaluation: one row per (problem, sample, budget, summary)
     thinkings/part-00000.parquet   evaluation: one row per thinking, with its text
     result.json                written last by the job that owns the folder
 
-Every file but the jsonl is written beside its place, flushed to disk and moved over it, so a reader
-sees a whole file or none. Leftovers of a killed writer end in ``.tmp`` and are ignored.
 The prior is not in a record: a record tells what happened at a budget, a reader weights budgets.
+A part of another version reads well: a column that it lacks is null, one too many is ignored.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import errno
+import base64
 import json
-import math
-import os
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-MANIFEST, PROGRESS = "manifest.json", "progress.json"
-METRICS, RESULT = "metrics.jsonl", "result.json"
-RECORDS, THINKINGS = "records", "thinkings"
+from anytime_lab.store.files import (
+    MANIFEST,
+    RECORDS,
+    THINKINGS,
+    RunFolderError,
+    read_json,
+    replace_file,
+    run_folder,
+)
+
 FORMAT = "anytime_lab evaluation 1"
-
-RECORD_SCHEMA = pa.schema(
-    [
-        ("problem_id", pa.string()),
-        ("sample", pa.int32()),
-        ("budget", pa.int32()),  # tokens
-        ("summary", pa.int32()),
-        ("cut", pa.int32()),  # tokens of thinking kept: min(budget, thinking_tokens)
-        ("thinking_tokens", pa.int32()),
-        ("thinking_end", pa.string()),  # closed, eos, length
-        ("summary_tokens", pa.int32()),
-        ("finish", pa.string()),  # eos, length
-        ("answer", pa.string()),  # null: none was found
-        ("score", pa.float64()),  # null: the verifier abstained
-        ("correct", pa.bool_()),
-        ("reason", pa.string()),
-        ("logprob", pa.float64()),  # nats, summed over the tokens of the summary
-        ("summary_text", pa.string()),
-    ]
-)
-THINKING_SCHEMA = pa.schema(
-    [
-        ("problem_id", pa.string()),
-        ("sample", pa.int32()),
-        ("question", pa.string()),
-        ("gold", pa.string()),
-        ("thinking", pa.string()),
-        ("token_ends", pa.list_(pa.int32())),  # token t ends before character token_ends[t]
-        ("tokens", pa.int32()),
-        ("end", pa.string()),
-    ]
-)
-_LABELS = {"problem_id", "thinking_end", "finish", "reason"}  # few values, many rows
-
-
-class RunFolderError(Exception):
-    """A run folder cannot be read or written; the message says what was found and what to do."""
-
-    def _render_traceback_(self) -> list[str]:  # asked by IPython: a sentence ends a cell as well
-        return [f"{type(self).__name__}: {self}"]
+AGAIN = "Run the same evaluation again: it writes this part anew, and only this one."
 
 
 class PartialRunError(RunFolderError):
     """The run is still being written, or was stopped before its end."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What an evaluation knows of a thinking and, but for rows of thinkings, of one summary of it.
+
+    Attributes:
+        problem: with `id`, `question` and `gold`.
+        sample: number of the thinking among those of its problem.
+        tree: with `thinking` (token ids) and `end`.
+        thinking: text of the thinking; token_ends: characters before which each token ends.
+        budget: in tokens; summary: number of the summary at that budget.
+        leaf: with `cut`, `summary` (token ids), `logprobs` and `finished`.
+        text: of the summary.
+        grade: with `answer`, `score` (None: the verifier abstained) and `reason`.
+    """
+
+    problem: Any
+    sample: int
+    tree: Any
+    thinking: str = ""
+    token_ends: Sequence[int] = ()
+    budget: int = 0
+    summary: int = 0
+    leaf: Any = None
+    text: str = ""
+    grade: Any = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its type, and its value of what the evaluation knows.
+
+    A column that is added here is written by the next evaluation, and null in those before it.
+    """
+
+    name: str
+    type: pa.DataType
+    of: Callable[[Known], Any]
+    key: bool = False  # tells rows apart; a part without it is none
+    label: bool = False  # few values, many rows: read as categories
+
+
+def _correct(known: Known) -> bool:
+    """Full marks; a verifier with partial credit gives less than 1 for less."""
+    return known.grade.score is not None and known.grade.score >= 1
+
+
+def _gold(known: Known) -> str:
+    gold = known.problem.gold
+    return gold if isinstance(gold, str) else json.dumps(gold, default=str)
+
+
+_PROBLEM = Column("problem_id", pa.string(), lambda k: k.problem.id, key=True, label=True)
+_SAMPLE = Column("sample", pa.int32(), lambda k: k.sample, key=True)
+COLUMNS: Mapping[str, tuple[Column, ...]] = {
+    RECORDS: (
+        _PROBLEM,
+        _SAMPLE,
+        Column("budget", pa.int32(), lambda k: k.budget, key=True),  # tokens
+        Column("summary", pa.int32(), lambda k: k.summary, key=True),
+        # tokens of thinking kept: min(budget, thinking_tokens)
+        Column("cut", pa.int32(), lambda k: k.leaf.cut),
+        Column("thinking_tokens", pa.int32(), lambda k: len(k.tree.thinking)),
+        # closed, eos, length
+        Column("thinking_end", pa.string(), lambda k: k.tree.end, label=True),
+        Column("summary_tokens", pa.int32(), lambda k: len(k.leaf.summary)),
+        Column("finish", pa.string(), lambda k: "eos" if k.leaf.finished else "length", label=True),
+        Column("answer", pa.string(), lambda k: k.grade.answer),  # null: none was found
+        Column("score", pa.float64(), lambda k: k.grade.score),  # null: the verifier abstained
+        Column("correct", pa.bool_(), _correct),
+        Column("reason", pa.string(), lambda k: k.grade.reason, label=True),
+        # nats, summed over the tokens of the summary
+        Column("logprob", pa.float64(), lambda k: float(sum(k.leaf.logprobs))),
+        Column("summary_text", pa.string(), lambda k: k.text),
+    ),
+    THINKINGS: (
+        _PROBLEM,
+        _SAMPLE,
+        Column("question", pa.string(), lambda k: k.problem.question),
+        Column("gold", pa.string(), _gold),
+        Column("thinking", pa.string(), lambda k: k.thinking),
+        # token t ends before character token_ends[t]
+        Column("token_ends", pa.list_(pa.int32()), lambda k: list(k.token_ends)),
+        Column("tokens", pa.int32(), lambda k: len(k.tree.thinking)),
+        Column("end", pa.string(), lambda k: k.tree.end),
+    ),
+}
+
+
+def schema_of(columns: Iterable[Column]) -> pa.Schema:
+    """Names and types of columns as pyarrow has them."""
+    return pa.schema([(column.name, column.type) for column in columns])
+
+
 # --- writing -------------------------------------------------------------------------------------
-
-
-def _plain(value: Any) -> Any:
-    """Turns a value into what JSON can hold; numbers that are not finite become null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(_plain(v) for v in value)
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _replace(path: Path, write, durable: bool = True) -> None:
-    """Lets `write(file)` fill a file beside `path`, then moves it over `path` in one step."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if durable:  # the rename itself must survive a power cut
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        raise RunFolderError(
-            f"could not write {path}: {error.strerror or error}. What was written before is "
-            "intact; free space or make the folder writable, then run the same command again."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # a folder that cannot be written holds none
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | Path, obj: Any, durable: bool = True) -> None:
-    """Writes `obj` as JSON in one step: a reader sees the old file or the new one.
-
-    Takes dataclasses, paths, tuples, sets, numpy and torch values; NaN and infinities become null.
-    `durable=False` skips the flush to disk, for files that are rewritten often.
-
-    Raises:
-        RunFolderError: the disk is full or the folder cannot be written.
-    """
-    text = json.dumps(_plain(obj), ensure_ascii=False, indent=1, allow_nan=False)
-    _replace(Path(path), lambda file: file.write(text.encode() + b"\n"), durable)
-
-
-def write_text(path: str | Path, text: str | bytes) -> None:
-    """Writes a file of text (or of bytes, as they are) in one step.
-
-    Raises:
-        RunFolderError: the disk is full or the folder cannot be written.
-    """
-    content = text.encode() if isinstance(text, str) else text
-    _replace(Path(path), lambda file: file.write(content))
-
-
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        RunFolderError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise RunFolderError(f"{path} does not exist.") from None
-    except (ValueError, OSError) as error:
-        raise RunFolderError(f"{path} cannot be read as JSON: {error}.") from error
-
-
-def append_jsonl(path: str | Path, obj: Any) -> None:
-    """Appends one line in one write. A torn last line of a killed writer is removed first.
-
-    Raises:
-        RunFolderError: the disk is full or the folder cannot be written.
-    """
-    line = json.dumps(_plain(obj), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            if size and (file.seek(size - 1), file.read(1))[1] != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-            size = file.seek(0, os.SEEK_END)
-            if file.write(line) != len(line):  # a disk that fills up takes a part, and says nothing
-                file.truncate(size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError as error:
-        raise RunFolderError(
-            f"could not append to {path}: {error.strerror or error}. What was written before is "
-            "intact; free space or make the folder writable, then run the same command again."
-        ) from error
-
-
-def read_jsonl(path: str | Path) -> list[Any]:
-    """Reads the lines of a jsonl file; a torn last line is dropped, a missing file is empty.
-
-    Raises:
-        RunFolderError: a line before the last is not JSON.
-    """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise RunFolderError(f"{path}, line {number}, is not JSON: {error}.") from error
-    return rows
-
-
-def write_progress(
-    run_dir: str | Path,
-    stage: str,
-    done: int,
-    total: int,
-    unit: str,
-    *,
-    started: float,
-    done_before: int = 0,
-    message: str = "",
-) -> None:
-    """Writes progress.json for whoever watches the run.
-
-    Args:
-        started: `time.time()` at which this process began the stage.
-        done_before: how much of `done` an earlier process had finished; it does not count for
-            the speed from which the time left is told.
-    """
-    now = time.time()
-    new = done - done_before
-    left = (now - started) / new * (total - done) if new > 0 else None
-    write_json(
-        Path(run_dir) / PROGRESS,
-        {
-            "stage": stage,
-            "done": done,
-            "total": total,
-            "unit": unit,
-            "started": started,
-            "updated": now,
-            "seconds_left": left,
-            "message": message,
-        },
-        durable=False,
-    )
 
 
 def part_path(run_dir: str | Path, table: str, chunk: int) -> Path:
     """Where chunk number `chunk` of `table` ("records" or "thinkings") lies."""
-    return Path(run_dir) / table / f"part-{chunk:05d}.parquet"
+    return run_folder(run_dir) / table / f"part-{chunk:05d}.parquet"
+
+
+def row_of(table: str, known: Known) -> dict[str, Any]:
+    """A row of a table, every column computed."""
+    return {column.name: column.of(known) for column in COLUMNS[table]}
 
 
 def write_part(
@@ -262,35 +160,45 @@ def write_part(
     Raises:
         RunFolderError: the disk is full or the folder cannot be written.
     """
-    schema = RECORD_SCHEMA if table == RECORDS else THINKING_SCHEMA
+    schema = schema_of(COLUMNS[table])
     data = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     write_table(part_path(run_dir, table, chunk), data)
 
 
 def write_table(path: str | Path, data: pa.Table) -> None:
-    """Writes a parquet file, whole or not at all.
+    """Writes a parquet file with a checksum for every page, whole or not at all.
 
     Raises:
         RunFolderError: the disk is full or the folder cannot be written.
     """
-    _replace(Path(path), lambda file: pq.write_table(data, file, compression="zstd"))
+    replace_file(
+        path,
+        lambda file: pq.write_table(data, file, compression="zstd", write_page_checksum=True),
+    )
 
 
 def finished_chunks(run_dir: str | Path) -> set[int]:
     """The chunks whose records are on disk. A chunk's records are written after its thinkings."""
     numbers = (
-        p.stem.removeprefix("part-") for p in (Path(run_dir) / RECORDS).glob("part-*.parquet")
+        p.stem.removeprefix("part-") for p in (run_folder(run_dir) / RECORDS).glob("part-*.parquet")
     )
     return {int(number) for number in numbers if number.isdecimal()}
 
 
-def remove_leftovers(run_dir: str | Path) -> list[Path]:
-    """Removes the ``*.tmp`` files that a killed writer left in the run folder, and names them."""
-    folders = [Path(run_dir), Path(run_dir) / RECORDS, Path(run_dir) / THINKINGS]
-    leftovers = [path for folder in folders for path in folder.glob("*.tmp")]
-    for path in leftovers:
-        path.unlink(missing_ok=True)
-    return leftovers
+def drop_damaged_chunks(run_dir: str | Path) -> list[str]:
+    """Removes the records of chunks of which a part is damaged; what was found, a sentence each.
+
+    An evaluation that goes on makes such a chunk anew.
+    """
+    found = []
+    for chunk in sorted(finished_chunks(run_dir)):
+        for table in COLUMNS:
+            try:
+                read_part(run_dir, table, chunk)
+            except RunFolderError as error:
+                found.append(str(error).replace(AGAIN, "It is written anew."))
+                part_path(run_dir, RECORDS, chunk).unlink(missing_ok=True)
+    return found
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -302,7 +210,7 @@ def read_manifest(run_dir: str | Path) -> dict[str, Any]:
     Raises:
         RunFolderError: there is no such folder, it is empty, or it is something else.
     """
-    run_dir = Path(run_dir)
+    run_dir = run_folder(run_dir)
     if not run_dir.is_dir():
         raise RunFolderError(
             f"{run_dir} is not a folder; expected the run folder of an evaluation."
@@ -316,65 +224,21 @@ def read_manifest(run_dir: str | Path) -> dict[str, Any]:
             f"{run_dir} is not an evaluation: it has no {MANIFEST} (found {found}). Give the "
             "folder that evaluate() returned."
         )
-    manifest = read_json(run_dir / MANIFEST)
+    path = run_dir / MANIFEST
+    manifest = read_json(path, "Put a copy of it back, or evaluate into a new folder.")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         kind = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise RunFolderError(
-            f"{run_dir / MANIFEST} says format {kind!r}; this version reads {FORMAT!r}. Evaluate "
+            f"{path} says format {kind!r}; this version reads {FORMAT!r}. Evaluate "
             "again, or read it with the version that wrote it."
         )
-    return manifest
-
-
-def _read_table(
-    run_dir: str | Path, table: str, columns: Sequence[str] | None, allow_partial: bool
-) -> pd.DataFrame:
-    manifest = read_manifest(run_dir)
     chunks = manifest.get("chunks")
     if not isinstance(chunks, int) or isinstance(chunks, bool) or chunks < 1:
         raise RunFolderError(
-            f"{Path(run_dir) / MANIFEST} says {chunks!r} parts; expected 1 or more. It was "
-            "changed by hand or is damaged: evaluate into a new folder."
+            f"{path} says {chunks!r} parts; expected 1 or more. It was changed by hand or is "
+            "damaged: put a copy of it back, or evaluate into a new folder."
         )
-    done, wanted = finished_chunks(run_dir), set(range(chunks))
-    if done - wanted:
-        raise RunFolderError(
-            f"{run_dir} holds parts that its manifest does not know: {sorted(done - wanted)[:5]} "
-            f"of {len(wanted)}. Parts of another run were copied in; evaluate into a new folder."
-        )
-    if not done:
-        raise PartialRunError(
-            f"{run_dir} has no finished part yet (0 of {len(wanted)}). Wait, or run it again."
-        )
-    if done != wanted and not allow_partial:
-        raise PartialRunError(
-            f"{run_dir} is partial: {len(done)} of {len(wanted)} parts are written. Run the same "
-            "evaluation again to finish it, or read what is there with allow_partial=True."
-        )
-    schema = RECORD_SCHEMA if table == RECORDS else THINKING_SCHEMA
-    names = list(columns) if columns is not None else schema.names
-    if unknown := [name for name in names if name not in schema.names]:
-        raise ValueError(f"{table} have no column {unknown}; choose from {schema.names}.")
-    frames = [_read_part(part_path(run_dir, table, chunk), schema, names) for chunk in sorted(done)]
-    whole = pa.concat_tables(frames).unify_dictionaries()
-    return whole.to_pandas()
-
-
-def _read_part(path: Path, schema: pa.Schema, names: Sequence[str]) -> pa.Table:
-    try:
-        part = pq.read_table(
-            path, columns=list(names), read_dictionary=[n for n in names if n in _LABELS]
-        )
-    except FileNotFoundError:
-        raise RunFolderError(f"{path} is missing; evaluate again to write it.") from None
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise RunFolderError(
-            f"{path} is damaged ({str(error).splitlines()[0]}). Delete it and run the same "
-            "evaluation again: only this part is made anew."
-        ) from error
-    if missing := [name for name in names if name not in part.column_names]:
-        raise RunFolderError(f"{path} has no column {missing}: it is not a part of an evaluation.")
-    return part
+    return manifest
 
 
 def read_records(
@@ -385,16 +249,141 @@ def read_records(
     Labels (problem_id, thinking_end, finish, reason) come as categories.
 
     Args:
-        columns: the columns wanted; all of RECORD_SCHEMA if None.
+        columns: the columns wanted; all of COLUMNS if None.
         allow_partial: read what is there of a run that is still being written.
 
     Raises:
         PartialRunError: the run is not finished (or has nothing yet).
         RunFolderError: the folder is missing, empty, foreign or damaged.
+        ValueError: there is no such column.
     """
-    return _read_table(run_dir, RECORDS, None if columns is None else list(columns), allow_partial)
+    return _read_parts(run_dir, RECORDS, columns, allow_partial)
 
 
-def read_thinkings(run_dir: str | Path, allow_partial: bool = False) -> pd.DataFrame:
+def read_thinkings(
+    run_dir: str | Path, columns: Iterable[str] | None = None, allow_partial: bool = False
+) -> pd.DataFrame:
     """Reads the thinkings of an evaluation: one row per (problem, sample); as `read_records`."""
-    return _read_table(run_dir, THINKINGS, None, allow_partial)
+    return _read_parts(run_dir, THINKINGS, columns, allow_partial)
+
+
+def read_part(
+    run_dir: str | Path,
+    table: str,
+    chunk: int,
+    columns: Iterable[str] | None = None,
+    problem: str | None = None,
+) -> pd.DataFrame:
+    """Reads one part of a table, of all problems or of one.
+
+    Raises:
+        RunFolderError: the part is missing, foreign or damaged.
+    """
+    part = _read_part(run_dir, table, chunk, _chosen(table, columns))
+    if problem is not None:
+        part = part.filter(pc.equal(part["problem_id"], problem))
+    return part.to_pandas()
+
+
+def _read_parts(
+    run_dir: str | Path, table: str, columns: Iterable[str] | None, allow_partial: bool
+) -> pd.DataFrame:
+    chosen = _chosen(table, columns)
+    wanted = range(read_manifest(run_dir)["chunks"])
+    done = sorted(finished_chunks(run_dir))
+    if foreign := [chunk for chunk in done if chunk not in wanted]:
+        raise RunFolderError(
+            f"{run_dir} holds parts that its manifest does not know: {foreign[:5]} "
+            f"of {len(wanted)}. Parts of another run were copied in; evaluate into a new folder."
+        )
+    if not done:
+        raise PartialRunError(
+            f"{run_dir} has no finished part yet (0 of {len(wanted)}). Wait, or run it again."
+        )
+    if len(done) < len(wanted) and not allow_partial:
+        raise PartialRunError(
+            f"{run_dir} is partial: {len(done)} of {len(wanted)} parts are written. Run the same "
+            "evaluation again to finish it, or read what is there with allow_partial=True."
+        )
+    parts = [_read_part(run_dir, table, chunk, chosen) for chunk in done]
+    return pa.concat_tables(parts).unify_dictionaries().to_pandas()
+
+
+def _chosen(table: str, columns: Iterable[str] | None) -> list[Column]:
+    known = {column.name: column for column in COLUMNS[table]}
+    names = list(known) if columns is None else list(columns)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{table} have no column {unknown}; choose from {list(known)}.")
+    return [known[name] for name in names]
+
+
+def _read_part(run_dir: str | Path, table: str, chunk: int, columns: Sequence[Column]) -> pa.Table:
+    return read_table(
+        part_path(run_dir, table, chunk),
+        schema_of(columns),
+        needed=[column.name for column in COLUMNS[table] if column.key],
+        labels=[column.name for column in columns if column.label],
+        way_on=AGAIN,
+    )
+
+
+def read_table(
+    path: Path,
+    schema: pa.Schema,
+    *,
+    needed: Sequence[str],
+    labels: Sequence[str] = (),
+    way_on: str,
+) -> pa.Table:
+    """Reads the columns of a schema off a parquet file; one that the file lacks is null.
+
+    Opening costs more than reading where files are small, so each is opened once.
+
+    Args:
+        needed: columns without which the file is something else.
+        labels: columns of text to read as categories.
+        way_on: what to do where the file is missing or damaged, a sentence for the error.
+
+    Raises:
+        RunFolderError: the file is missing, damaged or something else.
+    """
+    try:
+        with _open(path, labels) as file:
+            present = file.schema_arrow.names
+            if present != _names_given(file):
+                raise ValueError("a column has another name than it was given")
+            if missing := [name for name in needed if name not in present]:
+                raise RunFolderError(
+                    f"{path} has no column {missing}: it holds something else. {way_on}"
+                )
+            wanted = [name for name in schema.names if name in present]
+            part = file.read(wanted, use_threads=False)
+        columns = []
+        for name, kind in zip(schema.names, schema.types, strict=True):
+            kind = pa.dictionary(pa.int32(), kind) if name in labels else kind
+            known = part[name] if name in present else pa.nulls(part.num_rows, kind)
+            if name in labels and not pa.types.is_dictionary(known.type):
+                known = known.dictionary_encode()
+            columns.append(known if known.type == kind else known.cast(kind))
+    except FileNotFoundError:
+        raise RunFolderError(f"{path} is missing. {way_on}") from None
+    except (OSError, pa.ArrowException, ValueError, TypeError) as error:
+        said = str(error).splitlines()[0]
+        raise RunFolderError(f"{path} is damaged ({said}). {way_on}") from error
+    return pa.table(columns, names=schema.names, metadata=part.schema.metadata)
+
+
+def _open(path: Path, labels: Sequence[str]) -> pq.ParquetFile:
+    options = {"pre_buffer": False, "page_checksum_verification": True}
+    try:
+        return pq.ParquetFile(path, read_dictionary=list(labels), **options)
+    except KeyError:  # one of them is not in the file
+        return pq.ParquetFile(path, **options)
+
+
+def _names_given(file: pq.ParquetFile) -> list[str]:
+    """The names of columns, which no checksum covers, as they stand a second time in the file."""
+    written = (file.metadata.metadata or {}).get(b"ARROW:schema")
+    if written is None:  # not by pyarrow
+        return file.schema_arrow.names
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(written))).names

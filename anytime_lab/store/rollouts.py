@@ -1,4 +1,4 @@
-"""Rollout trees of training on disk: what was sampled, how it scored, what each token was credited.
+"""Rollout trees of training on disk: what was sampled, how it scored, what each token got.
 
 `rollouts/step-000050.parquet` holds the trees of some problems that update 50 trained on, one row
 per thinking. Advantages stand there under the run's own baseline and under the others, so that a
@@ -14,18 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from anytime_lab.store.records import RunFolderError, write_table
+from anytime_lab.store.files import ROLLOUTS, RunFolderError, run_folder
+from anytime_lab.store.records import read_table, write_table
 
-ROLLOUTS = "rollouts"
 ROLLOUT_FORMAT = "anytime_lab rollouts 1"
-# "grpo" is the final score against the group's mean, whatever prior the run has; the others are
-# the choices of BRPOConfig.baseline, under the run's prior.
-METHODS = ("brpo", "grpo", "brpo_tokens", "group", "progress", "none")
+ADVANTAGE = "advantage_"  # before the name of a baseline, in a row and in a frame
 _NUMBERS = pa.list_(pa.float64())
+_ADVANTAGES = pa.field("advantages", pa.map_(pa.string(), _NUMBERS))  # baseline → (J,)
 ROLLOUT_SCHEMA = pa.schema(
     [
         ("problem", pa.int32()),  # place of the group in its generation
@@ -43,12 +42,19 @@ ROLLOUT_SCHEMA = pa.schema(
         ("returns", _NUMBERS),  # (J,) R_j
         ("progress", _NUMBERS),  # (J,) V1, what the thinking's own earlier scores predict
         ("group", _NUMBERS),  # (J,) V2, the mean return of the group
-        *((f"advantage_{name}", _NUMBERS) for name in METHODS),  # (J,) of the tokens up to b_j
     ]
 )
-_PER_BUDGET = [f.name for f in ROLLOUT_SCHEMA if f.type == _NUMBERS] + ["cuts"]
+_PER_BUDGET = [f.name for f in ROLLOUT_SCHEMA if f.type == _NUMBERS]
 _PER_SUMMARY = ["scores", "summaries", "summary_advantages"]
+# Without these a file holds no trees; what else it lacks is missing in the frame.
+_NEEDED = ["problem", "sample", "thinking", "token_ends", "tokens", "cuts", "scores", "summaries"]
+# The baselines that files of before the map have, each with a column of its own.
+_OLD = ("brpo", "grpo", "brpo_tokens", "group", "progress", "none")
+_READ = pa.schema(
+    [*ROLLOUT_SCHEMA, _ADVANTAGES, *((f"{ADVANTAGE}{name}", _NUMBERS) for name in _OLD)]
+)
 _STEP = re.compile(r"step-(\d+)\.parquet$")
+_DELETE = "Delete it; the run's other steps are not touched by that."
 
 
 @dataclass(frozen=True)
@@ -59,22 +65,26 @@ class Rollouts:
         step: The update that trained on them.
         budgets: J.
         prior: (J,) P_j of the run.
-        baseline: The run's own, one of METHODS but "grpo".
+        baseline: The run's own.
+        baselines: Those that the file knows advantages under. "grpo" is the final score against
+            the group's mean, whatever prior the run has; the others are under the run's prior.
         settings: What else the file says of the run.
-        frame: One row per thinking, columns of ROLLOUT_SCHEMA.
+        frame: One row per thinking, columns of ROLLOUT_SCHEMA, and (J,) advantages of the tokens
+            up to b_j under each baseline, by its name after ADVANTAGE.
     """
 
     step: int
     budgets: tuple[int, ...]
     prior: tuple[float, ...]
     baseline: str
+    baselines: tuple[str, ...]
     settings: dict[str, Any]
     frame: pd.DataFrame
 
 
 def rollout_path(run_dir: str | Path, step: int) -> Path:
     """Where the trees of an update lie."""
-    return Path(run_dir) / ROLLOUTS / f"step-{step:06d}.parquet"
+    return run_folder(run_dir) / ROLLOUTS / f"step-{step:06d}.parquet"
 
 
 def write_rollouts(
@@ -84,19 +94,23 @@ def write_rollouts(
 
     Args:
         settings: JSON values: `budgets`, `prior` and `baseline`, and what else tells the run.
-        rows: one per thinking, keys of ROLLOUT_SCHEMA.
+        rows: one per thinking, keys as the columns of `Rollouts.frame`.
 
     Raises:
         RunFolderError: the disk is full or the folder cannot be written.
     """
     about = json.dumps({"format": ROLLOUT_FORMAT, "step": step, **settings})
-    data = pa.Table.from_pylist([dict(row) for row in rows], schema=ROLLOUT_SCHEMA)
+    told = []
+    for row in rows:
+        known = {k.removeprefix(ADVANTAGE): v for k, v in row.items() if k.startswith(ADVANTAGE)}
+        told.append({**row, _ADVANTAGES.name: list(known.items())})
+    data = pa.Table.from_pylist(told, schema=ROLLOUT_SCHEMA.append(_ADVANTAGES))
     write_table(rollout_path(run_dir, step), data.replace_schema_metadata({"about": about}))
 
 
 def rollout_steps(run_dir: str | Path) -> list[int]:
     """The updates whose trees lie in a run folder, in order."""
-    paths = (Path(run_dir) / ROLLOUTS).glob("step-*.parquet")
+    paths = (run_folder(run_dir) / ROLLOUTS).glob("step-*.parquet")
     return sorted(int(match[1]) for path in paths if (match := _STEP.search(path.name)))
 
 
@@ -108,43 +122,56 @@ def drop_rollouts_after(run_dir: str | Path, step: int) -> None:
 
 
 def read_rollouts(run_dir: str | Path, step: int) -> Rollouts:
-    """Reads the trees of one update.
+    """Reads the trees of one update. A column that the file lacks is null, one too many ignored.
 
     Raises:
         RunFolderError: the file is missing, damaged or something else.
     """
     path = rollout_path(run_dir, step)
-    try:
-        data = pq.read_table(path)
-    except FileNotFoundError:
-        raise RunFolderError(f"{path} does not exist; choose one of the steps there.") from None
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise RunFolderError(
-            f"{path} is damaged ({str(error).splitlines()[0]}). Delete it; the run's other steps "
-            "are not touched by that."
-        ) from error
-    about = _about(path, data)
-    if missing := [name for name in ROLLOUT_SCHEMA.names if name not in data.column_names]:
-        raise RunFolderError(f"{path} has no column {missing}: it holds no rollouts.")
-    frame = data.select(ROLLOUT_SCHEMA.names).to_pandas()
-    _check_lengths(path, frame, len(about["budgets"]))
+    if not path.exists():
+        raise RunFolderError(f"{path} does not exist; choose one of the steps there.")
+    data = read_table(path, _READ, needed=_NEEDED, way_on=_DELETE)
+    about = _about(path, data.schema.metadata or {})
+    frame, baselines = _frame(data.to_pandas(), len(about["budgets"]))
+    _check_lengths(path, frame, [ADVANTAGE + name for name in baselines], len(about["budgets"]))
     return Rollouts(
         step=step,
         budgets=tuple(about["budgets"]),
         prior=tuple(about["prior"]),
         baseline=about["baseline"],
+        baselines=baselines,
         settings=about,
         frame=frame,
     )
 
 
-def _about(path: Path, data: pa.Table) -> dict[str, Any]:
+def _frame(data: pd.DataFrame, budgets: int) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The frame of `Rollouts` and its baselines; NaN where a column is missing."""
+    frame = data[ROLLOUT_SCHEMA.names].copy()
+    nothing = np.full(budgets, np.nan)
+    for name in frame.columns[frame.isna().all()]:
+        if name == "summary_advantages":
+            frame[name] = [[row * np.nan for row in tree] for tree in frame["scores"]]
+        else:
+            frame[name] = [nothing if name in _PER_BUDGET else ""] * len(frame)
+    told = data[_ADVANTAGES.name]
+    if told.notna().all():
+        known = [dict(pairs) for pairs in told]
+        names = tuple(dict.fromkeys(name for row in known for name in row))
+        values = {name: [row.get(name, nothing) for row in known] for name in names}
+    else:
+        names = tuple(name for name in _OLD if data[ADVANTAGE + name].notna().all())
+        values = {name: data[ADVANTAGE + name] for name in names}
+    return frame.assign(**{ADVANTAGE + name: values[name] for name in names}), names
+
+
+def _about(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     try:
-        about = json.loads((data.schema.metadata or {})[b"about"])
+        about = json.loads(metadata[b"about"])
         budgets, prior = about["budgets"], about["prior"]
         known = (
             about["format"] == ROLLOUT_FORMAT
-            and about["baseline"] in METHODS
+            and isinstance(about["baseline"], str)
             and budgets
             and all(isinstance(b, int) for b in budgets)
             and all(isinstance(p, float | int) for p in prior)
@@ -160,11 +187,12 @@ def _about(path: Path, data: pa.Table) -> dict[str, Any]:
     return about
 
 
-def _check_lengths(path: Path, frame: pd.DataFrame, budgets: int) -> None:
+def _check_lengths(path: Path, frame: pd.DataFrame, advantages: list[str], budgets: int) -> None:
     """A file that is a table but no tree is told here, not in a figure."""
+    per_budget = [*_PER_BUDGET, *_PER_SUMMARY, "cuts", *advantages]
     try:
         sound = len(frame) > 0 and all(
-            len(value) == budgets for name in [*_PER_BUDGET, *_PER_SUMMARY] for value in frame[name]
+            len(value) == budgets for name in per_budget for value in frame[name]
         )
         sound = sound and all(
             len({len(row) for name in _PER_SUMMARY for row in tree[name]}) == 1
@@ -175,6 +203,5 @@ def _check_lengths(path: Path, frame: pd.DataFrame, budgets: int) -> None:
         sound = False
     if not sound:
         raise RunFolderError(
-            f"{path} holds trees whose parts do not fit {budgets} budgets; it is damaged. Delete "
-            "it; the run's other steps are not touched by that."
+            f"{path} holds trees whose parts do not fit {budgets} budgets; it is damaged. {_DELETE}"
         )

@@ -1,478 +1,38 @@
 """Problems and their verifier by name: the embedded task, a benchmark, or your own file."""
 
-import codecs
-import contextlib
-import csv
-import errno
+import ast
 import hashlib
 import json
 import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import datasets
-import pyarrow.parquet as pq
 from datasets import Dataset, DatasetInfo
-from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RevisionNotFoundError,
-)
-from pyarrow import ArrowException, RecordBatch
 
 from anytime_lab.store.manifest import describe_problems
 from anytime_lab.tasks.countdown import load_countdown
+from anytime_lab.tasks.rows import load_hub_rows, read_rows
 from anytime_lab.verify.verifiers import CountdownVerifier, MathVerifier, Verifier
 
-MAX_ROW = 10_000_000  # characters of a row; a problem is a thousandth of that
-PIECE = 1 << 16  # characters of a JSON file that are read at least at a time
-SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
-
-
-def read_rows(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
-    """All rows of a file, each with its number: of the line (.jsonl), or of the record from 1.
-
-    Args:
-        path: A list of objects (.json; also an object whose values are such lists, of which the
-            longest is taken), one object a line (.jsonl), a table (.parquet, .csv with a header).
-
-    Raises:
-        TypeError: the path is no text and no path.
-        FileNotFoundError: there is no such file.
-        ValueError: it is empty, no UTF-8, torn, or of another form; the message names the row.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path is {path!r:.80}; give the name of a file ({', '.join(SUFFIXES)}).")
-    path = Path(path).expanduser()
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a file in it ({', '.join(SUFFIXES)}).")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path} (looked in {Path.cwd()}).")
-    readers = {".json": _json, ".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv}
-    if path.suffix.lower() not in readers:
-        raise ValueError(
-            f"{path.name} ends in {path.suffix!r}; expected one of {', '.join(SUFFIXES)}."
-        )
-    try:
-        rows = list(readers[path.suffix.lower()](path))
-    except UnicodeDecodeError:
-        raise ValueError(_first_bad_byte(path)) from None
-    if not rows:
-        raise ValueError(f"{path} holds no problems; expected at least one row.")
-    return rows
-
-
-def _first_bad_byte(path: Path) -> str:
-    """Where a file stops being UTF-8."""
-    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
-    with open(path, "rb") as file:
-        while True:
-            chunk = file.read(1 << 20)
-            try:
-                line += decoder.decode(chunk, final=not chunk).count("\n")
-            except UnicodeDecodeError as error:
-                line += error.object[: error.start].count(b"\n")
-                bad = error.object[error.start]
-                return (
-                    f"{path}, line {line}: byte {bad:#04x} is no UTF-8. Save the file as UTF-8 "
-                    "(iconv -t UTF-8)."
-                )
-
-
-def _too_long(path: Path, row: int) -> ValueError:
-    return ValueError(
-        f"{path}, row {row} is longer than {MAX_ROW:,} characters; expected one problem a row. Is "
-        "a quote or bracket never closed, or is it another kind of file?"
-    )
-
-
-def _checked(path: Path, number: int, row: Any) -> tuple[int, dict[str, Any]]:
-    if not isinstance(row, Mapping):
-        raise ValueError(
-            f"{path}, row {number}: found {type(row).__name__} {str(row)[:60]!r}; expected an "
-            'object such as {"problem": "...", "answer": "..."}.'
-        )
-    return number, dict(row)
-
-
-class _JsonText:
-    """The text of a JSON file, read as far as it is asked for."""
-
-    def __init__(self, path: Path, file: TextIO, row: int = 0):
-        self.path, self.file = path, file
-        self.row = row  # the one at hand, for errors; 0 outside of rows
-        self.text, self.at, self.ended = "", 0, False
-        self.line, self.column = 1, 0  # that the text starts in; characters before it there
-
-    def next(self) -> str:
-        """The next character that is no space; "" at the end."""
-        while True:
-            while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
-                self.at += 1
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self._more():
-                return ""
-
-    def take(self, wanted: str) -> str:
-        """The next character, which must be one of some."""
-        found = self.next()
-        if not found or found not in wanted:
-            raise self.error(f"expected {' or '.join(wanted)}", self.at)
-        self.at += 1
-        return found
-
-    def value(self) -> Any:
-        """The next value of any kind."""
-        self.next()
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self.text, self.at)
-            except json.JSONDecodeError as error:
-                wrong = error.pos - self.at
-                left = len(self.text) - self.at
-                # Cut off by the end of what is read, or wrong wherever it ends?
-                if wrong < left - 16 and not error.msg.startswith("Unterminated string"):
-                    raise self.error(error.msg, error.pos) from None
-                if left > MAX_ROW:
-                    raise _too_long(self.path, self.row) from None
-                if not self._more():
-                    raise self.error(error.msg, self.at + wrong) from None
-            except RecursionError:
-                raise self.error("brackets nested too deeply", self.at) from None
-            except ValueError as error:  # an integer of thousands of digits
-                raise self.error(f"{error}. Write it as a string", self.at) from None
-            else:
-                # `1.5e+`: a number near the end of what is read may go on beyond.
-                taken = end - self.at
-                if len(self.text) - end > 2 or not self._more():
-                    self.at += taken
-                    return value
-
-    def elements(self) -> Iterator[Any]:
-        """The elements of a list, one by one."""
-        self.take("[")
-        self.row = 0
-        if self.next() == "]":
-            self.at += 1
-            return
-        while True:
-            self.row += 1
-            yield self.value()
-            if self.take(",]") == "]":
-                self.row = 0
-                return
-
-    def _more(self) -> bool:
-        """Read on, each time as much again, and forget what was taken; False at the end."""
-        self.line, self.column = self._place(self.at)
-        self.text, self.at = self.text[self.at :], 0
-        chunk = "" if self.ended else self.file.read(max(PIECE, len(self.text)))
-        self.ended = not chunk
-        self.text += chunk
-        return bool(chunk)
-
-    def error(self, what: str, at: int) -> ValueError:
-        line, column = self._place(at)
-        row = f" (row {self.row})" if self.row else ""
-        hint = "" if self.row else f" {_LINES}"
-        return ValueError(f"{self.path}, line {line}, column {column + 1}{row}: {what}.{hint}")
-
-    def _place(self, at: int) -> tuple[int, int]:
-        """Line (from 1) and column (from 0) of a character of the text."""
-        start = self.text.rfind("\n", 0, at) + 1
-        column = at - start if start else self.column + at
-        return self.line + self.text.count("\n", 0, at), column
-
-
-_DECODER = json.JSONDecoder()
-_LINES = "If each line is an object of its own, name the file .jsonl."
-
-
-def _json(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig") as file:
-        text = _JsonText(path, file)
-        first = text.next()
-        if first == "[":
-            rows = [_checked(path, n, row) for n, row in enumerate(text.elements(), start=1)]
-        elif first == "{":
-            rows = [_checked(path, n, row) for n, row in enumerate(_longest(text), start=1)]
-        else:
-            found = type(text.value()).__name__
-            raise ValueError(f"{path} holds a {found}; expected a list of problems.")
-        if text.next():
-            raise text.error("expected the end of the file", text.at)
-    return rows
-
-
-def _longest(text: _JsonText) -> list[Any]:
-    """The longest of the lists that an object holds."""
-    lists = []
-    text.take("{")
-    more = text.next() != "}"
-    while more:
-        if text.next() != '"':
-            text.take('"')
-        text.value()
-        text.take(":")
-        if text.next() == "[":
-            lists.append(list(text.elements()))
-        else:
-            text.value()
-        more = text.take(",}") == ","
-    if not lists:
-        raise ValueError(f"{text.path} holds one object; expected a list of problems. {_LINES}")
-    return max(lists, key=len)
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    hint = "Each line must be one whole object."
-    with open(path, encoding="utf-8-sig") as file:
-        number = 0
-        while line := file.readline(MAX_ROW + 1):
-            number += 1
-            if len(line) > MAX_ROW:
-                raise _too_long(path, number)
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number}, column {error.colno}: {error.msg}. {hint}"
-                ) from None
-            except RecursionError:
-                raise ValueError(f"{path}, line {number}: brackets nested too deeply.") from None
-            except ValueError as error:  # an integer of thousands of digits
-                raise ValueError(f"{path}, line {number}: {error}. Write it as a string.") from None
-            yield _checked(path, number, row)
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    try:
-        with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=1000):
-                try:
-                    rows = batch.to_pylist()
-                except UnicodeDecodeError:
-                    rows = _rows_until_broken(batch)
-                for row in rows:
-                    number += 1
-                    yield number, row
-                if len(rows) < batch.num_rows:
-                    break
-            else:
-                return
-    except (OSError, ArrowException) as error:
-        raise ValueError(
-            f"{path} cannot be read as parquet: {error}. Is it whole, and no Git LFS pointer?"
-        ) from None
-    raise ValueError(
-        f"{path}, row {number + 1}: text that is no UTF-8. Write the table anew as UTF-8."
-    )
-
-
-def _rows_until_broken(batch: RecordBatch) -> list[dict[str, Any]]:
-    """The rows before the first one with text that is no UTF-8."""
-    rows: list[dict[str, Any]] = []
-    with contextlib.suppress(UnicodeDecodeError):
-        for at in range(batch.num_rows):
-            rows += batch.slice(at, 1).to_pylist()
-    return rows
-
-
-def _csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    limit = csv.field_size_limit(MAX_ROW)
-    made: list[tuple[int, dict[str, Any]]] = []
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            # Strict: a quote that is never closed would swallow the rest of the file.
-            table = csv.DictReader(_lines(file), strict=True)
-            header = list(table.fieldnames or ())
-            _check_header(header, path)
-            for row in table:
-                made.append((len(made) + 1, _record(row, len(made) + 1, header, path)))
-            return made
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}, row {len(made) + 1}: {error}. Is a closing quote missing, or a quote inside "
-            "a field not doubled?"
-        ) from None
-    finally:
-        csv.field_size_limit(limit)  # it holds for the whole process
-
-
-def _lines(file: TextIO) -> Iterator[str]:
-    while line := file.readline(MAX_ROW + 1):
-        if len(line) > MAX_ROW:
-            raise csv.Error(f"a line longer than {MAX_ROW:,} characters")
-        yield line
-
-
-def _check_header(header: list[str], path: Path) -> None:
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise ValueError(f"{path} has several columns named {', '.join(twice)}. Rename them.")
-    if len(header) == 1 and (other := set(header[0]) & set(";\t|")):
-        raise ValueError(
-            f"{path} has one column, {header[0]!r}; expected fields separated by commas, not by "
-            f"{' '.join(map(repr, sorted(other)))}. Save it with commas."
-        )
-
-
-def _record(row: dict, number: int, header: list[str], path: Path) -> dict[str, Any]:
-    if None in row:
-        raise ValueError(
-            f"{path}, row {number} has {len(row[None])} fields more than the header "
-            f"({', '.join(header)}). Quote fields that hold commas."
-        )
-    if None in row.values():
-        short = [name for name, value in row.items() if value is None]
-        raise ValueError(
-            f"{path}, row {number} ends before {', '.join(short)}; every row needs as many "
-            "fields as the header."
-        )
-    return row
-
-
-HUB = "https://huggingface.co/datasets"
-
-
-def load_hub_rows(
-    name: str,
-    path: str,
-    config: str | None,
-    split: str,
-    revision: str | None,
-    columns: Mapping[str, str | None],
-) -> tuple[list[tuple[int, Mapping[str, Any]]], str]:
-    """(numbered rows, address of the commit that they are of).
-
-    Args:
-        name: Of the benchmark, for errors.
-        path: Repository.
-        config: Configuration, or None.
-        split: Of the repository.
-        revision: Commit, branch or tag; None takes the newest.
-        columns: Roles to the repository's columns; only these are read.
-
-    Raises:
-        ValueError: There is no such data set, revision, configuration, split or column.
-        ConnectionError: The hub cannot be reached, does not answer, or must not be asked.
-        PermissionError: The hub wants a login or an agreement first.
-    """
-    try:
-        rows = datasets.load_dataset(path, config, split=split, revision=revision)
-    except Exception as error:
-        explained = _explained(error, name, path, revision)
-        if explained is error:
-            raise
-        raise explained from error
-    used = [column for column in columns.values() if column is not None]
-    if missing := sorted(set(used) - set(rows.column_names)):
-        raise ValueError(
-            f"{path} has the columns {rows.column_names}, but no {missing}: it has changed. Name "
-            "its columns (columns=...), an older commit (revision=...), or a file (path=...)."
-        )
-    commit = _commit(rows)
-    if commit and re.fullmatch("[0-9a-f]{40}", revision or "") and commit != revision:
-        raise ValueError(  # `datasets` takes what it has where it cannot ask
-            f"{name}: the hub cannot be asked, and the cache holds {commit} and not {revision!r}. "
-            "Leave revision out to take that, or pass a file (path=...)."
-        )
-    commit = commit or revision
-    homepage = f"{HUB}/{path}" + (f"/tree/{commit}" if commit else "")
-    return list(enumerate(rows.select_columns(used), start=1)), homepage
-
-
-def _commit(rows: Dataset) -> str | None:
-    """The repository's commit, which names the folder that the hub's rows are cached in."""
-    parts = {part for file in rows.cache_files for part in Path(file["filename"]).parts}
-    return next((part for part in sorted(parts) if re.fullmatch("[0-9a-f]{40}", part)), None)
-
-
-def _explained(error: Exception, name: str, path: str, revision: str | None) -> Exception:
-    """An error of `datasets` as one that says what was asked and what to do."""
-    what = f"{name} ({HUB}/{path})"
-    pass_file = (
-        f'bring the file here by other means and pass it: load_benchmark("{name}", '
-        f'path="{name}.jsonl")'
-    )
-    said = str(error).split("\n")[0][:300].rstrip(".")
-    causes = list(_causes(error))
-    statuses = [c.response.status_code for c in causes if isinstance(c, HfHubHTTPError)]
-    unreachable = any(_is_of_the_network(cause) for cause in causes)
-    if datasets.config.HF_HUB_OFFLINE and (unreachable or "cache" in said):
-        return ConnectionError(
-            f"{what} is not in the cache ({datasets.config.HF_DATASETS_CACHE}), and HF_HUB_OFFLINE "
-            f"forbids to ask the hub. Unset HF_HUB_OFFLINE and load it once; or {pass_file}."
-        )
-    if any(isinstance(c, GatedRepoError) for c in causes) or "gated" in said:
-        return PermissionError(
-            f"{what} is gated: {said}. Agree to its terms on that page, log in (hf auth login, or "
-            f"HF_TOKEN); or {pass_file}."
-        )
-    if any(isinstance(c, RevisionNotFoundError) for c in causes) or said.startswith("Revision"):
-        return ValueError(
-            f"{what} has no revision {revision!r}; its commits are listed at "
-            f"{HUB}/{path}/commits/main. Name one of them, or leave revision out."
-        )
-    if isinstance(error, DatasetNotFoundError):
-        return ValueError(
-            f"{what}: {said}. It was moved or deleted, or is private and wants a login (hf auth "
-            f"login, or HF_TOKEN); {pass_file}."
-        )
-    if {401, 403} & set(statuses):
-        return PermissionError(
-            f"{what}: the hub refuses ({said}). Check the token (hf auth whoami, HF_TOKEN); or "
-            f"{pass_file}."
-        )
-    if isinstance(error, (ValueError, DataFilesNotFoundError)):  # configuration, split, no data
-        return ValueError(
-            f"{what} is not as it was: {said}. Name an older commit (revision=...), or {pass_file}."
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
-        error.add_note(f"{what} is kept in {datasets.config.HF_DATASETS_CACHE} (HF_HOME moves it).")
-        return error
-    if unreachable or statuses:
-        return ConnectionError(
-            f"{what} could not be loaded: {type(error).__name__}: {said}. Check the connection "
-            f"(proxy, HF_ENDPOINT) or try again later; or {pass_file}."
-        )
-    error.add_note(f"This came of loading {what}. Without the hub: {pass_file}.")
-    return error
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came of."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _is_of_the_network(error: BaseException) -> bool:
-    kinds = (ConnectionError, TimeoutError, LocalEntryNotFoundError)
-    # httpx has a tree of errors of its own.
-    transport = {base.__name__ for base in type(error).__mro__} & {"TransportError", "gaierror"}
-    routes = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
-    no_route = isinstance(error, OSError) and error.errno in routes
-    return isinstance(error, kinds) or bool(transport) or no_route
-
-
 MAX_TEXT = 1_000_000  # characters of a question, an answer or an id
-# Where no column is named, the first of these that is there is taken.
+# Where no column is named, the first of these that is there is taken; a dot looks into an object.
 USUAL = {
-    "question": ("question", "problem", "prompt", "query"),
-    "answer": ("answer", "final_answer", "gold", "solution_answer", "target"),
+    "question": ("question", "problem", "prompt", "query", "messages"),
+    "answer": (
+        "answer",
+        "final_answer",
+        "gold",
+        "solution_answer",
+        "target",
+        "ground_truth",
+        "reward_model.ground_truth",
+        "expected_answer",
+    ),
     "problem_id": ("problem_id", "id", "unique_id", "ID", "uid"),
 }
 ADVICE = "drop_unusable=True leaves such problems out."
@@ -488,6 +48,8 @@ def problems_from_rows(
 ) -> Dataset:
     """Numbered rows as problems: columns problem_id, prompt (a conversation), question, answer.
 
+    A question that is a conversation keeps its turns; what its last turn says is the question.
+
     Args:
         rows: As `read_rows` gives them.
         source: Named in errors and in the dataset's info.
@@ -501,40 +63,40 @@ def problems_from_rows(
     """
     rows = list(rows)
     mapped = _columns(rows, source, columns or {})
-    made: dict[str, tuple[int, str, str | list[str]]] = {}
-    unanswered = repeated = 0
+    made: dict[str, tuple[int, list[dict[str, str]], str | list[str]]] = {}
+    unanswered, repeated, doubtful = 0, 0, []
     for number, row in rows:
         where = f"{source}, row {number}"
-        question = row.get(mapped["question"])
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError(
-                f"{where}: the question ({mapped['question']!r}) is {question!r:.80}; expected "
-                "text."
-            )
-        question = _plain(question, where, "question")
-        value = row.get(mapped["answer"])
-        if drop_unusable and _is_missing(value):
+        turns = _turns(_field(row, mapped["question"]), where, mapped["question"])
+        question = turns[-1]["content"]
+        value = _field(row, mapped["answer"])
+        if isinstance(value, Mapping) and "ground_truth" in value:
+            value = value["ground_truth"]
+        why = _looks_missing(value)
+        if drop_unusable and why:
             unanswered += 1
             continue
         answer = _answer(value, where, mapped["answer"])
+        if why:
+            doubtful.append(f"row {number} {value!r:.40} ({why})")
         problem_id = _problem_id(row, mapped.get("problem_id"), question, where)
         if problem_id in made:
             first, known, _ = made[problem_id]
-            if drop_unusable and known == question:
+            if drop_unusable and known == turns:
                 repeated += 1
                 continue
             raise ValueError(_repeats(where, first, problem_id, mapped.get("problem_id")))
-        made[problem_id] = (number, question, answer)
-    _tell_dropped(source, unanswered, repeated, len(made))
+        made[problem_id] = (number, turns, answer)
+    _tell(source, unanswered, repeated, doubtful, len(made))
     several = any(isinstance(answer, list) for _, _, answer in made.values())
     return Dataset.from_dict(
         {
             "problem_id": list(made),
             "prompt": [
-                [{"role": "user", "content": question + question_suffix}]
-                for _, question, _ in made.values()
+                [*turns[:-1], {"role": "user", "content": turns[-1]["content"] + question_suffix}]
+                for _, turns, _ in made.values()
             ],
-            "question": [question for _, question, _ in made.values()],
+            "question": [turns[-1]["content"] for _, turns, _ in made.values()],
             # One type in a column: lists of answers where any problem has several.
             "answer": [
                 answer if isinstance(answer, list) or not several else [answer]
@@ -543,6 +105,20 @@ def problems_from_rows(
         },
         info=DatasetInfo(description=source, homepage=homepage),
     )
+
+
+def _field(row: Mapping[str, Any], name: str) -> Any:
+    """A column, or what lies under a dotted name in a column of objects (or of their JSON)."""
+    if name in row or "." not in name:
+        return row.get(name)
+    first, _, rest = name.partition(".")
+    inside = row.get(first)
+    if isinstance(inside, str) and inside.lstrip().startswith("{"):
+        try:
+            inside = json.loads(inside)
+        except ValueError:
+            return None
+    return _field(inside, rest) if isinstance(inside, Mapping) else None
 
 
 def _columns(
@@ -561,15 +137,48 @@ def _columns(
     found = {}
     for role, usual in USUAL.items():
         wanted = [columns[role]] if role in columns else usual
-        name = next((name for name in wanted if name in present), None)
+        name = next((name for name in wanted if _is_there(rows, name, present)), None)
         if name is None and (role != "problem_id" or columns.get(role) is not None):
             raise ValueError(
                 f"{source} has the columns {present}, but none for the {role} (looked for "
-                f'{", ".join(map(str, wanted))}). Name it: columns={{"{role}": "..."}}.'
+                f'{", ".join(map(str, wanted))}). Name it: columns={{"{role}": "..."}} (a dot '
+                "looks into a column of objects)."
             )
         if name is not None:
             found[role] = name
     return found
+
+
+def _is_there(rows: list[tuple[int, Mapping[str, Any]]], name: Any, present: list[str]) -> bool:
+    if name in present or not isinstance(name, str):
+        return name in present
+    return any(_field(row, name) is not None for _, row in rows)
+
+
+def _turns(value: Any, where: str, column: str) -> list[dict[str, str]]:
+    """A question as the turns of a conversation, of which the last one is the user's."""
+    if isinstance(value, str) and re.match(r"\s*\[\s*\{.*[\"']role[\"']", value, re.DOTALL):
+        value = _listed(value) or value  # a conversation that a table holds as text
+    if isinstance(value, str) and value.strip():
+        value = [{"role": "user", "content": value}]
+    turns = []
+    for turn in value if isinstance(value, list) else ():
+        role, content = (
+            (turn.get(k) for k in ("role", "content")) if isinstance(turn, dict) else ("", "")
+        )
+        if isinstance(content, list):  # in parts, as models that see take it
+            parts = [part.get("text") for part in content if isinstance(part, dict)]
+            content = "".join(parts) if parts and all(isinstance(p, str) for p in parts) else None
+        if not (isinstance(role, str) and isinstance(content, str)):
+            turns = []
+            break
+        turns.append({"role": role, "content": _plain(content, where, "question")})
+    if not turns or turns[-1]["role"] != "user" or not turns[-1]["content"]:
+        raise ValueError(
+            f"{where}: the question ({column!r}) is {value!r:.80}; expected text, or a "
+            'conversation whose last turn is the user\'s, as [{"role": "user", "content": "..."}].'
+        )
+    return turns
 
 
 def _plain(text: str, where: str, what: str) -> str:
@@ -589,8 +198,47 @@ def _plain(text: str, where: str, what: str) -> str:
     return text.strip()
 
 
-def _is_missing(value: Any) -> bool:
-    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+# Golds that stand for none, but for case, dollars, a box, \\text and a full stop.
+_NONE = re.compile(
+    r"(nan|none|null|nil|n/?a|not (available|applicable)|no(ne)? (answer|given|solution given)|"
+    r"missing|unknown|tbd|todo|-+|\?+|\.*|"
+    r"\(?(see )?(the )?(proofs?|solution|above|below|attached)( (omitted|below|above|needed))?\)?)",
+    re.IGNORECASE,
+)
+_WRAPPED = re.compile(
+    r"\s*(?:\$+(.*?)\$+|\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s*\{(.*)\}|\\\((.*)\\\))\s*",
+    re.DOTALL,
+)
+
+
+def _looks_missing(value: Any) -> str:
+    """Why a gold is none, or may be none in disguise; "" for any other."""
+    if value is None or value == []:
+        return "no answer"
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, map(_looks_missing, value)), "")
+    if not isinstance(value, str):
+        return ""
+    text = value.strip()
+    if len(text) < 10_000 and isinstance(_listed(text), list) and re.search("[\"']", text):
+        return "a list written as text; make it a list, or name the one answer"
+    while match := _WRAPPED.fullmatch(text):
+        text = next(part for part in match.groups() if part is not None).strip()
+    if not text:
+        return "no answer" if not value.strip() else "an empty box"
+    return "stands for a missing one" if _NONE.fullmatch(text.rstrip(" .")) else ""
+
+
+def _listed(text: str) -> Any:
+    """What a list written as text holds, as JSON or as Python; None where it is none."""
+    if not text.lstrip().startswith("["):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return None
 
 
 def _answer(value: Any, where: str, column: str) -> str | list[str]:
@@ -645,13 +293,21 @@ def _repeats(where: str, first: int, problem_id: str, column: str | None) -> str
     )
 
 
-def _tell_dropped(source: str, unanswered: int, repeated: int, left: int) -> None:
+def _tell(source: str, unanswered: int, repeated: int, doubtful: list[str], left: int) -> None:
     if not left:
         raise ValueError(f"{source} holds no problem with an answer; expected at least one.")
     if unanswered or repeated:
         warnings.warn(
             f"{source}: left out {unanswered} problems without an answer and {repeated} repeated "
             f"ones; {left:,} are left.",
+            stacklevel=4,
+        )
+    if doubtful:
+        more = f" and {len(doubtful) - 5:,} more" if len(doubtful) > 5 else ""
+        warnings.warn(
+            f"{source}: {len(doubtful):,} of {left:,} answers look like none: "
+            f"{'; '.join(doubtful[:5])}{more}. No answer will be graded right there. Correct them; "
+            f"{ADVICE}",
             stacklevel=4,
         )
 
@@ -732,6 +388,7 @@ def load_benchmark(
     name: str,
     path: str | Path | None = None,
     *,
+    split: str | None = None,
     columns: Mapping[str, str | None] | None = None,
     question_suffix: str = QUESTION_SUFFIX,
     revision: str | None = None,
@@ -742,6 +399,7 @@ def load_benchmark(
     Args:
         name: One of `BENCHMARKS`.
         path: A file to read instead of asking the hub.
+        split: Of such a file; see `read_rows`.
         columns: See `load_problems`.
         question_suffix: Appended to every question.
         revision: Commit, branch or tag of the hub's repository.
@@ -764,7 +422,7 @@ def load_benchmark(
     if path is not None:
         if revision is not None:
             raise ValueError(f"revision is {revision!r}, but {path} is a file and has none.")
-        rows = read_rows(path)
+        rows = read_rows(path, split)
         about = {"source": str(path), "columns": columns}
     else:
         wanted = {**benchmark.columns(), **(columns or {})}
@@ -787,6 +445,7 @@ def load_benchmark(
 def load_problems(
     path: str | Path,
     *,
+    split: str | None = None,
     columns: Mapping[str, str | None] | None = None,
     question_suffix: str = QUESTION_SUFFIX,
     drop_unusable: bool = False,
@@ -795,10 +454,11 @@ def load_problems(
     """Problems from a JSON, JSONL, parquet or CSV file.
 
     Args:
-        path: See `read_rows`.
+        path, split: See `read_rows`.
         columns: prompt (or question), answer and problem_id to the file's columns; the usual
-            names (`problem`, `id`, …) are found without it. A problem_id of None, or no column
-            of ids, makes ids of the questions.
+            names (`problem`, `id`, …) are found without it. A dotted name looks into objects
+            (`reward_model.ground_truth`). A problem_id of None, or no column of ids, makes ids of
+            the questions.
         question_suffix: Appended to every question.
         drop_unusable: Leave out problems without an answer, and repetitions of a question, instead
             of refusing the file; a warning tells how many.
@@ -810,7 +470,8 @@ def load_problems(
         ValueError: a column is missing, a row is empty or of mixed types, ids repeat; the message
             names the row.
     """
-    made = problems_from_rows(read_rows(path), str(path), columns, question_suffix, drop_unusable)
+    rows = read_rows(path, split)
+    made = problems_from_rows(rows, str(path), columns, question_suffix, drop_unusable)
     return _with_golds_checked(made) if check else made
 
 
@@ -973,7 +634,8 @@ def load_task(
         name: `countdown`; a benchmark (`aime24`, `amc22_23`, `math500`, `minerva`,
             `olympiad_bench`, `deepscaler`); or a file of mathematics problems (JSON, JSONL,
             parquet, CSV).
-        split: Of the embedded task, `train` or `test`; the others have one.
+        split: Of the embedded task, `train` or `test`, or of a file that holds several; a benchmark
+            has one.
         num_problems: How many; None takes all.
         require_all: Where a problem has several answers, ask for all of them, in any order; by
             default any one is right. Not for the embedded task.
@@ -998,7 +660,7 @@ def load_task(
     if name in BENCHMARKS:
         problems = load_benchmark(name, check=check and not require_all, **options)
     elif Path(name).expanduser().is_file():
-        problems = load_problems(name, check=check and not require_all, **options)
+        problems = load_problems(name, split=split, check=check and not require_all, **options)
     else:
         raise ValueError(f"there is no task {name!r}. {_KNOWN}")
     if num_problems is not None:

@@ -17,8 +17,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from anytime_lab.prompts import ThinkingTokens, decode, text_and_ends
-from anytime_lab.store.manifest import describe_problems, environment
-from anytime_lab.store.records import (
+from anytime_lab.store.files import (
     METRICS,
     RunFolderError,
     append_jsonl,
@@ -29,6 +28,7 @@ from anytime_lab.store.records import (
     write_progress,
     write_text,
 )
+from anytime_lab.store.manifest import describe_problems, environment
 from anytime_lab.store.rollouts import drop_rollouts_after, write_rollouts
 from anytime_lab.train.advantages import (
     BASELINES,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from made_runs import random_right, write_run, write_tree
 
-from anytime_lab.store.records import METRICS, append_jsonl, part_path
+from anytime_lab.store.files import METRICS, append_jsonl
+from anytime_lab.store.records import part_path
 
 pytestmark = pytest.mark.slow
 

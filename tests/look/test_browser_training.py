@@ -5,7 +5,7 @@ import json
 import pytest
 from made_runs import write_tree
 
-from anytime_lab.store.records import METRICS, append_jsonl, write_progress
+from anytime_lab.store.files import METRICS, append_jsonl, write_progress
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,8 @@ from anytime_lab.priors import Prior
 from anytime_lab.read.curves import paired_difference, problem_table
 from anytime_lab.read.runs import find_evaluations
 from anytime_lab.read.told import difference_table, told_difference, told_points, under_prior
-from anytime_lab.store.records import part_path, read_records, write_json
+from anytime_lab.store.files import write_json
+from anytime_lab.store.records import part_path, read_records
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,8 @@ from anytime_lab.look.report import write_report
 from anytime_lab.priors import Prior
 from anytime_lab.read.curves import paired_differences, read_tables
 from anytime_lab.read.told import summary_table, told_table
-from anytime_lab.store.records import (
-    PartialRunError,
-    RunFolderError,
-    append_jsonl,
-    part_path,
-    read_json,
-    write_json,
-)
+from anytime_lab.store.files import RunFolderError, append_jsonl, read_json, write_json
+from anytime_lab.store.records import PartialRunError, part_path
 
 HOSTILE = "<script>alert(1)</script>"
 

@@ -15,7 +15,7 @@ from anytime_lab.read.training import (
     training_frame,
     variance_frame,
 )
-from anytime_lab.store.records import append_jsonl, write_progress
+from anytime_lab.store.files import append_jsonl, write_progress
 from anytime_lab.train.recording import drop_lines_after
 
 BUDGETS = (24, 96)

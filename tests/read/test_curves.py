@@ -22,7 +22,6 @@ from anytime_lab.read.curves import (
     t_quantile,
     thinking_length,
     tokens_to_accuracy,
-    weighted_accuracy,
 )
 
 # --- one run -------------------------------------------------------------------------------------
@@ -127,7 +126,6 @@ def test_thinking_length_and_tokens_to_accuracy():
     assert tokens_to_accuracy(curve, 0.25) == 10
     assert tokens_to_accuracy(curve, 0.5) == 20
     assert tokens_to_accuracy(curve, 0.8) is None
-    assert weighted_accuracy(curve) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """Exit rules replayed on tables worked by hand, calibration, and the published table."""
 
+import itertools
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from anytime_lab.read.curves import majority_curve
 from anytime_lab.read.policies import (
     calibration,
     calibration_error,
@@ -120,16 +120,39 @@ def random_run(p=12, n=6, seed=0):
     return records(answers, ["1"] * p, rng.uniform(0.05, 1, size=(p, n, 4)))
 
 
-def test_majorities_are_those_of_the_measures():
-    frame = random_run()
-    known = majority_curve(frame, [1, 3, 6]).sort_values(["k", "budget"])
-    frame_of_votes = policy_frame(
-        [*fixed_budgets(lay_out(frame)), *majority_votes(lay_out(frame), [1, 3, 6])], "allowed"
-    )
-    votes = frame_of_votes[frame_of_votes["policy"] == "majority"]
-    assert votes["accuracy"].tolist() == pytest.approx(known["accuracy"].tolist())
-    assert votes["tokens"].tolist() == known["tokens"].tolist()
-    assert votes["low"].tolist() == pytest.approx(known["low"].tolist())
+def _majority_by_hand(answers):
+    votes = {a: answers.count(a) for a in answers if a is not None}
+    winners = [a for a in votes if votes[a] == max(votes.values())]
+    return np.mean([a == "1" for a in winners]) if winners else 0.0
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_majorities_equal_counting_all_subsets(k):
+    rng = np.random.default_rng(k)
+    answers = rng.choice(np.array(["1", "2", "3", None], dtype=object), size=(4, 5, 4))
+    replay = lay_out(records(answers, ["1"] * 4))
+    frame = policy_frame([*fixed_budgets(replay), *majority_votes(replay, [k])], "allowed")
+    told = frame[frame["policy"] == "majority"]
+    wanted = [
+        np.mean(
+            [
+                _majority_by_hand(list(subset))
+                for p in range(4)
+                for subset in itertools.combinations(answers[p, :, j], k)
+            ]
+        )
+        for j in range(4)
+    ]
+    assert told["accuracy"].tolist() == pytest.approx(wanted)
+    assert told["tokens"].tolist() == [k * budget for budget in BUDGETS]
+
+
+def test_drawn_majorities_come_near_the_full_count():
+    replay = lay_out(random_run())
+    full, drawn = (majority_votes(replay, [3], draws=d, seed=1) for d in (20, 15))
+    for one, other in zip(full, drawn, strict=True):
+        assert one.accuracy.mean() == pytest.approx(other.accuracy.mean(), abs=0.05)
+    assert any((a.accuracy != b.accuracy).any() for a, b in zip(full, drawn, strict=True))
 
 
 def test_a_majority_needs_equally_many_samples():

@@ -9,7 +9,7 @@ from anytime_lab.read.training import (
     training_frame,
     variance_frame,
 )
-from anytime_lab.store.records import RunFolderError, append_jsonl
+from anytime_lab.store.files import RunFolderError, append_jsonl
 
 
 def line(step, **changes):

@@ -12,7 +12,7 @@ from made_notebooks import notebook, run_notebook
 
 from anytime_lab.run.jobs import Job, JobsFailed, run_jobs
 from anytime_lab.run.places import LocalPlace
-from anytime_lab.store.records import read_json
+from anytime_lab.store.files import read_json
 
 COUNT = "from pathlib import Path\nwith open({!r}, 'a') as f: f.write(f'{{x}},')"
 

@@ -13,17 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from killable import assert_same_checkpoint, lines
 
-from anytime_lab.store.records import (
-    RECORDS,
-    THINKINGS,
-    RunFolderError,
-    append_jsonl,
-    finished_chunks,
-    part_path,
-    read_jsonl,
-    read_records,
-    read_thinkings,
-)
+from anytime_lab.store.files import RECORDS, THINKINGS, RunFolderError, append_jsonl, read_jsonl
+from anytime_lab.store.records import finished_chunks, part_path, read_records, read_thinkings
 from anytime_lab.train.recording import last_complete_checkpoint, missing_parts, read_state
 
 KILLS = 20

@@ -22,7 +22,7 @@ from anytime_lab.run.process import (
     stop_run,
     told_changes,
 )
-from anytime_lab.store.records import read_json, write_json
+from anytime_lab.store.files import read_json, write_json
 
 COUNT = "from pathlib import Path\nwith open({!r}, 'a') as f: f.write(f'{{x}},')"
 FIGURE = "import plotly.graph_objects as go\ngo.Figure(go.Scatter(y=[1, 2]))"

@@ -14,7 +14,7 @@ from anytime_lab.run.jobs import JobsFailed
 from anytime_lab.run.places import open_place
 from anytime_lab.run.process import REPLACED, Needs, NotebookRun, RunFailed, versions
 from anytime_lab.run.sweep import prepare_sweep, run_sweep
-from anytime_lab.store.records import read_json, read_jsonl
+from anytime_lab.store.files import read_json, read_jsonl
 
 RUNS = 24
 # Also tells that it has begun, and on which node.

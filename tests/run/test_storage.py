@@ -9,7 +9,7 @@ from made_notebooks import row_notebook
 
 from anytime_lab.run.process import FAILURE, LOG, RUN, NotebookRun
 from anytime_lab.run.storage import PARTIAL, Storage, check_mirror, mirror
-from anytime_lab.store.records import RESULT, write_json
+from anytime_lab.store.files import RESULT, write_json
 
 NAME = "AR/seed-0/train"
 

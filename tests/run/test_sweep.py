@@ -7,7 +7,7 @@ from made_notebooks import notebook, row_notebook
 
 from anytime_lab.run.process import versions
 from anytime_lab.run.sweep import plan_line, plan_sweep, prepare_sweep
-from anytime_lab.store.records import write_json
+from anytime_lab.store.files import write_json
 
 
 def sweep_file(folder, text, name="s.yaml"):

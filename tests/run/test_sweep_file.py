@@ -18,7 +18,7 @@ from anytime_lab.run.sweep_file import (
     training_seconds,
     updates_within,
 )
-from anytime_lab.store.records import RunFolderError, append_jsonl, write_json
+from anytime_lab.store.files import RunFolderError, append_jsonl, write_json
 
 
 def sweep_file(folder, text, name="s.yaml"):

@@ -24,7 +24,7 @@ from anytime_lab.run.process import (
     start_run,
 )
 from anytime_lab.run.sweep import prepare_sweep, run_sweep
-from anytime_lab.store.records import read_json, read_jsonl
+from anytime_lab.store.files import read_json, read_jsonl
 
 pytestmark = pytest.mark.slow  # every run starts a kernel
 KILLS = 20

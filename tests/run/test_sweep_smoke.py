@@ -8,7 +8,8 @@ import pytest
 from made_notebooks import run_notebook
 
 from anytime_lab.run.sweep import prepare_sweep
-from anytime_lab.store.records import read_jsonl, read_records
+from anytime_lab.store.files import read_jsonl
+from anytime_lab.store.records import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "experiments/smoke.yaml"

@@ -12,7 +12,7 @@ view
 """
 BUSY = """
 import time
-from anytime_lab.store.records import append_jsonl, write_progress
+from anytime_lab.store.files import append_jsonl, write_progress
 for step in range(1, 6):
     append_jsonl(FOLDER + "/metrics.jsonl", {"step": step, "anytime_accuracy": 0.1 * step,
         "final_accuracy": 0.5, "thinking/length": 80.0, "score/24": 0.1, "seconds": 1.0 * step})

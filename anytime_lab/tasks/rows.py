@@ -1,0 +1,423 @@
+"""Rows of problems as they lie in a file or on the hub, each with its number for errors."""
+
+import codecs
+import contextlib
+import csv
+import errno
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import datasets
+import pyarrow.parquet as pq
+from datasets import Dataset
+from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RevisionNotFoundError,
+)
+from pyarrow import ArrowException, RecordBatch
+
+MAX_ROW = 10_000_000  # characters of a row; a problem is a thousandth of that
+MAX_JSON = 4_000_000_000  # bytes of a .json file, which is read as a whole
+SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+SPLIT = "split"  # a column of this name says to which split a row belongs
+Rows = list[tuple[int, dict[str, Any]]]
+
+
+def read_rows(path: str | Path, split: str | None = None) -> Rows:
+    """All rows of a file, each with its number: of the line (.jsonl), or of the record from 1.
+
+    Args:
+        path: A list of objects (.json; also an object that holds such lists by name), one object a
+            line (.jsonl), a table (.parquet, .csv with a header).
+        split: Which of several lists of a .json file; and which rows, where a column `split` has
+            this value among others. A warning tells what was left out.
+
+    Raises:
+        TypeError: the path is no text and no path.
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty, no UTF-8, torn, of another form, or holds several lists and none
+            of the name; the message names the row.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path is {path!r:.80}; give the name of a file ({', '.join(SUFFIXES)}).")
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file in it ({', '.join(SUFFIXES)}).")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path} (looked in {Path.cwd()}).")
+    readers = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv}
+    kind = path.suffix.lower()
+    if kind not in SUFFIXES:
+        raise ValueError(
+            f"{path.name} ends in {path.suffix!r}; expected one of {', '.join(SUFFIXES)}."
+        )
+    try:
+        rows = _json(path, split) if kind == ".json" else list(readers[kind](path))
+    except UnicodeDecodeError:
+        raise ValueError(_first_bad_byte(path)) from None
+    if not rows:
+        raise ValueError(f"{path} holds no problems; expected at least one row.")
+    return _of_split(path, rows, split)
+
+
+def _of_split(path: Path, rows: Rows, split: str | None) -> Rows:
+    """The rows whose column says the split, where some say another one."""
+    said = [row.get(SPLIT) for _, row in rows]
+    if split not in said or len(set(map(str, said))) == 1:
+        return rows
+    chosen = [one for one, its in zip(rows, said, strict=True) if its == split]
+    warnings.warn(
+        f"{path}: taken are the {len(chosen):,} of {len(rows):,} rows whose column {SPLIT!r} says "
+        f"{split!r}.",
+        stacklevel=4,
+    )
+    return chosen
+
+
+def _first_bad_byte(path: Path) -> str:
+    """Where a file stops being UTF-8."""
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    with open(path, "rb") as file:
+        while True:
+            chunk = file.read(1 << 20)
+            try:
+                line += decoder.decode(chunk, final=not chunk).count("\n")
+            except UnicodeDecodeError as error:
+                line += error.object[: error.start].count(b"\n")
+                bad = error.object[error.start]
+                return (
+                    f"{path}, line {line}: byte {bad:#04x} is no UTF-8. Save the file as UTF-8 "
+                    "(iconv -t UTF-8)."
+                )
+
+
+def _checked(path: Path, number: int, row: Any) -> tuple[int, dict[str, Any]]:
+    if not isinstance(row, Mapping):
+        raise ValueError(
+            f"{path}, row {number}: found {type(row).__name__} {str(row)[:60]!r}; expected an "
+            'object such as {"problem": "...", "answer": "..."}.'
+        )
+    return number, dict(row)
+
+
+# --- kinds of files ------------------------------------------------------------------------------
+
+_LINES = "If each line is an object of its own, name the file .jsonl."
+
+
+def _json(path: Path, split: str | None) -> Rows:
+    if path.stat().st_size > MAX_JSON:
+        raise ValueError(
+            f"{path} is larger than {MAX_JSON:,} bytes, and a .json file is read as a whole. Write "
+            "it as .jsonl or .parquet."
+        )
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        row = _row_that_breaks(text)
+        where = f"{path}, line {error.lineno}, column {error.colno}"
+        where += f" (row {row})" if row else ""
+        raise ValueError(f"{where}: {error.msg}.{'' if row else f' {_LINES}'}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: brackets nested too deeply.") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise ValueError(f"{path}: {error}. Write it as a string.") from None
+    if isinstance(found, dict):
+        found = _list_of(path, found, split)
+    if not isinstance(found, list):
+        kind = type(found).__name__
+        raise ValueError(f"{path} holds a {kind}; expected a list of problems.")
+    return [_checked(path, number, row) for number, row in enumerate(found, start=1)]
+
+
+def _row_that_breaks(text: str) -> int:
+    """Which element of a list cannot be read or has no comma after it; 0 outside of a list."""
+    decoder, space = json.JSONDecoder(), re.compile(r"\s*")
+    at = space.match(text).end()
+    if text[at : at + 1] != "[":
+        return 0
+    for row in range(1, len(text) + 1):
+        try:
+            _, at = decoder.raw_decode(text, space.match(text, at + 1).end())
+        except (ValueError, RecursionError):
+            return row
+        at = space.match(text, at).end()
+        if text[at : at + 1] != ",":
+            return 0 if text[at : at + 1] == "]" else row
+    return 0
+
+
+def _list_of(path: Path, found: dict[str, Any], split: str | None) -> list[Any]:
+    """The list of problems that an object holds, by its name where there are several."""
+    lists = {name: rows for name, rows in _lists(found) if rows and isinstance(rows[0], dict)}
+    lists = lists or dict(_lists(found))
+    if not lists:
+        raise ValueError(f"{path} holds one object; expected a list of problems. {_LINES}")
+    named = [name for name in lists if name.split(".")[-1] == split]
+    told = ", ".join(f"{name} ({len(rows):,} rows)" for name, rows in lists.items())
+    if len(named) == 1:
+        return lists[named[0]]
+    if len(lists) > 1:
+        raise ValueError(
+            f"{path} holds several lists of problems: {told}; "
+            + ("say which is meant (split=...)" if split is None else f"none is called {split!r}")
+            + ", or write the one that is meant to a file of its own."
+        )
+    only = next(iter(lists))
+    if split is not None and only.split(".")[-1] in ("train", "test", "validation", "dev", "eval"):
+        warnings.warn(f"{path} holds {told} only; that is taken for {split!r}.", stacklevel=5)
+    return lists[only]
+
+
+def _lists(found: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """All lists in an object and in objects inside it, by their dotted names."""
+    for name, value in found.items():
+        if isinstance(value, list):
+            yield before + name, value
+        elif isinstance(value, dict):
+            yield from _lists(value, f"{before}{name}.")
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    hint = "Each line must be one whole object."
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(_lines(file, path), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number}, column {error.colno}: {error.msg}. {hint}"
+                ) from None
+            except RecursionError:
+                raise ValueError(f"{path}, line {number}: brackets nested too deeply.") from None
+            except ValueError as error:  # an integer of thousands of digits
+                raise ValueError(f"{path}, line {number}: {error}. Write it as a string.") from None
+            yield _checked(path, number, row)
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """The lines of a file; one that never ends is not read into memory."""
+    number = 0
+    while line := file.readline(MAX_ROW + 1):
+        number += 1
+        if len(line) > MAX_ROW:
+            raise ValueError(
+                f"{path}, line {number} is longer than {MAX_ROW:,} characters; expected one "
+                "problem a row. Is a quote or bracket never closed, or is it another kind of file?"
+            )
+        yield line
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = 0
+    try:
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=1000):
+                try:
+                    rows = batch.to_pylist()
+                except UnicodeDecodeError:
+                    rows = _rows_until_broken(batch)
+                for row in rows:
+                    number += 1
+                    yield number, row
+                if len(rows) < batch.num_rows:
+                    break
+            else:
+                return
+    except (OSError, ArrowException) as error:
+        raise ValueError(
+            f"{path} cannot be read as parquet: {error}. Is it whole, and no Git LFS pointer?"
+        ) from None
+    raise ValueError(
+        f"{path}, row {number + 1}: text that is no UTF-8. Write the table anew as UTF-8."
+    )
+
+
+def _rows_until_broken(batch: RecordBatch) -> list[dict[str, Any]]:
+    """The rows before the first one with text that is no UTF-8."""
+    rows: list[dict[str, Any]] = []
+    with contextlib.suppress(UnicodeDecodeError):
+        for at in range(batch.num_rows):
+            rows += batch.slice(at, 1).to_pylist()
+    return rows
+
+
+def _csv(path: Path) -> Rows:
+    limit = csv.field_size_limit(MAX_ROW)
+    made: Rows = []
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            # Strict: a quote that is never closed would swallow the rest of the file.
+            table = csv.DictReader(_lines(file, path), strict=True)
+            header = list(table.fieldnames or ())
+            _check_header(header, path)
+            for number, row in enumerate(table, start=1):
+                where = f"{path}, row {number}"
+                if None in row:
+                    raise ValueError(
+                        f"{where} has {len(row[None])} fields more than the header "
+                        f"({', '.join(header)}). Quote fields that hold commas."
+                    )
+                if short := [name for name, value in row.items() if value is None]:
+                    raise ValueError(
+                        f"{where} ends before {', '.join(short)}; every row needs as many fields "
+                        "as the header."
+                    )
+                made.append((number, row))
+            return made
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, row {len(made) + 1}: {error}. Is a closing quote missing, or a quote inside "
+            "a field not doubled?"
+        ) from None
+    finally:
+        csv.field_size_limit(limit)  # it holds for the whole process
+
+
+def _check_header(header: list[str], path: Path) -> None:
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise ValueError(f"{path} has several columns named {', '.join(twice)}. Rename them.")
+    if len(header) == 1 and (other := set(header[0]) & set(";\t|")):
+        raise ValueError(
+            f"{path} has one column, {header[0]!r}; expected fields separated by commas, not by "
+            f"{' '.join(map(repr, sorted(other)))}. Save it with commas."
+        )
+
+
+# --- the hub -------------------------------------------------------------------------------------
+
+HUB = "https://huggingface.co/datasets"
+
+
+def load_hub_rows(
+    name: str,
+    path: str,
+    config: str | None,
+    split: str,
+    revision: str | None,
+    columns: Mapping[str, str | None],
+) -> tuple[Rows, str]:
+    """(numbered rows, address of the commit that they are of).
+
+    Args:
+        name: Of the benchmark, for errors.
+        path: Repository.
+        config: Configuration, or None.
+        split: Of the repository.
+        revision: Commit, branch or tag; None takes the newest.
+        columns: Roles to the repository's columns; only these are read.
+
+    Raises:
+        ValueError: There is no such data set, revision, configuration, split or column.
+        ConnectionError: The hub cannot be reached, does not answer, or must not be asked.
+        PermissionError: The hub wants a login or an agreement first.
+    """
+    try:
+        rows = datasets.load_dataset(path, config, split=split, revision=revision)
+    except Exception as error:
+        explained = _explained(error, name, path, revision)
+        if explained is error:
+            raise
+        raise explained from error
+    used = [column for column in columns.values() if column is not None]
+    if missing := sorted(set(used) - set(rows.column_names)):
+        raise ValueError(
+            f"{path} has the columns {rows.column_names}, but no {missing}: it has changed. Name "
+            "its columns (columns=...), an older commit (revision=...), or a file (path=...)."
+        )
+    commit = _commit(rows)
+    if commit and re.fullmatch("[0-9a-f]{40}", revision or "") and commit != revision:
+        raise ValueError(  # `datasets` takes what it has where it cannot ask
+            f"{name}: the hub cannot be asked, and the cache holds {commit} and not {revision!r}. "
+            "Leave revision out to take that, or pass a file (path=...)."
+        )
+    commit = commit or revision
+    homepage = f"{HUB}/{path}" + (f"/tree/{commit}" if commit else "")
+    return list(enumerate(rows.select_columns(used), start=1)), homepage
+
+
+def _commit(rows: Dataset) -> str | None:
+    """The repository's commit, which names the folder that the hub's rows are cached in."""
+    parts = {part for file in rows.cache_files for part in Path(file["filename"]).parts}
+    return next((part for part in sorted(parts) if re.fullmatch("[0-9a-f]{40}", part)), None)
+
+
+def _explained(error: Exception, name: str, path: str, revision: str | None) -> Exception:
+    """An error of `datasets` as one that says what was asked and what to do."""
+    what = f"{name} ({HUB}/{path})"
+    pass_file = (
+        f'bring the file here by other means and pass it: load_benchmark("{name}", '
+        f'path="{name}.jsonl")'
+    )
+    said = str(error).split("\n")[0][:300].rstrip(".")
+    causes = list(_causes(error))
+    statuses = [c.response.status_code for c in causes if isinstance(c, HfHubHTTPError)]
+    unreachable = any(_is_of_the_network(cause) for cause in causes)
+    if datasets.config.HF_HUB_OFFLINE and (unreachable or "cache" in said):
+        return ConnectionError(
+            f"{what} is not in the cache ({datasets.config.HF_DATASETS_CACHE}), and HF_HUB_OFFLINE "
+            f"forbids to ask the hub. Unset HF_HUB_OFFLINE and load it once; or {pass_file}."
+        )
+    if any(isinstance(c, GatedRepoError) for c in causes) or "gated" in said:
+        return PermissionError(
+            f"{what} is gated: {said}. Agree to its terms on that page, log in (hf auth login, or "
+            f"HF_TOKEN); or {pass_file}."
+        )
+    if any(isinstance(c, RevisionNotFoundError) for c in causes) or said.startswith("Revision"):
+        return ValueError(
+            f"{what} has no revision {revision!r}; its commits are listed at "
+            f"{HUB}/{path}/commits/main. Name one of them, or leave revision out."
+        )
+    if isinstance(error, DatasetNotFoundError):
+        return ValueError(
+            f"{what}: {said}. It was moved or deleted, or is private and wants a login (hf auth "
+            f"login, or HF_TOKEN); {pass_file}."
+        )
+    if {401, 403} & set(statuses):
+        return PermissionError(
+            f"{what}: the hub refuses ({said}). Check the token (hf auth whoami, HF_TOKEN); or "
+            f"{pass_file}."
+        )
+    if isinstance(error, (ValueError, DataFilesNotFoundError)):  # configuration, split, no data
+        return ValueError(
+            f"{what} is not as it was: {said}. Name an older commit (revision=...), or {pass_file}."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+        error.add_note(f"{what} is kept in {datasets.config.HF_DATASETS_CACHE} (HF_HOME moves it).")
+        return error
+    if unreachable or statuses:
+        return ConnectionError(
+            f"{what} could not be loaded: {type(error).__name__}: {said}. Check the connection "
+            f"(proxy, HF_ENDPOINT) or try again later; or {pass_file}."
+        )
+    error.add_note(f"This came of loading {what}. Without the hub: {pass_file}.")
+    return error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came of."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_of_the_network(error: BaseException) -> bool:
+    kinds = (ConnectionError, TimeoutError, LocalEntryNotFoundError)
+    # httpx has a tree of errors of its own.
+    transport = {base.__name__ for base in type(error).__mro__} & {"TransportError", "gaierror"}
+    routes = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
+    no_route = isinstance(error, OSError) and error.errno in routes
+    return isinstance(error, kinds) or bool(transport) or no_route
