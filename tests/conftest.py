@@ -64,9 +64,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 # --- several workers (pytest -n) -----------------------------------------------------------------
 
 # Slow tests that share nothing with others of their file: each goes where there is room.
-APART = ("run/test_kill.py", "run/test_sweep_kills.py", "run/test_launch.py")
+APART = tuple(f"run/test_{name}.py" for name in ("kill", "sweep_kills", "process", "jobs"))
 # What takes longest begins first, so that no worker is left with it at the end.
-FIRST = ("look/test_browser_", *APART, "run/test_lab.py", "train/test_distributed.py")
+FIRST = (
+    "look/test_browser_",
+    *("run/test_kill.py", "run/test_sweep_kills.py", "run/test_lab.py", "run/test_ray_place.py"),
+    "train/test_distributed.py",
+)
 
 
 def together(nodeid: str) -> str:

@@ -91,19 +91,6 @@ def test_figures_have_pictures_where_there_is_a_browser(tmp_path, monkeypatch, b
 
 
 @pytest.mark.slow
-def test_the_kernel_is_this_environments(tmp_path, monkeypatch):
-    told = tmp_path / "told.json"
-    code = (
-        "import json, sys, os\nfound = [sys.prefix, os.getcwd(), os.environ['MARK']]\n"
-        f"json.dump(found, open({str(told)!r}, 'w'))"
-    )
-    path = notebook(tmp_path, code)
-    monkeypatch.setenv("MARK", "yes")
-    run_notebook(path, {}, tmp_path / "run")
-    assert json.loads(told.read_text()) == [sys.prefix, str(tmp_path), "yes"]
-
-
-@pytest.mark.slow
 def test_an_error_in_a_cell_is_the_reason(tmp_path):
     path = notebook(tmp_path, "raise ValueError('the budget is wrong')")
     with pytest.raises(JobsFailed, match="ValueError: the budget is wrong"):
@@ -133,17 +120,20 @@ def test_a_stopped_run_leaves_no_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_parameters_arrive_as_they_are(tmp_path):
+def test_the_kernel_is_this_environments_and_parameters_arrive_as_they_are(tmp_path, monkeypatch):
     told = tmp_path / "told.json"
     parameters = "a: float = 1.0\nb: list = []\nc: dict = {}\nd: bool = True\ne: str = ''"
-    path = notebook(
-        tmp_path,
-        f"import json\njson.dump([a, b, c, d, e], open({str(told)!r}, 'w'))",
-        parameters=parameters,
+    code = (
+        "import json, sys, os\n"
+        "found = [sys.prefix, os.getcwd(), os.environ['MARK'], a, b, c, d, e]\n"
+        f"json.dump(found, open({str(told)!r}, 'w'))"
     )
+    path = notebook(tmp_path, code, parameters=parameters)
     wanted = [1e-6, [1, "x", None, [2.5]], {"k": {"l": [True, False]}}, False, "1e-6 ' \" \\ ü"]
-    run_notebook(path, dict(zip("abcde", wanted, strict=True)), tmp_path / "run")
-    assert json.loads(told.read_text()) == wanted
+    given = dict(zip("abcde", wanted, strict=True))
+    monkeypatch.setenv("MARK", "yes")
+    run_notebook(path, given, tmp_path / "run")
+    assert json.loads(told.read_text()) == [sys.prefix, str(tmp_path), "yes", *wanted]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from anytime_lab.run.process import REPLACED, Needs, NotebookRun, RunFailed, ver
 from anytime_lab.run.sweep import prepare_sweep, run_sweep
 from anytime_lab.store.files import read_json, read_jsonl
 
-RUNS = 24
+RUNS = 12  # three rounds on four cores: one node is lost in the second
 # Also tells that it has begun, and on which node.
 STARTS = (
     "import os, time\nopen(output_dir + '/starts.txt', 'a').write("

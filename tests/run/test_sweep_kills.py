@@ -27,7 +27,7 @@ from anytime_lab.run.sweep import prepare_sweep, run_sweep
 from anytime_lab.store.files import read_json, read_jsonl
 
 pytestmark = pytest.mark.slow  # every run starts a kernel
-KILLS = 20
+KILLS = 10
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
 
@@ -37,10 +37,10 @@ def start_sweep(path, out, *arguments):
     return subprocess.Popen([*command, *arguments], stdout=log, stderr=log, start_new_session=True)
 
 
-def wait_for_rows(out, sweep):
-    """The rows' file, once a running sweep has made it; one that has ended never will."""
+def wait_for_rows(out, sweep, above=0):
+    """The rows' file, once a running sweep has made more of them; one that has ended never will."""
     rows = out / "run/seed-0/rows.jsonl"
-    while not rows.exists():
+    while not rows.exists() or len(read_jsonl(rows)) <= above:
         if sweep.poll() is not None:
             log = (out.parent / "log.txt").read_text()
             pytest.fail(f"the sweep ended with {sweep.returncode}: {log[-3000:]}")
@@ -60,24 +60,22 @@ def processes_of(out):
     return found
 
 
-def kill_later(path, out, moment):
-    """Start a sweep and kill it at that moment, or a bit after its first row if None.
+def rows_in(out):
+    """How many rows there are in the whole sweep."""
+    return sum(len(read_jsonl(rows)) for rows in out.rglob("rows.jsonl"))
 
-    Returns the seconds until then, and whether it was whole before.
-    """
-    started = time.monotonic()
+
+def kill_once(path, out, holds):
+    """Start a sweep and kill it once that holds; returns whether it was whole before."""
     sweep = start_sweep(path, out, "--jobs", "2")
-    while moment is None and not list(out.rglob("rows.jsonl")):
-        assert sweep.poll() is None, (out.parent / "log.txt").read_text()[-3000:]
-        time.sleep(0.02)
-    try:
-        code = sweep.wait(timeout=0.2 if moment is None else moment)
-        assert code == 0, (out.parent / "log.txt").read_text()[-3000:]
-        return time.monotonic() - started, True
-    except subprocess.TimeoutExpired:
-        os.kill(sweep.pid, signal.SIGKILL)
-        sweep.wait()
-        return time.monotonic() - started, False
+    while not holds():
+        if sweep.poll() is not None:
+            assert sweep.returncode == 0, (out.parent / "log.txt").read_text()[-3000:]
+            return True
+        time.sleep(0.005)
+    sweep.kill()
+    sweep.wait()
+    return False
 
 
 def check_after_kill(out, finished):
@@ -110,7 +108,7 @@ def check_whole(path, out):
 
 
 @pytest.mark.timeout(900)
-def test_twenty_kills_lose_double_and_tear_nothing(tmp_path):
+def test_ten_kills_lose_double_and_tear_nothing(tmp_path):
     row_notebook(tmp_path)
     path = tmp_path / "s.yaml"
     path.write_text(
@@ -119,17 +117,21 @@ def test_twenty_kills_lose_double_and_tear_nothing(tmp_path):
         "  b: {notebook: rows, parameters: {x: '${x}', rows: 20, pause: 0.02}}\n"
     )
     rng = random.Random(0)
-    folders, finished, kills = [tmp_path / "out-0"], {}, 0
-    # What this machine takes to the first row sets the moments of the other kills: from before a
-    # kernel is up to the middle of its work.
-    first, _ = kill_later(path, folders[0], None)
-    kills += 1
-    assert any(read_jsonl(rows) for rows in folders[0].rglob("rows.jsonl"))
+    folders, finished, kills = [tmp_path / "out-0"], {}, 1
+    started = time.monotonic()
+    assert not kill_once(path, folders[0], lambda: rows_in(folders[0]))
+    first = time.monotonic() - started  # what this machine takes to the first row
     while kills < KILLS:
-        check_after_kill(folders[-1], finished)
-        _, whole = kill_later(path, folders[-1], min(first, 5.0) * rng.uniform(0.1, 1.5))
+        out = folders[-1]
+        check_after_kill(out, finished)
+        if kills % 2:  # in the middle of the work
+            more = rows_in(out) + rng.randint(1, 30)
+            whole = kill_once(path, out, lambda out=out, more=more: rows_in(out) >= more)
+        else:  # before a kernel is up
+            end = time.monotonic() + min(first, 5.0) * rng.uniform(0.1, 1.0)
+            whole = kill_once(path, out, lambda end=end: time.monotonic() > end)
         if whole:  # nothing is left to kill here
-            check_whole(path, folders[-1])
+            check_whole(path, out)
             folders.append(tmp_path / f"out-{len(folders)}")
         else:
             kills += 1
@@ -153,13 +155,16 @@ def test_what_killed_writers_left_goes_when_the_sweep_goes_on(tmp_path):
     assert not any(leftover.exists() for leftover in left)
 
 
-def test_nothing_goes_on_behind_a_killed_sweep(tmp_path):
+def test_a_second_sweep_is_refused_and_nothing_goes_on_behind_a_killed_one(tmp_path):
     row_notebook(tmp_path)
     path = tmp_path / "s.yaml"
     path.write_text("notebook: rows\nbase: {rows: 10000}\n")
     out = tmp_path / "out"
     sweep = start_sweep(path, out)
     wait_for_rows(out, sweep)
+    with pytest.raises(BlockingIOError, match="another sweep is running"):
+        run_sweep(prepare_sweep(path, out), 1)
+    assert sweep.poll() is None
     assert len(processes_of(out)) >= 2  # the launcher and its kernel
     os.kill(sweep.pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
@@ -169,24 +174,25 @@ def test_nothing_goes_on_behind_a_killed_sweep(tmp_path):
     sweep.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_a_sweep_and_leaves_it_to_go_on(tmp_path, number):
+def test_signals_stop_a_sweep_and_leave_it_to_go_on(tmp_path):
     row_notebook(tmp_path)
     path = tmp_path / "s.yaml"
-    path.write_text("notebook: rows\nbase: {rows: 40, pause: 0.05}\n")
-    out = tmp_path / "out"
-    sweep = start_sweep(path, out)
-    rows = wait_for_rows(out, sweep)
-    os.kill(sweep.pid, number)
-    assert sweep.wait(timeout=60) == 130
-    assert not processes_of(out)
-    before = len(read_jsonl(rows))
-    assert 0 < before < 40
-    (planned,) = prepare_sweep(path, out).plan()
-    assert (planned.state, planned.why) == ("begun", f"{before} of 40 rows")
-    path.write_text("notebook: rows\nbase: {rows: 40, pause: 0.05}\ntimeout: 600\n")
+    path.write_text("notebook: rows\nbase: {rows: 60, pause: 0.05}\n")
+    out, before = tmp_path / "out", 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        sweep = start_sweep(path, out)
+        rows = wait_for_rows(out, sweep, above=before)
+        os.kill(sweep.pid, number)
+        assert sweep.wait(timeout=60) == 130
+        assert not processes_of(out)
+        there = len(read_jsonl(rows))
+        assert before < there < 60
+        (planned,) = prepare_sweep(path, out).plan()
+        assert (planned.state, planned.why) == ("begun", f"{there} of 60 rows")
+        before = there
+    path.write_text("notebook: rows\nbase: {rows: 60, pause: 0.05}\ntimeout: 600\n")
     run_sweep(prepare_sweep(path, out), 1)
-    assert [row["row"] for row in read_jsonl(rows)] == list(range(40))
+    assert [row["row"] for row in read_jsonl(rows)] == list(range(60))
 
 
 def test_a_changed_parameter_starts_anew_says_so_and_keeps_the_old(tmp_path, capsys, monkeypatch):
@@ -237,20 +243,6 @@ def test_a_time_out_is_a_failure_with_its_reason(tmp_path):
         finish_run(run, code, process)
     assert run.failure.startswith("TimeoutError")
     assert not processes_of(tmp_path / "run")
-
-
-def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path):
-    row_notebook(tmp_path)
-    path = tmp_path / "s.yaml"
-    path.write_text("notebook: rows\nbase: {rows: 10000}\n")
-    out = tmp_path / "out"
-    sweep = start_sweep(path, out)
-    wait_for_rows(out, sweep)
-    with pytest.raises(BlockingIOError, match="another sweep is running"):
-        run_sweep(prepare_sweep(path, out), 1)
-    assert sweep.poll() is None
-    os.kill(sweep.pid, signal.SIGTERM)
-    sweep.wait(timeout=60)
 
 
 def test_several_processes_each_run_the_notebook_with_their_rank(tmp_path):
