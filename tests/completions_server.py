@@ -5,7 +5,9 @@ import json
 import socket
 import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from processes import on_loopback
 
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import sample_leaves
@@ -166,17 +168,11 @@ def serving(engine, tokenizer, **behaviour):
         )
         return sample_leaves(again, [[0] * count])[0]
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = False  # they run torch, so closing the server waits for them
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", told
-    finally:
-        over.set()
-        server.shutdown()
-        thread.join()
-        for connection in list(open_ones):  # kept alive by a client, or in the middle of a stream
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        server.server_close()
+    with on_loopback(Handler) as url:
+        try:
+            yield url, told
+        finally:
+            over.set()  # a connection that is opened from now on shuts itself
+            for connection in list(open_ones):  # kept alive by a client, or in mid-stream
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)

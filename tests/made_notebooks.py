@@ -1,4 +1,4 @@
-"""Notebooks that cost next to nothing, for tests of what runs notebooks."""
+"""Notebooks that cost next to nothing and sweeps of them, for tests of what runs notebooks."""
 
 from pathlib import Path
 
@@ -47,3 +47,20 @@ def run_notebook(path, parameters, folder, console=None):
     """Run a notebook into a folder, unless it holds the result already; its `result.json`."""
     job = Job("run", Path(path), parameters, Path(folder))
     return run_jobs([job], 1, console or Console(quiet=True))["run"]
+
+
+def sweep_file(folder, text, name="s.yaml"):
+    """Write a sweep's file."""
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def chain(folder, more="", steps=""):
+    """Write a sweep of two steps of rows, or of `steps`, with `more` before them."""
+    row_notebook(folder)
+    steps = steps or (
+        "  a: {notebook: rows, parameters: {x: '${x}'}}\n"
+        "  b: {notebook: rows, parameters: {x: '${x}', rows: 2}}\n"
+    )
+    return sweep_file(folder, f"{more or 'base: {x: 3}'}\nsteps:\n{steps}")

@@ -1,8 +1,10 @@
-"""Processes as a test sees them: who lives, who belongs to whom, who is gone."""
+"""Processes and servers as a test sees them: who lives, who belongs to whom, who is gone."""
 
 import contextlib
 import os
+import threading
 import time
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 
@@ -45,3 +47,18 @@ def until(condition, seconds=30.0):
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.01)
     return value
+
+
+@contextlib.contextmanager
+def on_loopback(handler):
+    """Yields the URL of a server of this handler. No thread of it is left afterwards."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = False  # they may run torch, so closing the server waits for them
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

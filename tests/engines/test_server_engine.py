@@ -4,11 +4,12 @@ import contextlib
 import json
 import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 import tiny
 import torch
+from processes import on_loopback
 from tiny import build
 
 from anytime_lab.engines.base import Sampling
@@ -107,16 +108,8 @@ def serving(**behaviour):
                 choices.append(choice)
             return choices[::-1]  # the order is told by `index` alone
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = False  # they run torch, so closing the server waits for them
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", told
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with on_loopback(Handler) as url:
+        yield url, told
 
 
 def plain_logprobs(prompt, ids):

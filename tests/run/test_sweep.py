@@ -3,26 +3,11 @@
 import re
 
 import pytest
-from made_notebooks import notebook, row_notebook
+from made_notebooks import chain, notebook
 
 from anytime_lab.run.process import versions
 from anytime_lab.run.sweep import plan_line, plan_sweep, prepare_sweep
 from anytime_lab.store.files import write_json
-
-
-def sweep_file(folder, text, name="s.yaml"):
-    path = folder / name
-    path.write_text(text)
-    return path
-
-
-def chain(folder, more="", steps=""):
-    row_notebook(folder)
-    steps = steps or (
-        "  a: {notebook: rows, parameters: {x: '${x}'}}\n"
-        "  b: {notebook: rows, parameters: {x: '${x}', rows: 2}}\n"
-    )
-    return sweep_file(folder, f"{more or 'base: {x: 3}'}\nsteps:\n{steps}")
 
 
 def finished(run, seconds=10.0):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import yaml
-from made_notebooks import notebook, row_notebook
+from made_notebooks import chain, notebook, row_notebook, sweep_file
 
 from anytime_lab.__main__ import main
 from anytime_lab.run.notebook import NOTEBOOKS
@@ -19,21 +19,6 @@ from anytime_lab.run.sweep_file import (
     updates_within,
 )
 from anytime_lab.store.files import RunFolderError, append_jsonl, write_json
-
-
-def sweep_file(folder, text, name="s.yaml"):
-    path = folder / name
-    path.write_text(text)
-    return path
-
-
-def chain(folder, more="", steps=""):
-    row_notebook(folder)
-    steps = steps or (
-        "  a: {notebook: rows, parameters: {x: '${x}'}}\n"
-        "  b: {notebook: rows, parameters: {x: '${x}', rows: 2}}\n"
-    )
-    return sweep_file(folder, f"{more or 'base: {x: 3}'}\nsteps:\n{steps}")
 
 
 def test_numbers_are_read_as_people_write_them(tmp_path):
