@@ -7,7 +7,8 @@ One server and one browser serve all tests. A view is tested in a page of its ow
         with lab.notebook("04_budget_curves", runs=runs) as page:   # a copy, with parameters
             page.run_all()                                      # raises where a cell fails
             before = page.live(0).data()                       # traces as plotly holds them
-            page.slider("Budget").press("ArrowRight")           # by the description of the control
+            page.line(0).press("ArrowRight")                    # the line through a live figure
+            page.slider("Ratio").press("ArrowRight")            # by the description of the control
             page.wait(lambda: "at 24 tokens" in page.text())
             page.button("CSV").click()
             page.select("Prior").select_option("base: the largest budget only")
@@ -357,6 +358,10 @@ class Page:
         box = self.raw.locator(".anytime-lab-figure").nth(index)
         return Plot(self, box.locator(".js-plotly-plot"))
 
+    def line(self, index: int = 0) -> Any:
+        """The line through a live figure, a slider: press keys on it."""
+        return self.raw.locator(".anytime-lab-figure").nth(index).locator(".budget-line")
+
     def control(self, label: str) -> Any:
         """The widget with this description."""
         whole = re.compile(rf"^\s*{re.escape(label)}\s*$")  # "Budget" is not "Weight at budget"
@@ -373,7 +378,9 @@ class Page:
             AssertionError: something has the focus and does not show it.
         """
         view = self.raw.locator(".anytime-lab-view").last
-        view.locator("select, input, button").first.focus()
+        view.locator(
+            ":is(select, input, button:not(.modebar-btn), .budget-line):visible"
+        ).first.focus()
         self.raw.keyboard.press("Tab")  # focus by key is shown, by a script perhaps not
         self.raw.keyboard.press("Shift+Tab")
         names = []
@@ -445,10 +452,10 @@ class Plot:
         self.page.wait(lambda: told.count() and told.last.text_content())
         return " ".join(told.all_text_contents())
 
-    def draw(self, points: list[tuple[float, float]]) -> None:
-        """Draws a line over it with the mouse; points are shares of the plotting area, from its
-        lower left corner."""
-        area = self.element.locator(".nsewdrag").first
+    def draw(self, points: list[tuple[float, float]], panel: int = 0) -> None:
+        """Drags the mouse through a panel of it; points are shares of the panel, from its lower
+        left corner."""
+        area = self.element.locator(".nsewdrag").nth(panel)
         area.scroll_into_view_if_needed()
         box = area.bounding_box()
         at = [(box["x"] + u * box["width"], box["y"] + (1 - v) * box["height"]) for u, v in points]

@@ -163,23 +163,24 @@ class BudgetCurves(RunsView):
             tooltip="What the runs answered there; a click on a point of a curve does the same",
             layout={"width": "auto"},
         )
-        more = widgets.VBox(
+        self._more = widgets.VBox(
             [
                 row(self.over, self.log_axis, self.published, self.again),
                 self.published_table,
                 row(self.level, self.reach),
                 self.exporter("budget-curves", folder),
                 self.status,
-            ]
+            ],
+            layout={"display": "none"},
         )
-        self.more = widgets.Accordion([more], titles=("More",), selected_index=None)
+        self.more = widgets.ToggleButton(description="More", icon="ellipsis-h")
         several = [self.dataset] if len(self.catalogue.datasets) > 1 else []
         self._aside = [*several, self.runs, self.inside, self.common, self.prior, self.score]
         self.aside = widgets.VBox(self._aside, layout=NARROW)
         left = widgets.VBox([self.live], layout=WIDE)
         both = widgets.HBox([left, self.aside], layout={"flex_flow": "row wrap"})
         both.add_class("beside-figure")
-        self.compose(self.story, both, self.more)
+        self.compose(self.story, both, self.more, self._more)
 
     def _observe(self) -> None:
         self.on(self.dataset, self._dataset_chosen)
@@ -191,6 +192,7 @@ class BudgetCurves(RunsView):
         self.on(self.prior, self._prior_chosen, "prior")
         self.on(self.live, self._line_moved, "at")
         self.on(self.level, self._read_reach)
+        self.on(self.more, self._open_more)
         self.live.on_click(self._point_clicked)
         self.live.on_paint(self._painted)
         self.again.on_click(lambda _: self._read_again())
@@ -265,6 +267,9 @@ class BudgetCurves(RunsView):
             self._runs_chosen()
         else:
             self._draw()
+
+    def _open_more(self) -> None:
+        self._more.layout.display = None if self.more.value else "none"
 
     def _read_again(self) -> None:
         """Looks at the folders anew: runs that were written further, and new ones."""

@@ -482,47 +482,27 @@ def plot_calibration(
         calibration: columns confidence, accuracy, low, high, answers.
     """
     _check(calibration, ["confidence", "accuracy", "low", "high", "answers"])
-    figure = go.Figure()
-    figure.add_scatter(**DIAGONAL)
-    figure.add_scatter(**calibration_trace(calibration))
-    base(figure, 380, title, template)
-    figure.update_xaxes(title="Confidence of the answer", tickformat=".0%", range=[-0.02, 1.02])
-    figure.update_yaxes(title="Share right", tickformat=".0%", range=[-0.02, 1.02])
-    return figure.update_layout(showlegend=False, margin={"t": 56 if title else 24})
-
-
-DIAGONAL = {
-    "x": [0, 1],
-    "y": [0, 1],
-    "mode": "lines",
-    "name": "perfectly calibrated",
-    "line": {"color": "#888", "width": 1.5, "dash": "dot"},
-    "hoverinfo": "skip",
-}
-
-
-def calibration_trace(calibration: pd.DataFrame) -> dict:
-    """A scatter trace of the bins, with their intervals."""
-    return {
-        "x": calibration["confidence"].tolist(),
-        "y": calibration["accuracy"].tolist(),
-        "error_y": {
-            "type": "data",
-            "symmetric": False,
-            "array": (calibration["high"] - calibration["accuracy"]).tolist(),
-            "arrayminus": (calibration["accuracy"] - calibration["low"]).tolist(),
-            "color": COLOURS[0],
-            "thickness": 1.5,
-            "width": 4,
-        },
-        "customdata": calibration["answers"].tolist(),
-        "mode": "lines+markers",
-        "name": "answers",
-        "line": {"color": COLOURS[0], "width": 2},
-        "marker": {"size": 8},
-        "hovertemplate": "confidence %{x:.1%}: <b>%{y:.1%}</b> right of %{customdata:,} answers"
+    figure = base(go.Figure(), 380, title, template, showlegend=False, margin={"t": 56})
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", name="perfectly calibrated", hoverinfo="skip",
+        line={"color": QUIET, "width": 1.5, "dash": "dot"},
+    )  # fmt: skip
+    above = (calibration["high"] - calibration["accuracy"]).tolist()
+    below = (calibration["accuracy"] - calibration["low"]).tolist()
+    figure.add_scatter(
+        x=calibration["confidence"].tolist(),
+        y=calibration["accuracy"].tolist(),
+        error_y={"symmetric": False, "array": above, "arrayminus": below, "width": 4},
+        customdata=calibration["answers"].tolist(),
+        mode="lines+markers",
+        name="answers",
+        line={"color": COLOURS[0], "width": 2},
+        marker={"size": 8},
+        hovertemplate="confidence %{x:.1%}: <b>%{y:.1%}</b> right of %{customdata:,} answers"
         "<extra></extra>",
-    }
+    )
+    figure.update_xaxes(title="Confidence of the answer", tickformat=".0%", range=[-0.02, 1.02])
+    return figure.update_yaxes(title="Share right", tickformat=".0%", range=[-0.02, 1.02])
 
 
 def plot_thinking(
@@ -607,36 +587,15 @@ def published_traces(published: pd.DataFrame, runs: Sequence[str]) -> list[dict]
     styles = run_styles([*runs, *names])
     traces = []
     for name, row in zip(names, published.itertuples(), strict=True):
-        style = styles[name]
-        told = f"{safe_text(name)}, {safe_text(row.benchmark)}"
-        traces.append(
-            {
-                "type": "scatter",
-                "x": [BUDGETS[0], BUDGETS[-1]],
-                "y": [row.anytime] * 2,
-                "mode": "lines",
-                "name": f"{safe_text(name)}, anytime",
-                "legendgroup": name,
-                "showlegend": False,
-                "line": {"color": style.colour, "dash": "dot", "width": 1.2},
-                "hovertemplate": f"{told}: anytime %{{y:.1%}} ({SOURCE})<extra></extra>",
-            }
-        )
-        traces.append(
-            {
-                "type": "scatter",
-                "x": [BUDGETS[-1]],
-                "y": [row.final],
-                "mode": "markers",
-                "name": safe_text(name),
-                "legendgroup": name,
-                "marker": {
-                    "symbol": f"{style.marker}-open",
-                    "size": 11,
-                    "color": style.colour,
-                    "line": {"width": 2},
-                },
-                "hovertemplate": f"{told}: final %{{y:.1%}} ({SOURCE})<extra></extra>",
-            }
-        )
+        style, told = styles[name], f"{safe_text(name)}, {safe_text(row.benchmark)}"
+        said = f"%{{y:.1%}} ({SOURCE})<extra></extra>"
+        ring = {"symbol": f"{style.marker}-open", "size": 11, "color": style.colour}
+        shared = {"type": "scatter", "legendgroup": name}
+        anytime = {"x": [BUDGETS[0], BUDGETS[-1]], "y": [row.anytime] * 2, "mode": "lines"}
+        anytime |= {"line": {"color": style.colour, "dash": "dot", "width": 1.2}}
+        anytime |= {"name": f"{safe_text(name)}, anytime", "showlegend": False}
+        final = {"x": [BUDGETS[-1]], "y": [row.final], "mode": "markers"}
+        final |= {"marker": {**ring, "line": {"width": 2}}, "name": safe_text(name)}
+        traces.append({**shared, **anytime, "hovertemplate": f"{told}: anytime {said}"})
+        traces.append({**shared, **final, "hovertemplate": f"{told}: final {said}"})
     return traces

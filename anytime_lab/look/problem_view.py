@@ -123,7 +123,8 @@ def summaries_html(thought: Thought, budget: int) -> str:
     if len(part) > SUMMARIES:
         caption += f", the first {SUMMARIES} of {len(part)}"
     header = ["summary", "answer", "verdict", "log-prob", "tokens (end)", "text"]
-    return table(header, rows, caption, "text")
+    inner = table(header, rows, kind="text")
+    return f"<details><summary>{caption}</summary>{inner}</details>"
 
 
 def told_path(path: pd.DataFrame) -> str:

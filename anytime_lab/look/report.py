@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from anytime_lab.look.figures import plot_curves, plot_training
 from anytime_lab.look.live import JS
-from anytime_lab.page import escaped, plain
+from anytime_lab.page import escaped, paragraph, plain, table
 from anytime_lab.priors import Prior
 from anytime_lab.read.curves import accuracy_curve, paired_differences
 from anytime_lab.read.told import (
@@ -93,10 +94,10 @@ def write_report(
     names = list(dict.fromkeys([*runs, *training, *equal_time]))
     seeds = read_seed_tables(runs, allow_partial)
     tables = mean_tables(seeds)
-    body = [_heading(1, title), *(_paragraph(note) for note in notes)]
+    body = [_heading(1, title), *(paragraph(note) for note in notes)]
     body += _comparison(tables, reference, prior, names, resamples, seed)
     if max(map(len, seeds.values())) > 1:
-        body += [_heading(2, "Training seeds"), _paragraph(ABOUT_SEEDS)]
+        body += [_heading(2, "Training seeds"), paragraph(ABOUT_SEEDS)]
         body.append(_table(told_seeds(seed_frame(seeds, prior)), "Percent; mean ± SD over seeds."))
     if training:
         body.append(_heading(2, "Training"))
@@ -104,7 +105,7 @@ def write_report(
     if equal_time:
         body.append(_heading(2, "At equal wall time of training"))
         if equal_time_note:
-            body.append(_paragraph(equal_time_note))
+            body.append(paragraph(equal_time_note))
         timed = mean_tables(read_seed_tables(equal_time, allow_partial))
         body += _comparison(timed, reference, prior, names, resamples, seed, level=3)
     body.append(_heading(2, "How this was measured"))
@@ -136,7 +137,7 @@ def _comparison(tables, reference, prior, names, resamples, seed, level: int = 2
     apart = {name: difference_table(tables[name], tables[reference]) for name in others}
     budgets = common_budgets(list(tables.values()))
     weights = prior or (Prior.uniform(budgets) if budgets else None)
-    parts = [f'<p class="story">{escaped(told_story(tables, apart, reference, weights))}.</p>']
+    parts = [paragraph(told_story(tables, apart, reference, weights) + ".", "story")]
     caption = "95 % intervals in brackets, clustered by problem; thinking tokens: mean at the "
     caption += "largest budget."
     if many:
@@ -151,10 +152,19 @@ def _comparison(tables, reference, prior, names, resamples, seed, level: int = 2
     figure = plot_curves(curves, names, reference=reference, title="", height=height)
     parts.append(_figure(figure, label))
     if not many:
-        parts.append(_details(NUMBERS, _table(_curve_told(*tables.values()), "")))
+        curve = accuracy_curve(*tables.values())
+        told = {"accuracy": (told_percent, ["accuracy", "low", "high"])}
+        parts.append(_details(NUMBERS, _by_budget(curve, told, "")))
     else:
-        parts += [_paragraph(sentence) for sentence in verdicts(pairs)]
-        parts.append(_details(NUMBERS, "".join(_by_budget(pairs))))
+        parts += [paragraph(sentence) for sentence in verdicts(pairs)]
+        curves = pairs[pairs["measure"] == "accuracy"].groupby("run", sort=False)
+        inner = [
+            _by_budget(
+                curve, PAIRED, f"{run} against {reference}, {curve['n_problems'].max():,} problems."
+            )
+            for run, curve in curves
+        ]
+        parts.append(_details(NUMBERS, "".join(inner)))
     return parts
 
 
@@ -166,56 +176,37 @@ def _training(metrics: Mapping[str, pd.DataFrame], names: Sequence[str]) -> list
             f" Rollouts of {', '.join(fewer)} were scored at fewer budgets; their mean is another "
             "quantity and is not drawn under anytime accuracy."
         )
-    parts = [_paragraph(said), _figure(plot_training(frame, names), "Training by update")]
+    parts = [paragraph(said), _figure(plot_training(frame, names), "Training by update")]
     if frame["seconds"].notna().all():
-        parts.append(_paragraph("The same against the wall time of training."))
+        parts.append(paragraph("The same against the wall time of training."))
         timed = plot_training(frame, names, over="seconds")
         parts.append(_figure(timed, "Training by wall time"))
     return parts
 
 
-def _curve_told(records) -> pd.DataFrame:
-    curve = accuracy_curve(records)
-    told = [told_percent(*row) for row in curve[["accuracy", "low", "high"]].to_numpy()]
-    return pd.DataFrame(
-        {
-            "budget": [f"{b:,}" for b in curve["budget"]],
-            "accuracy": [cell.partition(" [")[0] for cell in told],
-            "95 % interval": [cell.partition(" ")[2] for cell in told],
-        }
-    )
+def _by_budget(curve: pd.DataFrame, columns: Mapping[str, tuple], caption: str) -> str:
+    """The numbers at every budget, told for a reader; columns: title → (told, columns of it)."""
+    told = {"budget": [f"{b:,}" for b in curve["budget"]]}
+    for title, (words, of) in columns.items():
+        rows = curve[[*of, *[of[0]] * (3 - len(of))]].to_numpy(dtype=float)
+        told[title] = [words(*row) for row in rows]
+    return _table(pd.DataFrame(told), caption)
 
 
-def _by_budget(pairs: pd.DataFrame) -> list[str]:
-    """A table for each run: accuracies and difference at every budget, told for a reader."""
-    curves = pairs[pairs["measure"] == "accuracy"].groupby(["run", "reference"], sort=False)
-    return [
-        _table(
-            _pair_told(curve),
-            f"{run} against {reference}, {curve['n_problems'].max():,} problems.",
-        )
-        for (run, reference), curve in curves
-    ]
+def _value(value: float, _low: float, _high: float) -> str:
+    return told_percent(value, math.nan, math.nan)
 
 
-def _pair_told(curve: pd.DataFrame) -> pd.DataFrame:
-    missing = float("nan")
-    return pd.DataFrame(
-        {
-            "budget": [f"{b:,}" for b in curve["budget"]],
-            "accuracy": [told_percent(v, missing, missing) for v in curve["accuracy_a"]],
-            "reference": [told_percent(v, missing, missing) for v in curve["accuracy_b"]],
-            "difference": [told_points(v, missing, missing) for v in curve["difference"]],
-            "95 % interval": [
-                told_points(*row).partition(" ")[2]
-                for row in curve[["difference", "low", "high"]].to_numpy()
-            ],
-            "by bootstrap": [
-                told_points(*row).partition(" ")[2]
-                for row in curve[["difference", "boot_low", "boot_high"]].to_numpy()
-            ],
-        }
-    )
+def _bounds(value: float, low: float, high: float) -> str:
+    return told_points(value, low, high).partition(" ")[2]
+
+
+PAIRED = {
+    "accuracy": (_value, ["accuracy_a"]),
+    "reference": (_value, ["accuracy_b"]),
+    "difference": (told_points, ["difference", "low", "high"]),
+    "by bootstrap": (_bounds, ["difference", "boot_low", "boot_high"]),
+}
 
 
 # --- how it was measured -------------------------------------------------------------------------
@@ -253,7 +244,7 @@ def _method(runs: Mapping[str, list[Path]], prior: Prior | None, resamples: int)
         chunks = sum(manifest["chunks"] for manifest in several)
         if done < chunks:
             said.append(f"{name} was still being written: {done} of {chunks} parts were read.")
-    parts = [_paragraph(text) for text in said]
+    parts = [paragraph(text) for text in said]
     if same:
         frame = pd.DataFrame({"setting": list(same), "value": list(same.values())})
         caption = "The same in all runs." if len(runs) > 1 else "Settings of the run."
@@ -312,29 +303,15 @@ def _heading(level: int, text: str) -> str:
     return f"<h{level}>{escaped(text)}</h{level}>"
 
 
-def _paragraph(text: str) -> str:
-    return f"<p>{escaped(text)}</p>"
-
-
 def _details(summary: str, inner: str) -> str:
     return f"<details><summary>{escaped(summary)}</summary>{inner}</details>"
 
 
 def _table(frame: pd.DataFrame, caption: str, text: bool = False) -> str:
-    head = "".join(f'<th scope="col">{escaped(c)}</th>' for c in frame.columns)
-    rows = []
-    for first, *rest in frame.itertuples(index=False):
-        cells = "".join(f"<td>{escaped(cell)}</td>" for cell in rest)
-        if not text:  # the interval below its value, in all rows alike
-            cells = cells.replace(" [", "<br>[")
-        rows.append(f'<tr><th scope="row">{escaped(first)}</th>{cells}</tr>')
-    told = f"<caption>{escaped(caption)}</caption>" if caption else ""
     wordy = frame.columns[0] in ("run", "setting")
     kind = " ".join(["text"] * text + ["wordy"] * wordy)
-    return (
-        f'<div class="wide"><table class="{kind}">{told}<thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    told = table(list(frame.columns), frame.itertuples(index=False), caption, kind)
+    return told if text else told.replace(" [", "<br>[")  # the interval below its value
 
 
 def _figure(figure: go.Figure, label: str) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from anytime_lab.look.pictures import draw
 from anytime_lab.page import escaped, plain
@@ -74,12 +73,10 @@ def _shortened(name: str, limit: int) -> str:
 
 def label_lines(name: str) -> list[str]:
     """A name as one or two lines of at most LABEL_CHARACTERS, as plain text."""
-    name = _shortened(name, 2 * LABEL_CHARACTERS)
-    if len(name) <= LABEL_CHARACTERS:
-        return [name]
-    cuts = [i for i in range(LABEL_CHARACTERS, 0, -1) if len(name[i:].lstrip()) <= LABEL_CHARACTERS]
-    at = next((i for i in cuts if name[i] == " " or name[i - 1] in " -_/"), cuts[0])
-    return [name[:at].rstrip(), name[at:].lstrip()]
+    lines = textwrap.wrap(_shortened(name, 2 * LABEL_CHARACTERS), LABEL_CHARACTERS)
+    if len(lines) > 2:  # names of runs often differ in their last words only
+        lines = [lines[0], "…" + _shortened(name, len(name))[1 - LABEL_CHARACTERS :]]
+    return lines or [""]
 
 
 def budget_ticks(budgets: Sequence[int], most: int = 12) -> dict:
@@ -153,38 +150,22 @@ def names_width(runs: Iterable[str]) -> int:
 
 
 def apart(wanted: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
-    """Centres nearest to the wanted ones for blocks of the given sizes that must not overlap.
+    """Centres near the wanted ones for blocks of the given sizes that must not overlap.
 
     Args:
         wanted: centres, increasing.
         sizes: height of each block, in the same unit.
         low, high: what the blocks stay inside, if they fit.
     """
-    clusters: list[tuple[list[int], float]] = []  # blocks from below, lower edge of the lowest
-    for i in range(len(wanted)):
-        clusters.append(_cluster([i], wanted, sizes, low, high))
-        while len(clusters) > 1:
-            (below, edge), (above, next_edge) = clusters[-2:]
-            if edge + sum(sizes[k] for k in below) <= next_edge + 1e-12:
-                break
-            clusters[-2:] = [_cluster(below + above, wanted, sizes, low, high)]
-    centres = []
-    for blocks, edge in clusters:
-        for k in blocks:
-            centres.append(edge + sizes[k] / 2)
-            edge += sizes[k]
-    return centres
-
-
-def _cluster(
-    blocks: list[int], wanted: Sequence[float], sizes: Sequence[float], low: float, high: float
-) -> tuple[list[int], float]:
-    """Blocks stacked on each other, and the lower edge that is right for them on average."""
-    edges, height = [], 0.0
-    for k in blocks:
-        edges.append(wanted[k] - sizes[k] / 2 - height)
-        height += sizes[k]
-    return blocks, max(min(sum(edges) / len(edges), high - height), low)
+    lower, edges = low, []
+    for centre, size in zip(wanted, sizes, strict=True):  # each above the one before
+        edges.append(max(centre - size / 2, lower))
+        lower = edges[-1] + size
+    upper = high
+    for place in reversed(range(len(edges))):  # and below the one after
+        edges[place] = min(edges[place], upper - sizes[place])
+        upper = edges[place]
+    return [edge + size / 2 for edge, size in zip(edges, sizes, strict=True)]
 
 
 def base(
@@ -218,12 +199,6 @@ def told_figure(sentence: str, template: str = "plotly_white") -> go.Figure:
 
 FIGURES, TABLES = ("html", "png", "svg"), ("csv", "tex")
 PIXELS = {"width": 960, "scale": 2}
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-}
 
 
 def export(figure: go.Figure, frame: pd.DataFrame, path: str | Path) -> Path:
@@ -241,7 +216,10 @@ def export(figure: go.Figure, frame: pd.DataFrame, path: str | Path) -> Path:
             f"cannot export to {path.name!r}; end it in one of {', '.join(FIGURES + TABLES)}."
         )
     if kind == "html":
-        write_text(path, _page(figure))
+        config = {"displaylogo": False, "responsive": True, "plotlyServerURL": ""}
+        page = figure.to_html(include_plotlyjs=True, config=config)
+        title = escaped(figure.layout.title.text or "Accuracy by thinking budget")
+        write_text(path, page.replace("<head>", f"<head><title>{title}</title>", 1))
     elif kind == "csv":
         write_text(path, frame.to_csv(index=False))
     elif kind == "tex":
@@ -251,37 +229,8 @@ def export(figure: go.Figure, frame: pd.DataFrame, path: str | Path) -> Path:
     return path
 
 
-def _page(figure: go.Figure) -> str:
-    """The figure as one page that fetches nothing."""
-    title = escaped(figure.layout.title.text or "Accuracy by thinking budget")
-    inner = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        config={"displaylogo": False, "responsive": True, "plotlyServerURL": ""},
-    )
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<link rel="icon" href="data:,"><script>{get_plotlyjs()}</script></head>\n'
-        f"<body>{inner}</body></html>\n"
-    )
-
-
 def latex_table(frame: pd.DataFrame, digits: int = 3) -> str:
     """The frame as a booktabs tabular; numbers rounded, text escaped, missing values a dash."""
-    align = "".join("l" if not pd.api.types.is_numeric_dtype(frame[c]) else "r" for c in frame)
-    lines = [rf"\begin{{tabular}}{{{align}}}", r"\toprule"]
-    lines.append(" & ".join(_tex(c) for c in frame.columns) + r" \\")
-    lines.append(r"\midrule")
-    for values in frame.itertuples(index=False):
-        lines.append(" & ".join(_cell(v, digits) for v in values) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def _cell(value: object, digits: int) -> str:
-    if pd.isna(value):
-        return "--"
-    return f"${value:.{digits}f}$" if isinstance(value, float) else _tex(value)
-
-
-def _tex(text: object) -> str:
-    return "".join(_TEX.get(c, c) for c in str(text)).replace("\n", " ")
+    numbers = {c: f"${{:.{digits}f}}$".format for c in frame.select_dtypes("float")}
+    styled = frame.style.format(numbers, na_rep="--", escape="latex").hide(axis="index")
+    return styled.format_index(escape="latex", axis=1).to_latex(hrules=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,11 +97,11 @@ class View(widgets.VBox):
 
     def _ipython_display_(self) -> None:
         """The picture, which saved notebooks keep, and the view, which hides it while it lives."""
-        for sheet in self._sheet:
-            sheet._pictured = True
-        figure = self.picture()
-        told = figure.to_dict()
-        display({FIGURE: _plain(told), "text/plain": "a figure"}, raw=True)
+        if not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):  # which saves nothing
+            for sheet in self._sheet:
+                sheet._pictured = True
+            told = json.loads(to_json_plotly(self.picture().to_dict()))
+            display({FIGURE: told, "text/plain": "a figure"}, raw=True)
         display(self._repr_mimebundle_(), raw=True)
 
     def exporter(self, name: str, folder: str | Path) -> widgets.Widget:
@@ -172,10 +174,3 @@ class RunsView(View):
                     f"{evaluation.chunks} parts are read."
                 )
         return said
-
-
-def _plain(figure: dict) -> dict:
-    """A figure as JSON holds it."""
-    import json
-
-    return json.loads(to_json_plotly(figure))

@@ -25,45 +25,47 @@ def runs(tmp_path_factory):
 
 def anytime(page, run):
     """The anytime score of a run in the view's table, as it is told."""
-    rows = page.raw.locator(".anytime-lab tr").all_inner_texts()
-    found = [row.split("\t") for row in rows if row.startswith(run + "\t")]
-    return found[-1][3] if found else ""
+    rows = page.raw.locator(".anytime-lab .score tr").all_inner_texts()
+    return next((row.split("\t")[1] for row in rows if row.startswith(run + "\t")), "")
 
 
-def test_budget_curves_are_slid_hovered_reweighted_and_exported(lab, runs, tmp_path):
+def test_budget_curves_are_read_dragged_hovered_reweighted_and_exported(lab, runs, tmp_path):
     with lab.notebook("04_budget_curves", runs=runs, reference="grpo") as page:
         page.run_all()
-        live = page.live(0)
-        page.wait(lambda: len(live.data()) == 4)
-        static = page.plot(0)
-        assert live.trace("ar")["y"] == pytest.approx(static.trace("ar")["y"])
-        assert "at 24 tokens" in page.text()
+        live, line = page.live(0), page.line(0)
+        page.wait(lambda: len(live.data()) == 7)
+        page.wait(lambda: page.raw.locator(".jp-RenderedPlotly").first.is_hidden())  # the picture
+        assert "ar is above grpo at" in page.text() and "at 24 tokens" in page.text()
         assert page.tabbed() == [
-            *("Runs", "Reference", "Read the folders again"),
-            *("Budget", "24 tokens", "Logarithmic budget axis", "Tokens to accuracy", "50%"),
-            *("Published values (BRPO)", "Prior", "Weight at budget", "Relative weight", "1.00"),
-            *("Export to folder", "HTML", "PNG", "SVG", "CSV", "LaTeX"),
-            *("Look inside", "Problems behind this point"),
+            *("Thinking budget", "show grpo", "compare with grpo", "show ar"),
+            *("Problems behind the line", "Prior", "More"),
         ]
-        page.slider("Budget").press("ArrowRight")
+        line.press("ArrowRight")
         page.wait(lambda: "at 32 tokens" in page.text())
-        page.wait(lambda: live.layout()["shapes"][0]["x0"] == 32)
-        page.drag("Budget", -500)
+        told = line.get_attribute("aria-valuetext")
+        assert re.match(r"32 tokens; grpo \d+\.\d %; ar \d+\.\d %; ar \+\d", told)
+        assert page.raw.locator(".riding span").count() == 3
+        live.draw([(0.9, 0.5), (0.01, 0.5)])
         page.wait(lambda: "at 8 tokens" in page.text())
-        page.wait(lambda: live.layout()["shapes"][0]["x0"] == 8)
+        assert line.get_attribute("aria-valuenow") == "0"
         assert re.search(r"ar.*%", live.hover(trace=1, point=1))
 
         uniform = anytime(page, "ar")
         page.select("Prior").select_option("base: the largest budget only")
         page.wait(lambda: anytime(page, "ar") != uniform)
         base = anytime(page, "ar")
-        prior = page.live(1)
-        prior.draw([(0.02, 0.9), (0.98, 0.1)])
-        page.wait(lambda: "Prior by hand" in page.text())
-        weights = page.wait(lambda: prior.data()[0]["y"])
+        live.draw([(0.0, 0.9), (0.99, 0.1)], panel=2)
+        page.wait(lambda: page.select("Prior").input_value().startswith("by hand"))
+        weights = page.wait(lambda: live.trace("prior")["y"])[1::3]
         assert weights == sorted(weights, reverse=True) and sum(weights) == pytest.approx(1)
         page.wait(lambda: anytime(page, "ar") not in (uniform, base))
+        assert page.slider("Weight of 8").count() == 1  # the same by key
 
+        live.element.locator(".scatterlayer .trace").nth(3).locator(".point").nth(2).click()
+        page.wait(lambda: page.raw.locator(".model").count() == 3)
+        assert "at 24 tokens" not in page.text() and "At 24 tokens" in page.text()
+        page.button("Back to the runs").click()
+        page.button("More").click()
         folder = page.control("Export to folder").locator("input")
         folder.fill(str(tmp_path))
         folder.press("Enter")
@@ -74,27 +76,41 @@ def test_budget_curves_are_slid_hovered_reweighted_and_exported(lab, runs, tmp_p
             ("PNG", "png"),
             ("SVG", "svg"),
         ):
-            page.button(kind).click()
+            page.select("as").select_option(kind)
+            page.button("Export").click()
             page.wait(lambda words=words: f"budget-curves.{words}" in page.text(), 60)
         assert (tmp_path / "budget-curves.csv").read_text().startswith("run,dataset,step,budget")
         assert (tmp_path / "budget-curves.png").read_bytes().startswith(b"\x89PNG")
 
-        before = page.text()
         page.slider("Tokens to accuracy").press("ArrowRight")
-        page.wait(lambda: "tokens to 51%" in page.text() and page.text() != before)
-        page.raw.get_by_label("Logarithmic budget axis").check()
+        page.wait(lambda: "To 51%:" in page.text())
+        page.raw.get_by_label("Logarithmic axis").check()
         page.wait(lambda: live.layout()["xaxis"]["type"] == "log")
-        page.raw.get_by_label("Logarithmic budget axis").uncheck()
+        page.raw.get_by_label("Logarithmic axis").uncheck()
         page.select("Published values (BRPO)").select_option("AIME24")
         page.wait(lambda: "32.7 %" in page.text() and "as pictures only" in page.text())
         assert live.trace("AR-base (published)")["y"] == pytest.approx([0.327])
-        assert live.trace("AR-base (published), anytime")["y"] == pytest.approx([0.219] * 2)
         page.select("Published values (BRPO)").select_option("none")
-        page.wait(lambda: len([t for t in live.data() if t["visible"]]) == 4)
+        page.wait(lambda: len(live.data()) == 7)
 
-        page.select("Runs").select_option(["ar"])
-        page.wait(lambda: [t["name"] for t in live.data() if t["visible"]] == ["ar 95 %", "ar"])
+        page.raw.get_by_label("show grpo").uncheck()
+        page.wait(lambda: [t["name"] for t in live.data()] == ["ar 95 %", "ar", "prior"])
         page.wait(lambda: "1 of 2 runs are shown" in page.text())
+
+
+@pytest.mark.parametrize("width", [1280, 900])
+def test_the_curves_fit_a_screen_and_nothing_is_clipped(lab, runs, width):
+    with lab.notebook("04_budget_curves", runs=runs, reference="grpo") as page:
+        page.raw.set_viewport_size({"width": width, "height": 800})
+        page.run_all()
+        page.wait(lambda: page.raw.locator(".riding span").count() == 3)
+        view = page.raw.locator(".anytime-lab-view").first.bounding_box()
+        assert width < 1280 or view["height"] <= 690  # what JupyterLab leaves of 800
+        for part in page.raw.locator(".anytime-lab-view :is(table, select, button, svg)").all():
+            if part.is_visible():
+                box = part.bounding_box()
+                assert box["x"] >= view["x"] - 1, part
+                assert box["x"] + box["width"] <= view["x"] + view["width"] + 2, part
 
 
 def test_steps_and_data_sets_are_chosen(lab, tmp_path):
@@ -115,24 +131,21 @@ def test_steps_and_data_sets_are_chosen(lab, tmp_path):
         live = page.live(0)
 
         def shown():
-            traces = [t for t in live.data() if t["visible"] and not t["name"].endswith("95 %")]
-            return {t["name"]: t["y"] for t in traces}
+            kept = [t for t in live.data() if not t["name"].endswith("95 %")]
+            return {t["name"]: t["y"] for t in kept[: len(kept) // 2 or 1] if t["name"] != "prior"}
 
         page.select("Dataset").select_option("countdown")
-        page.wait(lambda: shown().keys() == {"ar · step 20", "grpo"})  # the last step of each
-        page.select("Steps").select_option(["step 10", "step 20"])
-        page.wait(lambda: shown().keys() == {"ar · step 10", "ar · step 20", "grpo"})
-        assert shown()["ar · step 10"] == curve("ar/step-10")
-        assert shown()["ar · step 20"] == curve("ar/step-20")
-        page.select("Steps").select_option(["step 10"])
-        page.wait(lambda: shown().keys() == {"ar · step 10"})
-        page.slider("Budget").press("End")
+        page.wait(lambda: shown().keys() == {"ar · step 20 · countdown", "grpo · countdown"})
+        page.raw.get_by_label("show ar · step 10").check()
+        page.wait(lambda: len(shown()) == 3)
+        assert shown()["ar · step 10 · countdown"] == curve("ar/step-10")
+        assert shown()["ar · step 20 · countdown"] == curve("ar/step-20")
+        page.line(0).press("End")
         page.wait(lambda: "at 32 tokens" in page.text())
         page.select("Dataset").select_option("math500")
-        page.wait(lambda: shown().keys() == {"ar"} and "at 64 tokens" in page.text())
-        assert shown()["ar"] == curve("ar/other/step-20")
-        assert not page.select("Steps").is_visible()
-        assert page.tabbed()[:4] == ["Dataset", "Runs", "Reference", "Read the folders again"]
+        page.wait(lambda: shown().keys() == {"ar · math500"} and "at 64 tokens" in page.text())
+        assert shown()["ar · math500"] == curve("ar/other/step-20")
+        assert page.tabbed()[:3] == ["Thinking budget", "Dataset", "show ar · math500"]
 
 
 def test_a_thinking_is_read_up_to_the_budget_and_hostile_text_stays_text(lab, tmp_path):
@@ -146,23 +159,17 @@ def test_a_thinking_is_read_up_to_the_budget_and_hostile_text_stays_text(lab, tm
         page.wait(lambda: live.data())
         page.wait(lambda: "At 24 tokens" in page.text())
         assert page.tabbed() == [
-            *(
-                "Run A",
-                "Run B",
-                "Problems at budget",
-                "Order",
-                "Problem",
-                "Sample of A",
-                "question",
-            ),
-            *("Budget", "24 tokens", "Play or pause", "Back to the beginning", "Repeat"),
-            "thinking of sample 0, strong up to 24 tokens",
+            *("Run A", "Run B", "Order", "only where they disagree"),
+            *("Play or pause", "Back to the beginning", "Repeat", "Problem", "question"),
+            *("Thinking budget", "Sample of A", "thinking of sample 0, strong up to 24 tokens"),
+            "Summaries at 24 tokens",
+            *("Sample of B", "thinking of sample 0, strong up to 24 tokens"),
+            "Summaries at 24 tokens",
         ]
-        kept = page.raw.locator(".model .kept").last
+        kept = page.raw.locator(".model .kept").first
         before = len(kept.text_content())
-        page.slider("Budget").press("ArrowLeft")
+        page.line(0).press("ArrowLeft")
         page.wait(lambda: "At 16 tokens" in page.text())
-        page.wait(lambda: live.layout()["shapes"][0]["x0"] == 16)
         assert 0 < len(kept.text_content()) < before
         page.raw.locator(".widget-play button").first.click()
         page.wait(lambda: "At 32 tokens" in page.text())
@@ -178,12 +185,13 @@ def test_a_rule_is_read_at_another_setting(lab, runs):
         page.wait(lambda: len(live.data()) > 2)
         assert page.tabbed() == [
             *("Run", "Count", "Confidence: probability", "Logarithmic token axis"),
-            *("Rule and setting", "2 budgets agree", "Calibration at", "all budgets"),
+            *("Also what costs more than the largest budget", "Rule and setting"),
+            *("Calibration at", "all budgets"),
         ]
-        ring = live.trace("chosen setting")
-        said = page.text()
-        page.slider("Rule and setting").press("ArrowRight")
-        page.wait(lambda: live.trace("chosen setting")["x"] != ring["x"])
+        said, line = page.text(), page.line(0)
+        assert line.get_attribute("aria-valuetext").startswith("2 budgets agree; ")
+        line.press("ArrowRight")
+        page.wait(lambda: line.get_attribute("aria-valuetext").startswith("3 budgets agree; "))
         page.wait(lambda: page.text() != said)
         assert re.search(r"%", live.hover(trace=1, point=0))
 

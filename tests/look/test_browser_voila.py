@@ -29,12 +29,10 @@ def test_the_curves_are_read_on_a_page_of_voila(lab, tmp_path):
     ):
         page.raw.goto(f"{url}/?token=mine", timeout=120_000)
         live = page.live(0)
-        page.wait(lambda: page.slider("Budget").count(), 60)
-        page.wait(lambda: len(live.data()) == 4, 60)
-        assert live.trace("ar")["y"] == pytest.approx(page.plot(0).trace("ar")["y"])
-        assert "at 24 tokens" in page.text()
-        page.slider("Budget").press("ArrowRight")
+        page.wait(lambda: page.line(0).count(), 60)
+        page.wait(lambda: len(live.data()) == 7, 60)
+        page.wait(lambda: "at 24 tokens" in page.text())
+        page.line(0).press("ArrowRight")
         page.wait(lambda: "at 32 tokens" in page.text())
-        page.wait(lambda: live.layout()["shapes"][0]["x0"] == 32)
-        assert page.raw.locator(".js-plotly-plot").count() == 4
+        assert page.raw.locator(".js-plotly-plot:visible").count() == 1  # no picture beside it
         assert not page.problems, "\n".join(page.problems)
