@@ -106,12 +106,13 @@ def run_jobs(
         Name of a job to its `result.json`.
 
     Raises:
-        ValueError: a job needs an unknown one or itself, or a parameter is wrong; nothing has run.
+        ValueError: a job can never run there; nothing has run.
         JobsFailed: at least one failed; jobs that do not need it were still run.
     """
     states = {job.name: State(job) for job in jobs}
     place = LocalPlace(place) if isinstance(place, int) else place
-    _check(jobs, states, place)
+    for job in jobs:
+        place.check(job.needs)
     console = console or Console()
     waited_for = Counter(name for job in jobs for name in job.after)
     by_need = sorted(states.values(), key=lambda state: -waited_for[state.job.name])
@@ -136,22 +137,6 @@ def run_jobs(
     if failed:
         raise JobsFailed("\n".join(f"{s.job.name}: {s.message or s.status}" for s in failed))
     return {name: state.result for name, state in states.items()}
-
-
-def _check(jobs: Sequence[Job], states: Mapping[str, State], place: Place) -> None:
-    if len(states) != len(jobs):
-        raise ValueError(f"names of jobs must differ; got {[job.name for job in jobs]}.")
-    before: set[str] = set()
-    for job in jobs:
-        if missing := set(job.after) - before:
-            raise ValueError(
-                f"job {job.name!r} comes after {sorted(missing)}, which no earlier job is. List "
-                f"what it needs before it; there are {list(states)}."
-            )
-        before.add(job.name)
-        if not callable(job.parameters):
-            check_parameters(job.notebook, job.parameters)
-        place.check(job.needs)
 
 
 def _take_end(state: State) -> None:

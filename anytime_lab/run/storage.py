@@ -170,12 +170,10 @@ def check_mirror(out: Path, url: str | None) -> None:
         ValueError: as said.
     """
     shows, url = read_or_nothing(out / MIRROR).get("url"), redacted(url)
-    if url is None and shows is not None:
+    if shows not in (url, None):
         raise ValueError(
             f"{out} shows results behind {shows}; give --storage {shows}, or choose another --out."
         )
-    if url is not None and shows not in (url, None):
-        raise ValueError(f"{out} shows results behind {shows}; choose another --out for {url}.")
     if url is not None and shows is None and out.is_dir() and any(out.iterdir()):
         raise ValueError(
             f"{out} holds results of its own; choose another --out to show those behind {url}."

@@ -26,7 +26,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -142,11 +142,9 @@ def _read(kind: type[BaseModel], said: Any, where: str = "") -> Any:
     raise ValueError(f"{where}{place} is {first['input']!r}; expected {wanted}.")
 
 
-@dataclass(frozen=True)
-class Step:
-    """One notebook of the chain: its name, its source, parameters with references, its needs."""
+class Step(NamedTuple):
+    """One notebook of the chain: its source, parameters with references, and its needs."""
 
-    name: str
     notebook: Path
     parameters: Mapping[str, Any]
     needs: Needs
@@ -315,7 +313,7 @@ def _step(path: Path, name: str, said: StepFile) -> Step:
     processes = said.processes or (settings["num_processes"] if settings else 1)
     settings = settings and {**settings, "num_processes": processes}
     needs = Needs(said.gpus, processes, said.timeout, settings)
-    return Step(name, find_notebook(said.notebook, path.parent), said.parameters or {}, needs)
+    return Step(find_notebook(said.notebook, path.parent), said.parameters or {}, needs)
 
 
 def _accelerate(path: Path, where: str, name: str | None) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -27,26 +27,16 @@ STYLES = {"done": "green", "kept": "green", "failed": "red", "failed earlier": "
 NOTES = {"kept": "finished earlier"}
 
 
-class Shown(Protocol):
-    """What the table needs of a job's state."""
-
-    job: Any
-    status: str
-    started: float
-    ended: float
-    message: str
-
-
 def text(told: object, style: str = "") -> Text:
     """Text as it stands: no markup, no secret, and nothing in it that acts on a terminal."""
     return Text(plain(redacted(str(told))), style=style)
 
 
-def jobs_table(states: Sequence[Shown], seconds_left: float | None = None) -> Group:
+def jobs_table(states: Sequence[Any], seconds_left: float | None = None) -> Group:
     """State, progress, time and last metric of each job, and one line about all.
 
     Args:
-        states: Of the jobs, in order.
+        states: Of the jobs, in order; see `jobs.State`.
         seconds_left: Expected for all that is not finished; None if nobody knows.
     """
     shown = list(states)
@@ -71,7 +61,7 @@ def jobs_table(states: Sequence[Shown], seconds_left: float | None = None) -> Gr
 
 @contextlib.contextmanager
 def live_table(
-    render: Callable[[], Any], console: Console, states: Sequence[Shown]
+    render: Callable[[], Any], console: Console, states: Sequence[Any]
 ) -> Iterator[Callable[[], None]]:
     """Show what `render` makes, and keep it up to date while the block runs.
 
@@ -109,7 +99,7 @@ def live_table(
         shown.update(HTML(_as_html(render())))
 
 
-def _tell(states: Sequence[Shown], told: dict[str, tuple[str, float]], console: Console) -> None:
+def _tell(states: Sequence[Any], told: dict[str, tuple[str, float]], console: Console) -> None:
     """A line for each job that has changed, or that has long been running since the last one."""
     now = time.monotonic()
     for state in states:
@@ -129,7 +119,7 @@ def _as_html(renderable: Any) -> str:
     return page.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
-def _cells(state: Shown) -> tuple[Any, ...]:
+def _cells(state: Any) -> tuple[Any, ...]:
     name = text(state.job.name)
     if state.status == "running":
         progress = _progress(state)
@@ -154,7 +144,7 @@ def _in_a_line(message: str, style: str = "") -> Text:
     return line
 
 
-def _progress(state: Shown) -> dict[str, Any] | None:
+def _progress(state: Any) -> dict[str, Any] | None:
     try:
         progress = read_json(state.job.folder / PROGRESS)
     except RunFolderError:  # not there yet

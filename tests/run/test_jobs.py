@@ -17,21 +17,6 @@ from anytime_lab.store.files import read_json
 COUNT = "from pathlib import Path\nwith open({!r}, 'a') as f: f.write(f'{{x}},')"
 
 
-@pytest.mark.parametrize(
-    ("jobs", "says"),
-    [
-        ([("a", ("b",)), ("b", ())], "comes after"),
-        ([("a", ("a",))], "comes after"),
-        ([("a", ()), ("a", ())], "must differ"),
-    ],
-)
-def test_plans_that_cannot_run_are_refused(tmp_path, jobs, says):
-    path = notebook(tmp_path, "pass")
-    made = [Job(name, path, {}, tmp_path / name, after) for name, after in jobs]
-    with pytest.raises(ValueError, match=says):
-        run_jobs(made, 1)
-
-
 @pytest.mark.slow
 def test_jobs_run_in_order_and_failures_stop_only_what_needs_them(tmp_path):
     log = tmp_path / "log.txt"
