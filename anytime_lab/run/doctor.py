@@ -44,19 +44,12 @@ print(torch.__version__, ", ".join(devices), sep="|")
 
 @dataclass(frozen=True)
 class Finding:
-    """One purpose.
+    """One purpose."""
 
-    Attributes:
-        purpose: What one would do.
-        ready: Whether this environment can.
-        found: Versions, or what is wrong.
-        fix: A command or a sentence; empty where all is well.
-    """
-
-    purpose: str
-    ready: bool
-    found: str
-    fix: str = ""
+    purpose: str  # what one would do
+    ready: bool  # whether this environment can
+    found: str  # versions, or what is wrong
+    fix: str = ""  # A command or a sentence; empty where all is well
 
 
 def installed(name: str) -> str | None:

@@ -34,23 +34,14 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device, as its data sheet has it, and how many of them there are.
+    """One device, as its data sheet has it, and how many of them there are."""
 
-    Attributes:
-        name: For the report.
-        devices: Processes, one device each.
-        memory: Bytes of one device.
-        flops: Dense bf16 FLOP/s of one device.
-        bandwidth: Bytes/s of its memory.
-        utilisation: Share of `flops` that training reaches; 0.35 is usual for a few billion
-            parameters.
-    """
-
-    name: str
-    devices: int
-    memory: float
-    flops: float
-    bandwidth: float
+    name: str  # for the report
+    devices: int  # processes, one device each
+    memory: float  # bytes of one device
+    flops: float  # dense bf16 FLOP/s of one device
+    bandwidth: float  # bytes/s of its memory
+    # Share of `flops` that training reaches; 0.35 is usual for a few billion parameters
     utilisation: float = 0.35
 
 
@@ -67,20 +58,15 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What of a model decides its costs.
-
-    Attributes:
-        body: Parameters of the blocks' matrices: each token goes through all of them.
-        q, kv: Width of the queries, and of the keys, over all heads.
-    """
+    """What of a model decides its costs."""
 
     parameters: int
-    body: int
+    body: int  # parameters of the blocks' matrices: each token goes through all of them
     hidden: int
     inner: int
     layers: int
-    q: int
-    kv: int
+    q: int  # width of the queries over all heads
+    kv: int  # and of the keys
     vocabulary: int
     positions: int | None
 
@@ -150,18 +136,12 @@ class TreeShape:
 
 @dataclass(frozen=True)
 class Costs:
-    """FLOPs and bytes of packed rows through a model.
+    """FLOPs and bytes of packed rows through a model."""
 
-    Attributes:
-        size: Of the model.
-        shape: Of a row.
-        width: Bytes of an activation.
-        checkpointing: Keep the inputs of the blocks, and make their activations anew one at a time.
-    """
-
-    size: ModelSize
-    shape: TreeShape
-    width: int = 2
+    size: ModelSize  # of the model
+    shape: TreeShape  # of a row
+    width: int = 2  # bytes of an activation
+    # Keep the inputs of the blocks, and make their activations anew one at a time
     checkpointing: bool = False
 
     def forward(self, scored: float) -> float:
@@ -211,20 +191,14 @@ BYTES_PER_TREE = 3  # of a packed token in saved rollouts and records, compresse
 
 @dataclass(frozen=True)
 class Observed:
-    """What records say about a model on these problems.
+    """What records say about a model on these problems."""
 
-    Attributes:
-        lengths: Tokens of each thinking.
-        finished: Share of thinkings that ended before the largest budget.
-        summary: Mean sampled tokens of a summary.
-        flat: Share of prompts whose group is expected to have one score only; None if unknown.
-        exact: Whether `flat` was counted on groups, not told from fewer samples than a group has.
-    """
-
-    lengths: tuple[int, ...]
-    finished: float
-    summary: float
+    lengths: tuple[int, ...]  # tokens of each thinking
+    finished: float  # share of thinkings that ended before the largest budget
+    summary: float  # mean sampled tokens of a summary
+    # Share of prompts whose group is expected to have one score only; None if unknown
     flat: float | None
+    # Whether `flat` was counted on groups, not told from fewer samples than a group has
     exact: bool
 
 

@@ -28,25 +28,17 @@ POLL = 0.25  # seconds between looks at the runs
 
 @dataclass(frozen=True)
 class Job:
-    """A notebook run with a name and what has to be finished before it.
+    """A notebook run with a name and what has to be finished before it."""
 
-    Attributes:
-        name: Unique; what the table shows.
-        notebook: Path of the source.
-        parameters: Of the notebook, or a function that makes them once `after` is finished.
-        folder: Of the run.
-        after: Names of jobs whose results it needs; when one of them has changed, this runs again.
-        needs: Of a machine.
-        root: See `NotebookRun`.
-    """
-
-    name: str
-    notebook: Path
+    name: str  # unique; what the table shows
+    notebook: Path  # path of the source
+    # Of the notebook, or a function that makes them once `after` is finished
     parameters: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
-    folder: Path
+    folder: Path  # of the run
+    # Names of jobs whose results it needs; when one of them has changed, this runs again
     after: tuple[str, ...] = ()
-    needs: Needs = Needs()
-    root: Path | None = None
+    needs: Needs = Needs()  # of a machine
+    root: Path | None = None  # see `NotebookRun`
 
     def run(self, inputs: Mapping[str, str] | None = None) -> NotebookRun:
         """The run with its parameters made.

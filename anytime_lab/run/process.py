@@ -49,41 +49,29 @@ class RunFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run asks of a machine.
+    """What a run asks of a machine."""
 
-    Attributes:
-        gpus: Devices, or the share of one; None takes an even share of what there is.
-        processes: Above 1, a kernel for each, with ranks, for training over several devices.
-        timeout: Seconds after which it is stopped and has failed; None for no limit.
-        accelerate: Settings by which `accelerate launch` starts the processes (DeepSpeed, FSDP).
-    """
-
+    # Devices, or the share of one; None takes an even share of what there is
     gpus: float | None = None
-    processes: int = 1
+    processes: int = 1  # above 1, a kernel for each, with ranks, for training over several devices
+    # Seconds after which it is stopped and has failed; None for no limit
     timeout: float | None = None
+    # Settings by which `accelerate launch` starts the processes (DeepSpeed, FSDP)
     accelerate: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class NotebookRun:
-    """A notebook with parameters and the folder of its run.
+    """A notebook with parameters and the folder of its run."""
 
-    Attributes:
-        notebook: Path of the source.
-        parameters: Overrides of the cell tagged `parameters`, JSON values only.
-        folder: Where everything about the run goes.
-        root: Paths below it count as the same after all was moved elsewhere; the folder's parent
-            if None.
-        inputs: Name to hash of the runs whose results it reads.
-        needs: Of a machine.
-    """
-
-    notebook: Path
-    parameters: Mapping[str, Any]
-    folder: Path
+    notebook: Path  # path of the source
+    parameters: Mapping[str, Any]  # overrides of the cell tagged `parameters`, JSON values only
+    folder: Path  # where everything about the run goes
+    # Paths below it count as the same after all was moved elsewhere; the folder's parent if None
     root: Path | None = None
+    # Name to hash of the runs whose results it reads
     inputs: Mapping[str, str] = field(default_factory=dict)
-    needs: Needs = Needs()
+    needs: Needs = Needs()  # of a machine
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notebook", Path(self.notebook).resolve())

@@ -226,19 +226,13 @@ def plan_line(planned: Sequence[Planned], workers: int) -> str:
 
 @dataclass(frozen=True)
 class Compared:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        summary: One row per step and variant: the columns of `summary_table`, and step, seeds.
-        pages: HTML files.
-        verdicts: Step → what its paired differences say.
-        title: Of the sweep.
-    """
-
+    # One row per step and variant: the columns of `summary_table`, and step, seeds
     summary: pd.DataFrame
-    pages: tuple[Path, ...]
-    verdicts: Mapping[str, Sequence[str]]
-    title: str
+    pages: tuple[Path, ...]  # HTML files
+    verdicts: Mapping[str, Sequence[str]]  # step → what its paired differences say
+    title: str  # of the sweep
 
     def show(self, console: Console) -> None:
         """Print the table of each step, what it says, and where the pages are."""
@@ -320,17 +314,13 @@ def _summary(tables: Mapping[str, Sequence[Any]], reference: str, step: str) -> 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sweep with its folder and jobs, checked.
-
-    Attributes:
-        jobs: All of them; `chosen` are those to run.
-        storage: URL of the results, which `out` then only shows; None if they are in `out`.
-    """
+    """A sweep with its folder and jobs, checked."""
 
     sweep: Sweep
     out: Path
-    jobs: Mapping[Point, Job]
+    jobs: Mapping[Point, Job]  # all of them; `chosen` are those to run
     chosen: Mapping[Point, Job]
+    # URL of the results, which `out` then only shows; None if they are in `out`
     storage: str | None = None
 
     def plan(self) -> list[Planned]:

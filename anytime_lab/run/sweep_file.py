@@ -152,19 +152,12 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Variant:
-    """One point of the grid or entry of the list.
+    """One point of the grid or entry of the list."""
 
-    Attributes:
-        name: Also of its folder.
-        values: What references stand for.
-        skip: Steps that it does without.
-        seeds: Its own, or the sweep's.
-    """
-
-    name: str
-    values: Mapping[str, Any]
-    skip: frozenset[str]
-    seeds: tuple[int, ...]
+    name: str  # also of its folder
+    values: Mapping[str, Any]  # what references stand for
+    skip: frozenset[str]  # steps that it does without
+    seeds: tuple[int, ...]  # its own, or the sweep's
 
 
 @dataclass(frozen=True)
@@ -396,22 +389,16 @@ class Point:
 
 @dataclass
 class Scope:
-    """What the references of one run mean.
-
-    Attributes:
-        results: Whether finished runs are read; else what they would give is left as None.
-        used: Names of values that were asked for.
-        after: Points that were asked for.
-        deferred: Whether a result was asked for.
-    """
+    """What the references of one run mean."""
 
     sweep: Sweep
     out: Path
     point: Point
+    # Whether finished runs are read; else what they would give is left as None
     results: bool = False
-    used: set[str] = field(default_factory=set)
-    after: dict[Point, None] = field(default_factory=dict)
-    deferred: bool = False
+    used: set[str] = field(default_factory=set)  # names of values that were asked for
+    after: dict[Point, None] = field(default_factory=dict)  # points that were asked for
+    deferred: bool = False  # whether a result was asked for
 
     def fill(self, value: Any, depth: int = 0) -> Any:
         """A value with its references, at any depth in lists and mappings, filled in."""
