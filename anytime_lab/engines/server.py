@@ -30,7 +30,8 @@ class CompletionsClient:
     """One server.
 
     Args:
-        url: Such as `http://localhost:8000`; `/v1` is added where it lacks.
+        url: Such as `http://localhost:8000`; `/v1` is added where it lacks. A user and password
+            in it are sent to the server and told nowhere.
         api_key: Sent as a bearer token where there is one.
         timeout: Seconds without a byte after which the server counts as gone.
     """
@@ -38,12 +39,14 @@ class CompletionsClient:
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 60.0):
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url is {url!r}; expected http://… or https://…")
-        url = url.rstrip("/")
+        address = httpx.URL(url)
+        user = (address.username, address.password) if address.userinfo else None
+        url = str(address.copy_with(userinfo=b"")).rstrip("/")
         self.url = url if url.endswith("/v1") else f"{url}/v1"
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Timeout(timeout, connect=min(timeout, 5.0), pool=None)
         self.http = httpx.Client(
-            headers=headers, timeout=limits, limits=httpx.Limits(max_connections=None)
+            headers=headers, auth=user, timeout=limits, limits=httpx.Limits(max_connections=None)
         )
         self.timeout = timeout
 

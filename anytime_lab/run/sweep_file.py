@@ -563,9 +563,7 @@ def _job(scope: Scope, name: str, declared: Mapping[str, Any]) -> Job:
         scope.deferred = False
         filled[one] = scope.fill(value)
         late |= {one} if scope.deferred else set()
-    check_parameters(step.notebook, {k: v for k, v in filled.items() if k not in late})
-    check_parameters(step.notebook, {k: declared[k] for k in late & declared.keys()})
-    check_parameters(step.notebook, dict.fromkeys(late - declared.keys()))
+    check_parameters(step.notebook, {**filled, **{one: declared.get(one) for one in late}})
     parameters: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = filled
     if late:
         # A scope of its own: filling notes what was asked for.

@@ -150,6 +150,14 @@ def test_no_server_and_the_wrong_model_are_sentences(served, local):
         load_thinker(thinker.engine.url, tokenizer="embedded", served_name="other")
 
 
+def test_a_password_in_the_url_is_sent_and_told_nowhere():
+    client = CompletionsClient("http://me:hunter2@localhost:8000/")
+    assert client.url == "http://localhost:8000/v1"
+    request = client.http.build_request("GET", client.url)
+    sent = next(client.http.auth.auth_flow(request))
+    assert sent.headers["Authorization"].startswith("Basic ")
+
+
 def test_a_server_is_loaded_by_its_url_and_a_tokenizer(local):
     with serving(local.engine, local.tokenizer) as (url, _):
         thinker = load_thinker(url, tokenizer="embedded", max_summary_tokens=24)
