@@ -291,7 +291,11 @@ def time_training(place: Path, count: int, paint, views: dict) -> None:
     timed("training: another run in detail", lambda: slide(training.detail), 200)
     timed("credit: first paint", paint("credit", Credit, runs[:1]), 2000)
     credit = views["credit"]
-    timed("credit: a step of the budget", lambda: slide(credit.budget), 200)
+    timed(
+        "credit: a step of the budget",
+        lambda: [lambda b=b: credit.live.move_to(b) for b in credit.rollouts.budgets],
+        200,
+    )
     timed("credit: another method", lambda: slide(credit.left), 200)
     timed("credit: another thinking", lambda: slide(credit.thinking), 200)
 

@@ -96,7 +96,7 @@ FOCUSED = """() => {
 # every number as a number, whatever array plotly keeps it in
 DATA = """plot => plot._fullData.map(t => ({
   name: t.name, type: t.type, visible: t.visible, x: Array.from(t.x ?? []),
-  y: Array.from(t.y ?? []), color: t.line?.color, dash: t.line?.dash}))"""
+  y: Array.from(t.y ?? []), color: t.line?.color, dash: t.line?.dash, axis: t.xaxis}))"""
 LAYOUT = "plot => JSON.parse(JSON.stringify(plot.layout))"
 
 
@@ -418,7 +418,7 @@ class Plot:
         self.page, self.element = page, element
 
     def data(self) -> list[dict]:
-        """Its traces: name, type, visible, x, y, colour and dash."""
+        """Its traces: name, type, visible, x, y, colour, dash and x axis."""
         self.element.wait_for(state="attached")
         return self.element.evaluate(DATA)
 

@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import anywidget
 import ipywidgets as widgets
@@ -19,8 +18,9 @@ import traitlets
 from plotly.subplots import make_subplots
 
 from anytime_lab.engines.thoughts import Answer, Prompt, Thinker, ThinkingError, Thought
-from anytime_lab.look.live import LABEL, framed, live_figure, row, style_sheet, text
-from anytime_lab.look.style import COLOURS, safe_text, short_text
+from anytime_lab.look.live import JS, LiveFigure, described, row, text
+from anytime_lab.look.style import COLOURS, base, faded, safe_text, short_text
+from anytime_lab.look.view import View
 from anytime_lab.page import NO_MATHS, block, escaped, paragraph, plain, region, short, table
 from anytime_lab.verify.verifiers import Verifier, find_answer
 
@@ -232,138 +232,60 @@ def asked_html(asked: Asked) -> str:
 
 RIGHT, WRONG, OTHER = COLOURS[2], COLOURS[1], COLOURS[0]
 VERDICTS = {"right": (RIGHT, ""), "wrong": (WRONG, "/")}  # colour, and hatching beside it
-BARS = 8  # distinct answers drawn; the rest are one bar
-SHARE = [-0.03, 1.05]
+FILL = 0.3  # opacity of a bar, on which the page's own text is read, light and dark
 
 
-def bar_trace(spread: pd.DataFrame) -> dict:
-    """The distinct answers as bars, the most frequent on top.
+def plot_asked(
+    asked: Sequence[Asked], title: str = "", template: str = "plotly_white"
+) -> go.Figure:
+    """One thinking's own anytime curve, and the spread of its answers at each point.
 
     Args:
-        spread: of Asked.spread.
+        asked: Questions put to the thinking.
     """
-    shown = spread.head(BARS)
-    rest = spread.iloc[BARS:]
-    names = [short_text(told_answer(a), 28) for a in shown["answer"]]
-    shares, verdicts = shown["share"].tolist(), shown["verdict"].tolist()
-    words = [_bar_words(row) for row in shown.itertuples()]
-    if len(rest):
-        names.append(f"{len(rest)} other answers")
-        shares.append(float(rest["share"].sum()))
-        verdicts.append("")
-        words.append(f"{shares[-1]:.0%}")
-    # two answers may be alike in their first characters; places, not names, tell bars apart
-    return {
-        "type": "bar",
-        "orientation": "h",
-        "x": shares,
-        "y": list(range(len(names))),
-        "customdata": [[name] for name in names],
-        "text": words,
-        "textposition": "outside",
-        "cliponaxis": False,
-        "marker": _colours(verdicts),
-        "name": "answers",
-        "showlegend": False,
-        "hovertemplate": "%{customdata[0]}: %{text}<extra></extra>",
-    }
-
-
-def _colours(verdicts: Sequence[str]) -> dict:
-    """Colour and hatching of bars by their verdicts."""
-    kinds = [VERDICTS.get(v, (OTHER, "")) for v in verdicts]
-    return {
-        "color": [colour for colour, _ in kinds],
-        "pattern": {
-            "shape": [hatching for _, hatching in kinds],
-            "fillmode": "overlay",
-            "fgcolor": "rgba(255,255,255,.5)",
-            "fgopacity": 1,
-            "solidity": 0.12,
-        },
-    }
-
-
-def _bar_words(row) -> str:
-    verdict = "" if row.verdict == NO_GOLD else f", {row.verdict}"
-    told = told_probability(row.probability)
-    probability = "" if told == "not told" else f", p {told}"
-    return safe_text(f"{row.share:.0%}{verdict}{probability}")
-
-
-def bar_axis(spread: pd.DataFrame) -> dict:
-    """The axis that names the bars of `bar_trace`."""
-    names = [row[0] for row in bar_trace(spread)["customdata"]] if len(spread) else []
-    return {
-        "tickmode": "array",
-        "tickvals": list(range(len(names))),
-        "ticktext": names,
-        "range": [max(len(names), 3) - 0.5, -0.5],
-    }
-
-
-def live_asked(figure: go.Figure) -> None:
-    """Makes a live figure of three traces ready: the curve on the left, the bars on the right."""
-    figure.update_traces(xaxis="x2", yaxis="y2", selector={"type": "bar"})
-    figure.update_layout(
-        margin={"t": 48},
-        xaxis={
-            "domain": [0, 0.48],
-            "title": "Thinking (tokens)",
-            "tickformat": ",d",
-            "rangemode": "tozero",
-        },
-        yaxis={"title": "Summaries", "tickformat": ".0%", "range": SHARE},
-        xaxis2={
-            "domain": [0.64, 1],
-            "anchor": "y2",
-            "title": "Summaries, by answer",
-            "range": [0, 1.8],  # room for words beside a bar of 100 %
-            "tickvals": [0, 0.5, 1],
-            "tickformat": ".0%",
-            "gridcolor": "#8883",
-            "zeroline": False,
-        },
-        yaxis2={"anchor": "x2", "zeroline": False, "showgrid": False},
+    if not asked:
+        raise ValueError("the thinking was not asked yet; there is nothing to draw.")
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        column_widths=[0.42, 0.58],
+        horizontal_spacing=0.07,
+        subplot_titles=["Summaries that agree, and that are right", "Spread of the answers"],
     )
-    draw_asked(figure, [])
+    points = history(asked)
+    figure.add_traces(_history_traces(points), rows=1, cols=1)
+    columns = _column_traces({point.tokens: point.spread for point in asked})
+    figure.add_traces(columns, rows=1, cols=2)
+    base(figure, 320 + (44 if title else 0), title, template, barmode="stack", bargap=0.12)
+    figure.update_layout(margin={"t": 108 if title else 64}, legend={"y": 1.1})
+    figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"})
+    figure.update_xaxes(title="Thinking (tokens)", title_standoff=4, zeroline=False)
+    figure.update_xaxes(tickformat=",d", rangemode="tozero", col=1)
+    figure.update_xaxes(
+        type="category", categoryorder="array", col=2,
+        categoryarray=[f"{tokens:,}" for tokens in points["tokens"]],
+    )  # fmt: skip
+    return figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05])
 
 
-def draw_asked(figure: go.Figure, asked: Sequence[Asked]) -> None:
-    """Shows these questions in a figure of `live_asked`."""
-    spread = asked[-1].spread if asked else None
-    bars = {"x": [], "y": [], "text": []} if spread is None else bar_trace(spread)
-    axis = {"tickvals": [], "ticktext": []} if spread is None else bar_axis(spread)
-    with figure.batch_update():
-        for trace, new in zip(figure.data, [*history_traces(history(asked)), bars], strict=True):
-            trace.update(new)
-        figure.layout.yaxis2.update(axis)
-
-
-def history_traces(points: pd.DataFrame) -> list[dict]:
-    """The share of the leading answer at each point asked at, and of right summaries.
-
-    Args:
-        points: the frame of history(). Always two traces; the second is empty where nothing was
-            graded.
-    """
-    tokens = points["tokens"].tolist()
-    answers = [short_text(told_answer(a)) for a in points["answer"]]
-    right = points["right"].tolist()
-    told = ["" if r is None else (", right" if r else ", wrong") for r in right]
+def _history_traces(points: pd.DataFrame) -> list[dict]:
+    """The share of the leading answer at each point asked at, and of right summaries."""
+    told = {True: ", right", False: ", wrong", None: ""}
+    words = [short_text(told_answer(a)) + told[r]
+             for a, r in zip(points["answer"], points["right"], strict=True)]  # fmt: skip
     graded = points[points["share_right"].notna()]
     lead = {
         "type": "scatter",
-        "x": tokens,
+        "x": points["tokens"].tolist(),
         "y": points["share"].tolist(),
-        "customdata": [[a + t] for a, t in zip(answers, told, strict=True)],
+        "customdata": [[word] for word in words],
         "mode": "lines+markers",
         "name": "leading answer",
         "line": {"color": OTHER, "width": 2},
         "marker": {
             "size": 11,
-            "color": [OTHER if r is None else (RIGHT if r else WRONG) for r in right],
-            "symbol": ["circle" if r is None else ("circle" if r else "x") for r in right],
+            "color": [{True: RIGHT, False: WRONG, None: OTHER}[r] for r in points["right"]],
+            "symbol": ["x" if r is False else "circle" for r in points["right"]],
         },
         "hovertemplate": "%{x:,d} tokens: %{customdata[0]} (%{y:.0%} of summaries)<extra></extra>",
     }
@@ -380,33 +302,43 @@ def history_traces(points: pd.DataFrame) -> list[dict]:
     return [lead, share]
 
 
-def column_traces(asked: Sequence[Asked]) -> list[dict]:
+def _column_traces(spreads: Mapping[int, pd.DataFrame]) -> list[dict]:
     """The spread at each point as a column, its answers stacked, the most frequent below.
 
     Returns a trace for each place in the order of frequency.
     """
-    spreads = {point.tokens: point.spread for point in asked}
-    labels = [f"{tokens:,}" for tokens in spreads]
+    wide = len(spreads) <= 8  # the answer fits into the column
     traces = []
     for place in range(max(map(len, spreads.values()))):
-        rows = [s.iloc[place] if place < len(s) else None for s in spreads.values()]
-        names = [None if r is None else short_text(told_answer(r["answer"]), 28) for r in rows]
-        verdicts = ["" if r is None else r["verdict"] for r in rows]
-        shares = [0.0 if r is None else r["share"] for r in rows]
-        words = ["" if r is None else _bar_words(r) for r in rows]
-        wide = 1 / len(labels) > 0.12  # the answer fits into the column
-        shown = [n if n and s >= 0.1 and wide else "" for n, s in zip(names, shares, strict=True)]
+        there = {tokens: spread.iloc[place] for tokens, spread in spreads.items()
+                 if place < len(spread)}  # fmt: skip
+        names = [short_text(told_answer(row["answer"]), 28) for row in there.values()]
+        shares = [float(row["share"]) for row in there.values()]
+        kinds = [VERDICTS.get(row["verdict"], (OTHER, "")) for row in there.values()]
+        colours = [colour for colour, _ in kinds]
+        words = [_told_bar(row) for row in there.values()]
         traces.append(
             {
                 "type": "bar",
-                "x": labels,
+                "x": [f"{tokens:,}" for tokens in there],
                 "y": shares,
-                "customdata": [[n, w] for n, w in zip(names, words, strict=True)],
-                "text": shown,
+                "customdata": list(zip(names, words, strict=True)),
+                "text": [
+                    n if s >= 0.1 and wide else "" for n, s in zip(names, shares, strict=True)
+                ],
                 "textposition": "inside",
                 "textangle": 0,
                 "insidetextanchor": "middle",
-                "marker": {**_colours(verdicts), "line": {"color": "white", "width": 1.5}},
+                "marker": {
+                    "color": [faded(colour, FILL) for colour in colours],
+                    "line": {"color": colours, "width": 1.5},
+                    "pattern": {
+                        "shape": [hatching for _, hatching in kinds],
+                        "fillmode": "overlay",
+                        "fgcolor": [faded(colour, 0.5) for colour in colours],
+                        "solidity": 0.1,
+                    },
+                },
                 "showlegend": False,
                 "hovertemplate": "%{x} tokens: %{customdata[0]}: %{customdata[1]}<extra></extra>",
             }
@@ -414,50 +346,14 @@ def column_traces(asked: Sequence[Asked]) -> list[dict]:
     return traces
 
 
-def plot_asked(
-    asked: Sequence[Asked], title: str = "", template: str = "plotly_white"
-) -> go.Figure:
-    """One thinking's own anytime curve, and the spread of its answers at each point.
-
-    Args:
-        asked: Questions put to the thinking, shortest first.
-    """
-    if not asked:
-        raise ValueError("the thinking was not asked yet; there is nothing to draw.")
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        column_widths=[0.42, 0.58],
-        horizontal_spacing=0.1,
-        subplot_titles=["Asked along the thinking", "Spread of the answers"],
-    )
-    figure.add_traces(history_traces(history(asked)), rows=1, cols=1)
-    columns = column_traces(asked)
-    figure.add_traces(columns, rows=[1] * len(columns), cols=[2] * len(columns))
-    figure.update_xaxes(
-        title="Thinking (tokens)", tickformat=",d", rangemode="tozero", row=1, col=1
-    )
-    figure.update_yaxes(title="Summaries", tickformat=".0%", range=SHARE, row=1, col=1)
-    figure.update_xaxes(type="category", row=1, col=2)
-    figure.update_yaxes(tickformat=".0%", range=[0, 1.02], row=1, col=2)
-    figure.update_layout(
-        template=template,
-        height=400,
-        barmode="stack",
-        bargap=0.12,
-        title={"text": safe_text(title), "x": 0, "xref": "paper", "xanchor": "left"},
-        hovermode="closest",
-        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},
-        margin={"l": 64, "r": 24, "t": 84 if title else 48, "b": 92},
-        font={"size": 13},
-        uniformtext={"minsize": 9, "mode": "hide"},
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.22, "yanchor": "top"},
-    )
-    return figure
+def _told_bar(row: pd.Series) -> str:
+    verdict = "" if row["verdict"] == NO_GOLD else f", {row['verdict']}"
+    told = told_probability(row["probability"])
+    probability = "" if told == "not told" else f", p {told}"
+    return safe_text(f"{row['share']:.0%}{verdict}{probability}")
 
 
 SHOWN = 40_000  # characters at the end of the text that the page holds
-JS = Path(__file__).parent / "js"
 
 
 class StreamPane(anywidget.AnyWidget):
@@ -534,22 +430,6 @@ PERIOD = 0.1  # seconds between two pieces of text
 LOOK = 0.25  # seconds between two looks, at rest, whether the interpreter is about to end
 
 
-class Listener(Protocol):
-    """Who hears what a session does. Each call names the session, for it may be an old one."""
-
-    def thought_on(self, session: Session, piece: str) -> None:
-        """Text was added (perhaps none) and `session.length` tokens are thought now."""
-
-    def was_asked(self, session: Session, asked: Asked) -> None:
-        """It was asked, and answered."""
-
-    def state_changed(self, session: Session) -> None:
-        """Its `state` is another."""
-
-    def went_wrong(self, session: Session, sentence: str) -> None:
-        """It cannot go on now; it rests."""
-
-
 class Session:
     """A thread with a thought. It begins thinking at once and ends with its thinking.
 
@@ -559,22 +439,25 @@ class Session:
     Args:
         begin: Makes the thought, in the thread.
         question: Asks it, in the thread.
-        listener: Hears what happens.
+        tell: Hears what happens, as (session, event, value): "thought" and the text that was added
+            (perhaps none), "asked" and what it answered, "state" (it is another), "wrong" and a
+            sentence (it cannot go on now; it rests). Named with its session, for that may be an
+            old one.
         rate: Most tokens a second; 0 is as fast as it can.
 
     Attributes:
         state: THINKING, ANSWERING, PAUSED (it can go on) or ENDED.
-        length: Tokens thought, as told to the listener.
+        length: Tokens thought, as last told.
     """
 
     def __init__(
         self,
         begin: Callable[[], Thought],
         question: Callable[[Thought], Asked],
-        listener: Listener,
+        tell: Callable[[Session, str, Any], None],
         rate: float = 0,
     ) -> None:
-        self._begin, self._question, self._listener = begin, question, listener
+        self._begin, self._question, self._told = begin, question, tell
         self.rate = rate
         self.state, self.length = THINKING, 0
         self._changed = threading.Condition()
@@ -643,7 +526,7 @@ class Session:
                     break
                 self._tell()
                 self._settle(ENDED if self._thought is None else PAUSED)
-                self._listener.went_wrong(self, sentence(error))
+                self._told(self, "wrong", sentence(error))
                 if self._thought is None:
                     break
         if self._thought is not None:
@@ -695,7 +578,7 @@ class Session:
         self._tell()
         asked = self._question(self._thought)
         if not self._closed:
-            self._listener.was_asked(self, asked)
+            self._told(self, "asked", asked)
             self._settle(ENDED if self._thought.end else PAUSED)
 
     def _tell(self) -> None:
@@ -703,13 +586,13 @@ class Session:
             return
         piece, self._pieces = "".join(self._pieces), []
         self.length, self._told_at = self._thought.length, time.monotonic()
-        self._listener.thought_on(self, piece)
+        self._told(self, "thought", piece)
 
     def _settle(self, state: str) -> None:
         with self._changed:
             self.state = state
         if not self._closed:
-            self._listener.state_changed(self)
+            self._told(self, "state", state)
 
 
 def sentence(error: Exception) -> str:
@@ -736,7 +619,7 @@ WORDS = {
 CLOSING = 5.0  # seconds that close() waits for a forward pass
 
 
-class AnswerNow(widgets.VBox):
+class AnswerNow(View):
     """One thinking, streamed; stopped for its answers and thought on as often as one likes.
 
     Args:
@@ -745,12 +628,13 @@ class AnswerNow(widgets.VBox):
             gold): a Dataset, or a list of dictionaries. The reader may type one of her own.
         verifier: Finds answers and grades them against a gold.
         problem: Which one to begin with.
+        ask_at: Tokens at which an example is asked, here and now: the thinking that Start begins
+            with these settings. None is shown without.
         num_summaries: Summaries to answer with.
         temperature: Of thinking and summaries.
         seed: Decides what is drawn.
         rate: Tokens a second, one of RATES; a small model is too quick to be read.
         suffix: Appended to a typed problem, such as what a benchmark's prompts end with.
-        style: Bring the style sheet along (not where another view shows it).
     """
 
     def __init__(
@@ -760,44 +644,76 @@ class AnswerNow(widgets.VBox):
         verifier: Verifier | None = None,
         *,
         problem: int = 0,
+        ask_at: Sequence[int] = (),
         num_summaries: int = 8,
         temperature: float = 1.0,
         seed: int = 0,
         rate: int = 10,
         suffix: str = "",
-        style: bool = True,
     ) -> None:
         self.session: Session | None = None
+        total = len(problems)
+        if total and not 0 <= problem < total:
+            raise ValueError(f"problem is {problem}; there are {total}, so give 0 to {total - 1}.")
+        if rate not in RATES:
+            raise ValueError(f"rate is {rate}; expected one of {RATES} (0: as fast as it can).")
+        if not 1 <= num_summaries <= MOST:
+            raise ValueError(f"num_summaries is {num_summaries}; expected 1 to {MOST}.")
+        if not 0 <= temperature <= 2:
+            raise ValueError(f"temperature is {temperature}; expected 0 (greedy) to 2.")
         super().__init__()
         self.thinker, self.problems, self.verifier = thinker, problems, verifier
         self.suffix = suffix
         self.asked: list[Asked] = []
         self._lock = threading.RLock()  # the page's events and the thinking's thread both draw
-        self._make_controls(problem, num_summaries, temperature, seed, rate)
-        self.live = live_figure([{}, {}, {"type": "bar", "orientation": "h"}], 320)
-        live_asked(self.live)
-        self.notes, self.spread = text(live=True), text(live=True)
-        self.question, self.position = text(), text()
-        self.position.layout.width = "auto"
+        listed = list(range(min(total, LISTED))) + ([problem] if problem >= LISTED else [])
+        options = [(f"{i}: {short(_question(problems[i]), 70)}", i) for i in listed]
+        self.problem = described(
+            widgets.Dropdown, "Problem", "32em", options=[*options, ("your own: type it", OWN)],
+            value=problem if total else OWN,
+        )  # fmt: skip
+        self.own = described(widgets.Textarea, "Your problem", "44em", rows=3)
+        self.own_gold = described(widgets.Text, "Right answer, if you know it")
+        self.count = described(
+            widgets.BoundedIntText, "Summaries", "10em", value=num_summaries, min=1, max=MOST
+        )
+        self.temperature = described(
+            widgets.FloatSlider, "Temperature", "18em", value=temperature, min=0, max=2, step=0.1
+        )
+        self.seed = described(
+            widgets.BoundedIntText, "Seed", "10em", value=seed, min=0, max=2**31 - 1
+        )
+        rates = [(f"{r} tokens a second" if r else "as fast as it can", r) for r in RATES]
+        self.rate = described(widgets.SelectionSlider, "Speed", "26em", options=rates, value=rate)
+        self.go = widgets.Button(
+            button_style="primary",
+            tooltip="Start; then stop at this token and answer; then think on",
+        )
+        self.again = widgets.Button(
+            description="Restart", tooltip="Begin this problem anew, with the settings as they are"
+        )
+        self.question, self.position, self.spread = text(), text(), text(live=True)
+        self.live = LiveFigure()
         self.pane = StreamPane(
             self.press,
             label="thinking; Space or Enter stops it for its answer, and then thinks on",
         )
-        hint = "Space or Enter, on the button or in the text below: answer now, then think on."
-        self.children = [
-            *([style_sheet()] if style else []),
+        self.compose(
             row(self.problem, self.own, self.own_gold),
             self.question,
-            row(self.count, self.temperature, self.seed, self.rate),
             row(self.go, self.again, self.position),
-            self.notes,
-            text(paragraph(hint, "note")),
+            row(self.count, self.temperature, self.seed, self.rate),
             self.pane,
+            self.live,
             self.spread,
-            framed(self.live),
-        ]
+        )
         self._problem_chosen()
-        self._observe()
+        self.go.on_click(self.press)
+        self.again.on_click(self.restart)
+        self.on((self.problem, self.own_gold), self._problem_chosen)
+        self.on(self.rate, self._rate_chosen)
+        if ask_at:
+            self._show_example(ask_at)
 
     def press(self, _button: object = None) -> None:
         """The main button, and its key: start, answer now, or think on."""
@@ -806,7 +722,7 @@ class AnswerNow(widgets.VBox):
             if session is None or session.state == ENDED:
                 self._start()
             elif session.ask() or session.go_on():
-                self.notes.value = block(live=True)
+                self.say()
             self._show_state()
 
     def restart(self, _button: object = None) -> None:
@@ -822,90 +738,14 @@ class AnswerNow(widgets.VBox):
             session.close(CLOSING)
         super().close()
 
-    def ask_along(self, budgets: Sequence[int]) -> list[Asked]:
-        """The chosen problem thought from start to end and asked at each budget, here and now.
-
-        The same thinking that the view shows for these settings; the view itself stays as it is.
+    def figure(self) -> go.Figure:
+        """The thinking as it was asked, by the reader or as the example.
 
         Raises:
-            ThinkingError, ValueError: the model cannot.
+            ValueError: it was not asked yet.
         """
-        prompt, gold = self._chosen()
-        thought = self.thinker.think(prompt, self.temperature.value, self.seed.value)
-        try:
-            return list(ask_along(thought, budgets, self.count.value, self.verifier, gold))
-        finally:
-            thought.close()
-
-    def figure(self, budgets: Sequence[int] | None = None) -> go.Figure:
-        """The static figure: of the thinking asked at given budgets, or as the reader asked it.
-
-        Raises:
-            ValueError: no budgets, and nothing was asked yet.
-        """
-        asked = list(self.asked) if budgets is None else self.ask_along(budgets)
-        if not asked:
-            raise ValueError("the thinking was not asked yet; press Answer now, or give budgets.")
         title = f"{short(self.thinker.name, 30)}: {short(self._told_question(), 50)}"
-        return plot_asked(asked, title)
-
-    # --- parts -----------------------------------------------------------------------------------
-
-    def _make_controls(
-        self, problem: int, count: int, temperature: float, seed: int, rate: int
-    ) -> None:
-        total = len(self.problems)
-        if total and not 0 <= problem < total:
-            raise ValueError(f"problem is {problem}; there are {total}, so give 0 to {total - 1}.")
-        if rate not in RATES:
-            raise ValueError(f"rate is {rate}; expected one of {RATES} (0: as fast as it can).")
-        if not 1 <= count <= MOST:
-            raise ValueError(f"num_summaries is {count}; expected 1 to {MOST}.")
-        if not 0 <= temperature <= 2:
-            raise ValueError(f"temperature is {temperature}; expected 0 (greedy) to 2.")
-        listed = list(range(min(total, LISTED))) + ([problem] if problem >= LISTED else [])
-        options = [(_label(i, self.problems[i]), i) for i in listed]
-        self.problem = widgets.Dropdown(
-            options=[*options, ("your own: type it", OWN)],
-            value=problem if total else OWN,
-            description="Problem",
-            style=LABEL,
-            layout={"width": "32em"},
-        )
-        self.own = widgets.Textarea(
-            description="Your problem", style=LABEL, rows=3, layout={"width": "44em"}
-        )
-        self.own_gold = widgets.Text(description="Right answer, if you know it", style=LABEL)
-        self.count = widgets.BoundedIntText(
-            count, min=1, max=MOST, description="Summaries", style=LABEL, layout={"width": "10em"}
-        )
-        self.temperature = widgets.FloatSlider(
-            temperature, min=0, max=2, step=0.1, description="Temperature", style=LABEL
-        )
-        self.seed = widgets.BoundedIntText(
-            seed, min=0, max=2**31 - 1, description="Seed", style=LABEL, layout={"width": "10em"}
-        )
-        self.rate = widgets.SelectionSlider(
-            options=[(f"{r} tokens a second" if r else "as fast as it can", r) for r in RATES],
-            value=rate,
-            description="Speed",
-            style=LABEL,
-            layout={"width": "28em"},
-        )
-        self.go = widgets.Button(
-            button_style="primary",
-            tooltip="Start; then stop at this token and answer; then think on",
-        )
-        self.again = widgets.Button(
-            description="Restart", tooltip="Begin this problem anew, with the settings as they are"
-        )
-
-    def _observe(self) -> None:
-        self.go.on_click(self.press)
-        self.again.on_click(self.restart)
-        for control in (self.problem, self.own_gold):
-            control.observe(lambda _change: self._problem_chosen(), "value")
-        self.rate.observe(self._rate_chosen, "value")
+        return plot_asked(self.asked, title)
 
     # --- the problem -----------------------------------------------------------------------------
 
@@ -932,18 +772,19 @@ class AnswerNow(widgets.VBox):
             own = self.problem.value == OWN
             for control in (self.own, self.own_gold):
                 control.layout.display = None if own else "none"
-            if own:
-                self.question.value = block()
-            else:
-                _, gold = self._chosen()
-                told = "" if gold is None else paragraph(f"Right answer: {short(gold, 200)}.")
-                said = escaped(self._told_question(), QUESTION)
-                self.question.value = block(region("problem", [said]), told)
+            self.question.value = block() if own else self._question_html()
             self._show_state()
 
-    def _rate_chosen(self, _change: object) -> None:
-        session = self.session
-        if session is not None:
+    def _question_html(self) -> str:
+        said = region("problem", [escaped(self._told_question(), QUESTION)])
+        _, gold = self._chosen()
+        if gold is None:
+            return block(said)
+        told = f"<details><summary>Right answer</summary>{paragraph(short(gold, 200))}</details>"
+        return block(said, told)
+
+    def _rate_chosen(self) -> None:
+        if (session := self.session) is not None:
             session.set_rate(self.rate.value)
 
     # --- the thinking ----------------------------------------------------------------------------
@@ -959,21 +800,39 @@ class AnswerNow(widgets.VBox):
         try:
             prompt, gold = self._chosen()
         except ValueError as error:
-            self.notes.value = block(paragraph(error), live=True)
+            self.say(str(error))
             return
         temperature, seed = self.temperature.value, self.seed.value
         self.session = Session(
             begin=lambda: self.thinker.think(prompt, temperature, seed),
             question=lambda thought: ask(thought, self.count.value, self.verifier, gold),
-            listener=self,
+            tell=self._heard,
             rate=self.rate.value,
         )
+
+    def _show_example(self, ask_at: Sequence[int]) -> None:
+        try:
+            prompt, gold = self._chosen()
+            thought = self.thinker.think(prompt, self.temperature.value, self.seed.value)
+            try:
+                shown = 0
+                for asked in ask_along(thought, ask_at, self.count.value, self.verifier, gold):
+                    self.pane.append(thought.text[shown:])
+                    shown = len(thought.text)
+                    self._mark(asked)
+            finally:
+                thought.close()
+            self._show_asked()
+            self.say("An example, asked along its thinking. Press Start to ask it yourself.")
+        except (ThinkingError, ValueError) as error:
+            self.say(f"There is no example: {sentence(error)}")
 
     def _clear(self) -> None:
         self.asked = []
         self.pane.clear()
-        self.notes.value, self.spread.value = block(live=True), block(live=True)
-        draw_asked(self.live, self.asked)
+        self.say()
+        self.spread.value = block(live=True)
+        self.live.layout.display = "none"  # until it is asked
 
     def _show_state(self) -> None:
         session = self.session
@@ -981,52 +840,40 @@ class AnswerNow(widgets.VBox):
         if self.go.description != label:
             self.go.description = label
         length = 0 if session is None else session.length
-        plural = "" if length == 1 else "s"
-        self.position.value = block(paragraph(f"{length:,} token{plural} thought, {words}"))
+        told = f"{length:,} token{'' if length == 1 else 's'} thought, {words}. Space or Enter, "
+        told += "here or in the text below, answers now and thinks on."
+        self.position.value = block(paragraph(told))
 
-    # --- heard from the thinking's thread --------------------------------------------------------
+    def _mark(self, asked: Asked) -> None:
+        self.asked.append(asked)
+        lead = asked.spread.iloc[0]
+        kind = lead["verdict"] if lead["verdict"] in VERDICTS else "asked"
+        verdict = "" if kind == "asked" else f", {kind}"
+        share = f"{lead['count']} of {len(asked.summaries)}{verdict}"
+        answer = told_answer(lead["answer"], 40)
+        self.pane.mark(f"▼ {asked.tokens:,} tokens: {answer} ({share})", kind)
 
-    def thought_on(self, session: Session, piece: str) -> None:
-        """See `Listener`."""
-        with self._lock:
-            if session is self.session:
-                self.pane.append(piece)
-                self._show_state()
+    def _show_asked(self) -> None:
+        self.spread.value = block(asked_html(self.asked[-1]), live=True)
+        self.live.update_from(plot_asked(self.asked), told_asked(self.asked[-1]))
+        self.live.layout.display = None
 
-    def was_asked(self, session: Session, asked: Asked) -> None:
-        """See `Listener`."""
+    def _heard(self, session: Session, event: str, value: Any) -> None:
+        """What a session tells, from its thread."""
         with self._lock:
             if session is not self.session:
                 return
-            self.asked.append(asked)
-            lead = asked.spread.iloc[0]
-            kind = lead["verdict"] if lead["verdict"] in ("right", "wrong") else "asked"
-            answer = "no answer" if lead["answer"] is None else short(lead["answer"], 40)
-            verdict = "" if kind == "asked" else f", {kind}"
-            share = f"{lead['count']} of {len(asked.summaries)}{verdict}"
-            self.pane.mark(f"▼ {asked.tokens:,} tokens: {answer} ({share})", kind)
-            self.spread.value = block(asked_html(asked), live=True)
-            draw_asked(self.live, self.asked)
-
-    def state_changed(self, session: Session) -> None:
-        """See `Listener`."""
-        with self._lock:
-            if session is self.session:
-                self._show_state()
-
-    def went_wrong(self, session: Session, sentence: str) -> None:
-        """See `Listener`."""
-        with self._lock:
-            if session is self.session:
-                self.notes.value = block(paragraph(sentence, "wrong"), live=True)
-                self._show_state()
+            if event == "thought":
+                self.pane.append(value)
+            elif event == "asked":
+                self._mark(value)
+                self._show_asked()
+            elif event == "wrong":
+                self.notes.value = block(paragraph(value, "wrong"), live=True)
+            self._show_state()
 
 
 def _question(problem: Mapping[str, Any]) -> str:
     prompt = problem["prompt"]
     told = problem.get("question")
     return str(told or (prompt if isinstance(prompt, str) else prompt[-1]["content"]))
-
-
-def _label(number: int, problem: Mapping[str, Any]) -> str:
-    return f"{number}: {short(_question(problem), 70)}"

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from anytime_lab.look.live import LABEL, framed, live_figure, row, style_sheet, text
+from anytime_lab.look.figures import GAIN, LOSS, plot_tree
+from anytime_lab.look.live import LiveFigure, described, row, text
 from anytime_lab.look.style import (
-    COLOURS,
+    QUIET,
     axis_span,
+    base,
     budget_ticks,
+    faded,
     run_styles,
     safe_text,
-    told_figure,
 )
+from anytime_lab.look.view import View
 from anytime_lab.page import block, escaped, paragraph, region, short, table
 from anytime_lab.read.credit import (
     METHOD_WORDS,
@@ -24,18 +28,26 @@ from anytime_lab.read.credit import (
     credit_frame,
     find_rollouts,
     largest_advantage,
+    method_words,
+    question_of,
     signed,
     told_budget,
     told_credit,
     told_tokens,
 )
 from anytime_lab.read.runs import Runs, told_error
-from anytime_lab.store.rollouts import Rollouts, read_rollouts, rollout_steps
+from anytime_lab.store.rollouts import ADVANTAGE, Rollouts, read_rollouts, rollout_steps
 
-GAIN, LOSS = "0,114,178", "230,159,0"  # Okabe–Ito blue and orange
 DEEPEST = 0.6  # opacity at the end of the scale: text stays readable on it, light and dark
 SHOWN = 16_000  # characters of a thinking that are shown in a column
-SUMMARY = 300  # characters of a summary
+SUMMARY, PROMPT = 300, 4_000  # characters
+ENDS = {"closed": "closed by itself", "eos": "ended in EOS", "length": "cut by its limit"}
+LINES = {
+    "return": "return R",
+    "progress": "progress baseline V1",
+    "group": "group baseline V2",
+    "brpo": "BRPO baseline V",
+}
 
 
 def tint(value: float, largest: float) -> str:
@@ -44,24 +56,17 @@ def tint(value: float, largest: float) -> str:
         return ""
     depth = DEEPEST * min(abs(value) / largest, 1.0)
     hue, line = (GAIN, "solid") if value > 0 else (LOSS, "dotted")
-    return f"background: rgba({hue},{depth:.3f}); border-bottom: 2px {line} rgb({hue})"
+    return f"background: {faded(hue, depth)}; border-bottom: 2px {line} {hue}"
 
 
-def tokens_html(
-    thinking: str,
-    token_ends: Sequence[int],
-    frame: pd.DataFrame,
-    method: str,
-    largest: float,
-    budget: int,
-) -> str:
+def tokens_html(tree: pd.Series, frame: pd.DataFrame, method: str, words: str, largest: float,
+                budget: int) -> str:  # fmt: skip
     """The thinking, every stretch between two cuts in the colour of its advantage.
 
     Args:
-        thinking: its text.
-        token_ends: (T,) the character before which each token ends.
+        tree: a row of Rollouts.frame.
         frame: of credit_frame().
-        method: whose advantages.
+        method, words: whose advantages.
         largest: end of the colour scale.
         budget: whose stretch is outlined.
     """
@@ -69,22 +74,22 @@ def tokens_html(
     limit = max(SHOWN // max(len(stretches), 1), 200)
     parts = []
     for line in stretches.itertuples():
-        first = int(token_ends[line.start - 1]) if line.start else 0
-        text = thinking[first : int(token_ends[line.end - 1])]
-        value = getattr(line, f"advantage_{method}")
-        words = f"{told_tokens(line.start, line.end)}: advantage {signed(value, 3)}"
+        first = int(tree["token_ends"][line.start - 1]) if line.start else 0
+        said = tree["thinking"][first : int(tree["token_ends"][line.end - 1])]
+        value = getattr(line, f"{ADVANTAGE}{method}")
+        told = f"{told_tokens(line.start, line.end)}: advantage {signed(value, 3)}"
         here = ' class="here"' if line.budget == budget else ""
         parts.append(
-            f'<span style="{tint(value, largest)}" title="{words}"{here}>'
-            f"{escaped(text, limit)}</span>"
+            f'<span style="{tint(value, largest)}" title="{told}"{here}>'
+            f"{escaped(said, limit)}</span>"
         )
-        told = "" if line.score != line.score else f", score {line.score:.2f}"
+        score = "" if line.score != line.score else f", score {line.score:.2f}"
         parts.append(
-            f'<span class="mark">{line.end:,} tokens{told}, A {escaped(signed(value))}</span>'
+            f'<span class="mark">{line.end:,} tokens{score}, A {escaped(signed(value))}</span>'
         )
     if len(stretches) < len(frame):
         parts.append('<span class="mark">ended: later budgets train no token here</span>')
-    title = f"{METHOD_WORDS[method]}: advantage of the thinking's tokens"
+    title = f"{words}: advantage of the thinking's tokens"
     return f"<div><p><b>{escaped(title)}</b></p>{region(title, parts)}</div>"
 
 
@@ -96,41 +101,39 @@ def legend_html(largest: float) -> str:
         f"{escaped(signed(k * largest))}</span> "
         for k in steps
     )
-    said = "dotted orange: less likely; solid blue: more likely; one scale for the whole group"
+    said = "dotted orange: less likely; solid blue: more likely; one scale for both"
     return f"<p>Advantage: {cells or 'all are 0.00'} <span class='note'>({said})</span></p>"
 
 
-def numbers_html(frame: pd.DataFrame, methods: Sequence[str]) -> str:
+def numbers_html(frame: pd.DataFrame, methods: Mapping[str, str]) -> str:
     """All numbers of the figure as a table."""
-    methods = list(dict.fromkeys(methods))
     header = ["budget", "prior", "score r", "return R", "V1 progress", "V2 group", "V BRPO"]
-    header += [f"A {METHOD_WORDS[m]}" for m in methods]
     rows = []
     for line in frame.to_dict("records"):
         ended = line["end"] == line["start"]
+        numbers = [line[c] for c in ("score", "return", "progress", "group", "brpo")]
         rows.append(
             [
                 f"{line['budget']:,}",
                 f"{line['prior']:.2f}",
-                *(
-                    "—" if line[c] != line[c] else f"{line[c]:.3f}"
-                    for c in ("score", "return", "progress", "group", "brpo")
-                ),
-                *("no token" if ended else signed(line[f"advantage_{m}"], 3) for m in methods),
+                *("—" if value != value else f"{value:.3f}" for value in numbers),
+                *("no token" if ended else signed(line[f"{ADVANTAGE}{m}"], 3) for m in methods),
             ]
         )
+    header += [f"A {words}" for words in methods.values()]
     return table(header, rows, "This thinking, budget by budget")
 
 
-def leaves_html(row: pd.Series, place: int, budget: int, largest: float) -> str:
+def leaves_html(tree: pd.Series, place: int, budget: int) -> str:
     """The summaries at a budget with their scores and the advantages that they were trained on."""
-    scores, advantages = row["scores"][place], row["summary_advantages"][place]
+    every = [abs(float(v)) for row in tree["summary_advantages"] for v in row]
+    largest = max((v for v in every if v == v), default=0.0)
     lines = []
-    for number, summary in enumerate(row["summaries"][place]):
-        score, value = float(scores[number]), float(advantages[number])
-        told = "abstained" if score != score else f"{score:.2f}"
+    told = zip(tree["summaries"][place], tree["scores"][place], tree["summary_advantages"][place],
+               strict=True)  # fmt: skip
+    for number, (summary, score, value) in enumerate(told):
         lines.append(
-            f'<tr><th scope="row">{number}</th><td>{told}</td>'
+            f'<tr><th scope="row">{number}</th><td>{_told_score(score)}</td>'
             f'<td><span style="{tint(value, largest)}">{escaped(signed(value, 3))}</span></td>'
             f"<td>{escaped(short(summary, SUMMARY))}</td></tr>"
         )
@@ -142,115 +145,72 @@ def leaves_html(row: pd.Series, place: int, budget: int, largest: float) -> str:
     )
 
 
-LINES = {
-    "return": "return R",
-    "progress": "progress baseline V1",
-    "group": "group baseline V2",
-    "brpo": "BRPO baseline V",
-}
-ABOVE, BELOW = (0.5, 1.0), (0.0, 0.38)  # shares of the height
-
-
-def credit_traces(frame: pd.DataFrame, methods: Sequence[str]) -> list[dict]:
-    """Six scatter traces: R, V1, V2 and V at the budgets, and two methods' token advantages."""
-    styles = list(run_styles([*LINES, "left", "right"]).values())
-    traces = []
-    for (column, name), style in zip(LINES.items(), styles, strict=False):
-        traces.append(
-            {
-                "type": "scatter",
-                "x": frame["budget"].tolist(),
-                "y": frame[column].tolist(),
-                "mode": "lines+markers",
-                "name": name,
-                "line": {"color": style.colour, "dash": style.dash, "width": 2.2},
-                "marker": {"symbol": style.marker, "size": 8},
-                "hovertemplate": f"{name} at %{{x:,d}} tokens: %{{y:.3f}}<extra></extra>",
-            }
-        )
-    trained = frame[frame["end"] > frame["start"]]
-    for method, colour, dash in zip(
-        methods, (COLOURS[0], COLOURS[4]), ("solid", "dash"), strict=True
-    ):
-        values = trained[f"advantage_{method}"].tolist()
-        name = safe_text(METHOD_WORDS[method])
-        traces.append(
-            {
-                "type": "scatter",
-                "x": [*trained["start"].tolist(), *trained["end"].tolist()[-1:]],
-                "y": [*values, *values[-1:]],
-                "yaxis": "y2",
-                "mode": "lines",
-                "name": f"advantage, {name}",
-                "line": {"color": colour, "dash": dash, "width": 3, "shape": "hv"},
-                "hovertemplate": f"{name} from token %{{x:,d}}: %{{y:+.3f}}<extra></extra>",
-            }
-        )
-    return traces
-
-
-def credit_axes(frame: pd.DataFrame, methods: Sequence[str]) -> dict:
-    """Layout of the axes for a thinking."""
-    columns = [f"advantage_{m}" for m in methods]
-    low, high = axis_span(frame[columns].assign(zero=0.0), -1e9, 1e9)
-    top = axis_span(frame[list(LINES)].assign(zero=0.0), -1e9, 1e9)
-    last = int(frame["budget"].max())
-    return {
-        "xaxis": {
-            "title": {"text": "Thinking tokens, and budgets"},
-            "range": [-0.02 * last, 1.02 * last],
-            "anchor": "y2",
-            **budget_ticks(frame["budget"]),
-        },
-        "yaxis": {"title": {"text": "Reward"}, "domain": ABOVE, "range": top},
-        "yaxis2": {
-            "title": {"text": "Advantage"},
-            "domain": BELOW,
-            "range": [low, high],
-            "zeroline": True,
-            "zerolinecolor": "#888",
-        },
-    }
-
-
-def end_mark(frame: pd.DataFrame) -> dict:
-    """A line where the thinking ended."""
-    end = int(frame["end"].max())
-    line = {"color": "#888", "width": 1.5, "dash": "dot"}
-    place = {"xref": "x", "yref": "paper", "x0": end, "x1": end, "y0": 0, "y1": 1}
-    return {"type": "line", "line": line, **place}
+def _told_score(score: float) -> str:
+    return "abstained" if score != score else f"{score:.2f}"
 
 
 def plot_credit(
-    frame: pd.DataFrame, methods: Sequence[str], title: str, template: str = "plotly_white"
+    frame: pd.DataFrame, methods: Mapping[str, str], title: str = "", template: str = "plotly_white"
 ) -> go.Figure:
-    """R, V1, V2, V and the advantages that two methods give to the tokens of one thinking.
+    """R, V1, V2, V and the advantages that methods give to the tokens of one thinking.
 
     Args:
         frame: of credit_frame().
-        methods: two of METHOD_WORDS.
+        methods: name → words, of METHOD_WORDS or a run's own.
     """
-    figure = go.Figure(credit_traces(frame, methods))
-    figure.add_shape(**end_mark(frame))
-    figure.update_layout(
-        template=template,
-        title={"text": safe_text(title), "x": 0, "xref": "paper", "xanchor": "left"},
-        height=520,
-        margin={"l": 64, "r": 24, "t": 116, "b": 56},
-        font={"size": 13},
-        hovermode="closest",
-        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
-        **credit_axes(frame, methods),
-    )
-    return figure
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.56, 0.44],
+                           vertical_spacing=0.08)  # fmt: skip
+    columns = {**LINES, **{f"{ADVANTAGE}{name}": words for name, words in methods.items()}}
+    budgets, trained = frame["budget"].tolist(), frame[frame["end"] > frame["start"]]
+    drawn = 0
+    for column, style in run_styles(list(columns)).items():
+        name, above = safe_text(columns[column]), column in LINES
+        at = frame[column].where(above | (frame["end"] > frame["start"]))
+        riding = [
+            None if v != v else [b, v, f"{v:.2f}" if above else signed(v)]
+            for b, v in zip(budgets, at, strict=True)
+        ]
+        common = {
+            "line": {"color": style.colour, "dash": style.dash, "width": 2.2},
+            "name": name if above else f"advantage, {name}",
+            "meta": {"riding": riding},
+        }
+        if above:
+            figure.add_scatter(
+                x=budgets, y=frame[column].tolist(), mode="lines+markers",
+                marker={"symbol": style.marker, "size": 8}, **common,
+                hovertemplate=f"{name} at %{{x:,d}} tokens: %{{y:.3f}}<extra></extra>",
+                row=1, col=1,
+            )  # fmt: skip
+        else:
+            common["line"] |= {"shape": "hv", "dash": "dash" if drawn else "solid", "width": 3}
+            drawn += 1
+            values = trained[column].tolist()
+            figure.add_scatter(
+                x=[*trained["start"].tolist(), *trained["end"].tolist()[-1:]],
+                y=[*values, *values[-1:]], mode="lines", **common,
+                hovertemplate=f"{name} from token %{{x:,d}}: %{{y:+.3f}}<extra></extra>",
+                row=2, col=1,
+            )  # fmt: skip
+    ended, last = int(frame["end"].max()), int(frame["budget"].max())
+    if ended < last:
+        figure.add_vline(ended, line={"color": QUIET, "width": 1.5, "dash": "dot"})
+        figure.add_annotation(x=ended, y=1, yref="paper", text="ended", showarrow=False,
+                              xanchor="left", yanchor="top", font={"size": 12})  # fmt: skip
+    base(figure, 380 + (44 if title else 0), title, template)
+    figure.update_layout(margin={"t": 96 if title else 52})
+    span = [-0.01 * last, 1.05 * last]
+    figure.update_xaxes(range=span, zeroline=False, title_standoff=4, **budget_ticks(budgets))
+    figure.update_xaxes(title="Thinking tokens, and budgets", row=2)
+    for number, (words, part) in enumerate(
+        (("Reward", list(LINES)), ("Advantage", [f"{ADVANTAGE}{m}" for m in methods])), start=1
+    ):
+        span = axis_span(frame[part].assign(zero=0.0), -1e9, 1e9)
+        figure.update_yaxes(title=words, range=span, row=number)
+    return figure.update_yaxes(zeroline=True, zerolinecolor=QUIET, row=2)
 
 
-PROMPT = 4_000  # characters
-ENDS = {"closed": "closed by itself", "eos": "ended in EOS", "length": "cut by its limit"}
-
-
-class Credit(widgets.VBox):
+class Credit(View):
     """The trees that training kept: choose one and see what each of its tokens was credited.
 
     Args:
@@ -260,123 +220,82 @@ class Credit(widgets.VBox):
 
     def __init__(self, runs: Runs, methods: Sequence[str] = ("brpo", "grpo")) -> None:
         super().__init__()
-        if unknown := [m for m in methods if m not in METHOD_WORDS] or len(methods) != 2:
-            raise ValueError(
-                f"methods is {tuple(methods)}{f': no {unknown}' if unknown is not True else ''}; "
-                f"choose two of {', '.join(METHOD_WORDS)}."
-            )
         self.folders, self.complaints = find_rollouts(runs)
         self.rollouts: Rollouts | None = None
         self.tree: pd.Series | None = None
-        self.frame: pd.DataFrame | None = None
-        self._busy = False
-        self.notes, self.sentence, self.prompt = text(live=True), text(live=True), text()
-        self.tokens, self.position, self.numbers, self.leaves = (
-            text(),
-            text(live=True),
-            text(),
-            text(),
-        )
+        self.table: pd.DataFrame | None = None
+        if len(methods) != 2:
+            raise ValueError(
+                f"methods is {tuple(methods)}; choose two of {', '.join(METHOD_WORDS)}."
+            )
         if not self.folders:
-            said = self.complaints or ["No run folders were given."]
-            self.notes.value = block(*map(paragraph, said))
-            self.children = [style_sheet(), self.notes]
+            self.say(*(self.complaints or ["No run folders were given."]))
             return
-        self._make_controls(methods)
-        self.live = live_figure([{"yaxis": "y2"} if i > 3 else {} for i in range(6)], 460)
-        self.live.add_shape(type="line", xref="x", yref="paper", x0=0, x1=0, y0=0, y1=1)
-        self.live.update_layout(yaxis2={"gridcolor": "#8883", "automargin": True})
-        self.children = [
-            style_sheet(),
-            self.notes,
-            row(self.run, self.step, self.problem),
-            self.thinking,
-            row(self.left, self.right),
-            self.prompt,
-            self.sentence,
-            self.tokens,
-            row(self.budget),
+        names = [(short(name), name) for name in self.folders]
+        self.run = described(widgets.Dropdown, "Run", options=names)
+        self.step = described(widgets.SelectionSlider, "Update", "24em", options=[("—", 0)])
+        self.problem = described(widgets.Dropdown, "Problem", options=[])
+        self.thinking = described(widgets.Select, "Thinking", "30em", options=[], rows=5)
+        words = [(word, name) for name, word in METHOD_WORDS.items()]
+        self.left = described(widgets.Dropdown, "Compare", options=words)
+        self.right = described(widgets.Dropdown, "with", options=words)
+        self.sentence, self.prompt, self.leaves, self.numbers = (text() for _ in range(4))
+        self.tokens, self.position = text(), text(live=True)
+        self.trees, self.live = LiveFigure(moves="Budget"), LiveFigure(moves="Budget")
+        self.sentence.layout.flex = "1 1 24em"
+        self.compose(
+            row(self.run, self.step, self.problem, self.left, self.right),
+            row(self.thinking, self.sentence),
+            self.trees,
             self.position,
+            self.tokens,
+            self.live,
             self.leaves,
-            framed(self.live),
             self.numbers,
-        ]
+            self.prompt,
+        )
+        self._wanted = tuple(methods)
         self._run_chosen()
-        self._observe()
+        for name in self._wanted:
+            if name not in self.known:
+                raise ValueError(f"methods has {name!r}; choose two of {', '.join(self.known)}.")
+        self.on(self.run, self._run_chosen)
+        self.on(self.step, self._step_chosen)
+        self.on(self.problem, self._problem_chosen)
+        self.on(self.thinking, self._thinking_chosen)
+        self.on((self.left, self.right), self._show)
+        self.on(self.trees, lambda: self._moved(self.trees, self.live), "at")
+        self.on(self.live, lambda: self._moved(self.live, self.trees), "at")
 
     @property
-    def methods(self) -> tuple[str, str]:
-        """Whose advantages stand left and right."""
-        return self.left.value, self.right.value
+    def methods(self) -> dict[str, str]:
+        """Whose advantages are compared: name → words."""
+        return {name: self.known[name] for name in (self.left.value, self.right.value)}
+
+    def frame(self) -> pd.DataFrame:
+        """The credit_frame() of the thinking that is open.
+
+        Raises:
+            ValueError: none is; says why.
+        """
+        if self.table is None:
+            why = " ".join(self.complaints) or "choose a run and a step that can be read."
+            raise ValueError(f"No rollout is open. {why}")
+        return self.table
 
     def figure(self) -> go.Figure:
-        """The static figure of the thinking that is open; of none, the sentence that says why."""
-        if self.frame is None:
-            why = " ".join(self.complaints) or "choose a run and a step that can be read."
-            return told_figure(f"No rollout is open. {why}")
+        """The static figure of the thinking that is open."""
+        frame = self.frame()
         where = f"update {self.rollouts.step}, thinking {self.tree['sample']}"
-        return plot_credit(
-            self.frame,
-            self.methods,
-            f"Credit along one thinking: {short(self.run.value, 40)}, {where}",
-        )
-
-    # --- parts -----------------------------------------------------------------------------------
-
-    def _make_controls(self, methods: Sequence[str]) -> None:
-        names = [(short(name), name) for name in self.folders]
-        self.run = widgets.Dropdown(options=names, description="Run", style=LABEL)
-        self.step = widgets.SelectionSlider(
-            options=[("—", 0)], description="Update", style=LABEL, layout={"width": "28em"}
-        )
-        self.problem = widgets.Dropdown(options=[], description="Problem", style=LABEL)
-        self.thinking = widgets.Select(
-            options=[], description="Thinking", style=LABEL, rows=8, layout={"width": "34em"}
-        )
-        words = [(word, name) for name, word in METHOD_WORDS.items()]
-        self.left = widgets.Dropdown(
-            options=words, value=methods[0], description="Left", style=LABEL
-        )
-        self.right = widgets.Dropdown(
-            options=words, value=methods[1], description="Right", style=LABEL
-        )
-        self.budget = widgets.SelectionSlider(
-            options=[("—", 0)], description="Read at budget", style=LABEL, layout={"width": "36em"}
-        )
-
-    def _observe(self) -> None:
-        for control, then in (
-            (self.run, self._run_chosen),
-            (self.step, self._step_chosen),
-            (self.problem, self._problem_chosen),
-            (self.thinking, self._thinking_chosen),
-            (self.left, self._show),
-            (self.right, self._show),
-            (self.budget, self._budget_moved),
-        ):
-            control.observe(self._on(then), "value")
-
-    def _on(self, then):
-        """An observer that keeps still while the view sets its own controls."""
-
-        def changed(_change) -> None:
-            if not self._busy:
-                then()
-
-        return changed
-
-    def _set(self, control, options: list, value) -> None:
-        self._busy = True
-        control.options = options
-        control.value = value
-        self._busy = False
+        title = f"Credit along one thinking: {short(self.run.value, 40)}, {where}"
+        return plot_credit(frame, self.methods, title)
 
     # --- from a run to a thinking ----------------------------------------------------------------
 
     def _run_chosen(self) -> None:
         steps = rollout_steps(self.folders[self.run.value])
         at = self.step.value if self.step.value in steps else (steps or [0])[-1]
-        self._set(self.step, [(f"{s:,}", s) for s in steps] or [("—", 0)], at)
+        self.refill(self.step, [(f"{s:,}", s) for s in steps] or [("—", 0)], at)
         self._step_chosen()
 
     def _step_chosen(self) -> None:
@@ -387,18 +306,23 @@ class Credit(widgets.VBox):
         except Exception as error:  # damaged, foreign, removed by a run that began anew
             self.rollouts = None
             said.append(told_error(folder, error))
-        self.notes.value = block(*map(paragraph, said), live=True)
+        self.say(*said)
         if self.rollouts is None:
-            self._set(self.problem, [], None)
-            self._set(self.thinking, [], None)
+            self.refill(self.problem, [], None)
+            self.refill(self.thinking, [], None)
             return self._thinking_chosen()
-        budgets = list(self.rollouts.budgets)
-        at = self.budget.value if self.budget.value in budgets else budgets[0]
-        self._set(self.budget, [(f"{b:,} tokens", b) for b in budgets], at)
+        for control, wanted in ((self.left, self._wanted[0]), (self.right, self._wanted[1])):
+            at = control.value if control.value in self.known and self.tree is not None else wanted
+            if at in self.known:
+                self.refill(control, [(word, name) for name, word in self.known.items()], at)
         problems = list(dict.fromkeys(self.rollouts.frame["problem"].tolist()))
-        options = [(f"problem {p} of update {self.rollouts.step:,}", p) for p in problems]
-        self._set(self.problem, options, problems[0])
+        self.refill(self.problem, [(f"{p} of this update", p) for p in problems], problems[0])
         self._problem_chosen()
+
+    @property
+    def known(self) -> dict[str, str]:
+        """The baselines that can be compared, in words."""
+        return METHOD_WORDS if self.rollouts is None else method_words(self.rollouts)
 
     @property
     def group(self) -> pd.DataFrame:
@@ -410,75 +334,75 @@ class Credit(widgets.VBox):
         options = []
         for tree in self.group.to_dict("records"):
             scores = " ".join("—" if s != s else f"{s:.2f}" for s in tree["credited"][-8:])
-            options.append(
-                (
-                    f"thinking {tree['sample']} · {tree['tokens']:,} tokens · {scores}",
-                    tree["sample"],
-                )
-            )
+            words = f"{tree['sample']} · {tree['tokens']:,} tokens · scores {scores}"
+            options.append((words, tree["sample"]))
         # the thinking whose score moves most along its budgets shows most
-        moves = self.group["credited"].map(
-            lambda r: float(pd.Series(r).agg(lambda s: s.max() - s.min()))
-        )
-        best = self.group.loc[moves.fillna(0).idxmax(), "sample"]
-        self._set(self.thinking, options, int(best))
+        moves = self.group["credited"].map(lambda r: pd.Series(r).max() - pd.Series(r).min())
+        best = self.group.loc[moves.astype(float).fillna(0).idxmax(), "sample"]
+        self.refill(self.thinking, options, int(best))
         self._thinking_chosen()
 
     def _thinking_chosen(self) -> None:
-        if self.rollouts is None or self.thinking.value is None:
-            self.tree = self.frame = None
-            for part in (self.prompt, self.sentence, self.tokens, self.position, self.numbers,
-                         self.leaves):  # fmt: skip
-                part.value = ""
-            with self.live.batch_update():
-                for trace in self.live.data:
-                    trace.x, trace.y = [], []
-            return
-        self.tree = self.group[self.group["sample"] == self.thinking.value].iloc[0]
-        self.frame = credit_frame(self.rollouts, self.tree)
-        end = ENDS.get(self.tree["end"], short(self.tree["end"]))
-        self.prompt.value = block(
-            region("prompt", [escaped(self.tree["prompt"], PROMPT)]),
-            paragraph(
-                f"Thinking {self.tree['sample']} of {len(self.group)}: {self.tree['tokens']:,} "
-                f"tokens, {end}. The run trained with baseline {self.rollouts.baseline!r}."
-            ),
-        )
-        self._show()
+        parts = (self.prompt, self.sentence, self.tokens, self.position, self.numbers, self.leaves,
+                 self.trees, self.live)  # fmt: skip
+        self.tree = self.table = None
+        if self.rollouts is not None and self.thinking.value is not None:
+            self.tree = self.group[self.group["sample"] == self.thinking.value].iloc[0]
+            self.table = credit_frame(self.rollouts, self.tree)
+        for part in parts:
+            part.layout.display = "none" if self.tree is None else None
+        if self.tree is not None:
+            prompt = region("prompt", [escaped(self.tree["prompt"], PROMPT)])
+            told = "The prompt, as the model was given it"
+            self.prompt.value = block(f"<details><summary>{told}</summary>{prompt}</details>")
+            self._show()
 
     # --- showing it ------------------------------------------------------------------------------
 
     def _show(self) -> None:
-        if self.frame is None:
+        if self.tree is None:
             return
-        self.sentence.value = block(paragraph(told_credit(self.frame, self.methods)), live=True)
-        self.numbers.value = block(numbers_html(self.frame, self.methods))
-        with self.live.batch_update():
-            for trace, new in zip(
-                self.live.data, credit_traces(self.frame, self.methods), strict=True
-            ):
-                trace.update(new)
-            self.live.update_layout(credit_axes(self.frame, self.methods))
-            self.live.layout.shapes[0].update(end_mark(self.frame))
-        self._budget_moved()
+        end = ENDS.get(self.tree["end"], short(self.tree["end"]))
+        told = told_credit(self.table, self.methods)
+        self.sentence.value = block(
+            paragraph(f"Problem: {short(question_of(self.tree['prompt']), 400)}"),
+            paragraph(
+                f"Thinking {self.tree['sample']} of {len(self.group)}: {self.tree['tokens']:,} "
+                f"tokens, {end}. The run trained with baseline {self.rollouts.baseline!r}.", "note"
+            ),
+            paragraph(told),
+            live=True,
+        )  # fmt: skip
+        numbers = numbers_html(self.table, self.methods)
+        self.numbers.value = block(f"<details><summary>All numbers</summary>{numbers}</details>")
+        stops = [(b, f"{b:,} tokens") for b in self.rollouts.budgets]
+        opened = self.trees.stop is None
+        with self.quiet():
+            self.trees.update_from(self._tree_figure(), f"One thinking as a tree. {told}", stops)
+            self.live.update_from(plot_credit(self.table, self.methods), told, stops)
+            if opened:  # the line stands where the method on the left credits most
+                self.trees.at = int(self.table[f"{ADVANTAGE}{self.left.value}"].idxmax())
+            self.live.at = self.trees.at
+        self._moved(self.trees, self.live)
 
-    def _budget_moved(self) -> None:
-        if self.frame is None:
+    def _tree_figure(self) -> go.Figure:
+        trunks = {words: self.table[f"{ADVANTAGE}{m}"] for m, words in self.methods.items()}
+        told = (self.tree[c] for c in ("cuts", "scores"))
+        return plot_tree(self.rollouts.budgets, *told, trunks, self.tree["summaries"])
+
+    def _moved(self, moved: LiveFigure, other: LiveFigure) -> None:
+        """The line of one figure was moved: that of the other follows, and the words."""
+        if self.tree is None:
             return
-        budget, largest = self.budget.value, largest_advantage(self.group, self.methods)
+        with self.quiet():
+            other.at = moved.at
+        budget, largest = int(moved.stop), largest_advantage(self.table, self.methods)
         columns = "".join(
-            tokens_html(
-                self.tree["thinking"], self.tree["token_ends"], self.frame, m, largest, budget
-            )
-            for m in self.methods
+            tokens_html(self.tree, self.table, method, words, largest, budget)
+            for method, words in self.methods.items()
         )
         self.tokens.value = block(legend_html(largest), f'<div class="beside">{columns}</div>')
         self.position.value = block(
-            paragraph(told_budget(self.frame, budget, self.methods)), live=True
+            paragraph(told_budget(self.table, budget, self.methods)), live=True
         )
-        place = list(self.rollouts.budgets).index(budget)
-        self.leaves.value = block(leaves_html(self.tree, place, budget, self._largest_summary()))
-
-    def _largest_summary(self) -> float:
-        values = [abs(float(v)) for row in self.tree["summary_advantages"] for v in row]
-        return max((v for v in values if v == v), default=0.0)
+        self.leaves.value = block(leaves_html(self.tree, moved.at, budget))

@@ -9,12 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from anytime_lab.look.style import (
-    BAND_OPACITY,
     COLOURS,
     QUIET,
     RunStyle,
@@ -33,9 +32,6 @@ from anytime_lab.page import plain, short
 from anytime_lab.priors import Prior
 from anytime_lab.read.policies import FIXED, MAJORITY, RULES
 from anytime_lab.read.told import BUDGETS, SOURCE
-
-BASELINE_NAMES = {"progress": "progress", "group": "group", "brpo": "BRPO"}
-
 
 CURVES = {  # a panel of the curves: column, bounds, title of its axis, a value in words
     "accuracy": ("accuracy", "", (0.0, 1.0), "Accuracy", "{:.1f} %"),
@@ -244,70 +240,6 @@ def _curve_ticks(curves: pd.DataFrame, over: str, log: bool, wide: bool) -> dict
     return {"type": "log" if log else "linear", "range": [least - room, most + room], **ticks}
 
 
-def plot_training(
-    training: pd.DataFrame,
-    runs: Sequence[str] | None = None,
-    over: str = "step",
-    template: str = "plotly_white",
-) -> go.Figure:
-    """The paper's three panels: anytime accuracy, final accuracy and thinking length.
-
-    Args:
-        training: columns run, step, measure, value, smooth (the frame of training_frame()): the
-            value is drawn faint, its running mean strong.
-        runs: as `plot_accuracy`.
-        over: the column on the x axis, "step" or "seconds".
-    """
-    frame = _with_runs(training, [over, "measure", "value", "smooth"])
-    measures = sorted(set(frame["measure"]))  # whichever run comes first, and the paper's order
-    named = set()
-    figure = make_subplots(
-        rows=1,
-        cols=len(measures),
-        subplot_titles=[
-            m.capitalize() + ("" if "accuracy" in m else " (tokens)") for m in measures
-        ],
-        horizontal_spacing=0.08,
-    )
-    for run, style in run_styles(_order(frame, runs)).items():
-        for column, measure in enumerate(measures, start=1):
-            part = frame[(frame["run"] == run) & (frame["measure"] == measure)].sort_values(over)
-            if not len(part):
-                continue
-            shown = "%{y:.1%}" if "accuracy" in measure else "%{y:.1f} tokens"
-            common = {"x": part[over].tolist(), "mode": "lines", "legendgroup": safe_text(run)}
-            figure.add_scatter(
-                y=part["value"].tolist(),
-                line={"color": style.band.replace(str(BAND_OPACITY), "0.3"), "width": 1},
-                name=f"{safe_text(run)}, each step",
-                hoverinfo="skip",
-                showlegend=False,
-                **common,
-                row=1,
-                col=column,
-            )
-            figure.add_scatter(
-                y=part["smooth"].tolist(),
-                line={"color": style.colour, "dash": style.dash, "width": 2.2},
-                name=safe_text(run),
-                showlegend=run not in named,
-                hovertemplate=f"{short_text(run)}: {shown}<extra></extra>",
-                **common,
-                row=1,
-                col=column,
-            )
-            named.add(run)
-    _layout(figure, None, template, height=340)
-    figure.update_xaxes(title="Update" if over == "step" else "Seconds of training")
-    for column, measure in enumerate(measures, start=1):
-        if "accuracy" not in measure:
-            continue
-        values = frame.loc[frame["measure"] == measure, ["value", "smooth"]]
-        span = axis_span(values, 0.0, 1.0)
-        figure.update_yaxes(tickformat=".0%", range=span, row=1, col=column)
-    return _legend_above(figure, top=76)
-
-
 # --- parts ---------------------------------------------------------------------------------------
 
 
@@ -330,26 +262,6 @@ def _order(frame: pd.DataFrame, runs: Sequence[str] | None) -> list[str]:
     if missing := [run for run in found if run not in runs]:
         raise ValueError(f"the frame holds runs that `runs` does not name: {missing}.")
     return list(runs)
-
-
-def _layout(figure: go.Figure, title: str | None, template: str, height: int) -> None:
-    figure.update_layout(
-        template=template,
-        title={"text": title, "x": 0, "xref": "paper", "xanchor": "left"} if title else None,
-        height=height,
-        hovermode="x unified",
-        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},  # nothing leaves the page
-        margin={"l": 64, "r": 24, "t": 56 if title else 36, "b": 56},
-        font={"size": 13},
-    )
-
-
-def _legend_above(figure: go.Figure, top: int) -> go.Figure:
-    figure.update_layout(
-        margin={"t": top},
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.13, "yanchor": "bottom"},
-    )
-    return figure
 
 
 MARKS = {  # a turn of the answer, the most telling first: words, symbol
@@ -599,3 +511,108 @@ def published_traces(published: pd.DataFrame, runs: Sequence[str]) -> list[dict]
         traces.append({**shared, **anytime, "hovertemplate": f"{told}: anytime {said}"})
         traces.append({**shared, **final, "hovertemplate": f"{told}: final {said}"})
     return traces
+
+
+GAIN, LOSS = "#0072B2", "#B37A00"  # of an advantage, above and below 0
+LEAVES = {  # verdict: symbol, colour
+    "right": ("circle", COLOURS[2]),
+    "wrong": ("x-thin", COLOURS[1]),
+    "abstained": ("circle-open", QUIET),
+}
+
+
+def advantage_colour(value: float, largest: float) -> str:
+    """From grey at 0 to blue (more likely) or orange (less likely) at the largest."""
+    share = min(abs(value) / largest, 1.0) if largest > 0 and value == value else 0.0
+    hue = GAIN if value > 0 else LOSS
+    pairs = zip((0x88, 0x88, 0x88), (int(hue[i : i + 2], 16) for i in (1, 3, 5)), strict=True)
+    return "rgb({},{},{})".format(*(round(grey + share * (end - grey)) for grey, end in pairs))
+
+
+def plot_tree(
+    budgets: Sequence[int],
+    cuts: Sequence[int],
+    scores: Sequence[Sequence[float]],
+    trunks: Mapping[str, Sequence[float]] | None = None,
+    summaries: Sequence[Sequence[str]] | None = None,
+    title: str = "",
+    template: str = "plotly_white",
+) -> go.Figure:
+    """One thinking as a tree: a trunk along its tokens, and at each budget its summaries as leaves.
+
+    A leaf is a disc where it is right, a cross where it is wrong, a ring where it abstained; the
+    right ones stand lowest. Past the end of the thinking the trunk is dotted: later budgets ask
+    the same one again.
+
+    Args:
+        budgets: J, in tokens.
+        cuts: (J,) tokens of thinking that the summaries at a budget stand on.
+        scores: (J, S) of the summaries, NaN where the verifier abstained.
+        trunks: name → (J,) advantage of the tokens that lead to a budget, as colour and width;
+            one below the other. None: one trunk without.
+        summaries: (J, S) what a leaf says when it is pointed at.
+    """
+    figure, last, ended = go.Figure(), max(budgets), max(cuts)
+    named = trunks or {"thinking": [0.0] * len(budgets)}
+    largest = max((abs(a) for trunk in named.values() for a in trunk if a == a), default=0.0)
+    for level, (name, trunk) in enumerate(named.items()):
+        for start, end, value in zip([0, *cuts[:-1]], cuts, trunk, strict=True):
+            if end <= start:
+                continue
+            told = f"{safe_text(name)}, tokens {start + 1:,}–{end:,}"
+            told += f": {value:+.3f}".replace("-", "−") if trunks else ""
+            share = abs(value) / largest if largest and value == value else 0.0
+            figure.add_scatter(
+                x=[start, (start + end) / 2, end], y=[-level] * 3, name=safe_text(name),
+                mode="lines",
+                line={"color": advantage_colour(value, largest), "width": 3 + 11 * share},
+                hovertemplate=f"{told}<extra></extra>",
+            )  # fmt: skip
+    line = {"color": QUIET, "width": 1}
+    if ended < last:
+        figure.add_scatter(x=[ended, last], y=[0, 0], mode="lines", name="ended", hoverinfo="skip",
+                           line={**line, "dash": "dot"})  # fmt: skip
+    leaves = _leaves(budgets, scores, summaries)
+    branches = {"x": [], "y": []}
+    for leaf in leaves.itertuples():
+        branches["x"] += [leaf.budget, leaf.x, None]
+        branches["y"] += [0, leaf.y, None]
+    figure.add_scatter(**branches, mode="lines", name="branches", hoverinfo="skip", line=line)
+    figure.add_scatter(
+        x=leaves["x"].tolist(), y=leaves["y"].tolist(), mode="markers", name="summaries",
+        customdata=leaves["told"].tolist(), hovertemplate="%{customdata}<extra></extra>",
+        marker={
+            "size": 10 if len(scores[0]) <= 6 else 6,
+            "color": leaves["colour"].tolist(),
+            "symbol": leaves["symbol"].tolist(),
+            "line": {"color": leaves["colour"].tolist(), "width": 2},
+        },
+    )  # fmt: skip
+    top = {"t": 60 if title else 10}
+    base(figure, 140 + 24 * len(named) + top["t"], title, template, showlegend=False)
+    figure.update_layout(margin={**top, "b": 48, "l": 8})
+    figure.update_xaxes(
+        title="Thinking (tokens)", range=[-0.01 * last, 1.05 * last], zeroline=False,
+        title_standoff=4, **budget_ticks(budgets),
+    )  # fmt: skip
+    return figure.update_yaxes(
+        range=[0.4 - len(named), 4.6], showgrid=False, zeroline=False, automargin=True,
+        tickmode="array", tickvals=[-i for i in range(len(named))],
+        ticktext=[safe_text(name) for name in named],
+    )  # fmt: skip
+
+
+def _leaves(budgets, scores, summaries) -> pd.DataFrame:
+    """Place, colour, symbol and words of every summary, the right ones lowest."""
+    aside = min(0.025 * max(budgets), 0.5 * min(np.diff([0, *budgets])))
+    rows = []
+    for j, budget in enumerate(budgets):
+        order = sorted(range(len(scores[j])), key=lambda s: -np.nan_to_num(scores[j][s], nan=-9))
+        for place, s in enumerate(order):
+            known = "right" if scores[j][s] >= 0.5 else "wrong"
+            verdict = "abstained" if np.isnan(scores[j][s]) else known
+            told = f"{budget:,} tokens, summary {s}: {verdict}"
+            told += f"<br>{short_text(summaries[j][s])}" if summaries is not None else ""
+            y = 1 + 3.2 * (place + 0.5) / len(order)
+            rows.append((budget, budget + aside, y, told, *LEAVES[verdict]))
+    return pd.DataFrame(rows, columns=["budget", "x", "y", "told", "symbol", "colour"])

@@ -12,8 +12,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from anytime_lab.look.figures import plot_curves, plot_training
+from anytime_lab.look.figures import plot_curves
 from anytime_lab.look.live import JS
+from anytime_lab.look.training_view import plot_training
 from anytime_lab.page import escaped, paragraph, plain, table
 from anytime_lab.priors import Prior
 from anytime_lab.read.curves import accuracy_curve, paired_differences
@@ -36,7 +37,7 @@ from anytime_lab.read.told import (
     told_table,
     verdicts,
 )
-from anytime_lab.read.training import trained_at_fewer, training_frame
+from anytime_lab.read.training import told_compared, training_frame
 from anytime_lab.store.files import write_text
 from anytime_lab.store.records import finished_chunks, read_manifest
 
@@ -171,11 +172,7 @@ def _comparison(tables, reference, prior, names, resamples, seed, level: int = 2
 def _training(metrics: Mapping[str, pd.DataFrame], names: Sequence[str]) -> list[str]:
     frame = training_frame(metrics, SMOOTHED)
     said = f"Scores of the training rollouts at each update; strong: mean of {SMOOTHED} updates."
-    if fewer := trained_at_fewer(metrics):
-        said += (
-            f" Rollouts of {', '.join(fewer)} were scored at fewer budgets; their mean is another "
-            "quantity and is not drawn under anytime accuracy."
-        )
+    said = f"{said} {told_compared(metrics)}".strip()
     parts = [paragraph(said), _figure(plot_training(frame, names), "Training by update")]
     if frame["seconds"].notna().all():
         parts.append(paragraph("The same against the wall time of training."))

@@ -43,8 +43,13 @@ class RunStyle:
     @property
     def band(self) -> str:
         """The colour of the run's interval band."""
-        r, g, b = (int(self.colour[i : i + 2], 16) for i in (1, 3, 5))
-        return f"rgba({r},{g},{b},{BAND_OPACITY})"
+        return faded(self.colour, BAND_OPACITY)
+
+
+def faded(colour: str, opacity: float) -> str:
+    """A colour `#rrggbb` that lets the page through."""
+    shade = ",".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))
+    return f"rgba({shade},{opacity:.3g})"
 
 
 def run_styles(runs: Sequence[str]) -> dict[str, RunStyle]:

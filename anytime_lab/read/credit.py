@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import pandas as pd
 
 from anytime_lab.read.runs import Runs, folder_name, named_runs, run_folders, told_error
 from anytime_lab.store.files import METRICS, ROLLOUTS
-from anytime_lab.store.rollouts import Rollouts, rollout_steps
+from anytime_lab.store.rollouts import ADVANTAGE, Rollouts, rollout_steps
 
-METHOD_WORDS = {
+METHOD_WORDS = {  # short; of other baselines, what the run says of them
     "brpo": "BRPO",
     "grpo": "GRPO (final score only)",
     "brpo_tokens": "BRPO, mixed by tokens",
@@ -20,6 +21,8 @@ METHOD_WORDS = {
     "progress": "progress baseline alone",
     "none": "no baseline",
 }
+MARKER = re.compile(r"<\|[^|>]*\|>|</?\w+>|\[/?INST\]")  # of a chat template
+ROLE = re.compile(r"\s*(system|user|assistant)\s*\n")
 NOTHING = 5e-4  # an advantage below this is written 0.000
 
 
@@ -53,6 +56,25 @@ def _told_missing(path: Path) -> str:
     return f"{path} holds no {ROLLOUTS}/; give the output folder of a training run."
 
 
+def method_words(rollouts: Rollouts) -> dict[str, str]:
+    """The baselines under which a file knows advantages, in words."""
+    told = rollouts.settings.get("methods") or {}
+    order = [*METHOD_WORDS, *rollouts.baselines]
+    return {
+        name: METHOD_WORDS.get(name) or str(told.get(name, name))
+        for name in sorted(rollouts.baselines, key=order.index)
+    }
+
+
+def question_of(prompt: str) -> str:
+    """What the user asked, out of a prompt in the format of its model; all of it if unclear."""
+    parts = [part for part in MARKER.split(prompt) if part.strip()]
+    asked = [part for part in parts if (role := ROLE.match(part)) and role[1] == "user"]
+    if asked:
+        return ROLE.sub("", asked[-1], count=1).strip()
+    return max(parts, key=len, default=prompt).strip()
+
+
 def credit_frame(rollouts: Rollouts, row: pd.Series) -> pd.DataFrame:
     """One thinking, budget by budget.
 
@@ -71,18 +93,17 @@ def credit_frame(rollouts: Rollouts, row: pd.Series) -> pd.DataFrame:
             "return": row["returns"],
             "progress": row["progress"],
             "group": row["group"],
+            **{f"{ADVANTAGE}{name}": row[f"{ADVANTAGE}{name}"] for name in method_words(rollouts)},
         }
     )
-    for name in METHOD_WORDS:  # of an older run, some are missing
-        frame[f"advantage_{name}"] = row.get(f"advantage_{name}", np.nan)
-    frame["brpo"] = frame["return"] - frame["advantage_brpo"]
+    frame["brpo"] = frame["return"] - frame.get(f"{ADVANTAGE}brpo", np.nan)
     return frame
 
 
-def largest_advantage(group: pd.DataFrame, methods: Sequence[str]) -> float:
-    """The largest absolute advantage in a group of thinkings, the end of the colour scale."""
-    values = np.concatenate([np.concatenate(group[f"advantage_{m}"].tolist()) for m in methods])
-    return float(np.nanmax(np.abs(values), initial=0.0))
+def largest_advantage(frame: pd.DataFrame, methods: Iterable[str]) -> float:
+    """The largest absolute advantage of a thinking's tokens, the end of its colour scale."""
+    trained = frame.loc[frame["end"] > frame["start"], [f"{ADVANTAGE}{m}" for m in methods]]
+    return float(np.nanmax(np.abs(trained.to_numpy(float)), initial=0.0))
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -91,8 +112,13 @@ def signed(value: float, digits: int = 2) -> str:
     return told[1:] if float(told) == 0 else told.replace("-", "−")
 
 
-def told_credit(frame: pd.DataFrame, methods: Sequence[str]) -> str:
-    """What one thinking shows, in sentences that its numbers bear out."""
+def told_credit(frame: pd.DataFrame, methods: Mapping[str, str]) -> str:
+    """What one thinking shows, in sentences that its numbers bear out.
+
+    Args:
+        frame: of credit_frame().
+        methods: name → words, of those compared.
+    """
     trained = frame[frame["end"] > frame["start"]]
     if not len(trained):
         return "This thinking has no token."
@@ -110,24 +136,23 @@ def told_credit(frame: pd.DataFrame, methods: Sequence[str]) -> str:
     said = [f"The summaries score {scores} at {budgets} tokens."]
     if (trained[columns].abs() < NOTHING).all(axis=None):
         return f"{said[0]} No token is credited or blamed: nothing is learnt from this thinking."
-    said += [_told_method(trained, method) for method in dict.fromkeys(methods)]
+    said += [_told_method(trained, method, words) for method, words in methods.items()]
     return " ".join([*said, _told_rise(frame, methods)]).strip()
 
 
-def _told_method(trained: pd.DataFrame, method: str) -> str:
-    name, values = METHOD_WORDS[method], trained[f"advantage_{method}"]
+def _told_method(trained: pd.DataFrame, method: str, name: str) -> str:
+    values = trained[f"{ADVANTAGE}{method}"]
     if values.max() - values.min() < NOTHING:
         count = int(trained["end"].max())
         return f"Under {name} all {count:,} tokens get {signed(values.iloc[0])}."
     most, least = trained.loc[values.idxmax()], trained.loc[values.idxmin()]
-    column = f"advantage_{method}"
     return (
-        f"Under {name} {_stretch(most)} get the most ({signed(most[column])}), {_stretch(least)} "
-        f"the least ({signed(least[column])})."
+        f"Under {name} {_stretch(most)} get the most ({signed(values.max())}), {_stretch(least)} "
+        f"the least ({signed(values.min())})."
     )
 
 
-def _told_rise(frame: pd.DataFrame, methods: Sequence[str]) -> str:
+def _told_rise(frame: pd.DataFrame, methods: Mapping[str, str]) -> str:
     """What happens after the largest rise of the score, where BRPO is shown and there is more."""
     if "brpo" not in methods:
         return ""
@@ -143,7 +168,7 @@ def _told_rise(frame: pd.DataFrame, methods: Sequence[str]) -> str:
     then = after.iloc[0]
     others = [m for m in methods if m != "brpo"]
     against = (
-        f"; {METHOD_WORDS[others[0]]} gives them {signed(then[f'advantage_{others[0]}'])}"
+        f"; {methods[others[0]]} gives them {signed(then[f'advantage_{others[0]}'])}"
         if others
         else ""
     )
@@ -165,15 +190,16 @@ def told_tokens(start: float, end: float) -> str:
     return f"tokens {start + 1:,.0f}–{end:,.0f}"
 
 
-def told_budget(frame: pd.DataFrame, budget: int, methods: Sequence[str]) -> str:
+def told_budget(frame: pd.DataFrame, budget: int, methods: Mapping[str, str]) -> str:
     """The numbers of one budget in words."""
     line = frame[frame["budget"] == budget].iloc[0]
     score = "no score" if pd.isna(line["score"]) else f"score {line['score']:.2f}"
     values = "; ".join(
-        f"{METHOD_WORDS[m]} {signed(line[f'advantage_{m}'], 3)}" for m in dict.fromkeys(methods)
+        f"{words} {signed(line[f'{ADVANTAGE}{m}'], 3)}" for m, words in methods.items()
     )
     if line["end"] > line["start"]:
-        where = f"{_stretch(line)} lead here. Advantage: {values}."
+        lead = "leads" if line["end"] - line["start"] == 1 else "lead"
+        where = f"{_stretch(line)} {lead} here. Advantage: {values}."
     else:
         where = "the thinking had ended before, so no token of it is trained for this budget."
     return (

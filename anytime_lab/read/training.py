@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,75 @@ PANELS = {
     "final_accuracy": "final accuracy",
     "thinking/length": "thinking length",
 }
+BASELINE_NAMES = {  # the paper's order; what else a run tells of comes after, as it is named
+    "progress": "progress (V1)",
+    "group": "group (V2)",
+    "brpo": "BRPO (V)",
+    "brpo_tokens": "BRPO by tokens",
+}
+STOPPED = "training stopped: "  # how the message of a run begins that was interrupted or failed
+SILENCE = 120.0  # seconds
+WORSE = 1.01  # of the variance: what is above is no rounding
 SCORE = re.compile(r"score/(?P<budget>\d+)$")
 VARIANCE = re.compile(r"variance/(?P<measure>corr|ratio)/(?P<baseline>\w+)/(?P<budget>\d+)$")
 
 
-def read_metrics(run_dir: str | Path) -> pd.DataFrame:
-    """The logged steps of a training run, one row per step; a run that still writes is fine.
+@dataclass(frozen=True)
+class Progress:
+    """How far a run says that it is.
 
-    Raises:
-        RunFolderError: there is no metrics.jsonl, or it holds no step yet.
+    Attributes:
+        stopped: why it ended before its last update, "" where it did not say so.
     """
-    path = Path(run_dir) / METRICS
-    rows = [r for r in read_jsonl(path) if isinstance(r, dict) and isinstance(r.get("step"), int)]
-    if not rows:
-        found = "holds no step yet" if path.exists() else "does not exist"
-        raise RunFolderError(f"{path} {found}; give the output folder of a training run.")
-    return pd.DataFrame(rows).drop_duplicates("step", keep="last").sort_values("step")
+
+    done: int = 0
+    total: int = 0
+    seconds_left: float | None = None
+    updated: float = 0.0
+    stopped: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come, as far as the run says."""
+        return bool(self.stopped) or 0 < self.total <= self.done
+
+    def told(self, step: int, step_seconds: float, now: float) -> str:
+        """How far it is, in words.
+
+        Args:
+            step: the last one that it has written.
+            step_seconds: how long that took, NaN where it is not known.
+            now: time.time(); a run that was killed can be told by its silence only.
+        """
+        far = f"{step:,} of {self.total:,}" if self.total else f"{step:,}"
+        silent = now - self.updated
+        if self.stopped:
+            return f"{far}, stopped ({self.stopped})"
+        if self.ended:
+            return f"{far}, finished"
+        if self.total and silent > max(SILENCE, 10 * (step_seconds if step_seconds > 0 else 30)):
+            return f"{far}, no update for {silent / 60:,.0f} min: it seems to have stopped"
+        if self.seconds_left is not None:
+            return f"{far}, about {max(self.seconds_left / 60, 1):,.0f} min left"
+        return far
+
+
+def read_progress(folder: Path) -> Progress:
+    """The progress of a training run; nothing known where there is none or it is no progress."""
+    try:
+        told = read_json(folder / PROGRESS)
+        if told.get("stage") != "train":
+            return Progress()
+        left, message = told.get("seconds_left"), str(told.get("message"))
+        return Progress(
+            done=int(told["done"]),
+            total=int(told["total"]),
+            seconds_left=None if left is None else float(left),
+            updated=float(told["updated"]),
+            stopped=message.removeprefix(STOPPED) if message.startswith(STOPPED) else "",
+        )
+    except (RunFolderError, AttributeError, KeyError, TypeError, ValueError):
+        return Progress()
 
 
 @dataclass
@@ -47,18 +100,21 @@ class MetricsTail:
         folder: of the run; it need not exist yet.
         rows: one per step; a step that was written twice counts once, the later one.
         complaint: what is wrong with the file, in a sentence; "" if nothing.
+        progress: how far the run says that it is.
     """
 
     folder: Path
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     complaint: str = ""
+    progress: Progress = Progress()
     _offset: int = 0
     _file: int = 0  # which file was read: a resumed run puts a shorter one in its place
     _bad: int = 0
 
     def read(self) -> bool:
         """Reads what was added since; says whether anything changed."""
-        before = self.complaint
+        before = self.complaint, self.progress
+        self.progress = read_progress(self.folder)
         try:
             new = self._read()
             self.complaint = self._told_bad()
@@ -68,7 +124,7 @@ class MetricsTail:
             self.complaint = f"{self.folder} has no {METRICS} yet."
         except Exception as error:  # whatever is on that disk, the view goes on
             new, self.complaint = False, told_error(self.folder, error)
-        return new or self.complaint != before
+        return new or (self.complaint, self.progress) != before
 
     def _begin_anew(self, file: int) -> None:
         self.rows, self._offset, self._file, self._bad = {}, 0, file, 0
@@ -91,7 +147,7 @@ class MetricsTail:
             except ValueError:
                 self._bad += 1
                 continue
-            if isinstance(row, dict) and type(row.get("step")) is int:
+            if _is_step(row):
                 self.rows[row["step"]] = row
         return anew or whole > 0
 
@@ -111,34 +167,22 @@ class MetricsTail:
         return frame
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run says that it is."""
+def read_metrics(run_dir: str | Path) -> pd.DataFrame:
+    """The logged steps of a training run, one row per step; a run that still writes is fine.
 
-    done: int = 0
-    total: int = 0
-    seconds_left: float | None = None
-    updated: float = 0.0
+    Raises:
+        RunFolderError: there is no metrics.jsonl, it holds no step yet, or lines that are no JSON.
+    """
+    path = Path(run_dir) / METRICS
+    rows = {r["step"]: r for r in read_jsonl(path) if _is_step(r)}
+    if not rows:
+        found = "holds no step yet" if path.exists() else "does not exist"
+        raise RunFolderError(f"{path} {found}; give the output folder of a training run.")
+    return pd.DataFrame([rows[step] for step in sorted(rows)])
 
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more will come."""
-        return 0 < self.total <= self.done
 
-
-def read_progress(folder: Path) -> Progress:
-    """The progress of a training run; nothing known where there is none or it is no progress."""
-    try:
-        told = read_json(folder / PROGRESS)
-        if told.get("stage") != "train":
-            return Progress()
-        left = told.get("seconds_left")
-        return Progress(
-            int(told["done"]), int(told["total"]), None if left is None else float(left),
-            float(told["updated"]),
-        )  # fmt: skip
-    except (RunFolderError, AttributeError, KeyError, TypeError, ValueError):
-        return Progress()
+def _is_step(row: Any) -> bool:
+    return isinstance(row, dict) and type(row.get("step")) is int
 
 
 def find_training(runs: Runs) -> dict[str, MetricsTail]:
@@ -154,12 +198,47 @@ def find_training(runs: Runs) -> dict[str, MetricsTail]:
     return found
 
 
+def compared_at(runs: Mapping[str, pd.DataFrame]) -> tuple[list[int], list[str]]:
+    """The budgets over which anytime accuracy compares runs, and the runs that it leaves out.
+
+    The budgets that all runs were scored at. Where they share one only, its mean is no anytime
+    accuracy: then those of the run that has most, without the runs that were scored at others.
+
+    Args:
+        runs: name → metrics, one row per step.
+    """
+    scored = {name: _scored_at(metrics) for name, metrics in runs.items()}
+    shared = set.intersection(*scored.values()) if scored else set()
+    if len(shared) > 1:
+        return sorted(shared), []
+    most = max(scored.values(), key=len, default=set())
+    return sorted(most), [name for name, own in scored.items() if own != most]
+
+
+def told_compared(runs: Mapping[str, pd.DataFrame]) -> str:
+    """What anytime accuracy is the mean of, where that is not the budgets of every run."""
+    budgets, left_out = compared_at(runs)
+    told = ", ".join(f"{b:,}" for b in budgets)
+    if left_out:
+        return (
+            f"Final accuracy compares all runs. {', '.join(left_out)}: not scored at {told} "
+            "tokens, so left out of anytime accuracy."
+        )
+    if any(_scored_at(metrics) != set(budgets) for metrics in runs.values()):
+        return f"Anytime accuracy is the mean at {told} tokens, which all runs were scored at."
+    return ""
+
+
+def _scored_at(metrics: pd.DataFrame) -> set[int]:
+    return {int(match["budget"]) for column in metrics.columns if (match := SCORE.match(column))}
+
+
 def training_frame(runs: Mapping[str, pd.DataFrame], window: int = 10) -> pd.DataFrame:
     """The three panels of several runs: anytime accuracy, final accuracy, thinking length.
 
-    Anytime accuracy is the plain mean over the budgets of training, whatever prior a run was
-    trained under, so that runs can be compared. The runs of `trained_at_fewer` are left out of that
-    panel: where only the largest budget is scored, its mean is the final accuracy.
+    Anytime accuracy is the plain mean over the budgets of `compared_at`, whatever prior a run was
+    trained under, so that runs can be compared. What all runs have comes first: where anytime
+    accuracy leaves some out, final accuracy.
 
     Args:
         runs: name → metrics, one row per step.
@@ -169,98 +248,136 @@ def training_frame(runs: Mapping[str, pd.DataFrame], window: int = 10) -> pd.Dat
     """
     if window < 1:
         raise ValueError(f"window must be at least 1 step; got {window}.")
-    frames, left_out = [], trained_at_fewer(runs)
     for name, metrics in runs.items():
         if missing := [c for c in ("step", *PANELS) if c not in metrics]:
             raise ValueError(
                 f"the metrics of run {name!r} lack {missing}; give the frame of read_metrics()."
             )
-        seconds = metrics.get("seconds", np.nan)
-        for column, measure in PANELS.items():
+    budgets, left_out = compared_at(runs)
+    frames = []
+    anytime, final, *rest = PANELS.items()
+    for column, measure in [final, anytime, *rest] if left_out else PANELS.items():
+        for name, metrics in runs.items():
             if measure == ANYTIME and name in left_out:
                 continue
-            if measure == ANYTIME and "uniform_accuracy" in metrics:
-                column = "uniform_accuracy"
-            value = metrics[column].astype(float)
-            smooth = value.rolling(window, min_periods=1).mean()
+            value = _anytime(metrics, budgets) if measure == ANYTIME else metrics[column]
             frames.append(
-                pd.DataFrame({"step": metrics["step"], "value": value, "smooth": smooth}).assign(
-                    run=name, seconds=seconds, measure=measure
+                pd.DataFrame(
+                    {
+                        "run": name,
+                        "step": metrics["step"],
+                        "seconds": metrics.get("seconds", np.nan),
+                        "measure": measure,
+                        "value": value.astype(float),
+                        "smooth": value.astype(float).rolling(window, min_periods=1).mean(),
+                    }
                 )
             )
-    whole = pd.concat(frames, ignore_index=True)
-    return whole[["run", "step", "seconds", "measure", "value", "smooth"]]
+    return pd.concat(frames, ignore_index=True)
 
 
-def trained_at_fewer(runs: Mapping[str, pd.DataFrame]) -> list[str]:
-    """The runs whose rollouts were not scored at the budgets of the run that has most of them."""
-    budgets = {
-        name: {int(m["budget"]) for column in metrics.columns if (m := SCORE.match(column))}
-        for name, metrics in runs.items()
-    }
-    most = max(budgets.values(), key=len, default=set())
-    return [name for name, own in budgets.items() if own != most]
+def _anytime(metrics: pd.DataFrame, budgets: Sequence[int]) -> pd.Series:
+    if set(budgets) != _scored_at(metrics):
+        return metrics[[f"score/{b}" for b in budgets]].mean(axis=1)
+    return metrics["uniform_accuracy" if "uniform_accuracy" in metrics else "anytime_accuracy"]
+
+
+def told_runs(
+    tails: Mapping[str, MetricsTail], frame: pd.DataFrame | None, now: float
+) -> list[list[str]]:
+    """A row for each run: its name, how far it is, and its last running means by measure.
+
+    Args:
+        frame: of training_frame(); None while no run has a step.
+        now: time.time().
+    """
+    rows = []
+    for name, tail in tails.items():
+        if not tail.rows:
+            rows.append([name, "no step yet", "—", "—", "—"])
+            continue
+        last = tail.rows[max(tail.rows)]
+        took = last.get("time/step")
+        told = tail.progress.told(
+            last["step"], took if isinstance(took, int | float) else np.nan, now
+        )
+        means = [_last_mean(frame, name, measure) for measure in PANELS.values()]
+        rows.append([name, told, *means])
+    return rows
+
+
+def _last_mean(frame: pd.DataFrame | None, run: str, measure: str) -> str:
+    if frame is None:
+        return "—"
+    part = frame.loc[(frame["run"] == run) & (frame["measure"] == measure), "smooth"].dropna()
+    if not len(part):
+        return "—"
+    return f"{part.iloc[-1]:.1%}" if "accuracy" in measure else f"{part.iloc[-1]:,.1f}"
 
 
 def variance_frame(metrics: pd.DataFrame, last: int = 50) -> pd.DataFrame:
-    """How much of the return's variance each baseline takes away, mean of the last steps.
+    """How much of the return's variance each baseline takes away, medians of the last steps.
+
+    Medians: near the accuracy ceiling a single step, whose returns hardly vary, reaches ratios
+    above 100.
 
     Args:
         metrics: one row per step, with columns variance/corr/BASELINE/BUDGET and
-            variance/ratio/BASELINE/BUDGET.
-        last: steps, from the end, that are averaged.
+            variance/ratio/BASELINE/BUDGET; variance/reached/BUDGET in runs that take them over the
+            thinkings that reach the budget.
+        last: steps, from the end.
 
     Returns columns budget, baseline, measure ("corr": corr(V, R); "ratio": Var[R−V]/Var[R]),
-    value, steps (how many had a value).
+    value, steps (how many had a value), reached (the share of thinkings that reach the budget; NaN
+    where an older run took all). No row where the run has one budget, which needs no diagnostics.
     """
-    named = [(column, VARIANCE.match(column)) for column in metrics.columns]
+    recent = metrics.iloc[-last:]
     rows = []
-    for column, match in named:
-        if match is None:
+    for column in metrics.columns:
+        if (match := VARIANCE.match(column)) is None or match["baseline"] == "none":
             continue
-        values = metrics[column].astype(float).iloc[-last:]
+        values = recent[column].astype(float)
+        reached = recent.get(f"variance/reached/{match['budget']}")
         rows.append(
-            (
-                int(match["budget"]),
-                match["baseline"],
-                match["measure"],
-                values.mean(),
-                values.notna().sum(),
-            )
+            {
+                "budget": int(match["budget"]),
+                "baseline": match["baseline"],
+                "measure": match["measure"],
+                "value": values.median(),
+                "steps": values.notna().sum(),
+                "reached": np.nan if reached is None else reached.astype(float).median(),
+            }
         )
-    if not rows:
-        raise ValueError(
-            "the metrics hold no variance diagnostics (columns variance/corr/…, variance/ratio/…); "
-            "train with more than one budget to get them."
+    order = [*BASELINE_NAMES, *(row["baseline"] for row in rows)]
+    columns = ["budget", "baseline", "measure", "value", "steps", "reached"]
+    frame = pd.DataFrame(rows, columns=columns).sort_values(["measure", "budget"])
+    return frame.sort_values("baseline", key=lambda b: b.map(order.index), kind="stable")
+
+
+def told_variance(frame: pd.DataFrame) -> list[str]:
+    """Over which thinkings a variance frame was taken, and which baselines are worse than none."""
+    if frame["value"].isna().all():
+        return ["No variance to show: it needs more than one budget, and returns that vary."]
+    if frame["reached"].isna().all():
+        said = ["Over all thinkings, those too that ended before a budget: an older run."]
+    else:
+        shares = frame.drop_duplicates("budget").sort_values("budget")
+        told = ", ".join(f"{r.reached:.0%} at {r.budget:,}" for r in shares.itertuples())
+        said = [f"Over the thinkings that reach a budget: {told} tokens."]
+    worse = frame[(frame["measure"] == "ratio") & (frame["value"] > WORSE)]
+    for baseline, part in worse.groupby("baseline", sort=False):
+        where = ", ".join(f"{b:,}" for b in part["budget"])
+        left = ", ".join(f"{v:.2g}" for v in part["value"])
+        said.append(
+            f"The {BASELINE_NAMES.get(baseline, baseline)} baseline is worse than none at {where} "
+            f"tokens: it leaves {left} times the variance."
         )
-    frame = pd.DataFrame(rows, columns=["budget", "baseline", "measure", "value", "steps"])
-    return frame.sort_values(["measure", "baseline", "budget"], ignore_index=True)
-
-
-def told_run(name: str, tail: MetricsTail, progress: Progress, fewer: bool = False) -> list[str]:
-    """A row of the table: how far a run is and its last numbers.
-
-    Args:
-        fewer: it was scored at fewer budgets than others, so its anytime accuracy is none beside
-            theirs.
-    """
-    rows = tail.rows
-    if not rows:
-        return [name, "no step yet", "—", "—", "—"]
-    last = rows[max(rows)]
-    done = f"{max(rows):,}" + (f" of {progress.total:,}" if progress.total else "")
-    if progress.finished:
-        done += ", finished"
-    elif progress.seconds_left is not None:
-        done += f", about {progress.seconds_left / 60:,.0f} min left"
-    values = [last.get(column) for column in PANELS]
-    told = [
-        "—" if not isinstance(v, int | float) or v != v else (f"{v:.1%}" if i < 2 else f"{v:,.1f}")
-        for i, v in enumerate(values)
-    ]
-    if fewer:
-        told[0] = "—"
-    return [name, done, *told]
+    if len(worse):
+        said.append(
+            "So it goes near the accuracy ceiling, where returns hardly vary: a baseline adds "
+            "variance once its spread is more than twice its correlation times that of the return."
+        )
+    return said
 
 
 def score_frame(metrics: pd.DataFrame, window: int) -> pd.DataFrame:

@@ -1,8 +1,14 @@
-"""Answer now: buttons pressed and states read, on the embedded model and on scripted thoughts."""
+"""Answer now: the spread worked by hand, its figure, buttons pressed, and threads that end."""
 
+import math
+import random
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from completions_server import serving
 from made_thoughts import Scripted, Thinks, answer, scripted, state
@@ -10,7 +16,21 @@ from processes import until
 
 from anytime_lab.engines.load import load_thinker
 from anytime_lab.engines.thoughts import Thinker, ThinkingError
-from anytime_lab.look.answer_view import ENDED, PAUSED, SHOWN, THINKING, AnswerNow
+from anytime_lab.look.answer_view import (
+    ANSWERING,
+    ENDED,
+    PAUSED,
+    SHOWN,
+    THINKING,
+    AnswerNow,
+    Session,
+    ask,
+    ask_along,
+    asked_html,
+    history,
+    plot_asked,
+    told_asked,
+)
 from anytime_lab.tasks.problems import load_task
 from anytime_lab.verify.verifiers import ExactVerifier
 
@@ -19,6 +39,121 @@ ROWS = [
     {"problem_id": "a", "prompt": "2 + 5?", "answer": "7"},
     {"problem_id": "b", "prompt": HOSTILE, "answer": HOSTILE},
 ]
+
+
+GRADED = ExactVerifier()
+ENDS = """
+import sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from made_thoughts import Scripted
+from processes import until
+from anytime_lab.look.answer_view import PAUSED, Session
+from anytime_lab.look.training_view import Training
+
+def deaf(*_):
+    pass
+
+def begin(**settings):
+    return lambda: Scripted(["a "] * 10**6, **settings)
+
+fast = Session(begin(), None, deaf)
+slow = Session(begin(), None, deaf, rate=1)
+gate = threading.Event()
+held = Session(begin(gate=gate), None, deaf)
+rests = Session(begin(), lambda thought: None, deaf)
+rests.ask()
+until(lambda: rests.state == PAUSED)
+follows = Training({"run": sys.argv[2]}, follow=True)
+threading.Timer(0.5, gate.set).start()
+for session in (fast, slow, held, rests):
+    assert session._thread.is_alive() and not session._thread.daemon
+assert follows._thread.is_alive() and not follows._thread.daemon
+"""
+
+
+# --- data and figure ---------------------------------------------------------------------------
+
+
+def asked(*answers, gold="7", verifier=GRADED, tokens=3):
+    thought = Scripted(["a "] * 9, lambda _length, _count: [answer(*a) for a in answers])
+    for _ in range(tokens):
+        thought.step()
+    return ask(thought, len(answers), verifier, gold)
+
+
+def test_the_spread_counts_answers_and_averages_their_probabilities():
+    told = asked(("7", 0.5), ("8", 0.9), ("7", 0.1), (None, 0.2))
+    spread = told.spread
+    assert spread["answer"].tolist() == ["7", "8", None]  # of those tied, the more probable first
+    assert spread["count"].tolist() == [2, 1, 1]
+    assert spread["share"].tolist() == [0.5, 0.25, 0.25]
+    assert spread["probability"].tolist() == pytest.approx([0.3, 0.9, 0.2])
+    assert spread["per_token"].iloc[0] == pytest.approx((0.5**0.5 + 0.1**0.5) / 2)  # two tokens
+    assert spread["verdict"].tolist() == ["right", "wrong", "wrong"]
+    assert told_asked(told) == (
+        "After 3 tokens: 7, right; 2 of 4 summaries, 2 other answers; probability of such a "
+        "summary 30%."
+    )
+
+
+def test_without_a_gold_nothing_is_graded():
+    told = asked(("7", 0.5), ("7", 0.5), gold=None)
+    assert told.spread["verdict"].tolist() == ["not graded"]
+    row = history([told]).iloc[0]
+    assert row["right"] is None and math.isnan(row["share_right"]) and row["share"] == 1
+    assert "not graded" not in told_asked(told) and "all alike" in told_asked(told)
+
+
+def test_probabilities_that_a_server_does_not_tell_are_left_open():
+    told = asked(("7", None), ("8", None))
+    assert np.isnan(told.spread["probability"]).all()
+    assert "not told" in asked_html(told) and "nan" not in asked_html(told)
+    words = [trace.customdata[0][1] for trace in plot_asked([told]).data[2:]]
+    assert words == ["50%, right", "50%, wrong"]
+
+
+def test_history_is_in_the_order_of_tokens_and_keeps_the_last_of_a_length():
+    points = [asked(("8", 0.5), tokens=5), asked(("7", 0.5), tokens=2), asked(("7", 0.5), tokens=5)]
+    frame = history(points)
+    assert frame["tokens"].tolist() == [2, 5]
+    assert frame["right"].tolist() == [True, True]
+    assert frame["share_right"].tolist() == [1.0, 1.0]
+    assert history([]).columns.tolist() == ["tokens", "answer", "share", "right", "share_right"]
+
+
+def test_asking_along_stops_at_the_end_of_the_thinking():
+    thought = Scripted(["a"] * 5, lambda length, count: [answer(str(length), 0.5)] * count)
+    points = list(ask_along(thought, [0, 2, 4, 9, 12], 2, GRADED, "5"))
+    assert [p.tokens for p in points] == [0, 2, 4, 5]
+    assert [p.spread["verdict"].iloc[0] for p in points] == ["wrong"] * 3 + ["right"]
+    assert "at the end (closed by itself)" in told_asked(points[-1])
+    for bad in ([], [2, 1], [-1, 3], [2, 2]):
+        with pytest.raises(ValueError, match="budgets must increase"):
+            list(ask_along(thought, bad, 1, None, None))
+
+
+def test_the_figure_draws_the_curve_and_the_columns():
+    points = [
+        asked(("8", 0.5), ("9", 0.5), ("7", 0.5), ("8", 0.5), tokens=2),
+        asked(("7", 0.5), ("7", 0.5), ("7", 0.5), ("8", 0.5), tokens=4),
+    ]
+    lead, right, *columns = plot_asked(points, "<b>t</b> $x$").data
+    assert (lead.x, lead.y) == ((2, 4), (0.5, 0.75))
+    assert right.y == (0.25, 0.75)
+    assert [tuple(c.y) for c in columns] == [(0.5, 0.75), (0.25, 0.25), (0.25,)]
+    assert [c[0] for c in columns[0].customdata] == ["8", "7"]
+    with pytest.raises(ValueError, match="not asked yet"):
+        plot_asked([])
+
+
+def test_hostile_answers_are_text_in_table_and_figure():
+    bad = "<img src=x onerror=alert(1)>$x$\x1b[31m\u202e"
+    told = asked((bad, 0.5), gold=bad)
+    html = asked_html(told)
+    figure = plot_asked([told], bad).to_json()
+    for shown in (html, figure):
+        assert "<img" not in shown and "\x1b" not in shown and "\u202e" not in shown
+    assert "$x$" not in figure
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +195,7 @@ def test_a_thinking_stopped_many_times_is_the_one_left_alone(
     assert len(view.asked) == 6 and view.asked[-1].tokens == alone.length
 
 
-def test_what_is_answered_by_hand_is_what_the_figure_asks_at_that_token(opened, thinker, task):
+def test_what_is_answered_by_hand_is_what_is_asked_along_at_that_token(opened, thinker, task):
     view = opened(thinker, task.problems, task.verifier, problem=2, seed=5, rate=100)
     with pytest.raises(ValueError, match="not asked yet"):
         view.figure()
@@ -69,16 +204,18 @@ def test_what_is_answered_by_hand_is_what_the_figure_asks_at_that_token(opened, 
     view.go.click()
     until(lambda: view.asked)
     (asked,) = view.asked
-    (alone,) = view.ask_along([asked.tokens])
+    thought = thinker.think(task.problems[2]["prompt"], 1.0, 5)
+    gold = task.problems[2]["answer"]
+    (alone,) = ask_along(thought, [asked.tokens], 8, task.verifier, gold)
     assert asked.summaries.drop(columns=["probability", "per_token"]).equals(
         alone.summaries.drop(columns=["probability", "per_token"])
     )
     assert asked.summaries["probability"].tolist() == pytest.approx(
         alone.summaries["probability"].tolist(), rel=1e-3
     )
-    lead, right, bars = view.live.data
+    lead, right, *bars = view.live.figure.data
     assert tuple(lead.x) == tuple(right.x) == (asked.tokens,)
-    assert list(bars.x) == asked.spread["share"].tolist()
+    assert [bar.y[0] for bar in bars] == asked.spread["share"].tolist()
     assert list(view.figure().data[0].y) == list(lead.y)
     assert f"After {asked.tokens} tokens" in view.spread.value
     assert view.pane.parts[-1][1].startswith(f"▼ {asked.tokens} tokens")
@@ -217,11 +354,37 @@ def test_a_typed_problem_is_thought_about_and_graded_if_its_answer_is_known(open
     until(lambda: state(view) == ENDED)
     assert model.asked == [([{"role": "user", "content": "3 + 4? Box it."}], 0.5, 3)]
     assert view.asked[-1].spread["verdict"].tolist() == ["not graded"]
-    assert view.live.data[1].x == ()
+    assert view.live.figure.data[1].x == ()
     view.own_gold.value = "7"
     view.go.click()
     until(lambda: state(view) == ENDED)
     assert view.asked[-1].spread["verdict"].tolist() == ["right"]
+
+
+def test_an_example_is_there_before_the_first_click_and_goes_with_it(opened):
+    model = scripted()
+    view = opened(model, ROWS, ExactVerifier(), rate=0, ask_at=[0, 3, 9])
+    assert view.go.description == "Start" and model.thoughts[0].closed.is_set()
+    assert view.live.figure.data[0].x == (0, 3, 9) and "An example" in view.notes.value
+    assert view.pane.text == "a b a b a b a b a " and len(view.asked) == 3
+    assert [text[:4] for kind, text in view.pane.parts if kind] == ["▼ 0 ", "▼ 3 ", "▼ 9 "]
+    view.go.click()
+    until(lambda: state(view) == ENDED)
+    assert view.live.figure.data[0].x == (400,) and "An example" not in view.notes.value
+
+
+def test_an_example_that_cannot_be_asked_is_a_sentence(opened):
+    def no():
+        raise ThinkingError("there is no model.")
+
+    view = opened(Thinks(no), ROWS, ask_at=[0, 3])
+    assert "There is no example: there is no model." in view.notes.value
+
+
+def test_the_right_answer_is_folded_away_until_it_is_asked_for(opened):
+    view = opened(scripted(), ROWS)
+    before, after = view.question.value.split("<details><summary>Right answer</summary>")
+    assert "7" not in before and "<p" in after and ">7<" in after
 
 
 def test_another_problem_ends_the_thinking_and_clears_the_view(opened):
@@ -233,7 +396,7 @@ def test_another_problem_ends_the_thinking_and_clears_the_view(opened):
     until(lambda: state(view) == PAUSED)
     view.problem.value = 1
     assert (state(view), view.pane.text, view.asked) == (None, "", [])
-    assert view.spread.value.count("<table") == 0 and view.live.data[2].x == ()
+    assert view.spread.value.count("<table") == 0 and view.live.layout.display == "none"
     until(lambda: model.thoughts[0].closed.is_set())
     assert view.go.description == "Start"
 
@@ -256,7 +419,7 @@ def test_text_of_models_and_problems_cannot_act(opened):
     assert all("mathjax_ignore" in part.value for part in parts)
     for text in (view.pane.text, str(view.pane.parts), str(view.problem.options)):
         assert "\x1b" not in text and "\u202e" not in text
-    figure = str(view.live.data) + view.figure().to_json()
+    figure = view.live.figure.to_json() + view.figure().to_json()
     assert "<img" not in figure and "$y$" not in figure and "<i>" not in view.figure().to_json()
 
 
@@ -322,3 +485,86 @@ def test_every_control_has_a_label(opened):
     assert all(control.description for control in controls)
     assert view.go.tooltip and view.again.tooltip and "Space or Enter" in view.pane.label
     assert 'aria-live="polite"' in view.spread.value and 'aria-live="polite"' in view.notes.value
+
+
+# --- threads ----------------------------------------------------------------------------------
+
+
+def test_buttons_pressed_wildly_leave_the_thinking_whole(opened):
+    model = scripted()
+    view = opened(model, ROWS, ExactVerifier(), rate=0, num_summaries=2)
+    rng = random.Random(0)
+    view.go.click()
+    for _ in range(100):
+        rng.choice([view.press, view.press, view.press, view.restart])()
+        time.sleep(rng.random() * 0.004)
+    view.restart()
+    until(lambda: view.session.ask() or state(view) != THINKING)
+    until(lambda: state(view) in (PAUSED, ENDED))
+    last = model.thoughts[-1]
+    until(lambda: view.pane.text == last.text)
+    assert view.pane.text == "".join(last.pieces[: last.length])
+    assert view.asked[-1].tokens == last.length == last.steps
+    # every thought before was given up, each stepped by the one thread that was its own
+    until(lambda: all(t.closed.is_set() for t in model.thoughts[:-1]))
+    until(lambda: sum(t.name == "thinking" for t in threading.enumerate()) <= 1)
+
+
+def test_an_old_thinking_tells_nothing_more(opened):
+    gate = threading.Event()
+    model = scripted(gate=gate)
+    view = opened(model, ROWS, rate=0)
+    view.go.click()
+    until(lambda: model.thoughts)
+    old = view.session
+    model.make = lambda: Scripted(["new"])
+    view.restart()
+    until(lambda: state(view) == ENDED)
+    gate.set()
+    until(lambda: not old._thread.is_alive())
+    assert view.pane.text == "new" and len(view.asked) == 1
+
+
+def test_close_ends_the_thread_from_every_state(opened):
+    for wait in (None, THINKING, PAUSED, ENDED):
+        view = AnswerNow(scripted(), ROWS, rate=0 if wait == ENDED else 50)
+        if wait is not None:
+            view.go.click()
+        if wait == PAUSED:
+            view.go.click()
+        until(lambda view=view, wait=wait: state(view) == wait)
+        session = view.session
+        view.close()
+        view.close()
+        assert session is None or not session._thread.is_alive()
+
+
+def test_a_session_refuses_what_does_not_fit_its_state():
+    def deaf(*_):
+        pass
+
+    gate = threading.Event()
+    answered = threading.Event()
+
+    def question(thought):
+        answered.wait(10)
+        return None
+
+    session = Session(lambda: Scripted("abc" * 9, gate=gate), question, deaf)
+    assert not session.go_on() and session.ask() and not session.ask()
+    assert session.state == ANSWERING and not session.go_on()
+    gate.set()
+    answered.set()
+    until(lambda: session.state == PAUSED)
+    assert not session.ask() and session.go_on()
+    assert session.close(5)
+    assert not session.ask() and not session.go_on()
+
+
+def test_a_process_that_ends_waits_for_its_threads_and_they_for_nothing(tmp_path):
+    # a daemon thread would go on in native code, which then aborts the process
+    run = subprocess.run(
+        [sys.executable, "-c", ENDS, Path(__file__).parents[1], tmp_path],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

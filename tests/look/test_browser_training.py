@@ -1,7 +1,5 @@
 """The views of training in JupyterLab: credit from kept rollouts, and runs that are still going."""
 
-import json
-
 import pytest
 from made_runs import write_tree
 
@@ -20,28 +18,34 @@ def test_credit_is_read_by_budget_method_and_thinking(lab, tmp_path):
     runs = {"plain": str(tmp_path / "plain"), HOSTILE: str(tmp_path / "hostile")}
     with lab.notebook("08_credit", runs=runs) as page:
         page.run_all()
-        live = page.live(0)
+        tree, live = page.live(0), page.live(1)
         page.wait(lambda: len(live.data()) == 6)
         # the last update first; R by the prior .2, .3, .5
         assert live.trace("return R")["y"] == pytest.approx([0.35, 0.15, 0.0])
-        assert live.trace("return R")["y"] == pytest.approx(page.plot(0).trace("return R")["y"])
         assert "At 4 tokens" in page.text()
         names = page.tabbed()
-        assert names[:7] == ["Run", "Update", "10", "Problem", "Thinking", "Left", "Right"]
+        assert names[:7] == ["Run", "Update", "10", "Problem", "Compare", "with", "Thinking"]
         assert [name.split(":")[0] for name in names[7:]] == [
-            *("prompt", "BRPO", "GRPO (final score only)", "Read at budget", "4 tokens"),
+            *("Budget", "BRPO", "GRPO (final score only)", "Budget"),
+            *("All numbers", "The prompt, as the model was given it"),
         ]
-        page.slider("Read at budget").press("ArrowRight")
+        line = page.raw.locator(".budget-line").nth(1)
+        line.press("ArrowRight")
         page.wait(lambda: "At 8 tokens" in page.text())
+        assert line.get_attribute("aria-valuetext").startswith("8 tokens; return R 0.15")
+        first = page.raw.locator(".budget-line").first  # it follows
+        page.wait(lambda: first.get_attribute("aria-valuetext") == "8 tokens")
         page.slider("Update").press("ArrowLeft")
         page.wait(lambda: live.trace("return R")["y"] == pytest.approx([0.65, 0.65, 0.5]))
-        page.select("Left").select_option("no baseline")
+        page.select("Compare").select_option("no baseline")
         page.wait(lambda: live.data()[4]["name"] == "advantage, no baseline")
         assert live.data()[4]["y"] == pytest.approx([0.65, 0.65, 0.5, 0.5])  # R itself
         assert "no baseline: advantage of the thinking's tokens" in page.text()
+        assert [t["name"] for t in tree.data()][0] == "no baseline"
         page.select("Thinking").press("ArrowDown")  # which JupyterLab would take for a cell's
         page.wait(lambda: live.trace("return R")["y"] == pytest.approx([0.25, 0.25, 0.25]))
         assert "V1" in live.hover(trace=1, point=1)
+        assert "What is 1?" in page.text() and "<details" not in page.text()
 
         page.select("Run").select_option(index=1)
         page.wait(lambda: "<img src=x onerror=" in page.text())
@@ -70,31 +74,37 @@ def test_runs_are_followed_and_chosen(lab, tmp_path):
     runs = {name: str(tmp_path / name) for name in ("done", "going")}
     with lab.notebook("09_training", runs=runs, window=1, seconds=0.2) as page:
         page.run_all()
-        assert "No run has variance diagnostics" in json.dumps(page.plot(2).layout())
-        panels, scores, history = page.live(0), page.live(1), page.live(2)
-        page.wait(lambda: len(panels.data()) == 12)
-        assert panels.data()[1]["y"] == pytest.approx([0.5, 0.6, 0.7, 0.8])
-        assert scores.trace("done")["x"] == [24, 48]
+        live = page.live(0)
+
+        def strong(name, axis="x"):
+            """x and y of the running mean of a run in a panel; None while it is not drawn."""
+            found = [t for t in live.data() if (t["name"], t["axis"]) == (name, axis)]
+            return found[0] if found else {"x": None, "y": None}
+
+        page.wait(lambda: strong("done")["x"] == [1, 2, 3, 4])
+        assert strong("done")["y"] == pytest.approx([0.5, 0.6, 0.7, 0.8])
+        assert strong("done", "x4")["x"] == [24, 48]
+        assert "No variance to show" in page.text()
         assert page.tabbed() == ["Follow", "Over", "Mean of updates", "Runs", "Run in detail"]
-        page.wait(lambda: panels.data()[7]["x"] == [1])
+        page.wait(lambda: strong("going")["x"] == [1])
         write_step(tmp_path / "going", 2, lift=0.05)
-        page.wait(lambda: panels.data()[7]["x"] == [1, 2])
+        page.wait(lambda: strong("going")["x"] == [1, 2])
         assert "2 of 4" in page.text()
 
         page.button("Follow").click()
         page.raw.wait_for_timeout(500)
         write_step(tmp_path / "going", 3, lift=0.05)
         page.raw.wait_for_timeout(800)
-        assert panels.data()[7]["x"] == [1, 2]
+        assert strong("going")["x"] == [1, 2]
         page.button("Follow").press("Enter")
-        page.wait(lambda: panels.data()[7]["x"] == [1, 2, 3])
+        page.wait(lambda: strong("going")["x"] == [1, 2, 3])
         write_step(tmp_path / "going", 4, lift=0.05)
         page.wait(lambda: page.text().count("4 of 4, finished") == 2)
         page.wait(lambda: page.raw.locator("button.mod-active").count() == 0)
 
         page.select("Over").select_option("seconds")
-        page.wait(lambda: panels.data()[7]["x"] == [10, 20, 30, 40])
+        page.wait(lambda: strong("going")["x"] == [10, 20, 30, 40])
         page.select("Run in detail").select_option("going")
-        page.wait(lambda: history.trace("24 tokens")["y"] == pytest.approx([0.45] * 4))
+        page.wait(lambda: strong("24 tokens", "x5")["y"] == pytest.approx([0.45] * 4))
         page.select("Runs").select_option(["going"])
-        page.wait(lambda: panels.data()[1]["x"] == [])
+        page.wait(lambda: strong("done")["x"] is None)

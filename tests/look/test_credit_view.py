@@ -6,7 +6,7 @@ import pytest
 from made_runs import told, write_tree
 
 from anytime_lab.look.credit_view import Credit, tint
-from anytime_lab.read.credit import signed, told_credit
+from anytime_lab.read.credit import question_of, signed, told_credit
 from anytime_lab.store.rollouts import rollout_path
 
 HOSTILE = (
@@ -44,9 +44,9 @@ def test_the_tokens_take_the_advantages_worked_by_hand(made):
     ]
     assert [text for _, _, text in left] == ["w0 w1 w2 w3 ", "w4 w5 w6 w7 ", "w8 w9 w10 w11 "]
     assert {title.split(": ")[1] for _, title, _ in right} == {"advantage +0.250"}
-    # one scale: the deepest colour is the largest of both columns and of the whole group
-    assert tint(0.35, 0.35) in left[1][0] and "0.600" in left[1][0]
-    assert len({style for style, _, _ in right}) == 1
+    # one scale: the deepest colour is the largest of both columns
+    assert tint(0.35, 0.35) in left[1][0] and ",0.6)" in left[1][0]
+    assert len({style for style, _, _ in right}) == 1 and right[0][0] != left[1][0]
 
 
 def test_a_thinking_that_ended_has_no_tokens_for_later_budgets(made):
@@ -60,15 +60,17 @@ def test_a_thinking_that_ended_has_no_tokens_for_later_budgets(made):
     view.thinking.value = 1
     left, _ = spans(view.tokens.value)
     assert len(left) == 1 and "ended: later budgets train no token" in view.tokens.value
-    view.budget.value = 12
+    view.live.move_to(12)
     assert "no token of it is trained for this budget" in view.position.value
     assert "no token" in view.numbers.value
+    assert [note.text for note in view.live.figure.layout.annotations] == ["ended"]
+    assert view.live.figure.layout.shapes[0].x0 == 3
 
 
 def test_the_figure_shows_returns_baselines_and_advantages(made):
     view = Credit([made])
     view.thinking.value = 0
-    total, progress, group, brpo, left, right = view.live.data
+    total, progress, group, brpo, left, right = view.live.figure.data
     assert total.y == pytest.approx((0.65, 0.65, 0.5)) and total.x == (4, 8, 12)
     assert group.y == pytest.approx((0.45, 0.45, 0.375))
     assert progress.y == pytest.approx((0, 0, 1 / 6))
@@ -76,10 +78,39 @@ def test_the_figure_shows_returns_baselines_and_advantages(made):
     assert left.x == (0, 4, 8, 12)
     assert left.y == pytest.approx((0.2, 0.35, 0.26389, 0.26389), abs=1e-4)
     assert right.y == pytest.approx((0.25,) * 4)
-    static = view.figure()
-    assert [tuple(t.y) for t in static.data] == [tuple(t.y) for t in view.live.data]
-    shape = view.live.layout.shapes[0]
-    assert (shape.x0, shape.x1) == (12, 12)
+    assert len({trace.line.color for trace in view.live.figure.data}) == 6
+    assert [tuple(t.y) for t in view.figure().data] == [tuple(t.y) for t in view.live.figure.data]
+
+
+def test_the_line_is_one_through_both_figures_and_speaks_tokens(made):
+    view = Credit([made])
+    view.thinking.value = 0
+    assert [words for _, words in view.trees._stops] == ["4 tokens", "8 tokens", "12 tokens"]
+    assert left_riding(view) == [[4, 0.65, "0.65"], [8, 0.65, "0.65"], [12, 0.5, "0.50"]]
+    view.trees.move_to(12)
+    assert view.live.stop == 12 and "At 12 tokens: score 1.00" in view.position.value
+    view.live.move_to(4)
+    assert view.trees.stop == 4 and "Summaries at 4 tokens" in view.leaves.value
+    view.thinking.value = 1
+    assert view.trees.stop == view.live.stop == 4
+
+
+def left_riding(view):
+    return [list(stop) for stop in view.live.figure.data[0].meta["riding"]]
+
+
+def test_the_tree_has_a_trunk_for_each_method_and_a_leaf_for_each_summary(made):
+    view = Credit([made])
+    view.thinking.value = 0
+    *trunks, branches, leaves = view.trees.figure.data
+    assert [(t.name, t.x[0], t.x[-1]) for t in trunks[:3]] == [
+        ("BRPO", 0, 4), ("BRPO", 4, 8), ("BRPO", 8, 12)
+    ]  # fmt: skip
+    assert len(trunks) == 6 and len({t.line.color for t in trunks[3:]}) == 1
+    widths = [t.line.width for t in trunks[:3]]
+    assert widths[1] > widths[2] > widths[0]  # +0.35, +0.26, +0.20
+    assert len(leaves.x) == 3 * 2 and set(branches.x[::3]) == {4, 8, 12}
+    assert leaves.marker.symbol[:2] == ("x-thin",) * 2 and leaves.marker.symbol[-1] == "circle"
 
 
 def test_the_sentence_reads_what_one_sees(made):
@@ -91,6 +122,7 @@ def test_the_sentence_reads_what_one_sees(made):
     assert "Under GRPO (final score only) all 12 tokens get +0.25." in said
     assert "The score rises most in tokens 5–8." in said
     assert "(V1 0.17 of R 0.50), so BRPO gives tokens 9–12 +0.26; GRPO" in said
+    assert "Problem: What is 1?" in said
 
 
 def test_a_group_that_scores_alike_says_that_nothing_is_learnt(tmp_path):
@@ -120,16 +152,16 @@ def test_controls_choose_step_problem_thinking_and_methods(made):
     assert [t.split("advantage ")[1] for _, t, _ in left] == ["+0.250"] * 3
     assert "group baseline alone" in view.numbers.value
     view.step.value = 1
-    assert view.live.data[0].y == pytest.approx((0.65, 0.65, 0.5))
-    view.budget.value = 8
+    assert view.live.figure.data[0].y == pytest.approx((0.65, 0.65, 0.5))
+    view.live.move_to(8)
     assert "At 8 tokens: score 0.50, return R 0.650" in view.position.value
     assert 'class="here"' in view.tokens.value
     assert "Summaries at 8 tokens" in view.leaves.value
     before = view.live
     view.right.value = "none"
-    assert view.live is before and view.live.data[5].y[0] == pytest.approx(0.65)
+    assert view.live is before and before.figure.data[5].y[0] == pytest.approx(0.65)
     controls = (view.run, view.step, view.problem, view.thinking, view.left, view.right)
-    assert all(control.description for control in (*controls, view.budget))
+    assert all(control.description for control in controls)
 
 
 def test_text_of_models_and_problems_cannot_act(tmp_path):
@@ -142,7 +174,7 @@ def test_text_of_models_and_problems_cannot_act(tmp_path):
     for bad in ("<img", "<script", "</script", "\x1b", "\u202e"):
         assert bad not in html
     assert all("mathjax_ignore" in part.value for part in parts)
-    assert "<img" not in view.figure().layout.title.text
+    assert "<img" not in view.figure().to_json() + view.trees.figure.to_json()
     write_tree(folder, 2, text="x" * 2_000_000)
     assert len(Credit([folder]).tokens.value) < 80_000
 
@@ -162,12 +194,11 @@ def test_folders_without_rollouts_are_sentences(tmp_path, made):
 def test_a_broken_step_is_a_sentence_and_the_others_open(made):
     rollout_path(made, 30).write_bytes(b"no")
     view = Credit([made])
-    assert "is damaged" in view.notes.value and view.frame is None
-    assert "No rollout is open" in told(view.figure())
-    view.budget.value = view.budget.value
+    assert "is damaged" in view.notes.value and view.table is None
+    assert "No rollout is open" in told(view.picture())
     view.left.value = "none"
     view.step.value = 25
-    assert view.frame is not None and "damaged" not in view.notes.value
+    assert view.table is not None and "damaged" not in view.notes.value
     rollout_path(made, 1).unlink()  # a run that began anew
     view.step.value = 1
     assert "does not exist" in view.notes.value
@@ -179,6 +210,7 @@ def test_missing_scores_stay_dashes(tmp_path):
     view = Credit([tmp_path / "run"])
     view.thinking.value = 0
     assert "score —, 1.00, 1.00 at 4, 8, 12" in view.sentence.value
+    view.live.move_to(4)
     assert "no score" in view.position.value and "abstained" in view.leaves.value
 
 
@@ -186,13 +218,30 @@ def test_numbers_are_signed_with_the_true_minus():
     assert [signed(v) for v in (0.123, -0.5, 0.0, -0.0001)] == ["+0.12", "−0.50", "0.00", "0.00"]
 
 
-def test_two_methods_are_wanted():
+def test_two_methods_are_wanted(made):
     with pytest.raises(ValueError, match="choose two of brpo, grpo"):
         Credit([], methods=("brpo",))
-    with pytest.raises(ValueError, match="no \\['ppo'\\]; choose two"):
-        Credit([], methods=("brpo", "ppo"))
+    with pytest.raises(ValueError, match="methods has 'ppo'; choose two of brpo, grpo"):
+        Credit([made], methods=("brpo", "ppo"))
 
 
-def test_told_credit_of_one_method_twice_says_it_once(made):
+def test_one_method_twice_is_told_and_drawn_once(made):
     view = Credit([made], methods=("brpo", "brpo"))
-    assert told_credit(view.frame, view.methods).count("Under BRPO") == 1
+    assert told_credit(view.table, view.methods).count("Under BRPO") == 1
+    assert len(view.live.figure.data) == 5
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("<|im_start|>user\nReach 4 with 1, 3.<|im_end|>\n<|im_start|>assistant\n<think>\n",
+         "Reach 4 with 1, 3."),
+        ("<s>[INST] 1 + 1? [/INST]", "1 + 1?"),
+        ("What is 1?", "What is 1?"),
+        ("<|im_start|>system\nA very long word to the system<|im_end|><|im_start|>user\n2?",
+         "2?"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_the_question_is_found_in_the_format_of_its_model(prompt, asked):
+    assert question_of(prompt) == asked

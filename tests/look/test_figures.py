@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from anytime_lab.look.figures import plot_curves, plot_training
+from anytime_lab.look.figures import plot_curves
 from anytime_lab.priors import Prior
 
 HOSTILE = ["<script>alert(1)</script>", "$x^2$", "%{y}", "<b>a</b>", "a\u202eb", "\x1b[31mred"]
@@ -116,39 +116,3 @@ def test_hostile_names_are_shown_and_do_nothing(name):
         assert "<script" not in text and "$" not in text and "%{" not in text
         assert "\u202e" not in text and "\x1b" not in text and "<b>a" not in text
     assert line.hovertemplate == "%{customdata}<extra></extra>"
-
-
-# --- training and variance -----------------------------------------------------------------------
-
-
-def training(runs, measures=("anytime accuracy", "final accuracy", "thinking length")):
-    rows = [
-        {"run": r, "step": s, "seconds": 2.0 * s, "measure": m, "value": 0.1 * s, "smooth": 0.1}
-        for r in runs
-        for m in measures
-        for s in (1, 2, 3)
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_training_has_three_panels_with_raw_and_smooth_curves():
-    figure = plot_training(training(["a", "b"]))
-    assert [t.name for t in figure.data] == 3 * ["a, each step", "a"] + 3 * ["b, each step", "b"]
-    assert [t.name for t in figure.data if t.showlegend] == ["a", "b"]
-    titles = [a.text for a in figure.layout.annotations]
-    assert titles == ["Anytime accuracy", "Final accuracy", "Thinking length (tokens)"]
-    assert figure.layout.yaxis.tickformat == ".0%" and figure.layout.yaxis3.tickformat is None
-
-
-def test_training_over_seconds_takes_that_column():
-    figure = plot_training(training(["a"]), over="seconds")
-    assert list(figure.data[0].x) == [2, 4, 6]
-    assert figure.layout.xaxis.title.text == "Seconds of training"
-
-
-def test_a_run_that_lacks_a_panel_is_still_in_the_legend():
-    frame = training(["grpo", "ar"])
-    frame = frame[(frame["run"] == "ar") | (frame["measure"] != "anytime accuracy")]
-    figure = plot_training(frame)
-    assert [t.name for t in figure.data if t.showlegend] == ["grpo", "ar"]
-    assert [a.text for a in figure.layout.annotations][0] == "Anytime accuracy"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from made_runs import told
 
-from anytime_lab.look.training_view import MOST, Training, thinned
+from anytime_lab.look.training_view import MOST, Training, plot_training, thinned
 from anytime_lab.read.training import (
     MetricsTail,
     read_metrics,
@@ -55,47 +55,99 @@ def pair(tmp_path):
     }
 
 
+PANELS = ("anytime accuracy", "final accuracy", "thinking length")
+
+
 def drawn(view, name, panel):
-    at = 6 * list(view.tails).index(name) + 2 * panel
-    return view.panels.data[at : at + 2]
+    """The faint and the strong line of a run in a panel, by the panel's title."""
+    figure = view.live.figure
+    titles = [note.text for note in figure.layout.annotations]
+    (axis,) = [i for i, title in enumerate(titles) if title.lower().startswith(PANELS[panel])]
+    there = {t.name: t for t in figure.data if t.xaxis == f"x{axis + 1 if axis else ''}"}
+    return there.get(f"{name}, each step"), there.get(name)
+
+
+def lines(view, column):
+    """name → y of the traces in the last row (variance) or the one above (scores)."""
+    return {t.name: list(t.y) for t in view.live.figure.data if t.xaxis == column}
 
 
 def test_the_panels_are_the_training_frame(pair):
     view = Training(pair)
     frame = training_frame({name: read_metrics(path) for name, path in pair.items()}, 10)
-    measures = ("anytime accuracy", "final accuracy", "thinking length")
     for name in pair:
-        for i, measure in enumerate(measures):
+        for i, measure in enumerate(PANELS):
             part = frame[(frame["run"] == name) & (frame["measure"] == measure)]
             faint, strong = drawn(view, name, i)
+            if (name, measure) == ("GRPO", "anytime accuracy"):
+                assert faint is strong is None and not len(part)
+                continue
             assert list(faint.y) == part["value"].tolist()
             assert list(strong.y) == pytest.approx(part["smooth"].tolist())
             assert list(strong.x) == part["step"].tolist()
-    assert len(drawn(view, "GRPO", 0)[0].y) == 0
-    assert "GRPO: scored at fewer budgets" in view.notes.value
-    static = view.figure()
-    assert [t.name for t in static.data if t.showlegend is not False][:2] == ["AR", "GRPO"]
+    assert "GRPO: not scored at 24, 96 tokens" in view.notes.value
+    # what both runs have stands first, and each run is once in the legend
+    assert view.live.figure.layout.annotations[0].text == "Final accuracy"
+    named = [t.name for t in view.live.figure.data if t.showlegend and t.legend is None]
+    assert named == ["AR", "GRPO"]
+    assert view.figure().to_json() == view.live.figure.to_json()
+    assert "96.3%" not in view.state.value
+    means = frame.groupby(["run", "measure"])["smooth"].last()
+    assert f"<td>{means['GRPO', 'final accuracy']:.1%}</td>" in view.state.value
+
+
+def test_the_three_panels_stand_alone_and_over_seconds(pair):
+    frame = training_frame({"AR": read_metrics(pair["AR"])})
+    figure = plot_training(frame, over="seconds")
+    assert [t.name for t in figure.data] == 3 * ["AR, each step", "AR"]
+    titles = [a.text for a in figure.layout.annotations]
+    assert titles == ["Anytime accuracy", "Final accuracy", "Thinking length (tokens)"]
+    assert figure.layout.yaxis.tickformat == ".0%" and figure.layout.yaxis3.tickformat is None
+    assert list(figure.data[0].x[:2]) == [2.5, 5.0]
+    assert figure.layout.xaxis.title.text == "Seconds of training"
 
 
 def test_scores_and_variance_are_those_of_the_run_in_detail(pair):
     view = Training(pair, window=2)
-    assert [t.name for t in view.scores.data] == ["AR", "GRPO"]
-    assert list(view.scores.data[0].y) == pytest.approx([0.015, 0.215])  # steps 19, 20
-    assert list(view.history.data[1].y[:2]) == pytest.approx([0.21, 0.215])
-    assert [t.name for t in view.history.data if t.visible] == ["24 tokens", "96 tokens"]
+    assert lines(view, "x4")["AR"] == pytest.approx([0.015, 0.215])  # steps 19, 20
+    assert lines(view, "x4")["GRPO"] == pytest.approx([0.025])  # steps 14, 15
+    assert list(lines(view, "x5")) == ["24 tokens", "96 tokens"]
+    assert lines(view, "x5")["96 tokens"][:2] == pytest.approx([0.21, 0.215])
     frame = variance_frame(read_metrics(pair["AR"]), 10)
     corr = frame[(frame["baseline"] == "brpo") & (frame["measure"] == "corr")]
-    assert list(view.variance.data[2].y) == pytest.approx(corr["value"].tolist())
-    assert list(view.variance.data[5].y) == pytest.approx([0.7, 0.7])
+    assert lines(view, "x6")["BRPO (V)"] == pytest.approx(corr["value"].tolist())
+    assert lines(view, "x7")["BRPO (V)"] == pytest.approx([0.7, 0.7])
+    assert "an older run" in view.variance.value and "worse than none" not in view.variance.value
     view.detail.value = "GRPO"
-    assert len(view.variance.data[2].y) == 0
-    assert "GRPO has no variance diagnostics" in view.notes.value
-    assert len(view.variance_figure().data) == 6
+    assert not lines(view, "x6") and "No variance to show" in view.variance.value
+
+
+def test_a_baseline_that_is_worse_than_none_is_said_to_be(tmp_path):
+    for step in range(1, 6):
+        row = line(step)
+        row |= {
+            f"variance/reached/{b}": share for b, share in zip(BUDGETS, (1.0, 0.4), strict=True)
+        }
+        row["variance/ratio/progress/96"] = 121.0 if step == 3 else 1.5  # a mean would be 25
+        append_jsonl(tmp_path / "metrics.jsonl", row)
+    view = Training([tmp_path], follow=False)
+    assert "reach a budget: 100% at 24, 40% at 96 tokens" in view.variance.value
+    assert "progress (V1) baseline is worse than none at 96 tokens: it leaves 1.5 times" in (
+        view.variance.value
+    )
+
+
+def test_many_budgets_are_followed_in_colours_of_their_own(tmp_path):
+    write(tmp_path, range(1, 4), budgets=tuple(range(10, 210, 10)))
+    view = Training([tmp_path], follow=False)
+    followed = [t for t in view.live.figure.data if t.legend == "legend2"]
+    assert [t.name for t in followed][:: len(followed) - 1] == ["10 tokens", "200 tokens"]
+    assert len({t.line.color for t in followed}) == len(followed) == 7
 
 
 def test_window_axis_and_runs_redraw_in_place(pair):
     view = Training(pair, window=1)
-    before = view.panels
+    before = view.live
     assert list(drawn(view, "AR", 1)[0].y) == list(drawn(view, "AR", 1)[1].y)
     view.over.value = "seconds"
     assert drawn(view, "AR", 1)[1].x[0] == 2.5
@@ -104,10 +156,11 @@ def test_window_axis_and_runs_redraw_in_place(pair):
         np.mean([80 - s % 11 for s in range(1, 21)])
     )
     view.runs.value = ("GRPO",)
-    assert len(drawn(view, "AR", 1)[1].y) == 0
+    assert drawn(view, "AR", 1)[1] is None
     assert len(drawn(view, "GRPO", 0)[1].y) == 15  # alone it is compared with nobody
-    assert view.panels is before
+    assert view.live is before and view.live.layout.display is None
     view.runs.value = ()
+    assert view.live.layout.display == "none"
     assert all(control.description for control in (view.follow, view.over, view.window, view.runs,
                                                    view.detail))  # fmt: skip
 
@@ -189,11 +242,27 @@ def test_a_view_made_before_training_waits_for_the_new_run(tmp_path):
     assert not Training([folder]).follow.value  # after the fact nothing is followed
 
 
+def test_a_run_that_stopped_is_said_to_be_stopped(tmp_path):
+    for name, message in (("told", "training stopped: interrupted"), ("silent", "")):
+        write(tmp_path / name, range(1, 4))
+        write_progress(tmp_path / name, "train", 3, 6, "updates", started=0.0, message=message)
+    view = Training({n: tmp_path / n for n in ("told", "silent")})
+    assert "3 of 6, stopped (interrupted)" in view.state.value
+    assert view.unfinished() == ["silent"]
+    view.close()
+    progress = read_progress(tmp_path / "silent")
+    assert progress.told(3, 20.0, progress.updated + 100).startswith("3 of 6, about ")
+    silent = progress.told(3, 20.0, progress.updated + 601)
+    assert silent == "3 of 6, no update for 10 min: it seems to have stopped"
+    assert "stopped" not in progress.told(3, 90.0, progress.updated + 601)  # its updates are long
+
+
 def test_folders_that_are_not_there_or_broken_are_sentences(tmp_path):
     assert "No run folders" in Training([]).notes.value
     later = Training({"later": tmp_path / "later"}, follow=False)
     assert "has no metrics.jsonl yet" in later.notes.value and "no step yet" in later.state.value
-    assert "No run has a step yet" in told(later.figure())
+    assert "No run has an update yet" in told(later.picture())
+    assert later.live.layout.display == "none"  # no axes without a line
     write(tmp_path / "later", [1])
     later.refresh()
     assert len(drawn(later, "later", 1)[0].y) == 1 and "no metrics" not in later.notes.value
@@ -215,7 +284,7 @@ def test_hostile_names_are_text(tmp_path):
     view = Training({name: write(tmp_path / "run", range(1, 4), 3)})
     html = view.state.value + view.notes.value
     assert "<img" not in html and "\u202e" not in html
-    assert all("<img" not in (trace.name or "") for trace in [*view.panels.data, *view.scores.data])
+    assert "<img" not in view.live.figure.to_json() and "$x$" not in view.live.figure.to_json()
 
 
 def test_long_runs_are_thinned_to_their_last_step(tmp_path):

@@ -4,8 +4,10 @@ import pandas as pd
 import pytest
 
 from anytime_lab.read.training import (
+    compared_at,
     read_metrics,
-    trained_at_fewer,
+    told_compared,
+    told_variance,
     training_frame,
     variance_frame,
 )
@@ -76,15 +78,29 @@ def test_anytime_accuracy_is_weighted_alike_whatever_the_prior_of_training():
     assert values(older, "a", "anytime accuracy") == pytest.approx([0.1, 0.2, 0.3])
 
 
+def test_runs_are_compared_at_the_budgets_they_share():
+    wide = metrics(**{"score/48": 0.9})
+    runs = {"two": metrics(), "three": wide}
+    assert compared_at(runs) == ([24, 96], [])
+    told = training_frame(runs)
+    assert values(told, "three", "anytime accuracy") == pytest.approx([0.2] * 3)  # (0.1 + 0.3) / 2
+    assert values(told, "two", "anytime accuracy") == pytest.approx([0.2, 0.4, 0.6])
+    assert list(told["measure"].unique())[0] == "anytime accuracy"
+    assert told_compared(runs).startswith("Anytime accuracy is the mean at 24, 96 tokens")
+    assert told_compared({"two": metrics(), "same": metrics()}) == ""
+
+
 def test_a_run_scored_at_one_budget_has_no_anytime_accuracy_beside_others():
     runs = {"grpo": metrics(drop=["score/24"]), "ar": metrics()}
-    assert trained_at_fewer(runs) == ["grpo"]
+    assert compared_at(runs) == ([24, 96], ["grpo"])
     told = training_frame(runs)
     assert values(told, "grpo", "anytime accuracy") == []
     assert len(values(told, "ar", "anytime accuracy")) == 3
     assert len(values(told, "grpo", "final accuracy")) == 3
-    assert trained_at_fewer({"grpo": runs["grpo"]}) == []
-    assert trained_at_fewer({}) == []
+    assert list(told["measure"].unique())[0] == "final accuracy"  # which compares all
+    assert "grpo: not scored at 24, 96 tokens" in told_compared(runs)
+    assert compared_at({"grpo": runs["grpo"]}) == ([96], [])
+    assert compared_at({}) == ([], [])
 
 
 def test_missing_columns_and_missing_values():
@@ -95,15 +111,21 @@ def test_missing_columns_and_missing_values():
         training_frame({"a": metrics(drop=["final_accuracy"])})
 
 
-def test_variance_is_the_mean_of_the_last_steps():
-    frame = metrics(3)
-    frame["variance/corr/brpo/24"] = [0.0, 0.5, 0.7]
-    frame["variance/ratio/brpo/24"] = [None, 0.4, None]
-    frame["variance/corr/progress/96"] = [0.1, 0.2, 0.4]
-    told = variance_frame(frame, last=2).set_index(["baseline", "measure", "budget"])
+def test_variance_is_the_median_of_the_last_steps():
+    frame = metrics(4)
+    frame["variance/corr/brpo/24"] = [0.0, 0.5, 0.6, 0.9]
+    frame["variance/ratio/brpo/24"] = [None, 0.4, None, 121.0]
+    frame["variance/ratio/brpo/96"] = [9.0, 1.4, 121.0, 1.6]
+    frame["variance/ratio/none/96"] = 1.0  # which takes nothing away
+    frame["variance/reached/96"] = [1.0, 0.25, 0.25, 0.5]
+    told = variance_frame(frame, last=3).set_index(["baseline", "measure", "budget"])
     assert told.loc[("brpo", "corr", 24), "value"] == pytest.approx(0.6)
-    assert told.loc[("brpo", "ratio", 24), "value"] == pytest.approx(0.4)
-    assert told.loc[("brpo", "ratio", 24), "steps"] == 1
-    assert told.loc[("progress", "corr", 96), "value"] == pytest.approx(0.3)
-    with pytest.raises(ValueError, match="no variance diagnostics"):
-        variance_frame(metrics())
+    assert told.loc[("brpo", "ratio", 24), "value"] == pytest.approx(60.7)
+    assert told.loc[("brpo", "ratio", 24), "steps"] == 2
+    assert told.loc[("brpo", "ratio", 96), "value"] == pytest.approx(1.6)
+    assert told.loc[("brpo", "ratio", 96), "reached"] == 0.25
+    assert "none" not in told.index.get_level_values("baseline")
+    said = told_variance(told.reset_index())
+    assert "The BRPO (V) baseline is worse than none at 24, 96 tokens" in said[1]
+    assert variance_frame(metrics()).empty
+    assert "No variance to show" in told_variance(variance_frame(metrics()))[0]
