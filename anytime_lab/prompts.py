@@ -430,8 +430,9 @@ def _opened(text: str, prompt: Any, fmt: ThinkingFormat) -> str:
         said = _content(prompt[-1]["content"]).strip()
         begun = text[text.rfind(said) + len(said) :] if said in text else text
     opened = begun.rfind(marker) if marker else -1
-    shut = close and (begun.rfind(close) > opened >= 0 or text.rstrip().endswith(close))
-    if shut:
+    ends_turns = close in TURN_ENDS  # a template writes it after each message
+    shut = not ends_turns and begun.rfind(close) > opened
+    if close and (shut or text.rstrip().endswith(close)):
         raise ValueError(
             f"the prompt ends with {text[text.rfind(close) :]!r}: the chat template switches "
             "thinking off. Pass chat_template_kwargs={'enable_thinking': True}, or leave "

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import families
 import pytest
 import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -9,15 +10,22 @@ from transformers import PreTrainedTokenizerFast
 
 from anytime_lab.prompts import (
     COUNTDOWN,
+    HARMONY,
     PLAIN,
     QWEN3,
     R1,
     UNMARKED,
     ThinkingFormat,
+    choose_format,
+    decode,
+    describe_format,
     detect_format,
+    fit_verifier,
     prompt_ids,
     resolve_tokens,
+    text_and_ends,
 )
+from anytime_lab.verify.verifiers import ExactVerifier
 
 CHAT = [{"role": "user", "content": "1+1?"}]
 # The generation prompts of the families, as their templates write them.
@@ -172,3 +180,148 @@ def test_the_format_is_found_by_the_template():
     assert detect_format(characters(R1_TEMPLATE)) is R1
     assert detect_format(tiny.tokenizer()) is COUNTDOWN
     assert detect_format(characters("{{ messages }}")) == ThinkingFormat()
+
+
+CUT = "...ĊĊ...ĊĊ"
+HEADER = "**FinalĠAnswer**Ċ"
+# Family → format, the prompt (its end where a system turn comes first), ends of a turn, what is
+# forced after a thinking that was cut.
+ASKED = {
+    "qwen2.5": ("unmarked", "<|im_start|>userĊ1+1?<|im_end|>Ċ<|im_start|>assistantĊ",
+                {"<|im_end|>", "<|endoftext|>"}, CUT[:-2] + "ĊĊ" + HEADER),
+    "qwen3": ("qwen3", "<|im_start|>userĊ1+1?<|im_end|>Ċ<|im_start|>assistantĊ<think>Ċ",
+              {"<|im_end|>", "<|endoftext|>"}, CUT + "</think>ĊĊ" + HEADER),
+    "r1-distill": ("r1", "<｜begin▁of▁sentence｜><｜User｜>1+1?<｜Assistant｜><think>Ċ",
+                   {"<｜end▁of▁sentence｜>"}, CUT + "</think>ĊĊ" + HEADER),
+    "llama3": ("unmarked", "<|begin_of_text|><|start_header_id|>user<|end_header_id|>ĊĊ1+1?"
+               "<|eot_id|><|start_header_id|>assistant<|end_header_id|>ĊĊ",
+               {"<|eot_id|>", "<|end_of_text|>"}, CUT[:-2] + "ĊĊ" + HEADER),
+    "gemma3": ("unmarked", "<bos><start_of_turn>userĊ1+1?<end_of_turn>Ċ<start_of_turn>modelĊ",
+               {"<eos>", "<end_of_turn>"}, CUT[:-2] + "ĊĊ" + HEADER),
+    "phi3": ("unmarked", "<|user|>Ċ1+1?<|end|>Ċ<|assistant|>Ċ",
+             {"<|endoftext|>", "<|end|>", "<|user|>"}, CUT[:-2] + "ĊĊ" + HEADER),
+    "gpt-oss": ("harmony", "<|start|>user<|message|>1+1?<|end|><|start|>assistant"
+                "<|channel|>analysis<|message|>", {"<|return|>", "<|endoftext|>"},
+                CUT + "<|end|><|start|>assistant<|channel|>final<|message|>" + HEADER),
+    "mistral": ("unmarked", "<s>[INST]Ġ1+1?Ġ[/INST]", {"</s>"}, CUT[:-2] + "ĊĊ" + HEADER),
+    "magistral": ("magistral", "<s>[INST]1+1?[/INST][THINK]", {"</s>"},
+                  CUT + "[/THINK]ĊĊ" + HEADER),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_what_a_family_is_shown_token_by_token(family):
+    tok = families.tokenizer(family)
+    name, prompt, ends, forced = ASKED[family]
+    tokens = resolve_tokens(tok)
+    ids = prompt_ids(CHAT, tok, tokens.fmt)
+    assert tokens.fmt.name == name
+    assert pieces(ids, tok).endswith(prompt)
+    # gpt-oss has a BOS token, but its template does not write it
+    assert ids.count(tok.bos_token_id) == (tok.bos_token_id is not None and family != "gpt-oss")
+    assert set(tok.convert_ids_to_tokens(sorted(tokens.eos_ids))) == ends
+    assert pieces(tokens.cut_ids, tok) == forced
+    assert pieces(ids, tok) and repr(tok.decode(ids)) in describe_format(tokens, ids)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("adds_eos", [False, True])
+def test_a_text_gets_bos_once_and_no_eos(family, adds_eos):
+    tok = families.tokenizer(family, adds_eos)
+    tokens = resolve_tokens(tok, {"chat_template": False})
+    bos = tok.bos_token or ""
+    for text in ("1+1?", f"{bos}1+1?"):
+        ids = prompt_ids(text, tok, tokens.fmt)
+        assert tok.decode(ids) == f"{bos}1+1?{tokens.fmt.think_open}"
+
+
+def test_a_hybrid_thinker_that_is_switched_off_thinks_in_its_answer():
+    tok, off = families.tokenizer("qwen3"), {"enable_thinking": False}
+    with pytest.raises(ValueError, match="switches thinking off.*unmarked"):
+        prompt_ids(CHAT, tok, QWEN3, off)
+    on = prompt_ids(CHAT, tok, QWEN3, {"enable_thinking": True})
+    assert on == prompt_ids(CHAT, tok, QWEN3)
+    fmt, _ = choose_format(tok, "unmarked")
+    shown = pieces(prompt_ids(CHAT, tok, fmt, off), tok)
+    assert shown.endswith("<|im_start|>assistantĊ<think>ĊĊ</think>ĊĊ")
+
+
+@pytest.mark.parametrize(
+    ("end", "shown"),
+    [("<think>\nOkay, ", "<think>\nOkay, "), ("<think>", "<think>\n"), ("", "<think>\n")],
+)
+def test_a_template_may_open_or_prefill_the_thinking(end, shown):
+    tok = families.tokenizer("qwen3")
+    tok.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}" + end
+    said = [{"role": "user", "content": "What is <think> for?"}]  # no opening
+    assert tok.decode(prompt_ids(said, tok, QWEN3)) == f"What is <think> for?<|im_end|>{shown}"
+    tok.chat_template += "</think>\n\nAnswer:"
+    with pytest.raises(ValueError, match="switches thinking off"):
+        prompt_ids(said, tok, QWEN3)
+
+
+def test_a_format_is_asked_for_by_name_or_by_fields():
+    tok = families.tokenizer("llama3")
+    assert choose_format(tok, "chat")[0] == ThinkingFormat()
+    assert choose_format(tok, "auto") == choose_format(tok, None) == choose_format(tok, {})
+    made, _ = choose_format(tok, {"header": " So: "})
+    assert made == replace(UNMARKED, header=" So: ")
+    assert choose_format(tok, {"name": "r1", "header": "\nA:"})[0] == replace(R1, header="\nA:")
+    assert not choose_format(characters(markers=()), "unmarked")[0].chat_template
+    with pytest.raises(ValueError, match="'r2'; expected 'auto' or one of 'chat'.*; 'r1': DeepS"):
+        choose_format(tok, "r2")
+    with pytest.raises(ValueError, match="no field 'open'.*think_open"):
+        choose_format(tok, {"open": ""})
+
+
+def test_a_marker_of_several_tokens_ends_a_thinking_however_it_is_cut_into_tokens():
+    tok = families.tokenizer("llama3")
+    tokens = resolve_tokens(tok, "chat")
+    assert tok.tokenize("</think>") == ["<", "/", "think", ">"]
+    for text in ("a</think>", "a.</think>\n\n", "a</think>\nb</think>"):
+        ids = tok(text, add_special_tokens=False)["input_ids"]
+        size = tokens.first_end(ids, True)
+        assert tok.decode(ids[:size]).rstrip().endswith("</think>")
+        assert tokens.end(ids[:size]) == "closed" and tokens.end(ids[: size - 1]) == ""
+        assert tokens.markers(ids) == text.count("</think>")
+    ids = tok("a < / think >", add_special_tokens=False)["input_ids"]
+    assert tokens.first_end(ids, True) == len(ids) and not tokens.end(ids)
+    ended = [*ids, tok.eos_token_id, *ids]
+    assert (
+        tokens.first_end(ended, True) == len(ids) + 1 and tokens.end(ended[: len(ids) + 1]) == "eos"
+    )
+
+
+def test_an_unmarked_thinking_ends_with_its_turn_and_the_answer_follows_its_text():
+    tok = families.tokenizer("llama3")
+    tokens = resolve_tokens(tok)
+    ids = [*tok("2.", add_special_tokens=False)["input_ids"], tok.eos_token_id]
+    assert tokens.end(ids) == "closed" and tokens.kept(ids) == len(ids) - 1
+    assert tokens.kept(ids[:-1]) == len(ids) - 1 and tokens.kept([]) == 0
+    assert tokens.forced("closed", 2, 2) == tokens.header_ids
+    assert tokens.markers(ids) == 0 and tokens.stop_text == ""
+
+
+def test_a_pad_that_is_an_ordinary_token_stays_in_a_text():
+    tok = families.tokenizer("llama3")
+    assert tok.pad_token == "!"
+    tokens = resolve_tokens(tok)
+    ids = tok("5!", add_special_tokens=False)["input_ids"]
+    assert decode(tok, tokens, [*ids, tok.eos_token_id]) == "5!"
+    assert text_and_ends(tok, tokens, [*ids, tok.eos_token_id]) == ("5!", [1, 2, 2])
+
+
+def test_a_verifier_looks_for_the_formats_own_marker_and_header():
+    plain = ExactVerifier()
+    assert fit_verifier(plain, R1) is plain
+    assert fit_verifier(plain, UNMARKED).think_close is None
+    said = "...<|end|><|start|>assistant<|channel|>final<|message|>**Final Answer**\n\\boxed{4}"
+    assert plain.grade([said], ["4"])[0].score == 0
+    assert fit_verifier(plain, HARMONY).grade([said], ["4"])[0].score == 1
+    assert (
+        fit_verifier(plain, UNMARKED).grade(["**Final Answer**\n\\boxed{4}"], ["4"])[0].score == 1
+    )
+    own = ExactVerifier(think_close=None)
+    assert fit_verifier(own, R1) is own
+    made = replace(R1, header="\nSo: ")
+    assert fit_verifier(own, made).header == "So:" and own.header != "So:"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import families
 import pytest
 import tiny
 import torch
@@ -237,3 +238,47 @@ def test_bad_arguments_are_refused(call, says):
 
 def test_no_prompts_give_no_trees():
     assert HFEngine(build(), TOKENS).sample_trees([], [3], 1, GREEDY) == []
+
+
+LLAMA3 = families.tokenizer("llama3")
+SPELLED = {"think_close": "ba", "cut_suffix": "...ba"}  # letters that the model likes to write
+
+
+@pytest.mark.parametrize("wanted", [SPELLED, "unmarked"], ids=["several tokens", "no marker"])
+def test_thinkings_end_as_their_format_says_in_both_ways_of_sampling(wanted):
+    model = families.model(LLAMA3, "abc", seed=3)
+    tokens = resolve_tokens(LLAMA3, wanted)
+    prompts = [prompt_ids(f"{n} + 1?", LLAMA3, tokens.fmt) for n in range(24)]
+    for sampling in (GREEDY, Sampling(max_summary_tokens=5)):
+        fast = HFEngine(model, tokens).sample_trees(prompts, BUDGETS, 2, sampling, seed=1)
+        plain = HFEngine(model, tokens, branches=False)
+        slow = plain.sample_trees(prompts, BUDGETS, 2, sampling, seed=1)
+        if sampling is GREEDY:
+            assert_same_trees(fast, slow)
+        for tree in (*fast, *slow):
+            text, turn_over = LLAMA3.decode(tree.thinking), tree.thinking[-1] in tokens.eos_ids
+            assert not tokens.eos_ids & set(tree.thinking[:-1])
+            if wanted == "unmarked":
+                assert tree.end == ("closed" if turn_over else "length")
+            else:
+                assert text.count("ba") == (tree.end == "closed") == text.endswith("ba")
+                assert turn_over == (tree.end == "eos")
+            for leaf, budget in zip(tree.leaves[::2], BUDGETS, strict=True):
+                kept = len(tree.thinking) - (wanted == "unmarked" and turn_over)
+                assert leaf.cut == min(budget, kept)
+                assert leaf.forced == tokens.forced(tree.end, leaf.cut, kept)
+    ends = {tree.end for tree in slow}
+    assert ends == ({"closed", "length"} if wanted == "unmarked" else {"closed", "eos", "length"})
+
+
+def test_a_turn_ends_by_what_the_generation_config_names():
+    model = families.model(LLAMA3, "abc")
+    end = LLAMA3.convert_tokens_to_ids("<|start_header_id|>")
+    model.generation_config.eos_token_id = [LLAMA3.eos_token_id, end]
+    with torch.no_grad():
+        model.get_output_embeddings().bias[end] = 90.0
+    engine = HFEngine(model, resolve_tokens(LLAMA3))
+    (tree,) = engine.sample_trees([[1, 2]], [8], 1, GREEDY)
+    assert tree.thinking == (end,) and tree.end == "closed"
+    assert tree.leaves[0].cut == 0 and tree.leaves[0].summary == (end,)
+    assert tree.leaves[0].finished

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 
+import families
 import pytest
 import tiny
 import torch
@@ -36,6 +37,8 @@ class Behaviour:
         tells: `token_ids`, `token_id:` in the log-probs, or nothing.
         raw: It takes log-probs at temperature 1, whatever the sampling temperature.
         most: Longest prompt and completion together.
+        model: What is served.
+        tokens: Its format.
     """
 
     served: tuple = ("tiny",)
@@ -43,6 +46,8 @@ class Behaviour:
     tells: str = "token_ids"
     raw: bool = False
     most: int = 256
+    model: object = MODEL
+    tokens: object = TOKENS
     asked: list = field(default_factory=list)
     at_once: int = 0
     most_at_once: int = 0
@@ -90,8 +95,8 @@ def serving(**behaviour):
                 torch.manual_seed(body.get("seed", 0) + number)
                 with torch.no_grad():
                     made += generate_rows(
-                        MODEL, TOKENS, [body["prompt"]], body["max_tokens"], sampling,
-                        TOKENS.close_id in body["stop_token_ids"],
+                        told.model, told.tokens, [body["prompt"]], body["max_tokens"], sampling,
+                        told.tokens.close_id in body["stop_token_ids"] or "stop" in body,
                     )  # fmt: skip
             choices = []
             for number, one in enumerate(made):
@@ -220,3 +225,21 @@ def test_engines_are_known_by_name():
     assert isinstance(load_engine("hf", "embedded", TOKENS, batch_size=3), HFEngine)
     with pytest.raises(ValueError, match="logprobs_mode is 'raw_logprobs'; this engine needs"):
         load_engine("vllm", "embedded", TOKENS, logprobs_mode="raw_logprobs")
+
+
+def test_a_marker_of_several_tokens_is_told_to_the_server_and_seen_in_its_tokens():
+    tok = families.tokenizer("llama3")
+    tokens = resolve_tokens(tok, {"think_close": "ba", "cut_suffix": "...ba"})
+    model = families.model(tok, "abc", seed=3)
+    prompts = [prompt_ids(f"{n} + 1?", tok, tokens.fmt) for n in range(8)]
+    sampling = Sampling(temperature=0, max_summary_tokens=4)
+    expected = HFEngine(model, tokens).sample_trees(prompts, BUDGETS, 1, sampling)
+    with serving(model=model, tokens=tokens) as (url, told):
+        found = ServerEngine(url, tokens).sample_trees(prompts, BUDGETS, 1, sampling)
+    assert {tree.end for tree in expected} >= {"closed", "length"}
+    assert [(t.thinking, t.end) for t in found] == [(t.thinking, t.end) for t in expected]
+    for one, two in zip(found, expected, strict=True):
+        assert [leaf.summary for leaf in one.leaves] == [leaf.summary for leaf in two.leaves]
+    thinks = [body for body in told.asked if "stop" in body]
+    assert len(thinks) == len(prompts)
+    assert all(b["stop"] == ["ba"] and b["include_stop_str_in_output"] for b in thinks)
