@@ -48,6 +48,7 @@ from anytime_lab.store.manifest import (
     describe_problems,
     describe_rows,
     environment,
+    sessions_of,
 )
 from anytime_lab.store.records import (
     FORMAT,
@@ -406,7 +407,8 @@ def open_folder(run_dir: Path, settings: dict, about: dict, chunks: int) -> None
     if (run_dir / MANIFEST).exists():
         manifest = read_manifest(run_dir)
         check_same_settings(run_dir, "an evaluation", manifest.get("settings", {}), settings)
-        before = manifest["sessions"][-1]["versions"]
+        manifest["sessions"] = sessions_of(manifest)
+        before = [now, *manifest["sessions"]][-1]["versions"]
         if before != now["versions"]:
             names = sorted(k for k in {*before, *now["versions"]})
             changed = [

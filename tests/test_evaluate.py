@@ -16,7 +16,7 @@ from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.evaluate import chunk_seed, evaluate
 from anytime_lab.prompts import detect_format, resolve_tokens
-from anytime_lab.store.files import RECORDS, THINKINGS, RunFolderError
+from anytime_lab.store.files import RECORDS, THINKINGS, RunFolderError, read_json, write_json
 from anytime_lab.store.folders import only_writer
 from anytime_lab.store.manifest import describe_rows
 from anytime_lab.store.records import (
@@ -271,6 +271,16 @@ def test_a_damaged_part_is_named_and_made_anew_by_the_same_evaluation(
     with pytest.warns(UserWarning, match="part-00001.*It is written anew"):
         engine = run(parts, tmp_path / "run")
     assert len(engine.calls) == 1
+    same_records(whole[0], tmp_path / "run")
+
+
+@pytest.mark.parametrize("sessions", [None, [], "x", [{"versions": 1}, 3]])
+def test_a_manifest_that_lost_its_sessions_goes_on(parts, whole, tmp_path, sessions):
+    shutil.copytree(whole[0], tmp_path / "run")
+    path = tmp_path / "run" / "manifest.json"
+    write_json(path, read_json(path) | {"sessions": sessions})
+    run(parts, tmp_path / "run")
+    assert len(read_manifest(tmp_path / "run")["sessions"]) == 1
     same_records(whole[0], tmp_path / "run")
 
 

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from anytime_lab.look.pictures import draw
 from anytime_lab.page import escaped, plain
-from anytime_lab.store.files import write_text
+from anytime_lab.store.files import write_csv, write_text
 
 # Okabe–Ito; its orange and sky are darkened, so that every line has 3:1 on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#C86FA0", "#B37A00", "#2B93C8", "#7F7F7F")
@@ -226,7 +226,7 @@ def export(figure: go.Figure, frame: pd.DataFrame, path: str | Path) -> Path:
         title = escaped(figure.layout.title.text or "Accuracy by thinking budget")
         write_text(path, page.replace("<head>", f"<head><title>{title}</title>", 1))
     elif kind == "csv":
-        write_text(path, frame.to_csv(index=False))
+        write_csv(path, frame)
     elif kind == "tex":
         write_text(path, latex_table(frame))
     else:

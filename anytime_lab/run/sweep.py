@@ -44,7 +44,7 @@ from anytime_lab.store.files import (
     RESULT,
     RunFolderError,
     remove_leftovers,
-    write_text,
+    write_csv,
 )
 from anytime_lab.store.records import read_manifest
 
@@ -277,7 +277,7 @@ def compare(prepared: "Prepared") -> Compared | None:
     if not frames:
         return None
     summary = pd.concat(frames, ignore_index=True)
-    write_text(out / TABLE, summary.to_csv(index=False))
+    write_csv(out / TABLE, summary)
     return Compared(summary, tuple(pages), said, sweep.file.title)
 
 

@@ -32,6 +32,16 @@ def environment() -> dict[str, Any]:
     }
 
 
+def sessions_of(manifest: Any) -> list[dict[str, Any]]:
+    """The sessions that a manifest tells of; what is none of `environment` is left out."""
+    told = manifest.get("sessions") if isinstance(manifest, Mapping) else None
+    return [
+        session
+        for session in (told if isinstance(told, list) else ())
+        if isinstance(session, dict) and isinstance(session.get("versions"), dict)
+    ]
+
+
 def _git_commit() -> str | None:
     """The commit of the checkout that this package is imported from, if it is one."""
     here = Path(__file__).resolve().parents[2]

@@ -235,8 +235,7 @@ def load_countdown(
     high: int = 20,
     ops: str = "+-*",
     max_value: int = 99,
-    min_success: float = 0.12,
-    max_success: float = 1.0,
+    **difficulty: float,
 ) -> Dataset:
     """Countdown problems as a dataset, drawn without replacement.
 
@@ -244,13 +243,8 @@ def load_countdown(
         num_problems: How many; None takes all there are.
         split: `train` or `test`, disjoint by problem for any seed and difficulty.
         seed: Chooses the problems, their order, and the order in which numbers are shown.
-        numbers: How many numbers a problem has.
-        low: Smallest number.
-        high: Largest number.
-        ops: Operators out of `+-*/`.
-        max_value: Largest target and intermediate result.
-        min_success: Least success rate of a random trial (difficulty: lower is harder).
-        max_success: Greatest success rate of a random trial.
+        ops, max_value: See `Rules`.
+        numbers, low, high, **difficulty: See `countdown_problems`.
 
     Returns:
         Columns problem_id, prompt (conversational), answer (a solution, such as `(7-6)*3`),
@@ -261,13 +255,7 @@ def load_countdown(
     """
     rules = Rules(ops, max_value)
     problems = countdown_problems(
-        split,
-        numbers=numbers,
-        low=low,
-        high=high,
-        rules=rules,
-        min_success=min_success,
-        max_success=max_success,
+        split, numbers=numbers, low=low, high=high, rules=rules, **difficulty
     )
     if num_problems is not None and not 1 <= num_problems <= len(problems):
         raise ValueError(

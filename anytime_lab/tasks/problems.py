@@ -220,7 +220,8 @@ def _looks_missing(value: Any) -> str:
     if not isinstance(value, str):
         return ""
     text = value.strip()
-    if len(text) < 10_000 and isinstance(_listed(text), list) and re.search("[\"']", text):
+    listed = _listed(text) if len(text) < 10_000 else None
+    if listed == [] or (isinstance(listed, list) and re.search("[\"']", text)):
         return "a list written as text; make it a list, or name the one answer"
     while match := _WRAPPED.fullmatch(text):
         text = next(part for part in match.groups() if part is not None).strip()
@@ -270,7 +271,7 @@ def _answer(value: Any, where: str, column: str) -> str | list[str]:
 def _problem_id(row: Mapping[str, Any], column: str | None, question: str, where: str) -> str:
     if column is None:
         return hashlib.sha256(question.encode()).hexdigest()[:12]
-    value = row.get(column)
+    value = _field(row, column)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # as a table with gaps gives whole numbers
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
@@ -439,7 +440,9 @@ def load_benchmark(
     made = problems_from_rows(
         rows, question_suffix=question_suffix, drop_unusable=benchmark.drop_unusable, **about
     )
-    return _with_golds_checked(made) if check else made
+    if check:
+        warn_of_golds(made, MathVerifier())
+    return made
 
 
 def load_problems(
@@ -462,7 +465,7 @@ def load_problems(
         question_suffix: Appended to every question.
         drop_unusable: Leave out problems without an answer, and repetitions of a question, instead
             of refusing the file; a warning tells how many.
-        check: Run `check_golds` with a `MathVerifier` and warn of golds that it cannot read (some
+        check: Run `unreadable_golds` with a `MathVerifier` and warn of what it finds (some
             seconds for ten thousand problems). Switch it off where another verifier grades.
 
     Raises:
@@ -472,34 +475,17 @@ def load_problems(
     """
     rows = read_rows(path, split)
     made = problems_from_rows(rows, str(path), columns, question_suffix, drop_unusable)
-    return _with_golds_checked(made) if check else made
+    if check:
+        warn_of_golds(made, MathVerifier())
+    return made
 
 
-@dataclass(frozen=True)
-class DatasetCard:
-    """What a run's manifest says about its problems.
-
-    Attributes:
-        source: Repository or file.
-        revision: Commit of the repository; "" for a file.
-        problems: Their number.
-        sha256: Of ids, questions and answers in order.
-    """
-
-    source: str
-    revision: str
-    problems: int
-    sha256: str
-
-    def sentence(self) -> str:
-        """The card in one line."""
-        revision = f" at {self.revision}" if self.revision else ""
-        return f"{self.source}{revision}: {self.problems:,} problems, sha256 {self.sha256[:16]}"
-
-
-def dataset_card(dataset: Dataset) -> DatasetCard:
-    """Describe a dataset that this module loaded, or a part of it."""
-    return DatasetCard(**describe_problems(dataset))
+def card_of(dataset: Dataset) -> str:
+    """What a dataset that this module loaded, or a part of it, is: a sentence for a manifest."""
+    about = describe_problems(dataset)
+    revision = f" at {about['revision']}" if about["revision"] else ""
+    count, digest = f"{about['problems']:,} problems", f"sha256 {about['sha256'][:16]}"
+    return f"{about['source']}{revision}: {count}, {digest}"
 
 
 # --- golds ---------------------------------------------------------------------------------------
@@ -526,31 +512,8 @@ def _without_left_and_right(gold: str) -> str | None:
     return re.sub(r"\\(left|right)(?![a-zA-Z])", "", gold)
 
 
-@dataclass(frozen=True)
-class GoldReport:
-    """What the grader makes of the golds of a dataset.
-
-    Attributes:
-        problems: How many were read.
-        unreadable: Id of a problem to why its gold cannot be graded.
-    """
-
-    problems: int
-    unreadable: Mapping[str, str]
-
-    def sentence(self) -> str:
-        """The report in words."""
-        if not self.unreadable:
-            return f"All {self.problems:,} golds can be graded."
-        shown = "; ".join(f"{id}: {why}" for id, why in list(self.unreadable.items())[:5])
-        more = f" and {len(self.unreadable) - 5} more" if len(self.unreadable) > 5 else ""
-        return (
-            f"{len(self.unreadable)} of {self.problems:,} golds cannot be graded ({shown}{more})."
-        )
-
-
-def check_golds(dataset: Dataset, verifier: MathVerifier) -> GoldReport:
-    """Grade every gold against itself and its obvious variants; report what is not right.
+def unreadable_golds(dataset: Dataset, verifier: MathVerifier) -> dict[str, str]:
+    """Grade every gold against itself and its obvious variants; ids to why it cannot be graded.
 
     Args:
         dataset: Of this module's form.
@@ -567,33 +530,30 @@ def check_golds(dataset: Dataset, verifier: MathVerifier) -> GoldReport:
         for how, state in VARIANTS
         if (stated := state(text)) is not None
     ]
-    texts = [_final_answer(verifier, stated) for _, _, stated in asked]
+    before = f"{verifier.think_close or ''}\n\n{verifier.header or ''}\n"  # where it looks
+    texts = [f"{before}\\boxed{{{stated}}}" for _, _, stated in asked]
     grades = verifier.grade(texts, [gold for gold, _, _ in asked])
     for (gold, how, _), grade in zip(asked, grades, strict=True):
         if grade.score != 1.0 and not why[str(gold)]:
             why[str(gold)] = f"{gold!r:.60} {how} is graded {grade.reason!r}"
     ids = zip(dataset["problem_id"][:], golds, strict=True)
-    return GoldReport(len(golds), {id: why[str(gold)] for id, gold in ids if why[str(gold)]})
-
-
-def _final_answer(verifier: MathVerifier, answer: str) -> str:
-    """A text in which an answer is given as the verifier looks for it."""
-    return f"{verifier.think_close or ''}\n\n{verifier.header or ''}\n\\boxed{{{answer}}}"
-
-
-def _with_golds_checked(made: Dataset) -> Dataset:
-    warn_of_golds(made, MathVerifier())
-    return made
+    return {id: why[str(gold)] for id, gold in ids if why[str(gold)]}
 
 
 def warn_of_golds(dataset: Dataset, verifier: MathVerifier) -> None:
-    """Warn of golds that `check_golds` finds unreadable; ends the verifier's workers."""
+    """Warn of golds that cannot be graded; ends the verifier's workers."""
     try:
-        report = check_golds(dataset, verifier)
+        bad = unreadable_golds(dataset, verifier)
     finally:
         verifier.close()
-    if report.unreadable:
-        warnings.warn(f"{dataset.info.description}: {report.sentence()}", stacklevel=4)
+    if bad:
+        told = "; ".join(f"{id}: {why}" for id, why in list(bad.items())[:5])
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        warnings.warn(
+            f"{dataset.info.description}: {len(bad)} of {len(dataset):,} golds cannot be graded "
+            f"({told}{more}).",
+            stacklevel=4,
+        )
 
 
 COUNTDOWN = "countdown"
@@ -656,9 +616,9 @@ def load_task(
     check = options.pop("check", True) if name != COUNTDOWN else False
     if name == COUNTDOWN:
         problems = load_countdown(num_problems, split, **options)
-        return Task(name, problems, CountdownVerifier(), dataset_card(problems).sentence())
+        return Task(name, problems, CountdownVerifier(), card_of(problems))
     if name in BENCHMARKS:
-        problems = load_benchmark(name, check=check and not require_all, **options)
+        problems = load_benchmark(name, split=split, check=check and not require_all, **options)
     elif Path(name).expanduser().is_file():
         problems = load_problems(name, split=split, check=check and not require_all, **options)
     else:
@@ -673,4 +633,4 @@ def load_task(
     verifier = MathVerifier(require_all=require_all)
     if check and require_all:
         warn_of_golds(problems, verifier)
-    return Task(name, problems, verifier, dataset_card(problems).sentence())
+    return Task(name, problems, verifier, card_of(problems))

@@ -1,7 +1,5 @@
 """Rows of problems as they lie in a file or on the hub, each with its number for errors."""
 
-import codecs
-import contextlib
 import csv
 import errno
 import json
@@ -15,14 +13,8 @@ from typing import Any, TextIO
 import datasets
 import pyarrow.parquet as pq
 from datasets import Dataset
-from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RevisionNotFoundError,
-)
-from pyarrow import ArrowException, RecordBatch
+from datasets.exceptions import DataFilesNotFoundError
+from pyarrow import ArrowException
 
 MAX_ROW = 10_000_000  # characters of a row; a problem is a thousandth of that
 MAX_JSON = 4_000_000_000  # bytes of a .json file, which is read as a whole
@@ -84,19 +76,13 @@ def _of_split(path: Path, rows: Rows, split: str | None) -> Rows:
 
 def _first_bad_byte(path: Path) -> str:
     """Where a file stops being UTF-8."""
-    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
-    with open(path, "rb") as file:
-        while True:
-            chunk = file.read(1 << 20)
-            try:
-                line += decoder.decode(chunk, final=not chunk).count("\n")
-            except UnicodeDecodeError as error:
-                line += error.object[: error.start].count(b"\n")
-                bad = error.object[error.start]
-                return (
-                    f"{path}, line {line}: byte {bad:#04x} is no UTF-8. Save the file as UTF-8 "
-                    "(iconv -t UTF-8)."
-                )
+    raw = path.read_bytes()
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        bad = f"byte {raw[error.start]:#04x} is no UTF-8"
+    return f"{path}, line {line}: {bad}. Save the file as UTF-8 (iconv -t UTF-8)."
 
 
 def _checked(path: Path, number: int, row: Any) -> tuple[int, dict[str, Any]]:
@@ -226,31 +212,19 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for batch in table.iter_batches(batch_size=1000):
                 try:
                     rows = batch.to_pylist()
-                except UnicodeDecodeError:
-                    rows = _rows_until_broken(batch)
+                except UnicodeDecodeError:  # one by one, up to the one that is broken
+                    rows = (batch.slice(at, 1).to_pylist()[0] for at in range(len(batch)))
                 for row in rows:
                     number += 1
                     yield number, row
-                if len(rows) < batch.num_rows:
-                    break
-            else:
-                return
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{path}, row {number + 1}: text that is no UTF-8. Write the table anew as UTF-8."
+        ) from None
     except (OSError, ArrowException) as error:
         raise ValueError(
             f"{path} cannot be read as parquet: {error}. Is it whole, and no Git LFS pointer?"
         ) from None
-    raise ValueError(
-        f"{path}, row {number + 1}: text that is no UTF-8. Write the table anew as UTF-8."
-    )
-
-
-def _rows_until_broken(batch: RecordBatch) -> list[dict[str, Any]]:
-    """The rows before the first one with text that is no UTF-8."""
-    rows: list[dict[str, Any]] = []
-    with contextlib.suppress(UnicodeDecodeError):
-        for at in range(batch.num_rows):
-            rows += batch.slice(at, 1).to_pylist()
-    return rows
 
 
 def _csv(path: Path) -> Rows:
@@ -362,47 +336,55 @@ def _explained(error: Exception, name: str, path: str, revision: str | None) -> 
     )
     said = str(error).split("\n")[0][:300].rstrip(".")
     causes = list(_causes(error))
-    statuses = [c.response.status_code for c in causes if isinstance(c, HfHubHTTPError)]
-    unreachable = any(_is_of_the_network(cause) for cause in causes)
+    names = {base.__name__ for cause in causes for base in type(cause).__mro__}
+    unreachable = bool(names & UNREACHABLE) or any(
+        isinstance(cause, OSError) and cause.errno in NO_ROUTE for cause in causes
+    )
     if datasets.config.HF_HUB_OFFLINE and (unreachable or "cache" in said):
         return ConnectionError(
             f"{what} is not in the cache ({datasets.config.HF_DATASETS_CACHE}), and HF_HUB_OFFLINE "
             f"forbids to ask the hub. Unset HF_HUB_OFFLINE and load it once; or {pass_file}."
         )
-    if any(isinstance(c, GatedRepoError) for c in causes) or "gated" in said:
+    if "GatedRepoError" in names or "gated" in said:
         return PermissionError(
             f"{what} is gated: {said}. Agree to its terms on that page, log in (hf auth login, or "
             f"HF_TOKEN); or {pass_file}."
         )
-    if any(isinstance(c, RevisionNotFoundError) for c in causes) or said.startswith("Revision"):
+    if "RevisionNotFoundError" in names or said.startswith("Revision"):
         return ValueError(
             f"{what} has no revision {revision!r}; its commits are listed at "
             f"{HUB}/{path}/commits/main. Name one of them, or leave revision out."
         )
-    if isinstance(error, DatasetNotFoundError):
+    if "DatasetNotFoundError" in names:
         return ValueError(
             f"{what}: {said}. It was moved or deleted, or is private and wants a login (hf auth "
-            f"login, or HF_TOKEN); {pass_file}."
-        )
-    if {401, 403} & set(statuses):
-        return PermissionError(
-            f"{what}: the hub refuses ({said}). Check the token (hf auth whoami, HF_TOKEN); or "
-            f"{pass_file}."
+            f"login, or HF_TOKEN; hf auth whoami tells whose it is); {pass_file}."
         )
     if isinstance(error, (ValueError, DataFilesNotFoundError)):  # configuration, split, no data
         return ValueError(
             f"{what} is not as it was: {said}. Name an older commit (revision=...), or {pass_file}."
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
-        error.add_note(f"{what} is kept in {datasets.config.HF_DATASETS_CACHE} (HF_HOME moves it).")
-        return error
-    if unreachable or statuses:
+    if unreachable or "HfHubHTTPError" in names:
         return ConnectionError(
             f"{what} could not be loaded: {type(error).__name__}: {said}. Check the connection "
-            f"(proxy, HF_ENDPOINT) or try again later; or {pass_file}."
+            f"(proxy, HF_ENDPOINT) and the token (HF_TOKEN), or try again later; or {pass_file}."
         )
-    error.add_note(f"This came of loading {what}. Without the hub: {pass_file}.")
+    error.add_note(
+        f"This came of loading {what} into {datasets.config.HF_DATASETS_CACHE} (HF_HOME moves it). "
+        f"Without the hub: {pass_file}."
+    )
     return error
+
+
+# Names of errors, since httpx has a tree of its own.
+UNREACHABLE = {
+    "ConnectionError",
+    "TimeoutError",
+    "LocalEntryNotFoundError",
+    "TransportError",
+    "gaierror",
+}
+NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -412,12 +394,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _is_of_the_network(error: BaseException) -> bool:
-    kinds = (ConnectionError, TimeoutError, LocalEntryNotFoundError)
-    # httpx has a tree of errors of its own.
-    transport = {base.__name__ for base in type(error).__mro__} & {"TransportError", "gaierror"}
-    routes = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
-    no_route = isinstance(error, OSError) and error.errno in routes
-    return isinstance(error, kinds) or bool(transport) or no_route

@@ -28,7 +28,7 @@ from anytime_lab.store.files import (
     write_progress,
     write_text,
 )
-from anytime_lab.store.manifest import describe_problems, environment
+from anytime_lab.store.manifest import describe_problems, environment, sessions_of
 from anytime_lab.store.rollouts import drop_rollouts_after, write_rollouts
 from anytime_lab.train.advantages import (
     BASELINES,
@@ -313,7 +313,7 @@ def drop_lines_after(path: str | Path, step: int) -> None:
     """Keep the lines up to `step`: what a resumed run repeats must not stand there twice."""
     path = Path(path)
     rows = read_jsonl(path)
-    kept = [row for row in rows if row["step"] <= step]
+    kept = [row for row in rows if isinstance(row, dict) and row.get("step", step) <= step]
     if len(kept) == len(rows):
         return
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
@@ -433,7 +433,9 @@ class StepRecorder(TrainerCallback):
     def _write_manifest(self, args) -> None:
         """Settings, problems, code and versions; a resumed run adds a session."""
         path = self.folder / TRAINING_MANIFEST
-        before = read_json(path)["sessions"] if self.resumed_from and path.exists() else []
+        lost = "Delete it and go on: only what it tells of earlier sessions is lost."
+        known = read_json(path, lost) if self.resumed_from and path.exists() else {}
+        before = sessions_of(known)
         problems = None if self.problems is None else describe_problems(self.problems)
         settings = json.loads(json.dumps(args.to_dict(), default=str))
         sessions = [*before, {**environment(), "resumed_from": self.resumed_from}]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from anytime_lab.tasks import rows as files
-from anytime_lab.tasks.problems import QUESTION_SUFFIX
+from anytime_lab.tasks.problems import QUESTION_SUFFIX, load_task
 from anytime_lab.tasks.problems import load_problems as load_problems_checked
 
 # Golds are checked by workers, which take their time to start: not here.
@@ -271,3 +271,149 @@ def test_a_table_with_broken_text_is_refused_by_row(tmp_path):
     pq.write_table(pa.table({"problem": broken, "answer": ["1", "2", "3"]}), tmp_path / "p.parquet")
     with pytest.raises(ValueError, match="row 3: text that is no UTF-8"):
         load_problems(tmp_path / "p.parquet")
+
+
+# --- splits --------------------------------------------------------------------------------------
+
+SPLITS = {
+    "train": [{"problem": "a?", "answer": "1"}],
+    "test": [{"problem": "b?", "answer": "2"}, {"problem": "c?", "answer": "3"}],
+}
+
+
+@pytest.mark.parametrize("data", [SPLITS, {"data": SPLITS, "version": [1, 2, 3, 4]}])
+def test_a_json_file_of_several_lists_gives_the_one_asked_for(tmp_path, data):
+    path = written(tmp_path, data, "p.json")
+    assert load_problems(path, split="train")["question"][:] == ["a?"]
+    assert load_problems(path, split="test")["question"][:] == ["b?", "c?"]
+    for split, says in [(None, r"say which is meant \(split"), ("dev", "none is called 'dev'")]:
+        with pytest.raises(ValueError, match=rf"train \(1 rows\).*test \(2 rows\).*{says}"):
+            load_problems(path, split=split)
+    assert load_task(str(path), split="train", check=False).problems["question"][:] == ["a?"]
+
+
+def test_a_single_list_of_another_split_is_told(tmp_path):
+    path = written(tmp_path, {"train": SPLITS["train"]}, "p.json")
+    with pytest.warns(UserWarning, match=r"train \(1 rows\) only; that is taken for 'test'"):
+        assert load_problems(path, split="test")["question"][:] == ["a?"]
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.parquet", "p.csv", "p.json"])
+def test_a_column_that_says_the_split_is_heeded_and_told(tmp_path, name):
+    rows = [{**row, "split": split} for split, its in SPLITS.items() for row in its]
+    path = written(tmp_path, rows, name)
+    with pytest.warns(UserWarning, match="the 2 of 3 rows whose column 'split' says 'test'"):
+        assert load_problems(path, split="test")["question"][:] == ["b?", "c?"]
+    assert len(load_problems(path)) == len(load_problems(path, split="dev")) == 3
+
+
+def test_a_file_in_the_home_folder_is_found_by_its_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(tmp_path, ROWS)
+    assert len(load_task("~/p.jsonl", check=False).problems) == len(load_problems("~/p.jsonl")) == 2
+
+
+# --- conversations and nested golds --------------------------------------------------------------
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def verl(question, gold, *before):
+    return {
+        "data_source": "mine",
+        "prompt": [*before, {"role": "user", "content": question}],
+        "reward_model": {"style": "rule", "ground_truth": gold},
+        "extra_info": {"split": "train", "index": 0},
+    }
+
+
+@pytest.mark.parametrize("name", ["p.parquet", "p.jsonl", "p.json"])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {},
+        {"answer": "reward_model.ground_truth"},
+        {"prompt": "prompt", "answer": "reward_model"},
+        {"problem_id": "reward_model.style", "answer": "reward_model.ground_truth"},
+    ],
+)
+def test_rows_of_conversations_with_nested_golds_load(tmp_path, name, columns):
+    path = written(tmp_path, [verl("1+1?", "2", SYSTEM)], name)
+    (row,) = load_problems(path, columns=columns)
+    assert row["prompt"] == [SYSTEM, {"role": "user", "content": "1+1?" + QUESTION_SUFFIX}]
+    assert (row["question"], row["answer"]) == ("1+1?", "2")
+
+
+def test_conversations_and_objects_written_as_text_load(tmp_path):
+    row = verl("1+1?", "2", SYSTEM)
+    path = tmp_path / "p.csv"
+    with open(path, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["prompt", "reward_model"])
+        table.writerow([json.dumps(row["prompt"]), json.dumps(row["reward_model"])])
+        table.writerow([str(verl("2+2?", "4")["prompt"]), json.dumps({"ground_truth": "4"})])
+    made = load_problems(path)
+    assert made["question"][:] == ["1+1?", "2+2?"] and made["answer"][:] == ["2", "4"]
+    assert made["prompt"][0][0] == SYSTEM
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [],
+        [SYSTEM],
+        [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}],
+        [{"role": "user", "content": " "}],
+        [{"role": "user", "content": None}],
+        [{"from": "human", "value": "1+1?"}],
+        [{"role": "user", "content": [{"type": "image"}]}],
+        ["1+1?"],
+    ],
+)
+def test_a_conversation_that_asks_nothing_is_refused_by_row(tmp_path, turns):
+    rows = [verl("1+1?", "2"), {**verl("", "2"), "prompt": turns}]
+    with pytest.raises(ValueError, match="row 2: the question .*last turn is the user's"):
+        load_problems(written(tmp_path, rows))
+
+
+def test_text_in_parts_is_one_text(tmp_path):
+    parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]
+    row = {"messages": [{"role": "user", "content": parts}], "ground_truth": 2}
+    assert load_problems(written(tmp_path, [row]))[0]["question"] == "1+1?"
+
+
+def test_dotted_names_that_lead_nowhere_are_refused(tmp_path):
+    path = written(tmp_path, [verl("1+1?", "2")])
+    for name in ("reward_model.gold", "prompt.gold", "nothing.gold"):
+        with pytest.raises(ValueError, match=rf"none for the answer \(looked for {name}\)"):
+            load_problems(path, columns={"answer": name})
+
+
+# --- golds that are none -------------------------------------------------------------------------
+
+DISGUISED = ["NaN", "None", "null", "N/A", "n/a", "proof", "Proof.", "(see solution)", "-", "?",
+             "$\\boxed{}$", "\\boxed{\\text{None}}", "['2', 'two']", '["2"]', "nan ",
+             "[]"]  # fmt: skip
+
+
+@pytest.mark.parametrize("gold", DISGUISED)
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])
+def test_golds_that_are_none_in_disguise_are_told_by_row(tmp_path, gold, name):
+    path, rows = tmp_path / name, [["a?", "3"], ["b?", gold]]
+    if name == "p.csv":
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows([["problem", "answer"], *rows])
+    else:
+        written(tmp_path, [{"problem": q, "answer": a} for q, a in rows])
+    with pytest.warns(UserWarning, match="1 of 2 answers look like none: row 2 .*drop_unusable"):
+        assert len(load_problems(path)) == 2
+    with pytest.warns(UserWarning, match="left out 1 problems without an answer"):
+        assert load_problems(path, drop_unusable=True)["answer"][:] == ["3"]
+
+
+def test_golds_that_only_look_odd_are_taken_without_a_word(tmp_path, recwarn):
+    golds = ["0", "-1", "[2, 3]", "(1, 2)", "\\text{no solution}", "\\{\\}", "\\emptyset", "na + 1",
+             "\\text{unknown variable}", "nano", "x = None + 1", "[a, b]", "NO"]  # fmt: skip
+    rows = [{"problem": f"{n}?", "answer": gold} for n, gold in enumerate(golds)]
+    assert load_problems(written(tmp_path, rows))["answer"][:] == golds
+    assert not recwarn.list
