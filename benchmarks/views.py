@@ -161,15 +161,10 @@ def timed(what: str, act, limit: float | None = None) -> None:
 
 @contextmanager
 def wire() -> Iterator[list]:
-    """The messages that the page is sent, as a page that has drawn every figure gets them."""
+    """The messages that the page is sent."""
     import ipywidgets
     from ipywidgets.widgets import widget
 
-    from anytime_lab.look.live import LiveFigure
-
-    for one in list(widget._instances.values()):
-        if isinstance(one, LiveFigure):
-            one._drawn = True
     sent: list = []
     send, create = ipywidgets.Widget._send, widget.comm.create_comm
 
@@ -194,6 +189,12 @@ def slide(control) -> list:
     return [lambda v=v: setattr(control, "value", v) for v in [*values[1:], values[0]]]
 
 
+def move(figure) -> list:
+    """The steps of a figure's line over all its stops."""
+    places = range(len(figure._stops))
+    return [lambda at=at: setattr(figure, "at", at) for at in [*places[1:], places[0]]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     for name, default in (("problems", 1000), ("budgets", 32), ("samples", 16), ("runs", 6)):
@@ -216,9 +217,9 @@ def main() -> None:
         def paint(name: str, view, folders):
             return lambda: [lambda: views.__setitem__(name, view(folders))]
 
-        timed("budget curves: first paint", paint("curves", BudgetCurves, runs), 2000)
+        timed("budget curves: first paint", paint("curves", BudgetCurves, runs), 1500)
         curves = views["curves"]
-        timed("budget curves: a step of the budget", lambda: slide(curves.budget), 200)
+        timed("budget curves: a step of the budget", lambda: move(curves.live), 100)
         timed("budget curves: another prior", lambda: slide(curves.prior.kind), 200)
         ratios = np.linspace(0.3, 3, 20)
         timed(
@@ -229,17 +230,23 @@ def main() -> None:
             ],
             200,
         )
-        timed("budget curves: another reference", lambda: slide(curves.reference), 200)
+        timed(
+            "budget curves: another reference",
+            lambda: [
+                lambda n=n: setattr(curves.runs, "reference", n) for n in curves.runs.ticked[::-1]
+            ],
+            200,
+        )
         timed(
             "budget curves: fewer and more runs",
             lambda: [
-                lambda: setattr(curves.runs, "value", curves.runs.value[:2]),
-                lambda: setattr(curves.runs, "value", [f"run{i}" for i in range(size.runs)]),
+                lambda: setattr(curves.runs, "ticked", curves.runs.ticked[:2]),
+                lambda: setattr(curves.runs, "ticked", [f"run{i}" for i in range(size.runs)]),
             ],
         )
         timed("one problem: first paint", paint("inside", InsideProblem, runs[:2]), 2000)
         inside = views["inside"]
-        timed("one problem: a step of the budget", lambda: slide(inside.budget), 200)
+        timed("one problem: a step of the budget", lambda: move(inside.live), 100)
         ids = [value for _, value in inside.problem.options][1:6]
         timed(
             "one problem: another problem",
@@ -247,7 +254,7 @@ def main() -> None:
         )
         timed("rules: first paint", paint("rules", Policies, runs), 2000)
         rules = views["rules"]
-        timed("rules: a step of the setting", lambda: slide(rules.point), 200)
+        timed("rules: a step of the setting", lambda: move(rules.live), 100)
         timed("rules: another budget of the calibration", lambda: slide(rules.at), 200)
         timed("rules: another count of tokens", lambda: slide(rules.count), 200)
         timed("rules: another run", lambda: slide(rules.run)[:2])

@@ -11,35 +11,16 @@ import pandas as pd
 import plotly.graph_objects as go
 import traitlets
 
-from anytime_lab.look.figures import OVER, plot_curves
+from anytime_lab.look.figures import OVER, plot_curves, prior_trace
 from anytime_lab.look.live import JS, LiveFigure, described, row, text
 from anytime_lab.look.prior_editor import PriorEditor
 from anytime_lab.look.problem_view import InsideProblem
 from anytime_lab.look.style import run_styles
 from anytime_lab.look.view import RunsView
 from anytime_lab.page import block, paragraph, plain, short, table
-from anytime_lab.priors import Prior
+from anytime_lab.read import told
 from anytime_lab.read.curves import Estimate, ProblemTable
-from anytime_lab.read.runs import Runs, Tables, find_evaluations
-from anytime_lab.read.told import (
-    BENCHMARKS,
-    DATASETS,
-    NOTHING,
-    SOURCE,
-    all_budgets,
-    at_budget,
-    common_budgets,
-    difference_table,
-    published_table,
-    tidy_curves,
-    told_difference,
-    told_percent,
-    told_points,
-    told_reach,
-    told_story,
-    told_value,
-    under_prior,
-)
+from anytime_lab.read.runs import Runs, find_evaluations
 
 AT_FIRST = 6  # runs that are shown before any is chosen
 NO_BENCHMARK = "none"
@@ -106,7 +87,7 @@ class BudgetCurves(RunsView):
     def frame(self) -> pd.DataFrame:
         """The tidy table of what is shown: accuracy by budget and the paired difference."""
         shown = self.shown
-        frame = tidy_curves(shown, {name: self._difference(name) for name in shown})
+        frame = told.tidy_curves(shown, {name: self._difference(name) for name in shown})
         frame.insert(1, "dataset", self.dataset.value)
         frame.insert(2, "step", [self.names[name].step for name in frame["run"]])
         return frame.assign(reference=self.runs.reference)
@@ -119,14 +100,14 @@ class BudgetCurves(RunsView):
         """
         if not self.names or not self.shown:
             raise ValueError("no run is shown; choose at least one.")
-        none = self.published.value == NO_BENCHMARK
+        published = self.published.value
         return plot_curves(
             self._told(self.frame()),
             list(self._here),
             over=self.over.value,
             reference=self.runs.reference,
             prior=self.prior.prior,
-            published=None if none else published_table(self.published.value),
+            published=None if published == NO_BENCHMARK else told.published_table(published),
             log=self.log_axis.value,
             height=HEIGHT,
         )
@@ -152,7 +133,7 @@ class BudgetCurves(RunsView):
         )  # fmt: skip
         self.reach = text(live=True)
         self.published = described(
-            widgets.Dropdown, "Published values (BRPO)", options=[NO_BENCHMARK, *BENCHMARKS]
+            widgets.Dropdown, "Published values (BRPO)", options=[NO_BENCHMARK, *told.BENCHMARKS]
         )
         self.again = widgets.Button(description="Read the folders again", layout={"width": "auto"})
         self.back = widgets.Button(
@@ -219,7 +200,7 @@ class BudgetCurves(RunsView):
         shown = self.shown
         before = self.runs.reference or self._wanted
         matching = [n for n in shown if before in (n, self.names[n].run)]
-        common = common_budgets(list(shown.values()))
+        common = told.common_budgets(list(shown.values()))
         with self.quiet():
             self.runs.reference = (matching or [*shown, ""])[0]
             self._offer_budgets(shown, common)
@@ -239,7 +220,7 @@ class BudgetCurves(RunsView):
         shown, chosen = self.shown, self.common.value
         tables = [shown[chosen]] if chosen in shown else list(shown.values())
         with self.quiet():
-            self.prior.set_budgets(common_budgets(tables))
+            self.prior.set_budgets(told.common_budgets(tables))
         self._draw()
 
     def _sentences(self, common: list[int]) -> list[str]:
@@ -279,20 +260,21 @@ class BudgetCurves(RunsView):
             self._dataset_chosen()
 
     def _prior_chosen(self) -> None:
-        places = [trace.name for trace in self.live.figure.data]
-        if self.prior.prior is None or "prior" not in places:
+        prior, traces = self.prior.prior, self.live.figure.data
+        number = next((i for i, trace in enumerate(traces) if trace.name == "prior"), None)
+        if prior is None or number is None:
             return self._draw()
-        bars = next(t for t in self.figure().data if t.name == "prior")
-        number, top = places.index("prior"), 1.25 * max(self.prior.prior.weights)
-        axis = self.live.figure.data[number].yaxis.replace("y", "yaxis")
+        bars = prior_trace(prior, self._places())
+        axis = traces[number].yaxis.replace("y", "yaxis")
         self.live.patch(
-            {number: {"x": list(bars.x), "y": list(bars.y), "meta": dict(bars.meta)}},
-            {f"{axis}.range": [0, top]},
+            {number: {key: bars[key] for key in ("x", "y", "meta", "customdata")}},
+            {f"{axis}.range": [0, 1.25 * max(prior.weights)]},
         )
+        self._tell_story()
         self._read()
 
     def _painted(self, heights: list[float]) -> None:
-        budgets = all_budgets(list(self.shown.values()))
+        budgets = told.all_budgets(list(self.shown.values()))
         drawn = dict(zip(budgets, heights, strict=False))
         self.prior.draw([drawn.get(budget, 0.0) for budget in self.prior.budgets])
 
@@ -300,56 +282,48 @@ class BudgetCurves(RunsView):
 
     def _draw(self) -> None:
         shown = self.shown
-        figure = self.picture()
-        places = self._places()
-        stops = [(places[b], f"{b:,} tokens") for b in places]
-        story = self._story() if shown else ""
-        self.live.update_from(figure, f"Accuracy by thinking budget. {story}", stops)
-        self.story.value = block(paragraph(story, "story"), live=True) if story else ""
+        places = self._places() if shown else pd.Series(dtype=float)
+        stops = [(x, f"{budget:,} tokens") for budget, x in places.items()]
+        self.live.update_from(self.picture(), stops=stops)
+        self._tell_story()
         self._draw_published()
         self._line_moved()
         self._read_reach()
 
-    def _places(self) -> dict[int, float]:
-        """Where on the axis the line stands for each budget: where the reference is."""
-        shown = self.shown
-        budgets = all_budgets(list(shown.values()))
-        if self.over.value == "budget" or not shown:
-            return dict(zip(budgets, budgets, strict=True))
-        frame = self.frame()
-        mean = frame.groupby("budget")[self.over.value].mean()
-        mine = frame[frame["run"] == self.runs.reference].set_index("budget")[self.over.value]
-        return {b: float(mine.get(b, mean[b])) for b in budgets}
+    def _places(self) -> pd.Series:
+        """Where on the axis each budget is: at what the runs spent of it, on their average."""
+        return self.frame().groupby("budget")[self.over.value].mean()
 
     @property
     def budget(self) -> int:
         """The budget at which the line stands."""
-        budgets = all_budgets(list(self.shown.values()))
+        budgets = told.all_budgets(list(self.shown.values()))
         return budgets[min(self.live.at, len(budgets) - 1)] if budgets else 0
 
-    def _story(self) -> str:
-        """The result in one sentence."""
+    def _tell_story(self) -> None:
+        """Puts the result in one sentence above the figure."""
+        if not self.shown:
+            self.story.value = ""
+            return
         reference, shown = self.runs.reference, self.shown
         pairs = {name: self._difference(name) for name in shown if name != reference}
-        story = told_story(shown, pairs, reference, self.prior.prior)
-        timed = self._timed()
-        return story + (f"; at equal training time {timed}" if timed else "")
+        story = told.told_story(shown, pairs, reference, self.prior.prior)
+        timed = self._timed() if self._equal_time else ""
+        story += f"; at equal training time {timed}" if timed else ""
+        self.story.value = block(paragraph(story, "story"), live=True)
+        self.live.label = f"Accuracy by thinking budget. {story}"
 
     def _timed(self) -> str:
         """The same at equal training time, where it was evaluated."""
-        if not self._equal_time or self.prior.prior is None:
-            return ""
         found = find_evaluations(self._equal_time).names(self.dataset.value)
-        tables = Tables()
-        tables.read(list(found.values()))
-        known = {n: tables.known[e.path] for n, e in found.items() if e.path in tables.known}
-        base = known.pop(self.runs.reference, None)
-        said = []
+        self.tables.read(list(found.values()))
+        known = {name: self.tables.known.get(e.path) for name, e in found.items()}
+        base, said = known.pop(self.runs.reference, None), []
         for name, mine in known.items():
-            pair = None if base is None else difference_table(mine, base)
-            if pair is not None:
-                told = under_prior(pair, self.prior.prior)
-                said.append(f"{name} {told_points(told.value, told.low, told.high)}")
+            pair = told.difference_table(mine, base) if mine and base else None
+            if pair is not None and self.prior.prior is not None:
+                score = told.under_prior(pair, self.prior.prior)
+                said.append(f"{name} {told.told_points(score.value, score.low, score.high)}")
         return ", ".join(said)
 
     def _draw_published(self) -> None:
@@ -357,16 +331,16 @@ class BudgetCurves(RunsView):
         if benchmark == NO_BENCHMARK:
             self.published_table.value = ""
             return
-        matches = DATASETS.get(self.dataset.value) == benchmark
         note = (
-            f"{SOURCE}: its tables' final accuracy (a mark at 8,000 tokens) and anytime accuracy "
-            "(a dotted line; the mean over 32 budgets to there). Without intervals; it gives the "
-            "curves themselves as pictures only. "
+            f"{told.SOURCE}: its tables' final accuracy (a mark at 8,000 tokens) and anytime "
+            "accuracy (a dotted line; the mean over 32 budgets to there). Without intervals; it "
+            "gives the curves themselves as pictures only. "
         )
-        note += "" if matches else f"The runs shown are on {self.dataset.value}, not {benchmark}."
+        if told.DATASETS.get(self.dataset.value) != benchmark:
+            note += f"The runs shown are on {self.dataset.value}, not {benchmark}."
         percent = [
             (r.run, f"{100 * r.final:.1f} %", f"{100 * r.anytime:.1f} %")
-            for r in published_table(benchmark).itertuples()
+            for r in told.published_table(benchmark).itertuples()
         ]
         header = ["published run", f"final, {benchmark}", "anytime"]
         self.published_table.value = block(table(header, percent, note))
@@ -392,7 +366,7 @@ class BudgetCurves(RunsView):
         pair = (self.names[name].path, self.names[reference].path)
         if pair not in self._pairs:
             a, b = self.table(name), self.table(reference)
-            self._pairs[pair] = None if a is None or b is None else difference_table(a, b)
+            self._pairs[pair] = None if a is None or b is None else told.difference_table(a, b)
         return self._pairs[pair]
 
     def _line_moved(self) -> None:
@@ -406,43 +380,37 @@ class BudgetCurves(RunsView):
         prior, reference, shown = self.prior.prior, self.runs.reference, self.shown
         rows, scores = [], []
         for name, style in run_styles(self._here).items():
-            here, pair = NOTHING, self._difference(name) if name in shown else None
-            if name in shown:
-                here = at_budget(shown[name], self.budget)
-            apart = at_budget(pair, self.budget) if pair else NOTHING
+            run, pair = shown.get(name), self._difference(name) if name in shown else None
+            here = told.at_budget(run, self.budget) if run else told.NOTHING
+            apart = told.at_budget(pair, self.budget) if pair else told.NOTHING
             rows.append(
                 {
                     "name": name, "label": plain(name), "shown": name in shown,
                     "colour": style.colour, "dash": style.dash, "glyph": style.glyph,
-                    **_cells("here", here, told_percent),
-                    **_cells("difference", apart, told_points),
+                    **_cells("here", here, told.told_percent),
+                    **_cells("difference", apart, told.told_points),
                 }
             )  # fmt: skip
-            if name == reference:
-                rows[-1]["difference"] = "reference"
-            if name in shown and not here.n_problems:
+            if run is None:
+                continue
+            if not here.n_problems:
                 rows[-1]["here"] = "not measured"
-            if name in shown:
-                scores.append((name, *self._scores(shown[name], pair, prior, name == reference)))
+            against = "nothing in common"
+            if name == reference:
+                against = rows[-1]["difference"] = "reference"
+            elif pair is not None:
+                score = told.under_prior(pair, prior) if prior else told.NOTHING
+                against = told.told_difference(score)
+            score = told.under_prior(run, prior) if prior else told.NOTHING
+            scores.append((name, told.told_value(score), against))
         head = ["", "", "run", f"at {self.budget:,} tokens", "difference", "ref."]
         self.runs.fill(head, rows)
         header = ["anytime score, under the prior", "", f"to {short(reference, 24)}"]
         self.score.value = block(table(header, scores, kind="score"), live=True) if scores else ""
 
-    @staticmethod
-    def _scores(
-        run: ProblemTable, pair: ProblemTable | None, prior: Prior | None, reference: bool
-    ) -> tuple[str, str]:
-        mine = under_prior(run, prior) if prior else NOTHING
-        if reference:
-            return told_value(mine), "reference"
-        if pair is None:
-            return told_value(mine), "nothing in common"
-        return told_value(mine), told_difference(under_prior(pair, prior) if prior else NOTHING)
-
     def _read_reach(self) -> None:
         level = self.level.value
-        said = [f"{n}: {told_reach(table, level)}" for n, table in self.shown.items()]
+        said = [f"{n}: {told.told_reach(table, level)}" for n, table in self.shown.items()]
         self.reach.value = block(paragraph(f"To {level:.0%}: {'; '.join(said)}."), live=True)
 
     # --- looking inside --------------------------------------------------------------------------
@@ -464,12 +432,7 @@ class BudgetCurves(RunsView):
             return
         other = self.runs.reference if self.runs.reference != name else self._other()
         pair = {n: self.names[n].path for n in dict.fromkeys([name, other])}
-        view = InsideProblem(
-            pair,
-            budget=self.budget,
-            style=False,
-            beside=True,
-        )
+        view = InsideProblem(pair, self.budget, style=False, beside=True)
         self.aside.children = [self.back, view]
 
     def _show_runs(self) -> None:

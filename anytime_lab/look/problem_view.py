@@ -181,21 +181,23 @@ class Side(widgets.VBox):
         Args:
             right: whether one that is right at the budget shows more than one that is not.
         """
-        self._problem, self.said, paths = problem, "", {}
+        self._problem, self.said, shares = problem, "", pd.DataFrame()
         if problem is not None and self.name:
             try:
                 self._store = self._store or find_thinkings(self._evaluation.path)
                 self._records = self._store.records(problem)
-                paths = {
-                    sample: answer_path(self._records[self._records["sample"] == sample])
-                    for sample in self._store.samples(problem)
-                }
+                by = self._records.groupby(["sample", "budget"])["correct"]
+                shares = by.mean().astype(float).unstack()
             except Exception as error:  # damaged, moved or half-written: told, not thrown
                 self.said = told_error(self._evaluation.path, error)
         self._quiet = True
-        self.sample.options = [(_told_sample(*item), item[0]) for item in paths.items()]
-        if paths:
-            self.sample.value = max(paths, key=lambda k: _telling(paths[k], budget, right))
+        of = {sample: row >= 0.5 for sample, row in shares.iterrows()}
+        self.sample.options = [
+            (f"{sample} · right at {row.sum()} of {len(row)} budgets", sample)
+            for sample, row in of.items()
+        ]
+        if of:
+            self.sample.value = max(of, key=lambda k: _telling(of[k], budget, right))
         self._quiet = False
         self._open_sample()
 
@@ -231,15 +233,10 @@ class Side(widgets.VBox):
         self.summaries.value = block(summaries_html(self.thought, budget))
 
 
-def _told_sample(sample: int, path: pd.DataFrame) -> str:
-    return f"{sample} · right at {int(path['right'].sum())} of {len(path)} budgets"
-
-
-def _telling(path: pd.DataFrame, budget: int, right: bool) -> tuple:
-    """How much a thinking tells: it is as wanted at the budget, became so, and turned."""
-    here = path.loc[path["budget"] == budget, "right"]
-    turned = path["first_right"].iloc[1:].any() if right else path["lost"].any()
-    return (bool(len(here)) and bool(here.iloc[0]) == right, bool(turned), int(path["flip"].sum()))
+def _telling(rights: pd.Series, budget: int, right: bool) -> tuple[bool, int]:
+    """How much a thinking tells: whether it is as wanted at the budget, and how often it turned."""
+    wanted = budget in rights.index and bool(rights[budget]) == right
+    return wanted, int((rights.to_numpy()[1:] != rights.to_numpy()[:-1]).sum())
 
 
 class InsideProblem(RunsView):
