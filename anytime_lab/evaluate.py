@@ -38,11 +38,12 @@ from anytime_lab.store.files import (
     RECORDS,
     THINKINGS,
     RunFolderError,
+    check_same_settings,
+    only_writer,
     remove_leftovers,
     write_json,
     write_progress,
 )
-from anytime_lab.store.folders import check_same_settings, only_writer
 from anytime_lab.store.manifest import (
     describe_model_folder,
     describe_problems,

@@ -16,8 +16,14 @@ from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.evaluate import chunk_seed, evaluate
 from anytime_lab.prompts import detect_format, resolve_tokens
-from anytime_lab.store.files import RECORDS, THINKINGS, RunFolderError, read_json, write_json
-from anytime_lab.store.folders import only_writer
+from anytime_lab.store.files import (
+    RECORDS,
+    THINKINGS,
+    RunFolderError,
+    only_writer,
+    read_json,
+    write_json,
+)
 from anytime_lab.store.manifest import describe_rows
 from anytime_lab.store.records import (
     COLUMNS,

@@ -425,11 +425,15 @@ class ThinkingGrid:
         return ProblemTable(self.problems, budgets, means, np.zeros_like(means))
 
     def by_problem(self, values: np.ndarray) -> np.ndarray:
-        """Means over the thinkings of each problem; (N, K) → (P, K), NaN where none is known."""
+        """Means over the thinkings of each problem, NaN where none is known.
+
+        values: (N, K), or (N, K, S) of which all S count. Returns (P, K).
+        """
         known = np.isfinite(values)
+        pooled = tuple(range(2, values.ndim))
         sums, counts = np.zeros((2, len(self.problems), values.shape[1]))
-        np.add.at(sums, self.problem, np.where(known, values, 0.0))
-        np.add.at(counts, self.problem, known)
+        np.add.at(sums, self.problem, np.where(known, values, 0.0).sum(axis=pooled))
+        np.add.at(counts, self.problem, known.sum(axis=pooled))
         with np.errstate(invalid="ignore"):
             return sums / counts
 
@@ -503,9 +507,15 @@ def _flips(grid: ThinkingGrid, records: pd.DataFrame) -> np.ndarray:
     return (answers[:, 1:] != answers[:, :-1]).mean(axis=2)
 
 
-def _well_formed(grid: ThinkingGrid, records: pd.DataFrame) -> np.ndarray:
-    bad = records["reason"].astype(str).isin(BAD_FORMAT)
-    return grid.lay((~bad).to_numpy(dtype=float)).mean(axis=2)
+def _share(
+    holds: Callable[[pd.DataFrame], pd.Series],
+) -> Callable[[ThinkingGrid, pd.DataFrame], np.ndarray]:
+    """Of the summaries of a thinking, how many something holds for."""
+    return lambda grid, records: grid.lay(holds(records).to_numpy(dtype=float)).mean(axis=2)
+
+
+def _cut_short(records: pd.DataFrame) -> pd.Series:
+    return (records["cut"] < records["thinking_tokens"]) | (records["thinking_end"] == "length")
 
 
 # Measure → what it is, and its value for each thinking: (N, K) at the last K budgets.
@@ -519,7 +529,15 @@ MEASURES: Mapping[str, tuple[str, Callable[[ThinkingGrid, pd.DataFrame], np.ndar
     ),
     # With temperature above 0 part of it is sampling noise of the summary.
     "flips": ("the answer is another one than at the budget before (none is one, too)", _flips),
-    "format_rate": ("an answer was found after exactly one think-end marker", _well_formed),
+    "format_rate": (
+        "an answer was found after exactly one think-end marker",
+        _share(lambda records: ~records["reason"].isin(BAD_FORMAT)),
+    ),
+    "thinking_unfinished": ("the budget, or its own limit, ended the thinking", _share(_cut_short)),
+    "summary_unfinished": (
+        "its own limit ended the summary",
+        _share(lambda records: records["finish"] == "length"),
+    ),
 }
 
 
@@ -546,11 +564,9 @@ def endings(records: pd.DataFrame) -> pd.DataFrame:
     def share(rows: pd.Series | np.ndarray) -> np.ndarray:
         return np.bincount(places, weights=np.asarray(rows, dtype=float)) / count
 
-    whole = records["cut"].to_numpy() >= records["thinking_tokens"].to_numpy()
-    limited = (records["thinking_end"] == "length").to_numpy()
     unanswered = records["reason"].isin(BAD_FORMAT)
     return pd.DataFrame(
-        {"budget": budgets, "cut": share(~whole | limited), "unanswered": share(unanswered)}
+        {"budget": budgets, "cut": share(_cut_short(records)), "unanswered": share(unanswered)}
     )
 
 

@@ -68,13 +68,7 @@ class Replay:
 
     def by_problem(self, values: np.ndarray) -> np.ndarray:
         """Means over the thinkings and summaries of each problem; (N, …) → (P,), NaN if none."""
-        flat = values.reshape(len(values), -1)
-        known = np.isfinite(flat)
-        p = len(self.grid.problems)
-        sums = np.bincount(self.grid.problem, np.where(known, flat, 0).sum(axis=1), minlength=p)
-        counts = np.bincount(self.grid.problem, known.sum(axis=1), minlength=p)
-        with np.errstate(invalid="ignore"):
-            return sums / counts
+        return self.grid.by_problem(values[:, None])[:, 0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -427,9 +427,8 @@ def load_benchmark(
         about = {"source": str(path), "columns": columns}
     else:
         wanted = {**benchmark.columns(), **(columns or {})}
-        rows, homepage = load_hub_rows(
-            name, benchmark.path, benchmark.name, benchmark.split, revision, wanted
-        )
+        place = (benchmark.path, benchmark.name, benchmark.split)
+        rows, homepage = load_hub_rows(name, place, revision, filter(None, wanted.values()))
         about = {"source": benchmark.source(), "columns": wanted, "homepage": homepage}
     if len(rows) != benchmark.count:
         warnings.warn(

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -275,28 +275,23 @@ HUB = "https://huggingface.co/datasets"
 
 
 def load_hub_rows(
-    name: str,
-    path: str,
-    config: str | None,
-    split: str,
-    revision: str | None,
-    columns: Mapping[str, str | None],
+    name: str, place: tuple[str, str | None, str], revision: str | None, columns: Iterable[str]
 ) -> tuple[Rows, str]:
     """(numbered rows, address of the commit that they are of).
 
     Args:
         name: Of the benchmark, for errors.
-        path: Repository.
-        config: Configuration, or None.
-        split: Of the repository.
+        place: Repository, its configuration (or None) and its split.
         revision: Commit, branch or tag; None takes the newest.
-        columns: Roles to the repository's columns; only these are read.
+        columns: Those that are read.
 
     Raises:
         ValueError: There is no such data set, revision, configuration, split or column.
         ConnectionError: The hub cannot be reached, does not answer, or must not be asked.
         PermissionError: The hub wants a login or an agreement first.
     """
+    path, config, split = place
+    used = list(columns)
     try:
         rows = datasets.load_dataset(path, config, split=split, revision=revision)
     except Exception as error:
@@ -304,7 +299,6 @@ def load_hub_rows(
         if explained is error:
             raise
         raise explained from error
-    used = [column for column in columns.values() if column is not None]
     if missing := sorted(set(used) - set(rows.column_names)):
         raise ValueError(
             f"{path} has the columns {rows.column_names}, but no {missing}: it has changed. Name "

@@ -44,7 +44,14 @@ def test_flips_compare_neighbouring_budgets():
 def test_format_shares_and_unknown_measures():
     frame = records(SMALL, lengths=[[5, 20], [10, 20]])
     frame.loc[frame["budget"] == 10, "reason"] = ["format", "wrong", "no answer", "correct"]
-    assert measure_curve(frame, "format_rate")["format_rate"].tolist() == [0.5, 1]
+    frame.loc[frame["budget"] == 20, "finish"] = ["eos", "eos", "eos", "length"]
+    shares = {
+        "format_rate": [0.5, 1],
+        "thinking_unfinished": [0.5, 0.5],  # 20 tokens of 20: cut by its limit
+        "summary_unfinished": [0, 0.25],
+    }
+    for name, wanted in shares.items():
+        assert measure_curve(frame, name)[name].tolist() == wanted
     with pytest.raises(ValueError, match="no measure 'luck'; choose from .'overthinking'"):
         measure_curve(frame, "luck")
 
