@@ -200,8 +200,8 @@ def plot_credit(
     base(figure, 380 + (44 if title else 0), title, template)
     figure.update_layout(margin={"t": 96 if title else 52})
     span = [-0.01 * last, 1.05 * last]
-    figure.update_xaxes(range=span, zeroline=False, title_standoff=4, **budget_ticks(budgets))
-    figure.update_xaxes(title="Thinking tokens, and budgets", row=2)
+    figure.update_xaxes(range=span, zeroline=False, **budget_ticks(budgets))
+    figure.update_xaxes(title="Thinking (tokens)", title_standoff=4, row=2)
     for number, (words, part) in enumerate(
         (("Reward", list(LINES)), ("Advantage", [f"{ADVANTAGE}{m}" for m in methods])), start=1
     ):

@@ -351,6 +351,11 @@ def variance_frame(metrics: pd.DataFrame, last: int = 50) -> pd.DataFrame:
     order = [*BASELINE_NAMES, *(row["baseline"] for row in rows)]
     columns = ["budget", "baseline", "measure", "value", "steps", "reached"]
     frame = pd.DataFrame(rows, columns=columns).sort_values(["measure", "budget"])
+    values = {name: part["value"].to_numpy() for name, part in frame.groupby("baseline")}
+    if {"brpo", "brpo_tokens"} <= set(values) and np.allclose(
+        values["brpo"], values["brpo_tokens"], equal_nan=True
+    ):
+        frame = frame[frame["baseline"] != "brpo_tokens"]  # the same at even budgets
     return frame.sort_values("baseline", key=lambda b: b.map(order.index), kind="stable")
 
 

@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from anytime_lab.prompts import ThinkingTokens, decode, text_and_ends
@@ -317,6 +317,13 @@ def drop_lines_after(path: str | Path, step: int) -> None:
     if len(kept) == len(rows):
         return
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+
+class ProgressBar(ProgressCallback):
+    """A bar alone: a notebook's own one has a table of losses below, which stays empty."""
+
+    def on_log(self, *args, **kwargs):
+        """Nothing: metrics.jsonl has every step, and `look.training_view` shows it."""
 
 
 class StepRecorder(TrainerCallback):

@@ -39,6 +39,7 @@ from anytime_lab.train.devices import (
 )
 from anytime_lab.train.recording import (
     MISLEADING,
+    ProgressBar,
     RolloutRecorder,
     StepRecorder,
     checkpoint_to_resume,
@@ -165,6 +166,10 @@ class BRPOTrainer(GRPOTrainer):
         self._summary_prior = torch.tensor(args.summary_weights, device=device)
         self._recorder = StepRecorder(args.output_dir, self._metrics["train"], train_dataset)
         self.add_callback(self._recorder)
+        for callback in list(self.callback_handler.callbacks):
+            if type(callback).__name__ == "NotebookProgressCallback":
+                self.remove_callback(callback)
+                self.add_callback(ProgressBar)
         self._rollout_recorder = RolloutRecorder(args, setup.tokenizer, self.tokens)
         self.add_callback(self._rollout_recorder)
         self._trees: list[Tree] = []

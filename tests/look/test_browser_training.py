@@ -44,7 +44,7 @@ def test_credit_is_read_by_budget_method_and_thinking(lab, tmp_path):
         assert [t["name"] for t in tree.data()][0] == "no baseline"
         page.select("Thinking").press("ArrowDown")  # which JupyterLab would take for a cell's
         page.wait(lambda: live.trace("return R")["y"] == pytest.approx([0.25, 0.25, 0.25]))
-        assert "V1" in live.hover(trace=1, point=1)
+        assert "V1" in live.hover(trace=1, point=2)
         assert "What is 1?" in page.text() and "<details" not in page.text()
 
         page.select("Run").select_option(index=1)
