@@ -104,5 +104,6 @@ lint: $(STAMP) ## Check style and format
 	$(PY) -m ruff format --check .
 
 clean: ## Remove results of runs and caches; .venv stays
-	rm -rf runs exports .pytest_cache .ruff_cache build dist *.egg-info
+	find runs -mindepth 1 ! -name .gitignore -delete
+	rm -rf exports .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +

@@ -59,6 +59,10 @@ def test_make_knows_its_targets(target):
     assert run.returncode == 0, run.stderr
 
 
+def test_what_the_readme_writes_has_its_folder_in_a_fresh_clone():
+    assert "runs/.gitignore" in TRACKED  # papermill makes no folder for its output
+
+
 def test_ci_runs_the_fast_then_the_slow_tests():
     lines = (ROOT / ".ci/run").read_text().splitlines()
     assert lines.index("make test") < lines.index("make test-slow")

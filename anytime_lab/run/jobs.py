@@ -5,6 +5,7 @@ goes on from what they left.
 """
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from anytime_lab.run.table import jobs_table, live_table
 from anytime_lab.store.files import RunFolderError
 
 POLL = 0.25  # seconds between looks at the runs
+RELOOK = 10.0  # and at how long all still takes
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,10 @@ def run_jobs(
     waited_for = Counter(name for job in jobs for name in job.after)
     by_need = sorted(states.values(), key=lambda state: -waited_for[state.job.name])
 
+    left, looked = None, -math.inf
+
     def table() -> Any:
-        return jobs_table(list(states.values()), seconds_left())
+        return jobs_table(list(states.values()), left)
 
     with _stopping(states, place), live_table(table, console, list(states.values())) as draw:
         while True:
@@ -123,7 +127,10 @@ def run_jobs(
                     _start(state, states, place, retry_failed, console)
             draw()
             if all(state.future is None and state.status != "waiting" for state in by_need):
+                left = None
                 break
+            if time.monotonic() - looked > RELOOK:
+                left, looked = seconds_left(), time.monotonic()
             time.sleep(POLL)
     failed = [state for state in states.values() if not state.finished]
     if failed:

@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from anytime_lab.page import redacted
+from anytime_lab.page import redacted, short
 from anytime_lab.run.notebook import SECRETS, code_cells, hide_secrets
 from anytime_lab.store.files import RESULT, RunFolderError, read_json, remove_leftovers, write_json
 
@@ -137,7 +137,7 @@ def told_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         return [(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)]
 
     for part in ("parameters", "versions"):
-        told += [f"{name} {_short(old)} → {_short(new)}" for name, old, new in differing(part)]
+        told += [f"{name} {_told(old)} → {_told(new)}" for name, old, new in differing(part)]
     told += [f"{name} changed" for name, _, _ in differing("inputs")]
     if before.get("accelerate", {}) != now["accelerate"]:
         told.append("the settings of accelerate")
@@ -146,9 +146,8 @@ def told_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return told
 
 
-def _short(value: Any) -> str:
-    told = "not given" if value is None else json.dumps(value, ensure_ascii=False)
-    return told if len(told) <= 60 else f"{told[:57]}…"
+def _told(value: Any) -> str:
+    return "not given" if value is None else short(json.dumps(value, ensure_ascii=False))
 
 
 def read_or_nothing(path: Path) -> dict[str, Any]:

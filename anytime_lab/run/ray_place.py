@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,7 @@ class RayPlace:
             .remote()
         )
         self._going: dict[Future, tuple[_Task, ray.ObjectRef]] = {}
+        self._ended: set[Future] = set()
         self._looked = 0.0
 
     @property
@@ -221,14 +222,13 @@ class RayPlace:
         ref = self._task.options(**self._asks(needs)).remote(task, self._board)
         future: Future = Future()
         self._going[future] = (task, ref)
-        ref.future().add_done_callback(lambda _: threading.Thread(
-            target=self._end, args=(future, run, task, ref)).start())  # fmt: skip
         return future
 
-    def _end(self, future: Future, run: NotebookRun, task: _Task, ref: ray.ObjectRef) -> None:
-        """Take the end of a task; others than Ray's own thread may wait for files."""
-        if not future.running() and not future.set_running_or_notify_cancel():
-            return
+    def _end(self, future: Future, task: _Task, ref: ray.ObjectRef) -> None:
+        """Take the end of a task, in a thread of its own: files may have to be waited for."""
+        run = task.run
+        if not future.running():
+            future.set_running_or_notify_cancel()
         try:
             code = ray.get(ref)
             if self.url is not None:
@@ -248,7 +248,12 @@ class RayPlace:
             future.set_exception(error)
 
     def look(self) -> None:
-        """Note which runs have begun; where they share no file system, how far they are, too."""
+        """Note which runs have ended or begun, and how far those are that share no file system."""
+        refs = {ref: one for one, (_, ref) in self._going.items() if one not in self._ended}
+        for ref in ray.wait(list(refs), num_returns=len(refs), timeout=0)[0] if refs else ():
+            future = refs[ref]
+            self._ended.add(future)
+            threading.Thread(target=self._end, args=(future, *self._going[future])).start()
         if time.monotonic() - self._looked < LOOK:
             return
         self._looked = time.monotonic()
@@ -256,11 +261,10 @@ class RayPlace:
         with contextlib.suppress(ray.exceptions.RayError):
             told = ray.get(self._board.all.remote(), timeout=5)
         for future, (task, _) in self._going.items():
-            if future.done() or task.name not in told:
+            if future in self._ended or task.name not in told:
                 continue
             if not future.running():
-                with contextlib.suppress(InvalidStateError):
-                    future.set_running_or_notify_cancel()
+                future.set_running_or_notify_cancel()
             if self.url is not None and told[task.name] is not None:
                 write_json(self.out / task.name / PROGRESS, told[task.name], durable=False)
 

@@ -7,10 +7,8 @@ where the first was stopped. What the file may hold stands in `sweep_file`.
 import contextlib
 import fnmatch
 import json
-import math
 import shutil
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +47,6 @@ from anytime_lab.store.files import (
 from anytime_lab.store.records import read_manifest
 
 PAGE, TABLE, LOCK = "comparison", "summary.csv", ".sweep.lock"
-RELOOK = 10.0  # seconds between two looks at how long a running sweep still takes
 STYLES = {"done": "green", "stale": "yellow", "begun": "cyan", "failed": "red"}
 
 
@@ -435,24 +432,21 @@ def run_sweep(
         BlockingIOError: another sweep is running in the folder.
     """
     console = console or Console()
-    named = isinstance(executor, str)
-    with _only_one(prepared.out):
-        if named:
+    failure = None
+    with _only_one(prepared.out), contextlib.ExitStack() as opened:
+        if isinstance(executor, str):
             executor = open_place(executor, prepared.out, workers, prepared.storage)
-        failure = None
+            opened.callback(executor.close)
         try:
             run_jobs(
                 list(prepared.chosen.values()),
                 executor,
                 console,
                 retry_failed=retry_failed,
-                seconds_left=_Left(prepared, executor.width),
+                seconds_left=lambda: seconds_left(prepared.plan(), executor.width),
             )
         except JobsFailed as failed:
             failure = failed
-        finally:
-            if named:
-                executor.close()
         compared = compare(prepared)
     if compared is not None:
         compared.show(console)
@@ -461,22 +455,6 @@ def run_sweep(
     if then := prepared.sweep.file.then:
         console.print(text(told(prepared.sweep, prepared.out, then)), highlight=False)
     return compared
-
-
-@dataclass
-class _Left:
-    """Time left of a running sweep, looked up now and then."""
-
-    prepared: Prepared
-    workers: int
-    told: float | None = None
-    looked: float = -math.inf
-
-    def __call__(self) -> float | None:
-        if time.monotonic() - self.looked > RELOOK:
-            self.looked, self.told = time.monotonic(), seconds_left(
-                self.prepared.plan(), self.workers)  # fmt: skip
-        return self.told
 
 
 @contextlib.contextmanager
