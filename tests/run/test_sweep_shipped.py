@@ -80,6 +80,7 @@ def test_training_of_the_published_runs_is_the_presets_own(stem, tmp_path):
             # where it runs and what it logs, and the schedule, of which nothing was published
             "output_dir", "logging_dir", "run_name", "save_steps", "seed", "lr_scheduler_type",
             "warmup_steps", "gradient_checkpointing", "report_to", "logging_steps", "max_steps",
+            "thinking_format", "chat_template_kwargs",
         }  # fmt: skip
         if "baseline" in place.variant and place.variant.endswith("baseline"):
             own.add("baseline")
