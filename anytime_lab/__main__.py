@@ -181,9 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(told: str) -> None:
-    from anytime_lab.page import redacted
+    from anytime_lab.page import plain, redacted
 
-    print(redacted(told), file=sys.stderr)
+    print(plain(redacted(told)), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from anytime_lab.store.manifest import versions_of
+
 PACKAGE = "anytime-lab"
 LEARNING = ("torch", "transformers", "datasets", "safetensors", "accelerate")
 # What a purpose needs. The first group has to be ready; the rest is at choice.
@@ -54,10 +56,7 @@ class Finding:
 
 def installed(name: str) -> str | None:
     """The version of a distribution; None if it is not there."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    return versions_of([name]).get(name)
 
 
 def requirements() -> dict[str, Requirement]:

@@ -21,7 +21,7 @@ from rich.console import Console
 from anytime_lab.run.notebook import check_parameters
 from anytime_lab.run.places import LocalPlace, Place
 from anytime_lab.run.process import Needs, NotebookRun, RunFailed
-from anytime_lab.run.table import jobs_table, live_table
+from anytime_lab.run.table import jobs_table, live_table, text
 from anytime_lab.store.files import RunFolderError
 
 POLL = 0.25  # seconds between looks at the runs
@@ -175,8 +175,7 @@ def _start(
         elif place.fits(state.job.needs):
             check_parameters(run.notebook, run.parameters)
             if told := run.told_anew:
-                told = f"{state.job.name}: {told}"
-                console.print(told, markup=False, highlight=False, soft_wrap=True)
+                console.print(text(f"{state.job.name}: {told}"), soft_wrap=True)
             state.future = place.submit(run, state.job.needs)
     except (ValueError, OSError, RunFolderError) as error:  # such as results that are not there
         state.end("failed", str(error))

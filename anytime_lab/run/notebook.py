@@ -17,7 +17,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,16 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
         )
 
 
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: which one may be meant, or which there are."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, 1)
+    return f"do you mean {close[0]}?" if close else f"there are {', '.join(known) or 'none'}."
+
+
 def _check_name(where: str, name: str, known: Mapping[str, Any]) -> None:
     if name not in known:
-        close = difflib.get_close_matches(name, known, 1)
-        raise ValueError(
-            f"{where} has no parameter {name!r}; "
-            + (f"do you mean {close[0]}?" if close else f"it has {', '.join(known)}.")
-        )
+        raise ValueError(f"{where} has no parameter {name!r}; {nearest(name, known)}")
 
 
 def _check_value(where: str, value: Any, kind: str, default: Any) -> None:

@@ -22,7 +22,6 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from filelock import FileLock, Timeout
 from anytime_lab.page import redacted, short
 from anytime_lab.run.notebook import SECRETS, code_cells, hide_secrets
 from anytime_lab.store.files import RESULT, RunFolderError, read_json, remove_leftovers, write_json
+from anytime_lab.store.manifest import versions_of
 
 RUN, FAILURE = "run.json", "failure.json"
 EXECUTED = "notebook.ipynb"
@@ -161,11 +161,7 @@ def read_or_nothing(path: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide a result."""
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    return versions_of(PACKAGES)
 
 
 # --- from outside --------------------------------------------------------------------------------

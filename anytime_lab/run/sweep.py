@@ -193,7 +193,9 @@ def seconds_left(planned: Sequence[Planned], workers: int) -> float | None:
 
 def plan_table(planned: Sequence[Planned], title: str) -> Table:
     """The plan for a terminal or a notebook."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(
+        title=text(title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
     table.add_column("run", overflow="fold")
     table.add_column("state", no_wrap=True)
     table.add_column("time", no_wrap=True, justify="right")

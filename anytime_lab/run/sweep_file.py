@@ -17,7 +17,6 @@ and to the facts of training in `FACTS`: `${train.model_within(time)@AR}`. Witho
 values are the notebook's parameters.
 """
 
-import difflib
 import itertools
 import json
 import math
@@ -33,7 +32,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from anytime_lab.run.jobs import Job
-from anytime_lab.run.notebook import NOTEBOOKS, check_parameters, declared_parameters
+from anytime_lab.run.notebook import NOTEBOOKS, check_parameters, declared_parameters, nearest
 from anytime_lab.run.process import RUN, Needs
 from anytime_lab.store.files import METRICS, RESULT, read_json, read_jsonl
 
@@ -132,9 +131,7 @@ def _read(kind: type[BaseModel], said: Any, where: str = "") -> Any:
         kind, where, path = StepFile, f"{where}steps: {path[1]}: ", path[2:]
     fields = {about.alias or name: about for name, about in kind.model_fields.items()}
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(key), fields, 1)
-        told = f"do you mean {close[0]}?" if close else f"there are {', '.join(fields)}."
-        raise ValueError(f"{where}there is no key {key!r}; {told}")
+        raise ValueError(f"{where}there is no key {key!r}; {nearest(key, fields)}")
     wanted = fields[(path or [key])[0]].description
     if first["type"] == "missing":
         raise ValueError(f"{where}{key} is missing; expected {wanted}.")
@@ -216,7 +213,7 @@ def load_sweep(
 
 def _named(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     if name not in known:
-        raise ValueError(f"there is no {kind} {name!r}; choose one of {', '.join(known) or '–'}.")
+        raise ValueError(f"there is no {kind} {name!r}; {nearest(name, known)}")
     return known[name]
 
 
@@ -334,10 +331,10 @@ def find_notebook(name: str, folder: Path) -> Path:
     for place in (folder / file, NOTEBOOKS / file):
         if place.is_file():
             return place.resolve()
-    close = difflib.get_close_matches(Path(name).stem, [p.stem for p in NOTEBOOKS.glob("*.ipynb")])
+    shipped = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
     raise ValueError(
-        f"there is no notebook {name!r}, neither beside the file nor in {NOTEBOOKS}."
-        + (f" Do you mean {close[0]}?" if close else "")
+        f"there is no notebook {name!r}, neither beside the file nor in {NOTEBOOKS}; "
+        + nearest(Path(name).stem, shipped)
     )
 
 
@@ -435,11 +432,8 @@ class Scope:
         step, *fields = path.split(".")
         if step not in self.sweep.steps or not self.sweep.chained:
             known = [*named, *values, *(self.sweep.steps if self.sweep.chained else ())]
-            close = difflib.get_close_matches(name, known, 1)
-            raise ValueError(
-                f"${{{name}}} is unknown; "
-                + (f"do you mean ${{{close[0]}}}?" if close else f"there are {', '.join(known)}.")
-            )
+            said = nearest(f"${{{name}}}", [f"${{{one}}}" for one in known])
+            raise ValueError(f"${{{name}}} is unknown; {said}")
         other = self._other(name, step, variant)
         self.after[other] = None
         folder = self.out / folder_of(self.sweep, other)

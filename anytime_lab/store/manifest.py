@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -16,16 +17,19 @@ LIBRARIES = ("anytime_lab", "torch", "transformers", "trl", "datasets", "vllm", 
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 
 
+def versions_of(names: Iterable[str]) -> dict[str, str]:
+    """Versions of those libraries that are installed."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 def environment() -> dict[str, Any]:
     """Versions, command, code state and time of this process."""
-    versions = {"python": sys.version.split()[0]}
-    for name in LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
-        "versions": versions,
+        "versions": {"python": sys.version.split()[0], **versions_of(LIBRARIES)},
         "commit": _git_commit(),
         "command": [sys.executable, *sys.argv],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

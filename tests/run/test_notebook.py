@@ -21,7 +21,7 @@ from anytime_lab.run.notebook import (
 @pytest.mark.parametrize(
     ("parameters", "says"),
     [
-        ({"y": 1}, "no parameter 'y'; it has x, names"),
+        ({"y": 1}, "no parameter 'y'; there are x, names"),
         ({"x": "1"}, "x is '1' .str.; expected int, such as 1"),
         ({"x": True}, "expected int"),
         ({"x": 1.5}, "expected int"),

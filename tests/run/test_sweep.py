@@ -78,3 +78,16 @@ def test_only_takes_what_is_asked_for_and_what_that_needs(tmp_path):
     assert len(prepare_sweep(path, tmp_path, ["*/seed-0/a", "p/seed-1/*"]).chosen) == 4
     with pytest.raises(ValueError, match="no run matches z; there are p/seed-0/a"):
         prepare_sweep(path, tmp_path, ["z"])
+
+
+def test_a_plan_passes_no_control_characters_and_no_secrets(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    path = chain(tmp_path, 'title: "\\e[2J[red]http://me:hunter2@host"\nbase: {x: 3}')
+    prepared = prepare_sweep(path, tmp_path / "out")
+    job = next(iter(prepared.jobs.values()))
+    failed = {"hash": job.run().hash, "reason": "ValueError: \x1b]0;owned\x07 at http://a:pw@b"}
+    write_json(job.folder / "failure.json", failed)
+    prepared.show()
+    told = capsys.readouterr().out
+    assert "\x1b" not in told and "\x07" not in told
+    assert "[red]http://***@host" in told and "hunter2" not in told and "a:pw" not in told

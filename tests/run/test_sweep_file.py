@@ -110,9 +110,9 @@ def test_later_steps_refer_to_folders_values_and_results(tmp_path):
     [
         ("notebook: rows\nsede: [1]", "no key 'sede'; do you mean seeds"),
         ("notebook: row\n", "no notebook 'row'"),
-        ("notebook: 2_train", "Do you mean 02_train"),
+        ("notebook: 2_train", "do you mean 02_train"),
         ("base: {x: 1}", "either `notebook`"),
-        ("notebook: rows\nbase: {y: 1}", "no parameter 'y'; it has output_dir, x"),
+        ("notebook: rows\nbase: {y: 1}", "no parameter 'y'; there are output_dir, x"),
         ("notebook: rows\nbase: {x: '1'}", "expected int, such as 1. Write a number, without"),
         ("notebook: rows\nbase: {x: 1e1}", r"expected int, such as 1. Write 10"),
         ("notebook: rows\nbase: {x: '1_000'}", "without quotes or underscores"),
@@ -255,9 +255,9 @@ def test_scales_and_values_change_what_the_file_says(tmp_path):
     jobs = {job.name: job.parameters for job in sweep_jobs(sweep, tmp_path).values()}
     assert sweep.name == "lab-smoke"
     assert (jobs["train_ar"]["max_steps"], jobs["train_ar"]["problems_per_step"]) == (2, 3)
-    with pytest.raises(ValueError, match="no scale 'large'; choose one of smoke"):
+    with pytest.raises(ValueError, match="no scale 'large'; there are smoke"):
         load_sweep(path, "large")
-    with pytest.raises(ValueError, match="no value of base 'update'; choose one of preset, model"):
+    with pytest.raises(ValueError, match="no value of base 'update'; do you mean updates"):
         load_sweep(path, values={"update": 2})
     with pytest.raises(ValueError, match=r"seeds is \[-1\]; expected a list of different whole"):
         load_sweep(path, seeds=[-1])
