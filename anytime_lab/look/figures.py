@@ -1,12 +1,9 @@
-"""Static figures of the views: exit rules, calibration, one thinking, the published overlay.
-
-As in `plots`: a frame goes in, a figure comes out; nothing is read or averaged here.
-"""
+"""One function a figure: tidy frames in, a plotly figure out, shown static and alive."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +52,6 @@ def plot_curves(
     log: bool = False,
     title: str = "Accuracy by thinking budget",
     height: int = 440,
-    template: str = "plotly_white",
 ) -> go.Figure:
     """Accuracy against the thinking budget; below it, on the same axis, what the frame has more of.
 
@@ -80,14 +76,22 @@ def plot_curves(
     domains = _domains(len(panels), prior is not None)
     named = list(styles) != ["accuracy"]
     figure = base(
-        go.Figure(), height, title, template,
+        go.Figure(), height, title,
         showlegend=published is not None, dragmode=False, hoverdistance=30,
         margin={"r": names_width(styles) if named else 24, "t": 56 if title else 20, "b": 48},
     )  # fmt: skip
+    stops = sorted(set(curves["budget"]))
     for place, panel in enumerate(panels):
         rows = _panel_rows(curves, panel)
         span = _panel_span(rows, panel, None if place else published)
-        _add_panel(figure, rows, panel, styles, over, f"y{place + 1 if place else ''}")
+        parts = {run: rows[rows["run"] == run].sort_values(over) for run in styles}
+        traces = [band(part, over, styles[run], run) for run, part in parts.items() if len(part)]
+        traces += [
+            curve_trace(part, over, styles[run], run, CURVES[panel][4], stops)
+            for run, part in parts.items()
+            if len(part)
+        ]
+        figure.add_traces([{**t, "yaxis": f"y{place + 1 if place else ''}"} for t in traces])
         axis = {"title": {"text": CURVES[panel][3].format(short_text(reference, 24))}}
         axis |= {"range": span, "domain": domains[place]}
         if place:
@@ -137,25 +141,6 @@ def _panel_span(
     return low, high
 
 
-def _add_panel(
-    figure: go.Figure,
-    rows: pd.DataFrame,
-    panel: str,
-    styles: Mapping[str, RunStyle],
-    over: str,
-    axis: str,
-) -> None:
-    """Bands below, lines with markers above."""
-    parts = {run: rows[rows["run"] == run].sort_values(over) for run in styles}
-    parts = {run: part for run, part in parts.items() if len(part)}
-    stops = sorted(set(rows["budget"]))
-    for run, part in parts.items():
-        figure.add_trace({**band(part, over, styles[run], run), "yaxis": axis})
-    for run, part in parts.items():
-        line = curve_trace(part, over, styles[run], run, CURVES[panel][4], stops)
-        figure.add_trace({**line, "yaxis": axis})
-
-
 def _domains(panels: int, strip: bool) -> list[tuple[float, float]]:
     """The shares of the height of each panel, from above; the strip of the prior last."""
     bottom = STRIP + GAP if strip else 0.0
@@ -166,12 +151,7 @@ def _domains(panels: int, strip: bool) -> list[tuple[float, float]]:
 
 
 def curve_trace(
-    part: pd.DataFrame,
-    over: str,
-    style: RunStyle,
-    name: str,
-    words: str,
-    stops: Sequence[int],
+    part: pd.DataFrame, over: str, style: RunStyle, name: str, words: str, stops: Sequence[int]
 ) -> dict:
     """A scatter trace of a curve, told point by point.
 
@@ -185,42 +165,58 @@ def curve_trace(
         told, low, high = (
             words.format(100 * row[c]).replace("-", "−") for c in ("value", "low", "high")
         )
-        inside = f" [{low}, {high}]".replace(" %", "")
-        bounds = "" if pd.isna(row["low"]) else inside
+        bounds = "" if pd.isna(row["low"]) else f" [{low}, {high}]".replace(" %", "")
         more = f"<br>{safe_text(row['told'])}" if row.get("told") else ""
         said.append(f"{short_text(name)}: <b>{told}</b>{bounds} at {row['budget']:,} tokens{more}")
         riding[row["budget"]] = [row[over], row["value"], told]
+    drawn = told_line(part[over], part["value"], said, name, style, list(riding.values()))
+    size = 7 if len(part) <= 16 else 5
+    return {**drawn, "showlegend": False, "marker": {"symbol": style.marker, "size": size}}
+
+
+def told_line(
+    x: Iterable[float],
+    y: Iterable[float],
+    said: Sequence[str],
+    name: str,
+    style: RunStyle,
+    riding: Sequence[list | None] = (),
+) -> dict:
+    """A line with markers; said: of each point, safe for plotly; riding: of each stop, or None."""
     return {
         "type": "scatter",
-        "x": part[over].tolist(),
-        "y": part["value"].tolist(),
-        "customdata": said,
+        "x": list(x),
+        "y": list(y),
+        "customdata": list(said),
         "hovertemplate": "%{customdata}<extra></extra>",
         "mode": "lines+markers",
         "name": safe_text(name),
         "legendgroup": safe_text(name),
-        "showlegend": False,
         "line": {"color": style.colour, "dash": style.dash, "width": 2.4},
-        "marker": {"symbol": style.marker, "size": 7 if len(part) <= 16 else 5},
-        "meta": {"riding": list(riding.values()), "name": plain(name)},
+        "marker": {"symbol": style.marker, "size": 7},
+        "meta": {"riding": list(riding), "name": plain(name)},
     }
 
 
 def prior_trace(prior: Prior, places: pd.Series) -> dict:
     """The bars of a prior; `places` are the x of all budgets drawn."""
     weights = dict(zip(prior.budgets, prior.weights, strict=True))
-    pairs = [(places[b], w, b) for b, w in weights.items() if b in places.index]
+    heights = [weights.get(budget, 0.0) for budget in places.index]
     return {
         "type": "scatter",
-        "x": [x for x, _, _ in pairs for _ in range(3)],
-        "y": [y for _, w, _ in pairs for y in (0, w, None)],
+        "x": np.repeat(places.to_numpy(), 3).tolist(),
+        "y": [y for weight in heights for y in (0, weight, None)],
         "mode": "lines",
         "name": "prior",
         "showlegend": False,
-        "line": {"color": QUIET, "width": 12 if len(pairs) <= 16 else 6},
-        "customdata": [f"{w:.1%} on {b:,} tokens" for _, w, b in pairs for _ in range(3)],
+        "line": {"color": QUIET, "width": 12 if len(heights) <= 16 else 6},
+        "customdata": [
+            f"{w:.1%} on {b:,} tokens"
+            for b, w in zip(places.index, heights, strict=True)
+            for _ in range(3)
+        ],
         "hovertemplate": "%{customdata}<extra></extra>",
-        "meta": {"paint": [weights.get(b, 0.0) for b in places.index]},
+        "meta": {"paint": heights},
     }
 
 
@@ -282,7 +278,6 @@ def plot_policies(
     count: str = "spent",
     log_tokens: bool = True,
     beyond: bool = False,
-    template: str = "plotly_white",
 ) -> go.Figure:
     """Accuracy against tokens of each rule, with the band of the fixed budgets.
 
@@ -295,7 +290,7 @@ def plot_policies(
     Returns traces named "fixed budget 95 %" and, per rule, its name.
     """
     _check(policies, ["policy", "setting", "value", "tokens", "accuracy", "low", "high"])
-    figure = base(go.Figure(), 460, title, template, dragmode=False)
+    figure = base(go.Figure(), 460, title, dragmode=False)
     shown = policies if beyond else policies[policies["tokens"] <= most_tokens(policies)]
     places = {row: place for place, row in enumerate(policy_stops(policies, beyond).index)}
     lines = policy_lines(shown)
@@ -352,18 +347,7 @@ def policy_trace(part: pd.DataFrame, name: str, style: RunStyle, places: Mapping
         said.append(f"{safe_text(row.setting)}: <b>{told}</b> {bounds} at {row.tokens:,.0f} tokens")
         if row.Index in places:
             riding[places[row.Index]] = [row.tokens, row.accuracy, told]
-    return {
-        "type": "scatter",
-        "x": part["tokens"].tolist(),
-        "y": part["accuracy"].tolist(),
-        "customdata": said,
-        "hovertemplate": "%{customdata}<extra></extra>",
-        "mode": "lines+markers",
-        "name": safe_text(name),
-        "line": {"color": style.colour, "dash": style.dash, "width": 2},
-        "marker": {"symbol": style.marker, "size": 7},
-        "meta": {"riding": riding, "name": name},
-    }
+    return told_line(part["tokens"], part["accuracy"], said, name, style, riding)
 
 
 def band(part: pd.DataFrame, x: str, style: RunStyle, name: str) -> dict:
@@ -386,7 +370,6 @@ def band(part: pd.DataFrame, x: str, style: RunStyle, name: str) -> dict:
 def plot_calibration(
     calibration: pd.DataFrame,
     title: str = "Calibration of the confidence",
-    template: str = "plotly_white",
 ) -> go.Figure:
     """How often answers of a confidence are right, with 95 % bars and the diagonal.
 
@@ -394,25 +377,21 @@ def plot_calibration(
         calibration: columns confidence, accuracy, low, high, answers.
     """
     _check(calibration, ["confidence", "accuracy", "low", "high", "answers"])
-    figure = base(go.Figure(), 380, title, template, showlegend=False, margin={"t": 56})
+    figure = base(go.Figure(), 380, title, showlegend=False, margin={"t": 56})
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", name="perfectly calibrated", hoverinfo="skip",
         line={"color": QUIET, "width": 1.5, "dash": "dot"},
     )  # fmt: skip
     above = (calibration["high"] - calibration["accuracy"]).tolist()
     below = (calibration["accuracy"] - calibration["low"]).tolist()
-    figure.add_scatter(
-        x=calibration["confidence"].tolist(),
-        y=calibration["accuracy"].tolist(),
-        error_y={"symmetric": False, "array": above, "arrayminus": below, "width": 4},
-        customdata=calibration["answers"].tolist(),
-        mode="lines+markers",
-        name="answers",
-        line={"color": COLOURS[0], "width": 2},
-        marker={"size": 8},
-        hovertemplate="confidence %{x:.1%}: <b>%{y:.1%}</b> right of %{customdata:,} answers"
-        "<extra></extra>",
-    )
+    said = [
+        f"confidence {c:.1%}: <b>{a:.1%}</b> right of {n:,} answers"
+        for c, a, n in calibration[["confidence", "accuracy", "answers"]].to_numpy(dtype=object)
+    ]
+    (style,) = run_styles(["answers"]).values()
+    line = told_line(calibration["confidence"], calibration["accuracy"], said, "answers", style)
+    bars = {"symmetric": False, "array": above, "arrayminus": below, "width": 4}
+    figure.add_trace({**line, "error_y": bars})
     figure.update_xaxes(title="Confidence of the answer", tickformat=".0%", range=[-0.02, 1.02])
     return figure.update_yaxes(title="Share right", tickformat=".0%", range=[-0.02, 1.02])
 
@@ -420,7 +399,6 @@ def plot_calibration(
 def plot_thinking(
     paths: Mapping[str, pd.DataFrame],
     title: str = "Share of right summaries along one thinking",
-    template: str = "plotly_white",
 ) -> go.Figure:
     """How right thinkings of one problem are at each budget, and where their answers turn.
 
@@ -428,7 +406,7 @@ def plot_thinking(
         paths: run → the frame of answer_path(): budget, answer, share_right, right, flip,
             first_right, lost.
     """
-    figure = base(go.Figure(), 250, title, template, dragmode=False, margin={"b": 48})
+    figure = base(go.Figure(), 250, title, dragmode=False, margin={"b": 48})
     for row, (run, path) in enumerate(paths.items()):
         _check(path, ["budget", "answer", "share_right", "right", *MARKS])
         figure.add_traces(thinking_traces(path, run, run_styles(list(paths))[run], row))
@@ -442,49 +420,31 @@ def plot_thinking(
 
 def thinking_traces(path: pd.DataFrame, run: str, style: RunStyle, row: int) -> list[dict]:
     """The curve of one thinking, and its marks in a row of their own above."""
-    answers = [short_text("no answer" if a is None else a) for a in path["answer"]]
+    answers = ["no answer" if a is None else a for a in path["answer"]]
     right = path["right"].to_numpy(dtype=bool)
     budgets, shares = path["budget"].tolist(), path["share_right"].tolist()
     marks = [_mark(line) for line in path.to_dict("records")]
-    marked = [(b, a, *m) for b, a, m in zip(budgets, answers, marks, strict=True) if m]
-    told = "%{customdata}<extra></extra>"
+    said = [
+        f"{short_text(run)} at {b:,} tokens: {short_text(a)}"
+        for b, a in zip(budgets, answers, strict=True)
+    ]
+    riding = [[b, s, short(a, 24)] for b, s, a in zip(budgets, shares, answers, strict=True)]
+    rights = [f"{told} ({share:.0%} right)" for told, share in zip(said, shares, strict=True)]
+    line = told_line(budgets, shares, rights, run, style, riding)
+    line["line"]["shape"] = "hv"
+    symbols = ["circle" if r else "circle-open" for r in right]
+    marked = [(b, f"{t}, {m[0]}", m[1]) for b, t, m in zip(budgets, said, marks, strict=True) if m]
+    turns = told_line(
+        [b for b, _, _ in marked],
+        [1.18 + 0.2 * row] * len(marked),
+        [told for _, told, _ in marked],
+        f"{run}, turns",
+        style,
+    )
+    mark = {"size": 12, "color": style.colour, "symbol": [symbol for *_, symbol in marked]}
     return [
-        {
-            "type": "scatter",
-            "x": budgets,
-            "y": shares,
-            "customdata": [
-                f"{short_text(run)} at {b:,} tokens: {a} ({s:.0%} right)"
-                for b, a, s in zip(budgets, answers, shares, strict=True)
-            ],
-            "hovertemplate": told,
-            "mode": "lines+markers",
-            "name": safe_text(run),
-            "line": {"color": style.colour, "dash": style.dash, "width": 2, "shape": "hv"},
-            "marker": {
-                "size": 9,
-                "color": style.colour,
-                "symbol": ["circle" if r else "circle-open" for r in right],
-            },
-            "meta": {
-                "name": plain(run),
-                "riding": [
-                    [b, s, short("no answer" if a is None else a, 24)]
-                    for b, s, a in zip(budgets, shares, path["answer"], strict=True)
-                ],
-            },
-        },
-        {
-            "type": "scatter",
-            "x": [b for b, *_ in marked],
-            "y": [1.18 + 0.2 * row] * len(marked),
-            "customdata": [f"{short_text(run)} at {b:,} tokens: {w}, {a}" for b, a, w, _ in marked],
-            "hovertemplate": told,
-            "mode": "markers",
-            "name": f"{safe_text(run)}, turns",
-            "showlegend": False,
-            "marker": {"symbol": [s for *_, s in marked], "size": 12, "color": style.colour},
-        },
+        {**line, "marker": {"size": 9, "color": style.colour, "symbol": symbols}},
+        {**turns, "mode": "markers", "showlegend": False, "marker": mark},
     ]
 
 

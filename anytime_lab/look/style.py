@@ -190,10 +190,10 @@ def base(
     ).update_layout(layout)
 
 
-def told_figure(sentence: str, template: str = "plotly_white") -> go.Figure:
+def told_figure(sentence: str) -> go.Figure:
     """A figure that says why there is nothing to draw, where a notebook shows a figure."""
     lines = "<br>".join(safe_text(line) for line in textwrap.wrap(plain(sentence)[:600], 90))
-    figure = base(go.Figure(), 160, template=template, margin={"t": 24, "b": 24})
+    figure = base(go.Figure(), 160, margin={"t": 24, "b": 24})
     figure.add_annotation(
         text=lines, showarrow=False, font={"size": 14}, align="left",
         x=0, xanchor="left", xref="paper", y=0.5, yref="paper",
