@@ -36,6 +36,7 @@ class LiveFigure(anywidget.AnyWidget):
     _esm = JS / "figure.js"
     label = traitlets.Unicode().tag(sync=True)
     at = traitlets.Int(0).tag(sync=True)
+    playing = traitlets.Bool(False).tag(sync=True)  # the page moves the line to the last stop
     _figure = traitlets.Unicode().tag(sync=True)
     _patch = traitlets.Dict().tag(sync=True)  # what `patch` changed since
     _stops = traitlets.List().tag(sync=True)

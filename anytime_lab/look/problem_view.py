@@ -140,7 +140,6 @@ def told_path(path: pd.DataFrame) -> str:
 
 
 NOBODY = "(none)"
-STORY = "solved by A, not by B"
 LISTED = 2_000  # problems in the list; the order puts those of interest first
 QUESTION = 6_000  # characters
 LEGEND = "★ first right, ✗ right before and lost, ▼ another answer; filled: right"
@@ -303,7 +302,7 @@ class InsideProblem(RunsView):
         self.order = described(widgets.Dropdown, "Order", options=ORDERS)
         self.apart = widgets.Checkbox(description="only where they disagree", indent=False)
         self.problem = described(widgets.Select, "Problem", "100%", options=[], rows=4)
-        self.play = widgets.Play(interval=700, min=0, max=0, description="Play the budgets")
+        self.play = widgets.ToggleButton(description="Play the budgets", icon="play")
         self.relist = widgets.Button(
             description="List", tooltip="Order the problems by the answers at the line"
         )
@@ -314,7 +313,7 @@ class InsideProblem(RunsView):
         self.on([self.order, self.apart], self._list_problems)
         self.on(self.problem, self._problem_chosen)
         self.on(self.live, self._budget_moved, "at")
-        self.on(self.play, self._played)
+        widgets.link((self.play, "value"), (self.live, "playing"))
         self.relist.on_click(lambda _button: self._list_problems())
 
     # --- from runs to a thinking -----------------------------------------------------------------
@@ -328,9 +327,6 @@ class InsideProblem(RunsView):
         self.live.update_from(self.live.figure, stops=[(x, f"{x:,} tokens") for x in budgets])
         self.live.move_to(at if at in budgets else None)
         self.apart.layout.display = None if b is not None else "none"
-        with self.quiet():
-            self.play.max = max(len(budgets) - 1, 0)
-            self.play.value = self.live.at
         self._list_problems()
 
     def _list_problems(self) -> None:
@@ -370,12 +366,7 @@ class InsideProblem(RunsView):
 
     # --- moving along it -------------------------------------------------------------------------
 
-    def _played(self) -> None:
-        self.live.at = min(self.play.value, self.play.max)
-
     def _budget_moved(self) -> None:
-        with self.quiet():
-            self.play.value = self.live.at
         self.relist.description = f"List at {self.budget:,} tokens"
         self.relist.layout.display = "none" if self.budget == self._listed_at else None
         for side in self.sides:

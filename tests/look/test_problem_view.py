@@ -123,12 +123,12 @@ def test_an_abstained_verdict_is_told(tmp_path):
 # --- moving --------------------------------------------------------------------------------------
 
 
-def test_play_moves_the_budget_and_the_budget_moves_play(turning):
+def test_play_has_the_page_move_the_line(turning):
     view = InsideProblem([turning], budget=8)
-    view.play.value = 2
-    assert view.budget == 24 and kept(view) == text_of(24)[0]
-    view.live.move_to(32)
-    assert view.play.value == 3 == view.play.max
+    view.play.value = True
+    assert view.live.playing
+    view.live.at, view.live.playing = 3, False  # told by the page at the last stop
+    assert not view.play.value and kept(view) == text_of(32)[0]
 
 
 def test_another_sample_and_another_problem_are_read(pair):
@@ -283,7 +283,7 @@ def test_empty_folders_are_sentences(tmp_path):
     view = InsideProblem([tmp_path / "new"])
     assert "no finished part yet" in view.notes.value and view.sides[0].thought is None
     view.live.move_to(0)
-    view.play.value = 0
+    view.play.value = True
 
 
 def test_every_control_has_a_label(turning):

@@ -3,6 +3,7 @@
 
 const CONFIG = { displaylogo: false, plotlyServerURL: "" };
 const RIDING = 17; // pixels that a number on the line needs
+const PACE = 700; // milliseconds that a line that plays stays at a stop
 
 async function find(model, source, tries = 100) { // a page may be told of it after the figure
   try { return await model.widget_manager.get_model(source); } catch (error) {
@@ -44,6 +45,8 @@ class Figure {
     this.moved = () => this.place();
     model.on("change:_figure change:_patch change:_stops change:label", this.told);
     model.on("change:at", this.moved);
+    this.played = () => this.play();
+    model.on("change:playing", this.played);
   }
 
   // One drawing at a time; what changed meanwhile is drawn after it, once.
@@ -140,6 +143,19 @@ class Figure {
     this.model.save_changes();
   }
 
+  play() { // from stop to stop to the last one; from the beginning where it stands there
+    clearInterval(this.timer);
+    if (!this.model.get("playing")) return;
+    const last = this.stops.length - 1;
+    if (this.model.get("at") >= last) this.moveTo(0);
+    this.timer = setInterval(() => {
+      this.moveTo(this.model.get("at") + 1);
+      if (this.model.get("at") < last) return;
+      this.model.set("playing", false);
+      this.model.save_changes();
+    }, PACE);
+  }
+
   key(event) {
     const at = this.model.get("at"), last = this.stops.length - 1, page = Math.max(1, Math.round(last / 8));
     const to = { ArrowLeft: at - 1, ArrowDown: at - 1, ArrowRight: at + 1, ArrowUp: at + 1, Home: 0, End: last,
@@ -199,6 +215,8 @@ class Figure {
     this.sized.disconnect();
     this.model.off("change:_figure change:_patch change:_stops change:label", this.told);
     this.model.off("change:at", this.moved);
+    this.model.off("change:playing", this.played);
+    clearInterval(this.timer);
     this.Plotly.purge(this.plot);
   }
 }

@@ -1,10 +1,9 @@
 // What every view needs of its page: names for screen readers, keys that stay in a control, and
 // the picture that stands for the view in a saved notebook hidden while the view is alive.
 
-const PLAY = ["Play or pause", "Back to the beginning", "Repeat"];
 let count = 0;
 
-function name(view) { // sliders and play buttons have no name for a screen reader of their own
+function name(view) { // sliders have no name for a screen reader of their own
   for (const handle of view.querySelectorAll(".noUi-handle")) {
     const slider = handle.closest(".widget-inline-hbox");
     const [label, value] = [".widget-label", ".widget-readout"].map((c) => slider.querySelector(c));
@@ -19,11 +18,6 @@ function name(view) { // sliders and play buttons have no name for a screen read
     }
     say();
   }
-  for (const play of view.querySelectorAll(".widget-play"))
-    play.querySelectorAll("button").forEach((button, i) => {
-      button.title = PLAY[i];
-      button.setAttribute("aria-label", PLAY[i]);
-    });
 }
 
 function toEnd(event) { // a slider's own End goes to the end of the range that it began with
