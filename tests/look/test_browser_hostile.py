@@ -37,14 +37,12 @@ model = Thinks(lambda: Scripted(spoken, lambda _length, count: [answer(hostile, 
 answers = AnswerNow(model, [{"prompt": hostile, "answer": hostile}], ExactVerifier(), rate=0)
 answers
 """
-CURVES = "BudgetCurves"
-VIEWS = (CURVES, "InsideProblem", "Policies", "Credit", "Training")
+VIEWS = ("BudgetCurves", "InsideProblem", "Policies", "Credit", "Training")
 
 
 def view(name, folders):
-    """A cell that shows a static figure and the view, where there is one."""
-    made = f"view = {name}({folders})\n"
-    return [made + "view.figure()", "view"] if name != CURVES else [made + "view"]
+    """A cell that shows a view, and its picture."""
+    return f"{name}({folders})"
 
 
 def test_text_of_models_problems_and_folders_cannot_act(lab, tmp_path):
@@ -66,15 +64,15 @@ def test_text_of_models_problems_and_folders_cannot_act(lab, tmp_path):
     )
     cells = [begin]
     for name in VIEWS:
-        cells += view(name, "trained" if name in ("Credit", "Training") else "runs")
+        cells.append(view(name, "trained" if name in ("Credit", "Training") else "runs"))
     with lab.cells(*cells, ANSWER) as page:
         page.run_all(200)
-        for place in range(10):
+        for place in range(page.raw.locator(".anytime-lab-figure").count()):
             page.live(place).data()
         page.raw.get_by_role("button", name="Start", exact=True).click()
         page.wait(lambda: page.raw.get_by_role("button", name="Start again").count(), 60)
-        page.slider("Budget").press("ArrowRight")
-        page.button("Problems behind this point").click()
+        page.line(0).press("ArrowRight")
+        page.button("Problems behind the line").click()
         page.wait(lambda: page.raw.locator(".anytime-lab .model").count() > 6, 60)
         page.raw.wait_for_timeout(500)
         shown = page.text()
@@ -103,7 +101,7 @@ def test_folders_without_results_are_sentences(lab, tmp_path):
     part_path(folders["torn"], "thinkings", 0).write_bytes(b"no")
     runs = {name: str(path) for name, path in folders.items()} | {"none": str(tmp_path / "none")}
     begin = BEGIN.format(tests=str(Path(__file__).parents[1]), hostile="", runs=runs, trained={})
-    cells = [cell for name in VIEWS for cell in view(name, "runs")]
+    cells = [view(name, "runs") for name in VIEWS]
     with lab.cells(begin, *cells) as page:
         page.run_all(200)
         for place in range(page.raw.locator(".anytime-lab-figure").count()):
