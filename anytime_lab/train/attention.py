@@ -8,6 +8,7 @@ and the segment itself. Rows may differ in every length; prompts are padded on t
 B rows, H heads, L = Q + C row length (prompt and completion), D head size.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -108,16 +109,22 @@ def tree_plan(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> TreePlan:
 
 
 def _segment_bounds(leaf: Tensor, branch: Tensor) -> list[tuple[int, int]]:
-    """Runs of leaf numbers with the same cut in every row, as (first, last)."""
-    count = int(leaf.max()) + 1
-    if count < 1:
-        return []
-    # A row without some leaf (there is none in training) counts as cut 0 there.
-    cuts = branch.new_zeros(leaf.shape[0], count + 1)
-    cuts.scatter_(1, torch.where(leaf >= 0, leaf, count).long(), branch)
-    changes = (cuts[:, 1:count] != cuts[:, : count - 1]).any(0).nonzero().squeeze(1) + 1
-    starts = [0, *changes.tolist()]
-    return list(zip(starts, [*(s - 1 for s in starts[1:]), count - 1], strict=True))
+    """Runs of leaf numbers with the same cut in every row, as (first, last); the fewest such."""
+    changes = (
+        set()
+    )  # (n, m): neighbours in a row with different cuts, so that a run begins in n+1…m
+    for numbers, cuts in zip(leaf.tolist(), branch.tolist(), strict=True):
+        places = [n for n, number in enumerate(numbers) if number >= 0]
+        changes |= {
+            (numbers[a], numbers[b]) for a, b in itertools.pairwise(places) if cuts[a] != cuts[b]
+        }
+    starts = [0]
+    for before, number in sorted(changes, key=lambda pair: pair[1]):
+        if starts[-1] <= before:
+            starts.append(number)
+    last = int(leaf.max())
+    runs = zip(starts, [*(s - 1 for s in starts[1:]), last], strict=True)
+    return [(first, end) for first, end in runs if bool(((leaf >= first) & (leaf <= end)).any())]
 
 
 def _tree_attention(

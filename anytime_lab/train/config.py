@@ -392,6 +392,13 @@ class BRPOConfig(GRPOConfig):
         "name in anytime_lab.prompts.FORMATS, or a dict of fields of ThinkingFormat.",
     )
     tree_backend: str = _setting("auto", f"How a packed tree is run. {_choices(TREE_BACKENDS)}.")
+    skip_dead_tokens: bool = _setting(
+        True,
+        "Leave out of an update what has no gradient: summaries whose advantage is 0, and a "
+        "thinking behind its last token with one. The gradient is the same. Not done where the "
+        "loss has a term on every token (beta, an entropy bonus, top_entropy_quantile). The "
+        "logged entropy is then estimated by the log-probs of the sampled tokens.",
+    )
     rollout_batch_size: int | None = _setting(
         None, "Trees sampled at a time on each process. None: the whole generation batch."
     )

@@ -1,6 +1,7 @@
 """Log-probs of packed rows by the backend that a model supports, in TRL's fused head."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,15 @@ from anytime_lab.train.attention import (
     weights_are_here,
     why_not_trees,
 )
-from anytime_lab.tree import PADDING, PackedTree, Tree, tree_mask, tree_positions, unroll
+from anytime_lab.tree import (
+    PADDING,
+    TRUNK,
+    PackedTree,
+    Tree,
+    tree_mask,
+    tree_positions,
+    unroll,
+)
 
 ENDS = ("closed", "eos", "length")  # how a thinking ended; the order is the code in tensors
 
@@ -261,24 +270,66 @@ def _dense_inputs(model: Any, rows: TreeRows, prompt_mask: Tensor) -> dict[str, 
     return {"attention_mask": mask}
 
 
+@contextlib.contextmanager
+def _hidden_states_at(backbone: torch.nn.Module, where: Tensor) -> Iterator[None]:
+    """Let a backbone return the hidden states at `where` (B, L) only, as (1, N, D)."""
+
+    def take(module, arguments, output):
+        output.last_hidden_state = output.last_hidden_state[where][None]
+        return output
+
+    hook = backbone.register_forward_hook(take)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _head(model: Any, unwrap: Callable, input_ids: Tensor, scored: Tensor, **inputs: Any):
+    """TRL's fused head on the tokens at `scored` (B, L) alone: it would score every position.
+
+    Returns:
+        (N,) log-probs and entropies of these tokens (an entropy is None where the head has none,
+        as a reference model's), and the places (B, L) they belong to.
+    """
+    scored = scored.clone()
+    scored[:, 0] = False  # nothing stands before it
+    labels = input_ids[scored]
+    if nothing := not len(labels):  # the graph must reach the weights all the same
+        scored[0, -1], labels = True, labels.new_full((1,), -100)
+    where = scored.roll(-1, dims=1)  # the hidden state before a token predicts it
+    with _hidden_states_at(inner_model(unwrap(model)).base_model, where):
+        out = model(input_ids=input_ids, shift_labels=labels[None], fused_lm_head=True, **inputs)
+    if nothing:
+        scored = torch.zeros_like(scored)
+        return out.log_probs[0, :0] + out.log_probs.sum(), None, scored
+    return out.log_probs[0], None if out.entropy is None else out.entropy[0], scored
+
+
 def _packed(inputs_of: Callable) -> Callable:
     def score(model, input_ids: Tensor, attention_mask: Tensor, rows: TreeRows, unwrap):
         columns = rows.leaf.shape[1]
         prompt_mask = attention_mask[:, :-columns]
-        labels = torch.full_like(input_ids, -100)
-        labels[:, -columns:] = input_ids[:, -columns:].masked_fill(rows.trained == 0, -100)
-        out = model(
-            input_ids=input_ids,
+        no_prompt = torch.zeros_like(prompt_mask, dtype=torch.bool)
+        log_probs, entropy, scored = _head(
+            model,
+            unwrap,
+            input_ids,
+            torch.cat([no_prompt, rows.trained.bool()], dim=1),
             position_ids=tree_positions(rows.leaf, rows.branch, prompt_mask),
-            labels=labels,
-            fused_lm_head=True,
             **inputs_of(unwrap(model), rows, prompt_mask),
         )
-        # The reference model's head computes log-probs only.
-        entropy = None if out.entropy is None else out.entropy[:, -columns:]
-        return ScoredRows(out.log_probs[:, -columns:], entropy)
+        places = scored[:, -columns:].nonzero(as_tuple=True)
+        return ScoredRows(_back(log_probs, places, rows), _back(entropy, places, rows))
 
     return score
+
+
+def _back(values: Tensor | None, places: tuple[Tensor, ...], rows: TreeRows) -> Tensor | None:
+    """Values (N,) at their places among (B, C) zeros."""
+    if values is None:
+        return None
+    return values.new_zeros(rows.leaf.shape).index_put(places, values)
 
 
 def _unrolled(model, input_ids: Tensor, attention_mask: Tensor, rows: TreeRows, unwrap):
@@ -292,22 +343,10 @@ def _unrolled(model, input_ids: Tensor, attention_mask: Tensor, rows: TreeRows, 
         rows.branch,
     )
     trained = rows.trained.flatten()[taken.source.clamp(min=0)].bool() & (taken.source >= 0)
-    out = model(
-        input_ids=taken.ids,
-        attention_mask=taken.mask,
-        labels=taken.ids.masked_fill(~trained, -100),
-        fused_lm_head=True,
-    )
-    scored = trained[:, 1:]  # TRL's head gives token t + 1 in column t
-    places = taken.source[:, 1:][scored]
-
-    def back(values: Tensor | None) -> Tensor | None:
-        if values is None:
-            return None
-        flat = values.new_zeros(rows.leaf.numel())
-        return flat.index_put((places,), values[scored]).view_as(rows.leaf)
-
-    return ScoredRows(back(out.log_probs), back(out.entropy))
+    log_probs, entropy, scored = _head(model, unwrap, taken.ids, trained, attention_mask=taken.mask)
+    source = taken.source[scored]
+    places = (source // columns, source % columns)
+    return ScoredRows(_back(log_probs, places, rows), _back(entropy, places, rows))
 
 
 _SCORERS = {
@@ -354,3 +393,122 @@ def trim_columns(inputs: dict[str, Any]) -> dict[str, Any]:
             value = value[:, :used]
         trimmed[key] = value
     return trimmed
+
+
+# --- what has a gradient -------------------------------------------------------------------------
+
+
+def why_all_tokens(args: Any) -> str:
+    """Why a loss needs every token of a tree; empty where a token without advantage adds nothing.
+
+    Args:
+        args: A `BRPOConfig`.
+    """
+    if not args.skip_dead_tokens:
+        return "skip_dead_tokens is False"
+    if args.beta:
+        return f"beta={args.beta:g} has a term on each"
+    if args.entropy_coef or args.use_adaptive_entropy:
+        return "the entropy bonus has a term on each"
+    if args.top_entropy_quantile < 1:
+        return "top_entropy_quantile ranks all of them"
+    return ""
+
+
+def live_columns(advantages: Tensor, rows: TreeRows) -> Tensor:
+    """What the gradient of the tokens with an advantage needs: they, and what they stand on.
+
+    A leaf is needed whole where one of its tokens has an advantage; the trunk up to its last token
+    with one, and up to the last cut of such a leaf.
+
+    Args:
+        advantages: (B, C).
+        rows: the layout.
+
+    Returns:
+        (B, C) bool; a row without any advantage has none.
+    """
+    leaf, branch = rows.leaf, rows.branch
+    live = (advantages != 0) & rows.trained.bool()
+    on_leaf = leaf >= 0
+    number = torch.where(on_leaf, leaf, int(leaf.max()) + 1).long()
+    alive = live.new_zeros(len(leaf), int(number.max()) + 1, dtype=torch.int8)
+    alive.scatter_reduce_(1, number, live.to(torch.int8), "amax")
+    kept = on_leaf & alive.gather(1, number).bool()
+    trunk = leaf == TRUNK
+    needed = torch.where(kept, branch, torch.where(trunk & live, branch + 1, 0)).amax(1)
+    return kept | (trunk & (branch < needed[:, None]))
+
+
+def score_live_rows(
+    score: Callable[[Tensor, Tensor, TreeRows], ScoredRows],
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    rows: TreeRows,
+    kept: Tensor,
+    advantages: Tensor,
+    others: Tensor,
+) -> Tensor:
+    """Log-probs of packed rows, computed on the columns that are kept.
+
+    Rows of which nothing is kept are left out, too.
+
+    Args:
+        score: `score_rows` with model and backend.
+        input_ids: (B, Q + C).
+        attention_mask: (B, Q + C).
+        rows: The layout of the last C columns.
+        kept: (B, C) as `live_columns` gives it.
+        advantages: (B, C).
+        others: (B, C) what stands where nothing was computed.
+
+    Returns:
+        (B, C).
+    """
+    columns, counts = kept.shape[1], kept.sum(1)
+    some = counts.nonzero().squeeze(1)
+    if not len(some):  # a token that trains nothing: the graph must reach the weights
+        some, kept = counts.new_zeros(1), kept.clone()
+        kept[0, 0] = True
+        counts = kept.sum(1)
+    kept, counts = kept[some], counts[some]
+    order = (~kept).to(torch.int8).argsort(dim=1, stable=True)[:, : int(counts.max())]
+    real = torch.arange(order.shape[1], device=order.device) < counts[:, None]
+    prompt_mask = attention_mask[some, :-columns]
+    first = int(prompt_mask.any(dim=0).int().argmax())
+
+    def taken(values: Tensor, fill: int) -> Tensor:
+        return values[some].gather(1, order).masked_fill(~real, fill)
+
+    ids = torch.cat([input_ids[some, first:-columns], taken(input_ids[:, -columns:], 0)], dim=1)
+    mask = torch.cat([prompt_mask[:, first:], real.to(prompt_mask)], dim=1)
+    live = rows.trained * (advantages != 0)
+    scored = score(
+        ids, mask, TreeRows(taken(rows.leaf, PADDING), taken(rows.branch, 0), taken(live, 0))
+    ).log_probs
+    places = (some[:, None].expand_as(order)[real], order[real])
+    return others.to(scored).index_put(
+        places,
+        torch.where(taken(live, 0).bool(), scored, others.to(scored)[some].gather(1, order))[real],
+    )
+
+
+def by_length(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows in as many batches, those of like length together.
+
+    Args:
+        batches: Parts of a generation whose rows' order means nothing, with `tree_kept` (B, C).
+    """
+    joined = {
+        key: torch.cat([batch[key] for batch in batches])
+        if isinstance(value, Tensor) and value.ndim
+        else value
+        for key, value in batches[0].items()
+    }
+    kept = joined["tree_kept"].sum(1)
+    width = (kept + joined["prompt_mask"].sum(1)) * (kept > 0)
+    parts = width.argsort(stable=True).chunk(len(batches))
+    return [
+        {key: v[part] if isinstance(v, Tensor) and v.ndim else v for key, v in joined.items()}
+        for part in parts
+    ]

@@ -5,6 +5,7 @@ What TRL does stays TRL's: data order, reward functions, reference model, loss, 
 checkpoints. Overridden are its seams: rollouts, rewards, advantages, log-probs of packed trees.
 """
 
+import functools
 import logging
 import math
 import time
@@ -51,16 +52,21 @@ from anytime_lab.train.recording import (
     whole_checkpoint,
 )
 from anytime_lab.train.scoring import (
+    ScoredRows,
     TreeNumbers,
     TreeRows,
+    by_length,
     check_head,
     choose_backend,
     count_trees,
     leaf_texts,
     leaf_token_ids,
+    live_columns,
+    score_live_rows,
     score_rows,
     stack_rows,
     trim_columns,
+    why_all_tokens,
 )
 from anytime_lab.tree import PackedTree, Tree, pack
 
@@ -161,6 +167,9 @@ class BRPOTrainer(GRPOTrainer):
             choose_backend(self.accelerator.unwrap_model(self.ref_model), backend.name)
         self.tree_backend = backend.name
         logger.info("packed trees are run by the %s backend: %s", backend.name, backend.reason)
+        if reason := why_all_tokens(args):
+            logger.warning("every token of a tree is run in an update: %s.", reason)
+        self._skips = not reason
         device = self.accelerator.device
         self._prior = torch.tensor(args.budget_prior.weights, device=device)
         self._summary_prior = torch.tensor(args.summary_weights, device=device)
@@ -174,6 +183,7 @@ class BRPOTrainer(GRPOTrainer):
         self.add_callback(self._rollout_recorder)
         self._trees: list[Tree] = []
         self._rows: TreeRows | None = None  # layout of the rows that are being scored
+        self._batch: dict[str, Any] = {}  # of which the loss is being computed
         self._graded: tuple[torch.Tensor, TreeNumbers] | None = None
 
     def keep_rollouts(self, trees: list[Tree], packed: list[PackedTree]) -> None:
@@ -260,6 +270,8 @@ class BRPOTrainer(GRPOTrainer):
             self.args.budgets,
         )
         output["tree_leaf"], output["tree_branch"] = rows.leaf, rows.branch
+        if mode == "train" and self._skips:
+            output["tree_kept"] = live_columns(output["advantages"], rows)
         self._log_generation(mode, scores, numbers, group)
         if mode == "train":
             self._rollout_recorder.record(self._trees, first, scores, numbers.cuts)
@@ -281,6 +293,32 @@ class BRPOTrainer(GRPOTrainer):
 
     # --- packed trees in TRL's loss --------------------------------------------------------------
 
+    def _prepare_inputs(self, generation_batch):
+        """TRL's batches; the rows of those that one update takes are parted anew by length."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        # bnpo divides by the tokens of a batch, so that it matters which rows share one.
+        if self._buffered_inputs is before or not self._skips or self.loss_type == "bnpo":
+            return inputs
+        batches, count = self._buffered_inputs, self.args.gradient_accumulation_steps
+        self._buffered_inputs = [
+            batch
+            for start in range(0, len(batches), count)
+            for batch in by_length(batches[start : start + count])
+        ]
+        return self._buffered_inputs[self._step % len(batches)]
+
+    def _score(self, model, input_ids, attention_mask, rows: TreeRows) -> ScoredRows:
+        with self.accelerator.autocast():
+            return score_rows(
+                model,
+                self.tree_backend,
+                input_ids,
+                attention_mask,
+                rows,
+                self.accelerator.unwrap_model,
+            )
+
     def _get_per_token_logps_and_entropies(
         self,
         model,
@@ -292,21 +330,32 @@ class BRPOTrainer(GRPOTrainer):
         compute_aux_loss=False,
         **multimodal,
     ):
-        """Log-probs (and entropies) of the last C columns of packed trees; 0 on forced tokens."""
-        rows = self._rows
+        """Log-probs (and entropies) of the last C columns of packed trees; 0 on forced tokens.
+
+        Where a loss skips what has no gradient, the entropy is told by the sampled tokens' own
+        log-probs: their mean is the mean entropy's estimate.
+        """
+        rows, batch = self._rows, self._batch
+        if "tree_kept" in batch:
+            sampled = batch["sampling_per_token_logps"].nan_to_num(0.0)
+            others = batch.get("old_per_token_logps", torch.zeros_like(sampled))
+            logps = score_live_rows(
+                functools.partial(self._score, model),
+                input_ids,
+                attention_mask,
+                rows,
+                batch["tree_kept"],
+                batch["advantages"],
+                others,
+            )
+            return logps, -sampled, None
         size = batch_size or len(input_ids)
         logps, entropies = [], []
         for start in range(0, len(input_ids), size):
             end = min(start + size, len(input_ids))
-            with self.accelerator.autocast():
-                scored = score_rows(
-                    model,
-                    self.tree_backend,
-                    input_ids[start:end],
-                    attention_mask[start:end],
-                    rows.rows(start, end),
-                    self.accelerator.unwrap_model,
-                )
+            scored = self._score(
+                model, input_ids[start:end], attention_mask[start:end], rows.rows(start, end)
+            )
             logps.append(scored.log_probs)
             entropies.append(scored.entropy)
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
@@ -315,11 +364,11 @@ class BRPOTrainer(GRPOTrainer):
         """TRL's loss on the columns that these rows use."""
         inputs = trim_columns(inputs)
         mask = inputs["completion_mask"] * inputs["tool_mask"]
-        self._rows = TreeRows(inputs["tree_leaf"], inputs["tree_branch"], mask)
+        self._rows, self._batch = TreeRows(inputs["tree_leaf"], inputs["tree_branch"], mask), inputs
         try:
             return super()._compute_loss(model, inputs)
         finally:
-            self._rows = None
+            self._rows, self._batch = None, {}
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One micro-batch; its loss and time go to the step's line."""

@@ -220,6 +220,93 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     assert_same(change(first), change(second))
 
 
+def mostly_wrong(prompts, completions, **columns):
+    """Right for a fifth of the summaries, so that many of a cut agree and have no advantage."""
+    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+    return [float(sum(map(ord, text)) % 5 == 0) for text in texts]
+
+
+SKIPPED = [
+    *({"tree_backend": backend, "per_device_train_batch_size": rows,
+       "gradient_accumulation_steps": 8 // rows}
+      for backend in ("segmented", "dense", "unrolled") for rows in (8, 2)),
+    {"steps_per_generation": 2, "per_device_train_batch_size": 4, "num_iterations": 2,
+     "max_steps": 4, "learning_rate": 0.1},
+    *({"loss_type": loss, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+      for loss in ("dapo", "bnpo", "grpo", "cispo", "sapo")),
+    {"gradient_checkpointing": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SKIPPED, ids=lambda s: ",".join(map(str, s.values())))
+def test_what_has_no_gradient_is_left_out_and_the_gradient_stays(tmp_path, settings):
+    moved, told = [], []
+    for skips in (False, True):
+        given = {**SGD, **settings, "skip_dead_tokens": skips}
+        trainer = build(tmp_path / str(skips), mostly_wrong, **given)
+        torch.manual_seed(0)  # TRL shuffles the rows of a generation
+        moved.append(change(trainer))
+        told.append(lines(tmp_path / str(skips)))
+    assert_same(*moved, tolerance=1e-6)
+    for before, after in zip(*told, strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], abs=1e-6)
+        for name in ("clip_ratio/region_mean", "kl"):  # means over all tokens, as before
+            assert after.get(name) == pytest.approx(before.get(name))
+
+
+def test_an_adapter_skips_what_has_no_gradient_too(tmp_path):
+    from peft import LoraConfig
+
+    moved = []
+    for skips in (False, True):
+        peft_config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        torch.manual_seed(1)
+        trainer = build(
+            tmp_path / str(skips), mostly_wrong, init={"peft_config": peft_config},
+            skip_dead_tokens=skips, **SGD,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        moved.append(change(trainer))
+    assert_same(*moved, tolerance=1e-6)
+
+
+def test_fewer_columns_are_run_where_summaries_agree(tmp_path):
+    seen = {}
+    for skips in (False, True):
+        trainer = build(tmp_path / str(skips), mostly_wrong, skip_dead_tokens=skips, **SGD)
+        inner, columns = trainer._score, []
+
+        def score(model, ids, *rest, inner=inner, columns=columns):
+            columns.append(ids.numel())
+            return inner(model, ids, *rest)
+
+        trainer._score = score
+        trainer.train()
+        seen[skips] = sum(columns)
+    assert seen[True] < 0.8 * seen[False]
+
+
+@pytest.mark.parametrize("backend", ["segmented", "dense", "unrolled"])
+def test_where_no_token_has_an_advantage_nothing_moves(tmp_path, backend):
+    trainer = build(tmp_path, lambda prompts, **_: [1.0] * len(prompts), check_format=False,
+                    tree_backend=backend, baseline="group", **SGD)  # fmt: skip
+    assert all(not v.any() for v in change(trainer).values())
+    assert lines(tmp_path)[0]["loss"] == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"entropy_coef": 0.1}, {"top_entropy_quantile": 0.5}, {"skip_dead_tokens": False}],
+    ids=str,
+)
+def test_a_loss_that_needs_every_token_says_so(tmp_path, settings, caplog):
+    trainer = build(tmp_path, **settings, **SGD)
+    assert not trainer._skips
+    assert f"every token of a tree is run in an update: {next(iter(settings))}" in (
+        caplog.text.replace("the entropy bonus", "entropy_coef")
+    )
+
+
 # --- rewards ------------------------------------------------------------------------------------
 
 

@@ -100,7 +100,7 @@ def test_trl_scores_a_batch_into_the_keys_that_the_loss_reads(tmp_path, monkeypa
     trainer.model.train()
     rows = [row for row in tiny.problems().select(range(2)) for _ in range(4)]
     output = trainer._generate_and_score_completions(rows)
-    own = {"tree_leaf", "tree_branch"}
+    own = {"tree_leaf", "tree_branch", "tree_kept"}
     assert {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages",
             "tool_mask", "num_items_in_batch"} <= kept.keys()  # fmt: skip
     assert output.keys() - kept.keys() == own
