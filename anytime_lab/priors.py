@@ -1,7 +1,7 @@
 """Budget priors: how much each thinking budget counts (P_j, BRPO eq. 3)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -71,6 +71,15 @@ class Prior:
     def _scaled(cls, budgets: Sequence[int], weights: list[float]) -> "Prior":
         total = sum(weights) if weights else 1.0
         return cls(tuple(budgets), tuple(w / total for w in weights))
+
+
+# A prior by its name: what it weighs, and how it is made of budgets and a ratio.
+PRIORS: dict[str, tuple[str, Callable[[Sequence[int], float], Prior]]] = {
+    "base": ("the largest budget only", lambda budgets, _: Prior.base(budgets)),
+    "uniform": ("every budget the same", lambda budgets, _: Prior.uniform(budgets)),
+    "linear": ("in proportion to the budget", lambda budgets, _: Prior.linear(budgets)),
+    "geometric": ("a ratio from budget to budget", Prior.geometric),
+}
 
 
 def check_budgets(budgets: Sequence[int]) -> tuple[int, ...]:

@@ -10,16 +10,11 @@ import traitlets
 
 from anytime_lab.look.live import described, text
 from anytime_lab.page import block, paragraph
-from anytime_lab.priors import Prior
+from anytime_lab.priors import PRIORS, Prior
 
 HAND, GEOMETRIC = "by hand", "geometric"
-KINDS = {  # a prior: words, how it is made of the budgets and the ratio
-    "base": ("the largest budget only", lambda budgets, _ratio: Prior.base(budgets)),
-    "uniform": ("every budget the same", lambda budgets, _ratio: Prior.uniform(budgets)),
-    "linear": ("in proportion to the budget", lambda budgets, _ratio: Prior.linear(budgets)),
-    GEOMETRIC: ("a ratio from budget to budget", Prior.geometric),
-    HAND: ("drawn over the bars, or set below", None),
-}
+KINDS = {name: words for name, (words, _) in PRIORS.items()}
+KINDS[HAND] = "drawn over the bars, or set below"
 
 
 class PriorEditor(widgets.VBox):
@@ -37,7 +32,7 @@ class PriorEditor(widgets.VBox):
         self._hand = np.zeros(0)  # relative weights, the greatest 1
         self._place = 0  # of the budget whose weight the slider sets
         self._setting = False  # controls are being set by the editor itself
-        kinds = [(f"{name}: {words}", name) for name, (words, _) in KINDS.items()]
+        kinds = [(f"{name}: {words}", name) for name, words in KINDS.items()]
         self.kind = described(widgets.Dropdown, "Prior", "100%", options=kinds, value="uniform")
         self.ratio = described(
             widgets.FloatLogSlider, "Ratio", value=0.8, base=2, min=-2, max=2, step=0.05
@@ -129,7 +124,7 @@ class PriorEditor(widgets.VBox):
     def _made(self) -> Prior:
         if self.kind.value == HAND:
             return Prior.of(self.budgets, self._hand / self._hand.sum())
-        return KINDS[self.kind.value][1](self.budgets, self.ratio.value)
+        return PRIORS[self.kind.value][1](self.budgets, self.ratio.value)
 
     def _words(self) -> str:
         if not self.budgets:
