@@ -5,27 +5,26 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import anywidget
 import ipywidgets as widgets
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import traitlets
 from plotly.subplots import make_subplots
 
-from anytime_lab.engines.thoughts import Answer, Prompt, Thinker, ThinkingError, Thought
+from anytime_lab.engines.thoughts import Prompt, Thinker, ThinkingError, Thought
 from anytime_lab.look.live import JS, LiveFigure, described, row, text
 from anytime_lab.look.style import COLOURS, base, faded, safe_text, short_text
 from anytime_lab.look.view import View
 from anytime_lab.page import NO_MATHS, block, escaped, paragraph, plain, region, short, table
 from anytime_lab.verify.verifiers import Verifier, find_answer
 
-SPREAD = ("answer", "count", "share", "probability", "per_token", "verdict")
-HISTORY = ("tokens", "answer", "share", "right", "share_right")
 NO_GOLD = "not graded"
 TEXTS = 32  # summaries shown
 
@@ -37,14 +36,13 @@ class Asked:
     Attributes:
         tokens: How long the thinking was.
         end: How it had ended, if it had.
-        answers: Its summaries.
-        summaries: One row for each: answer (None: none was found), verdict, reason, probability of
-            the summary (NaN: not told), per_token (the geometric mean over its tokens).
+        summaries: One row for each: answer (None: none was found), verdict, reason, text, length
+            (tokens), finished, logprob (nats; NaN: not told), probability, per_token (the geometric
+            mean over its tokens).
     """
 
     tokens: int
     end: str
-    answers: tuple[Answer, ...]
     summaries: pd.DataFrame
 
     @cached_property
@@ -53,26 +51,23 @@ class Asked:
 
         Columns answer, count, share, probability and per_token (means over its summaries), verdict.
         """
-        groups = self.summaries.groupby("answer", dropna=False, sort=False)
-        rows = [
-            {
-                "answer": None if pd.isna(answer) else answer,
-                "count": len(part),
-                "share": len(part) / len(self.summaries),
-                "probability": part["probability"].mean(),
-                "per_token": part["per_token"].mean(),
-                "verdict": part["verdict"].iloc[0],
-            }
-            for answer, part in groups
-        ]
-        rows.sort(key=lambda r: (-r["count"], -_known(r["probability"])))
-        frame = pd.DataFrame(rows, columns=SPREAD)
-        frame["answer"] = pd.Series([r["answer"] for r in rows], dtype=object)  # None stays None
-        return frame
+        groups = self.summaries.groupby("answer", dropna=False, sort=False, as_index=False)
+        frame = groups.agg(
+            count=("verdict", "size"),
+            share=("verdict", lambda part: len(part) / len(self.summaries)),
+            probability=("probability", "mean"),
+            per_token=("per_token", "mean"),
+            verdict=("verdict", "first"),
+        )
+        frame["answer"] = _objects(frame["answer"])
+        return frame.sort_values(
+            ["count", "probability"], ascending=False, kind="stable", ignore_index=True
+        )
 
 
-def _known(value: float) -> float:
-    return 0.0 if math.isnan(value) else value
+def _objects(values: Iterable[Any]) -> pd.Series:
+    """A column in which None stays None."""
+    return pd.Series([None if pd.isna(value) else value for value in values], dtype=object)
 
 
 def ask(thought: Thought, count: int, verifier: Verifier | None, gold: Any = None) -> Asked:
@@ -84,7 +79,7 @@ def ask(thought: Thought, count: int, verifier: Verifier | None, gold: Any = Non
         verifier: Finds the answers and grades them; None finds mathematical ones.
         gold: The right answer; None where it is not known.
     """
-    answers = tuple(thought.answers(count))
+    answers = thought.answers(count)
     texts = [thought.text + a.forced + a.text for a in answers]
     if verifier is not None and gold is not None:
         grades = verifier.grade(texts, [gold] * len(texts))
@@ -92,19 +87,15 @@ def ask(thought: Thought, count: int, verifier: Verifier | None, gold: Any = Non
     else:
         find = getattr(verifier, "find", find_answer)
         told = [(find(text), NO_GOLD, "") for text in texts]
-    rows = [
-        {
-            "answer": found,
-            "verdict": verdict,
-            "reason": reason,
-            "probability": math.nan if a.logprob is None else math.exp(a.logprob),
-            "per_token": math.nan if a.logprob is None else math.exp(a.logprob / max(a.tokens, 1)),
-        }
-        for a, (found, verdict, reason) in zip(answers, told, strict=True)
-    ]
-    frame = pd.DataFrame(rows)
-    frame["answer"] = pd.Series([r["answer"] for r in rows], dtype=object)
-    return Asked(thought.length, thought.end, answers, frame)
+    frame = pd.DataFrame(told, columns=["answer", "verdict", "reason"])
+    frame["answer"] = _objects(frame["answer"])
+    frame["text"] = [a.text for a in answers]
+    frame["length"] = [a.tokens for a in answers]
+    frame["finished"] = [a.finished for a in answers]
+    frame["logprob"] = [math.nan if a.logprob is None else a.logprob for a in answers]
+    frame["probability"] = np.exp(frame["logprob"])
+    frame["per_token"] = np.exp(frame["logprob"] / frame["length"].clip(lower=1))
+    return Asked(thought.length, thought.end, frame)
 
 
 def _verdict(score: float | None) -> str:
@@ -132,7 +123,7 @@ def ask_along(
 
 
 def history(asked: Sequence[Asked]) -> pd.DataFrame:
-    """The leading answer at each point that was asked at, shortest first.
+    """The leading answer at each point that was asked at (one or more), shortest first.
 
     Returns columns tokens, answer (None: no answer), share (of the summaries), right (of the
     leading answer; None where it is not graded), share_right (NaN where nothing is graded). Where
@@ -150,10 +141,8 @@ def history(asked: Sequence[Asked]) -> pd.DataFrame:
             "right": {"right": True, "wrong": False}.get(lead["verdict"]),
             "share_right": right.sum() / graded.sum() if graded.any() else math.nan,
         }
-    frame = pd.DataFrame(rows.values(), columns=HISTORY)
-    for column in ("answer", "right"):
-        frame[column] = pd.Series([r[column] for r in rows.values()], dtype=object)
-    return frame
+    frame = pd.DataFrame(rows.values())
+    return frame.assign(**{column: _objects(frame[column]) for column in ("answer", "right")})
 
 
 # --- in words ------------------------------------------------------------------------------------
@@ -194,33 +183,24 @@ def asked_html(asked: Asked) -> str:
     total = len(asked.summaries)
     spread = [
         (
-            told_answer(row.answer, 80),
-            f"{row.count_} of {total}",
-            told_probability(row.probability),
-            told_probability(row.per_token),
-            row.verdict,
+            told_answer(row["answer"], 80),
+            f"{row['count']} of {total}",
+            told_probability(row["probability"]),
+            told_probability(row["per_token"]),
+            row["verdict"],
         )
-        for row in asked.spread.rename(columns={"count": "count_"}).itertuples()
+        for row in asked.spread.to_dict("records")
     ]
     header = ["answer", "summaries", "mean probability", "per token", "verdict"]
     caption = f"Answers after {asked.tokens:,} tokens"
     rows = []
-    pairs = zip(asked.answers, asked.summaries.itertuples(), strict=True)
-    for number, (answer, drawn) in enumerate(pairs):
-        if number == TEXTS:
-            break
-        logprob = "not told" if answer.logprob is None else f"{answer.logprob:.2f}"
-        finish = "ended" if answer.finished else "cut off"
+    for number, drawn in enumerate(asked.summaries.head(TEXTS).itertuples(), start=1):
+        logprob = "not told" if math.isnan(drawn.logprob) else f"{drawn.logprob:.2f}"
+        finish = "ended" if drawn.finished else "cut off"
         reason = "" if drawn.reason in ("", "correct", "wrong") else f" ({short(drawn.reason, 40)})"
-        rows.append(
-            (
-                number + 1,
-                drawn.verdict + reason,
-                logprob.replace("-", "−"),
-                f"{answer.tokens:,} ({finish})",
-                short(answer.text, 400),
-            )
-        )
+        length = f"{drawn.length:,} ({finish})"
+        verdict, logprob = drawn.verdict + reason, logprob.replace("-", "−")
+        rows.append((number, verdict, logprob, length, short(drawn.text, 400)))
     shown = f"Its summaries, the first {TEXTS} of {total}" if total > TEXTS else "Its summaries"
     each = table(["summary", "verdict", "log-prob", "tokens", "text"], rows, shown, "text")
     return (
@@ -252,19 +232,14 @@ def plot_asked(
         horizontal_spacing=0.07,
         subplot_titles=["Summaries that agree, and that are right", "Spread of the answers"],
     )
-    points = history(asked)
-    figure.add_traces(_history_traces(points), rows=1, cols=1)
-    columns = _column_traces({point.tokens: point.spread for point in asked})
-    figure.add_traces(columns, rows=1, cols=2)
-    base(figure, 320 + (44 if title else 0), title, template, barmode="stack", bargap=0.12)
+    figure.add_traces(_history_traces(history(asked)), rows=1, cols=1)
+    figure.add_trace(_column_trace(asked), row=1, col=2)
+    base(figure, 320 + (44 if title else 0), title, template, barmode="overlay", bargap=0.12)
     figure.update_layout(margin={"t": 108 if title else 64}, legend={"y": 1.1})
     figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"})
     figure.update_xaxes(title="Thinking (tokens)", title_standoff=4, zeroline=False)
     figure.update_xaxes(tickformat=",d", rangemode="tozero", col=1)
-    figure.update_xaxes(
-        type="category", categoryorder="array", col=2,
-        categoryarray=[f"{tokens:,}" for tokens in points["tokens"]],
-    )  # fmt: skip
+    figure.update_xaxes(type="category", col=2)
     return figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05])
 
 
@@ -302,51 +277,45 @@ def _history_traces(points: pd.DataFrame) -> list[dict]:
     return [lead, share]
 
 
-def _column_traces(spreads: Mapping[int, pd.DataFrame]) -> list[dict]:
-    """The spread at each point as a column, its answers stacked, the most frequent below.
-
-    Returns a trace for each place in the order of frequency.
-    """
+def _column_trace(asked: Sequence[Asked]) -> dict:
+    """The spread at each point as a column, its answers stacked, the most frequent below."""
+    spreads = {point.tokens: point.spread for point in asked}  # the last time counts
+    frame = pd.concat(
+        spread.assign(tokens=f"{tokens:,}", base=spread["share"].cumsum() - spread["share"])
+        for tokens, spread in sorted(spreads.items())
+    )
+    names = [short_text(told_answer(answer), 28) for answer in frame["answer"]]
+    kinds = [VERDICTS.get(verdict, (OTHER, "")) for verdict in frame["verdict"]]
+    colours = [colour for colour, _ in kinds]
     wide = len(spreads) <= 8  # the answer fits into the column
-    traces = []
-    for place in range(max(map(len, spreads.values()))):
-        there = {tokens: spread.iloc[place] for tokens, spread in spreads.items()
-                 if place < len(spread)}  # fmt: skip
-        names = [short_text(told_answer(row["answer"]), 28) for row in there.values()]
-        shares = [float(row["share"]) for row in there.values()]
-        kinds = [VERDICTS.get(row["verdict"], (OTHER, "")) for row in there.values()]
-        colours = [colour for colour, _ in kinds]
-        words = [_told_bar(row) for row in there.values()]
-        traces.append(
-            {
-                "type": "bar",
-                "x": [f"{tokens:,}" for tokens in there],
-                "y": shares,
-                "customdata": list(zip(names, words, strict=True)),
-                "text": [
-                    n if s >= 0.1 and wide else "" for n, s in zip(names, shares, strict=True)
-                ],
-                "textposition": "inside",
-                "textangle": 0,
-                "insidetextanchor": "middle",
-                "marker": {
-                    "color": [faded(colour, FILL) for colour in colours],
-                    "line": {"color": colours, "width": 1.5},
-                    "pattern": {
-                        "shape": [hatching for _, hatching in kinds],
-                        "fillmode": "overlay",
-                        "fgcolor": [faded(colour, 0.5) for colour in colours],
-                        "solidity": 0.1,
-                    },
-                },
-                "showlegend": False,
-                "hovertemplate": "%{x} tokens: %{customdata[0]}: %{customdata[1]}<extra></extra>",
-            }
-        )
-    return traces
+    shown = frame["share"].ge(0.1) & wide
+    return {
+        "type": "bar",
+        "x": frame["tokens"].tolist(),
+        "y": frame["share"].tolist(),
+        "base": frame["base"].tolist(),
+        "customdata": list(zip(names, map(_told_bar, frame.to_dict("records")), strict=True)),
+        "text": [name if fits else "" for name, fits in zip(names, shown, strict=True)],
+        "textposition": "inside",
+        "textangle": 0,
+        "insidetextanchor": "middle",
+        "marker": {
+            "color": [faded(colour, FILL) for colour in colours],
+            "line": {"color": colours, "width": 1.5},
+            "pattern": {
+                "shape": [hatching for _, hatching in kinds],
+                "fillmode": "overlay",
+                "fgcolor": [faded(colour, 0.5) for colour in colours],
+                "solidity": 0.1,
+            },
+        },
+        "name": "answers",
+        "showlegend": False,
+        "hovertemplate": "%{x} tokens: %{customdata[0]}: %{customdata[1]}<extra></extra>",
+    }
 
 
-def _told_bar(row: pd.Series) -> str:
+def _told_bar(row: Mapping[str, Any]) -> str:
     verdict = "" if row["verdict"] == NO_GOLD else f", {row['verdict']}"
     told = told_probability(row["probability"])
     probability = "" if told == "not told" else f", p {told}"
