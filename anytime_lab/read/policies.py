@@ -240,13 +240,7 @@ def _subsets(n: int, k: int, draws: int, seed: int) -> np.ndarray:
 
 def _vote(answers: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Accuracy of the most frequent answer; (P, k, J, S) → (P, J, S)."""
-    votes = np.zeros(answers.shape, dtype=np.int16)
-    for i in range(answers.shape[1]):
-        for other in range(i, answers.shape[1]):
-            same = (answers[:, i] == answers[:, other]) & (answers[:, i] >= 0)
-            votes[:, i] += same
-            if other != i:
-                votes[:, other] += same
+    votes = ((answers[:, :, None] == answers[:, None]) & (answers[:, None] >= 0)).sum(axis=2)
     most = votes.max(axis=1, keepdims=True)
     winners = (votes == most) & (most > 0)
     # tied answers have equally many votes each, so the mean over votes breaks ties evenly

@@ -114,12 +114,12 @@ def told_error(path: str | Path, error: Exception) -> str:
 def named_runs(runs: Runs) -> list[tuple[str, Path]]:
     """Name and folder of each; no name for a folder that may hold several."""
     if isinstance(runs, Mapping):
-        return [(str(name), Path(path)) for name, path in runs.items()]
+        return [(str(name), run_folder(path)) for name, path in runs.items()]
     if isinstance(runs, str | Path):  # names come from the folders inside
-        return [("", Path(runs))]
+        return [("", run_folder(runs))]
     if not isinstance(runs, Iterable):
         raise TypeError(f"runs is {type(runs).__name__}; give a list of run folders.")
-    return [(Path(path).resolve().name, Path(path)) for path in dict.fromkeys(runs)]
+    return [(path.resolve().name, path) for path in dict.fromkeys(map(run_folder, runs))]
 
 
 def run_folders(path: Path, holds: str) -> list[Path]:

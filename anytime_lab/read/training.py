@@ -13,7 +13,14 @@ import numpy as np
 import pandas as pd
 
 from anytime_lab.read.runs import Runs, folder_name, named_runs, run_folders, told_error
-from anytime_lab.store.files import METRICS, PROGRESS, RunFolderError, read_json, read_jsonl
+from anytime_lab.store.files import (
+    METRICS,
+    PROGRESS,
+    RunFolderError,
+    read_json,
+    read_jsonl,
+    run_folder,
+)
 
 ANYTIME = "anytime accuracy"
 PANELS = {
@@ -173,7 +180,7 @@ def read_metrics(run_dir: str | Path) -> pd.DataFrame:
     Raises:
         RunFolderError: there is no metrics.jsonl, it holds no step yet, or lines that are no JSON.
     """
-    path = Path(run_dir) / METRICS
+    path = run_folder(run_dir) / METRICS
     rows = {r["step"]: r for r in read_jsonl(path) if _is_step(r)}
     if not rows:
         found = "holds no step yet" if path.exists() else "does not exist"

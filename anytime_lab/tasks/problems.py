@@ -242,29 +242,20 @@ def _listed(text: str) -> Any:
     return None
 
 
-def _answer(value: Any, where: str, column: str) -> str | list[str]:
-    if isinstance(value, (list, tuple)):
-        listed = [_answer(one, where, column) for one in value]
-        if not listed or any(isinstance(one, list) for one in listed):
-            raise ValueError(
-                f"{where}: the answer ({column!r}) is {value!r:.80}; expected one or several. "
-                + ADVICE
-            )
-        return listed
-    if isinstance(value, bool) or value is None or not isinstance(value, (str, int, float)):
+def _answer(value: Any, where: str, column: str, listed: bool = False) -> str | list[str]:
+    if isinstance(value, (list, tuple)) and value and not listed:
+        return [_answer(one, where, column, listed=True) for one in value]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    known = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    if known and isinstance(value, float):
+        known = math.isfinite(value)
+    if not known or not str(value).strip():
+        told = "empty" if isinstance(value, str) else f"{value!r:.80}"
         raise ValueError(
-            f"{where}: the answer ({column!r}) is {value!r:.80}; expected text, a number or a "
-            f"list. {ADVICE if value is None else ''}".rstrip()
+            f"{where}: the answer ({column!r}) is {told}; expected text, a finite number or a list "
+            f"of such. {ADVICE}"
         )
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(
-                f"{where}: the answer ({column!r}) is {value}; expected a finite number. Where "
-                "there is no answer, leave the field empty."
-            )
-        value = int(value) if value.is_integer() else value
-    if not str(value).strip():
-        raise ValueError(f"{where}: the answer ({column!r}) is empty. {ADVICE}")
     return _plain(str(value), where, "answer")
 
 

@@ -105,24 +105,30 @@ def _json(path: Path, split: str | None) -> Rows:
             f"{path} is larger than {MAX_JSON:,} bytes, and a .json file is read as a whole. Write "
             "it as .jsonl or .parquet."
         )
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        row = _row_that_breaks(text)
-        where = f"{path}, line {error.lineno}, column {error.colno}"
-        where += f" (row {row})" if row else ""
-        raise ValueError(f"{where}: {error.msg}.{'' if row else f' {_LINES}'}") from None
-    except RecursionError:
-        raise ValueError(f"{path}: brackets nested too deeply.") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise ValueError(f"{path}: {error}. Write it as a string.") from None
+    found = _loaded(path, path.read_text(encoding="utf-8-sig"))
     if isinstance(found, dict):
         found = _list_of(path, found, split)
     if not isinstance(found, list):
         kind = type(found).__name__
         raise ValueError(f"{path} holds a {kind}; expected a list of problems.")
     return [_checked(path, number, row) for number, row in enumerate(found, start=1)]
+
+
+def _loaded(path: Path, text: str, line: int = 0) -> Any:
+    """The JSON of a file, or of one line of it; an error names the place."""
+    place = f"line {line}" if line else "the one value in it"
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        row = 0 if line else _row_that_breaks(text)
+        place = f"line {line or error.lineno}, column {error.colno}{f' (row {row})' if row else ''}"
+        hint = "Each line must be one whole object." if line else "" if row else _LINES
+        said = f"{error.msg}. {hint}".rstrip()
+    except RecursionError:
+        said = "brackets nested too deeply."
+    except ValueError as error:  # an integer of thousands of digits
+        said = f"{error}. Write it as a string."
+    raise ValueError(f"{path}, {place}: {said}")
 
 
 def _row_that_breaks(text: str) -> int:
@@ -174,22 +180,10 @@ def _lists(found: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, li
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    hint = "Each line must be one whole object."
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(_lines(file, path), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number}, column {error.colno}: {error.msg}. {hint}"
-                ) from None
-            except RecursionError:
-                raise ValueError(f"{path}, line {number}: brackets nested too deeply.") from None
-            except ValueError as error:  # an integer of thousands of digits
-                raise ValueError(f"{path}, line {number}: {error}. Write it as a string.") from None
-            yield _checked(path, number, row)
+            if line.strip():
+                yield _checked(path, number, _loaded(path, line, number))
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
@@ -291,7 +285,6 @@ def load_hub_rows(
         PermissionError: The hub wants a login or an agreement first.
     """
     path, config, split = place
-    used = list(columns)
     try:
         rows = datasets.load_dataset(path, config, split=split, revision=revision)
     except Exception as error:
@@ -299,6 +292,7 @@ def load_hub_rows(
         if explained is error:
             raise
         raise explained from error
+    used = [name if name in rows.column_names else name.partition(".")[0] for name in columns]
     if missing := sorted(set(used) - set(rows.column_names)):
         raise ValueError(
             f"{path} has the columns {rows.column_names}, but no {missing}: it has changed. Name "
@@ -312,7 +306,7 @@ def load_hub_rows(
         )
     commit = commit or revision
     homepage = f"{HUB}/{path}" + (f"/tree/{commit}" if commit else "")
-    return list(enumerate(rows.select_columns(used), start=1)), homepage
+    return list(enumerate(rows.select_columns(list(dict.fromkeys(used))), start=1)), homepage
 
 
 def _commit(rows: Dataset) -> str | None:
