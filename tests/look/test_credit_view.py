@@ -35,7 +35,7 @@ def test_the_tokens_take_the_advantages_worked_by_hand(made):
     view = Credit([made])
     view.thinking.value = 0
     left, right = spans(view.tokens.value)
-    # R .65 .65 .5, V2 .45 .45 .375, V1 0 0 1/6: see test_rollout_records
+    # R .65 .65 .5, V2 .45 .45 .375, V1 0 0 1/6: see test_rollouts
     titles = [title for _, title, _ in left]
     assert titles == [
         "tokens 1–4: advantage +0.200",

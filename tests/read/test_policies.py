@@ -1,4 +1,4 @@
-"""Exit rules replayed on tables worked by hand, calibration, and the published table."""
+"""Exit rules replayed on tables worked by hand, calibration."""
 
 import itertools
 import math
@@ -19,7 +19,6 @@ from anytime_lab.read.policies import (
     stop_on_agreement,
     stop_on_confidence,
 )
-from anytime_lab.read.told import ANYTIME, DATASETS, FINAL, published_table
 
 BUDGETS = [10, 20, 30, 40]
 
@@ -242,27 +241,3 @@ def test_thresholds_span_the_confidences():
     assert cuts == sorted(cuts) and len(cuts) == 5
     first, *_, last = stop_on_confidence(replay, cuts)
     assert first.spent < last.spent
-
-
-def test_published_averages_are_the_means_of_their_rows():
-    averages = {
-        "R1-Distill-1.5B": (45.6, 39.8),
-        "GRPO": (50.7, 43.0),
-        "AR-base": (52.7, 44.9),
-        "AR-linear": (52.6, 45.6),
-        "AR-uniform": (52.5, 46.0),
-    }
-    for run, (final, anytime) in averages.items():
-        assert np.mean(FINAL[run]) == pytest.approx(final, abs=0.051)
-        assert np.mean(ANYTIME[run]) == pytest.approx(anytime, abs=0.051)
-
-
-def test_the_published_table_answers_to_dataset_names():
-    assert len(published_table()) == 25
-    aime = published_table("aime24").set_index("run")
-    assert aime.loc["AR-uniform", "anytime"] == pytest.approx(0.229)
-    assert (
-        set(aime["benchmark"]) == {"AIME24"} == set(published_table(DATASETS["aime24"]).benchmark)
-    )
-    with pytest.raises(ValueError, match="countdown"):
-        published_table("countdown")

@@ -12,6 +12,10 @@ from rich.console import Console
 
 from anytime_lab.read.curves import paired_differences, read_tables
 from anytime_lab.read.told import (
+    ANYTIME,
+    DATASETS,
+    FINAL,
+    published_table,
     summary_table,
     terminal_table,
     told_percent,
@@ -120,3 +124,27 @@ def test_the_terminal_table_breaks_a_long_name_before_its_hyphen(runs):
     console.print(terminal_table(summary_table(tables, "start", resamples=10)))
     words = console.export_text().split()
     assert "AnytimeReasoner" in words and "-uniform" in words
+
+
+def test_published_averages_are_the_means_of_their_rows():
+    averages = {
+        "R1-Distill-1.5B": (45.6, 39.8),
+        "GRPO": (50.7, 43.0),
+        "AR-base": (52.7, 44.9),
+        "AR-linear": (52.6, 45.6),
+        "AR-uniform": (52.5, 46.0),
+    }
+    for run, (final, anytime) in averages.items():
+        assert np.mean(FINAL[run]) == pytest.approx(final, abs=0.051)
+        assert np.mean(ANYTIME[run]) == pytest.approx(anytime, abs=0.051)
+
+
+def test_the_published_table_answers_to_dataset_names():
+    assert len(published_table()) == 25
+    aime = published_table("aime24").set_index("run")
+    assert aime.loc["AR-uniform", "anytime"] == pytest.approx(0.229)
+    assert (
+        set(aime["benchmark"]) == {"AIME24"} == set(published_table(DATASETS["aime24"]).benchmark)
+    )
+    with pytest.raises(ValueError, match="countdown"):
+        published_table("countdown")
