@@ -282,14 +282,21 @@ class BRPOTrainer(GRPOTrainer):
     def _advantages(
         self, scores: torch.Tensor, numbers: TreeNumbers, group: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Advantages of all processes' trees: thinking (P, G, J) and summaries (P, G, J, S)."""
+        """Advantages of all processes' trees: thinking (P, G, J) and summaries (P, G, J, S).
+
+        What is left of two numbers that are equal but for rounding is 0: it would be trained on.
+        """
         cuts = numbers.cuts.unflatten(0, (-1, group))
         args = self.args
         leaf = args.penalised(scores.unflatten(0, (-1, group)), cuts)
         thinking = thinking_advantages(
             leaf.nanmean(dim=3), self._prior, args.budgets, args.baseline, args.discount
         )
-        return thinking, summary_advantages(leaf, cuts, self._summary_prior)
+        summary = summary_advantages(leaf, cuts, self._summary_prior)
+        rounding = 1e-6 * leaf.nan_to_num(0.0).abs().amax()
+        return thinking.where(thinking.abs() > rounding, 0.0), summary.where(
+            summary.abs() > rounding, 0.0
+        )
 
     # --- packed trees in TRL's loss --------------------------------------------------------------
 
