@@ -50,6 +50,10 @@ def thinned(count: int) -> np.ndarray:
     return np.arange(count - 1, -1, -step)[::-1]
 
 
+def _mode(part: pd.DataFrame) -> str:
+    return "lines" if len(part) > 1 else "markers"  # a line of one point is not seen
+
+
 def plot_training(
     training: pd.DataFrame,
     runs: list[str] | None = None,
@@ -113,7 +117,7 @@ def _add_measure(figure, training: pd.DataFrame, styles, over: str, at: tuple[in
     for run, part in training.groupby("run", sort=False):
         part = part.sort_values(over).iloc[thinned(len(part))]
         style, name = styles[run], safe_text(run)
-        common = {"x": part[over], "mode": "lines", "legendgroup": name}
+        common = {"x": part[over], "mode": _mode(part), "legendgroup": name}
         faint = faded(style.colour, 0.3)
         figure.add_scatter(
             y=part["value"], name=f"{name}, each step", showlegend=False,
@@ -152,7 +156,7 @@ def _add_scores(figure, scores: Mapping[str, pd.DataFrame], styles, detail: str)
         part = mine[mine["budget"] == budget]
         part = part.iloc[thinned(len(part))]
         figure.add_scatter(
-            x=part["step"], y=part["smooth"], mode="lines", legend="legend2",
+            x=part["step"], y=part["smooth"], mode=_mode(part), legend="legend2",
             name=f"{budget:,} tokens",
             line={"color": style.colour, "dash": style.dash, "width": 2.2},
             hovertemplate=f"{budget:,} tokens: %{{y:.1%}}<extra></extra>", row=2, col=4,
