@@ -416,9 +416,15 @@ class BudgetCurves(RunsView):
     # --- looking inside --------------------------------------------------------------------------
 
     def _other(self) -> str:
-        """The run whose problems are of most interest: the first that is not the reference."""
+        """The run whose problems are of most interest: the furthest above the reference here."""
+
+        def lead(name: str) -> float:
+            pair = self._difference(name)
+            value = told.at_budget(pair, self.budget).value if pair else float("nan")
+            return value if value == value else -2.0
+
         others = [name for name in self.shown if name != self.runs.reference]
-        return others[0] if others else self.runs.reference
+        return max(others, key=lead, default=self.runs.reference)
 
     def _point_clicked(self, trace: str, _x: float, _y: float) -> None:
         names = {t.name: _group(t) for t in self.live.figure.data}
