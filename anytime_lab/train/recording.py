@@ -309,6 +309,46 @@ _FAILURES = tuple(f"/{reason.replace(' ', '_')}" for reason in FAILURES)
 _LOSS_METRICS = ("entropy", "kl", "clip_ratio/region_mean")
 
 
+# Fields that make another run; others (max_steps, saving, logging) may change on the way.
+_MAKES_THE_RUN = (
+    "budgets", "prior", "summary_prior", "num_summaries", "max_summary_tokens", "num_generations",
+    "baseline", "discount", "train_summaries", "length_penalty", "length_penalty_alpha",
+    "check_format", "loss_type", "loss_length", "beta", "epsilon", "temperature", "num_iterations",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed",
+)  # fmt: skip
+
+
+def check_same_run(args: BRPOConfig, problems: Any) -> None:
+    """Refuse to go on with a run under other settings, as if it had been made with them.
+
+    Args:
+        args: of the run that is asked for.
+        problems: its training set, or None.
+
+    Raises:
+        RunFolderError: `args.output_dir` holds a run with other settings or problems.
+    """
+    path = Path(args.output_dir) / TRAINING_MANIFEST
+    if not path.exists():
+        return
+    told = read_json(path)
+    before, now = told.get("settings") or {}, json.loads(json.dumps(args.to_dict(), default=str))
+    differ = [
+        f"{name} {before[name]!r} (now {now[name]!r})"
+        for name in _MAKES_THE_RUN
+        if name in before and before[name] != now[name]
+    ]
+    had, has = told.get("dataset"), None if problems is None else describe_problems(problems)
+    if had and has and had["sha256"] != has["sha256"]:
+        differ.append(f"{had['problems']} other problems (now {has['problems']})")
+    if differ:
+        raise RunFolderError(
+            f"{args.output_dir} holds a run made with {', '.join(differ)}. Choose another "
+            "output_dir, set these back to go on, or delete the folder to begin anew. (More "
+            "max_steps alone goes on.)"
+        )
+
+
 def drop_lines_after(path: str | Path, step: int) -> None:
     """Keep the lines up to `step`: what a resumed run repeats must not stand there twice."""
     path = Path(path)

@@ -43,6 +43,7 @@ from anytime_lab.train.recording import (
     ProgressBar,
     RolloutRecorder,
     StepRecorder,
+    check_same_run,
     checkpoint_to_resume,
     combine_rewards,
     generation_metrics,
@@ -404,10 +405,12 @@ class BRPOTrainer(GRPOTrainer):
 
         Raises:
             ValueError: there is no such checkpoint, or it lacks a part.
+            RunFolderError: the run there was made with other settings.
         """
         path = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
         self._step, self._buffered_inputs = 0, None
         if path is not None:
+            check_same_run(self.args, self.train_dataset)
             step = step_of(path)
             self._step = step * self.args.gradient_accumulation_steps
             if not self.args.is_generation_boundary(step):

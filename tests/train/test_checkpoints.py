@@ -9,6 +9,7 @@ import pytest
 import torch
 from killable import assert_same_checkpoint, lines
 
+from anytime_lab.store.files import RunFolderError
 from anytime_lab.train.recording import (
     STATE_FILE,
     checkpoint_to_resume,
@@ -84,6 +85,21 @@ def test_a_finished_run_that_is_resumed_changes_nothing(tmp_path):
     assert trainer.state.global_step == 2
     after = {p: p.read_bytes() for p in run.glob("checkpoint-*/*")} | {0: lines(run)}
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"learning_rate": 1e-6}, r"learning_rate 0.001 \(now 1e-06\)"),
+        ({"budgets": [6], "baseline": "group"}, r"budgets \[3, 6\] \(now \[6\]\), baseline"),
+        ({"seed": 4}, r"seed 3 \(now 4\)(.|\n)*More max_steps alone goes on"),
+    ],
+)
+def test_going_on_under_other_settings_is_refused(tmp_path, trained, change, says):
+    run = shutil.copytree(trained, tmp_path / "run")
+    with pytest.raises(RunFolderError, match=says):
+        killable.make_trainer(run, max_steps=6, **change).train(resume_from_checkpoint=True)
+    assert last_complete_checkpoint(run) == str(run / "checkpoint-4")
 
 
 # --- which checkpoint is whole -------------------------------------------------------------------
