@@ -448,6 +448,7 @@ def score_live_rows(
     kept: Tensor,
     advantages: Tensor,
     others: Tensor,
+    spare: int,
 ) -> Tensor:
     """Log-probs of packed rows, computed on the columns that are kept.
 
@@ -461,36 +462,55 @@ def score_live_rows(
         kept: (B, C) as `live_columns` gives it.
         advantages: (B, C).
         others: (B, C) what stands where nothing was computed.
+        spare: Columns of padding above which rows are run in passes of their own.
 
     Returns:
         (B, C).
     """
     columns, counts = kept.shape[1], kept.sum(1)
-    some = counts.nonzero().squeeze(1)
-    if not len(some):  # a token that trains nothing: the graph must reach the weights
-        some, kept = counts.new_zeros(1), kept.clone()
+    if not counts.any():  # a token that trains nothing: the graph must reach the weights
+        kept = kept.clone()
         kept[0, 0] = True
         counts = kept.sum(1)
-    kept, counts = kept[some], counts[some]
-    order = (~kept).to(torch.int8).argsort(dim=1, stable=True)[:, : int(counts.max())]
-    real = torch.arange(order.shape[1], device=order.device) < counts[:, None]
-    prompt_mask = attention_mask[some, :-columns]
-    first = int(prompt_mask.any(dim=0).int().argmax())
-
-    def taken(values: Tensor, fill: int) -> Tensor:
-        return values[some].gather(1, order).masked_fill(~real, fill)
-
-    ids = torch.cat([input_ids[some, first:-columns], taken(input_ids[:, -columns:], 0)], dim=1)
-    mask = torch.cat([prompt_mask[:, first:], real.to(prompt_mask)], dim=1)
     live = rows.trained * (advantages != 0)
-    scored = score(
-        ids, mask, TreeRows(taken(rows.leaf, PADDING), taken(rows.branch, 0), taken(live, 0))
-    ).log_probs
-    places = (some[:, None].expand_as(order)[real], order[real])
-    return others.to(scored).index_put(
-        places,
-        torch.where(taken(live, 0).bool(), scored, others.to(scored)[some].gather(1, order))[real],
-    )
+    widths = (counts + attention_mask[:, :-columns].sum(1)) * (counts > 0)
+    told = others
+    for some in _alike(widths, spare):
+        order = (~kept[some]).to(torch.int8).argsort(dim=1, stable=True)
+        order = order[:, : int(counts[some].max())]
+        real = torch.arange(order.shape[1], device=order.device) < counts[some, None]
+        prompt_mask = attention_mask[some, :-columns]
+        first = int(prompt_mask.any(dim=0).int().argmax())
+
+        def taken(values: Tensor, fill: int, some=some, order=order, real=real) -> Tensor:
+            return values[some].gather(1, order).masked_fill(~real, fill)
+
+        ids = torch.cat([input_ids[some, first:-columns], taken(input_ids[:, -columns:], 0)], 1)
+        mask = torch.cat([prompt_mask[:, first:], real.to(prompt_mask)], dim=1)
+        trained = taken(live, 0)
+        layout = TreeRows(taken(rows.leaf, PADDING), taken(rows.branch, 0), trained)
+        scored = score(ids, mask, layout).log_probs
+        trains = trained.bool() if trained.any() else real  # of zeros, which reach the weights
+        places = some[:, None].expand_as(order)[trains], order[trains]
+        told = told.to(scored).index_put(places, scored[trains])
+    return told
+
+
+def _alike(widths: Tensor, spare: int) -> list[Tensor]:
+    """Rows (B,) parted so that no part pads more than `spare` columns; those of width 0 left out.
+
+    A pass of its own costs something, too: on two cores about as much as some hundred columns.
+    """
+    order = widths.argsort(descending=True, stable=True)
+    parts: list[list[int]] = []
+    padding = widest = 0
+    for row, width in zip(order.tolist(), widths[order].tolist(), strict=True):
+        padding += widest - width
+        if width and (not parts or padding > spare):
+            parts, padding, widest = [*parts, []], 0, width
+        if width:
+            parts[-1].append(row)
+    return [torch.tensor(part, device=widths.device) for part in parts]
 
 
 def by_length(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ checkpoints. Overridden are its seams: rollouts, rewards, advantages, log-probs 
 import functools
 import logging
 import math
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -171,6 +172,8 @@ class BRPOTrainer(GRPOTrainer):
         if reason := why_all_tokens(args):
             logger.warning("every token of a tree is run in an update: %s.", reason)
         self._skips = not reason
+        # Several processes exchange gradients after one pass each.
+        self._spare_columns = 256 if self.accelerator.num_processes == 1 else sys.maxsize
         device = self.accelerator.device
         self._prior = torch.tensor(args.budget_prior.weights, device=device)
         self._summary_prior = torch.tensor(args.summary_weights, device=device)
@@ -355,6 +358,7 @@ class BRPOTrainer(GRPOTrainer):
                 batch["tree_kept"],
                 batch["advantages"],
                 others,
+                self._spare_columns,
             )
             return logps, -sampled, None
         size = batch_size or len(input_ids)
