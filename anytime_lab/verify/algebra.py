@@ -23,7 +23,6 @@ from sympy.core.random import seed
 
 from anytime_lab.verify.equal import atoms_alike, decide, expressions
 from anytime_lab.verify.forms import Atom, without_separators
-from anytime_lab.verify.quantities import close
 
 DIGITS = 60  # beyond those of the longest number met: 2^{2019} - 1 is not 2^{2019}
 AGREEING = 45  # of them make two values equal that are no fractions
@@ -50,9 +49,14 @@ _TIMES_BRACKET = re.compile(r"(?<![\w\\.{])(\d+(?:\.\d+)?)\s*(?=\()")
 # `1 2` is neither 12 nor 2.
 _TWO_NUMBERS = re.compile(r"(?<![\^_\d.])\d+ +\d")
 _TALL_BINOMIAL = re.compile(r"\\binom\{\d{5,}\}\{\d{5,}\}")  # the parser multiplies it out
+# The parser takes letters to have no common divisor, and an integral to have no constant.
+_UNSETTLED = re.compile(
+    r"\\(?:gcd|lcm)\s*(?:\{[^{}]*\}|\([^()]*[a-zA-Z][^()]*\))|\\int(?!\s*(?:_|\\limits))"
+)
+_SLASH = re.compile(r"(?<![\d.}/^_])(\d+)\s*/\s*(\d+)(?=\s?[a-zA-Z(]|\\(?!cdot|times))")
+_DECIMAL = re.compile(r"(?<![\d^_.])(\d*)\.(\d+)(?![\d.])")
 _POINT_AT_END = re.compile(r"(?<=\d)\.(?!\d)")
 _PRIMES = re.compile(r"(?:[a-zA-Z0-9]|\}|\))'+")
-_DECIMAL = re.compile(r"\d\.\d|(?<!\d)\.\d")
 
 
 class UnparsableError(ValueError):
@@ -70,11 +74,16 @@ def parse(text: str) -> Any:
         raise UnparsableError("two numbers side by side")
     if _TALL_BINOMIAL.search(text):
         raise UnparsableError("too large a number")
+    if _UNSETTLED.search(text):
+        raise UnparsableError("a divisor of letters, or an integral up to a constant")
     text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
     text = without_separators(text.replace("%", r"\cdot\frac{1}{100}").replace(r"\bmod", r"\mod"))
     text = _CONJUGATE.sub(r"\\bar{\1\2\3}", text)
     text = _BARE_FUNCTION.sub(r"\\\1 ", _NUMBERED_CONSTANT.sub(r"\\mathrm{\1}", text))
+    text = _SLASH.sub(r"\\frac{\1}{\2}", text)  # 1/2x is x/2
     text = _TIMES_BRACKET.sub(r"\1\\cdot ", _POINT_AT_END.sub("", text))
+    # Exactly: the parser would read 0.1 as a binary fraction beside it.
+    text = _DECIMAL.sub(lambda m: rf"\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
     try:
         parsed = latex2sympy(text, normalization_config=_NORMALIZE, conversion_config=_CONVERT)
     except MemoryError:
@@ -106,8 +115,7 @@ def atoms_equal(answer: Atom, gold: Atom) -> bool | None:
         right = parse(gold.text)
     except UnparsableError:
         return False  # a gold that is no expression is met by its own text only
-    decimal = _DECIMAL.search(answer.text + " " + gold.text) is not None
-    verdict = _evaluated_equal(left, right, decimal)
+    verdict = _evaluated_equal(left, right)
     return _verified(right, left) if verdict is None else verdict
 
 
@@ -115,7 +123,7 @@ def _verified(gold: Any, answer: Any) -> bool:
     return bool(verify(gold, answer, timeout_seconds=None, float_rounding=6))
 
 
-def _evaluated_equal(left: Any, right: Any, decimal: bool) -> bool | None:
+def _evaluated_equal(left: Any, right: Any) -> bool | None:
     """Equality by value, at several points where there are letters; None if undefined there."""
     if not isinstance(left, sympy.Expr) or not isinstance(right, sympy.Expr):
         return None
@@ -123,7 +131,7 @@ def _evaluated_equal(left: Any, right: Any, decimal: bool) -> bool | None:
     names = sorted({*left.free_symbols, *right.free_symbols} - _constants(), key=str)
     if not names:
         values = _values(left, right, {})
-        return None if values is None else _close(*values, decimal)
+        return None if values is None else _close(*values)
     whole = {*_whole_numbers(left), *_whole_numbers(right)}
     exponents = _exponents(left) | _exponents(right)
     has_abs = left.has(sympy.Abs) or right.has(sympy.Abs)
@@ -140,7 +148,7 @@ def _evaluated_equal(left: Any, right: Any, decimal: bool) -> bool | None:
             values = _values(left, right, point)
             if values is None:
                 continue
-            if not _close(*values, decimal):
+            if not _close(*values):
                 return False
             compared += 1
             if compared == POINTS:
@@ -179,7 +187,7 @@ def _relations_equal(given: re.Match[str], wanted: re.Match[str]) -> bool | None
     if len(ratios) < ENOUGH:
         return False
     one = sympy.Integer(1)
-    if not all(_close(ratio / ratios[0], one, apart, decimal=False) for ratio in ratios[1:]):
+    if not all(_close(ratio / ratios[0], one, apart) for ratio in ratios[1:]):
         return False
     if sign in ("=", "\\ne"):
         return True
@@ -298,13 +306,10 @@ def _real_roots(value: sympy.Expr) -> sympy.Expr:
     return value.xreplace(odd) if odd else value
 
 
-def _close(a: sympy.Expr, b: sympy.Expr, apart: Fraction, decimal: bool) -> bool:
-    """Equality of two values; real and imaginary part may each be a rounded decimal.
-
-    apart: by how much rounding may part two values that are equal.
-    """
+def _close(a: sympy.Expr, b: sympy.Expr, apart: Fraction) -> bool:
+    """Equality of two values, as far as rounding may part them."""
     parts = [tuple(_exact(part(x)) for x in (a, b)) for part in (sympy.re, sympy.im)]
-    return all(abs(x - y) <= apart or close(x, y, decimal) for x, y in parts)
+    return all(abs(x - y) <= apart for x, y in parts)
 
 
 def _exact(number: sympy.Expr) -> Fraction:

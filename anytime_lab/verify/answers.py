@@ -45,6 +45,21 @@ _STATED = re.compile(
     re.I,
 )
 _IS = re.compile(r"\b(?:is|are|equals)\b:?")
+# A formula that the end of the text cuts: opened, and not closed behind. `$5` is an amount.
+_CUT = re.compile(
+    r"\\\[(?:(?!\\\]).)*\Z|\\\((?:(?!\\\)).)*\Z|\$\$(?:(?!\$\$).)*\Z"
+    r"|(?<![\\$])\$(?!\d[\d,.]*(?:\s[^$\\]*)?\Z)[^$]*\Z",
+    re.S,
+)
+_CLOSED = re.compile(r"\\\$|\$\$[^$]+\$\$|(?<!\$)\$[^$]+\$(?!\$)")
+# What takes back, in its sentence, a number that stands in no box; and what it is only a part of.
+_UNSURE = re.compile(
+    r"\b(?:not|cannot|never|except|unless|unknown|wrong|incorrect|maybe|perhaps|wait|options?"
+    r"|choices?|steps?|pages?|problem)\b|n't\b|\b(?:less|more|greater|smaller|larger|fewer) than\b",
+    re.I,
+)
+_PART = re.compile(r"(?:[+/^×·]|(?<!\*)\*|(?<=\w)\s?[-−]|\bto)\s*\Z")
+_SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n")
 
 
 def answer_region(
@@ -74,8 +89,9 @@ def find_answer(
 
     The first complete box after the forced header (`\\boxed`, `\\fbox`, `\\framebox`, nested
     braces); boxes joined by nothing but a comma, "and" or "or" are one answer. Without any box, the
-    last formula or number of the first paragraph; without those, its first line. A box that is not
-    closed is cut-off text, never an answer.
+    last formula or number of the first paragraph, unless its sentence takes it back ("not", "less
+    than"); without those, its first line. A box or formula that is not closed is cut-off text,
+    never an answer.
 
     Args:
         text: Thinking as cut, forced text and summary, decoded; or any text with an answer.
@@ -87,6 +103,8 @@ def find_answer(
     if boxed is not None:
         return boxed
     paragraph = _first_paragraph(region)
+    if _CUT.search(_CLOSED.sub(" ", paragraph)):
+        return None
     return _last_formula(paragraph) or first_line(region)
 
 
@@ -184,6 +202,10 @@ def _last_of(paragraph: str) -> str | None:
     covered = formulas[-1].end() if formulas else 0
     numbers = [m for m in _NUMBER.finditer(paragraph, covered)]
     listed = _last_listed(paragraph, numbers or formulas)
+    if listed:
+        before = _SENTENCE.split(paragraph[: listed[0].start()])[-1]
+        if _UNSURE.search(before) or (numbers and _PART.search(before)):
+            return None
     texts = [next(group for group in m.groups() if group is not None).strip() for m in listed]
     return ", ".join(texts) or None
 

@@ -31,6 +31,8 @@ _WORDS = (
     ("\\,", ""),
     ("\\!", ""),
 )
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_NAMED = re.compile(r"\s*[a-zA-Z]\s*=")  # x = (7-6)*3
 _RANK = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
@@ -49,13 +51,16 @@ def read_expression(text: str) -> Expression | None:
     """Read whole numbers, binary + − × ÷ and brackets; None where the text is anything else.
 
     A sign in front (`-3`) and a product without its operator (`2(3)`) are not part of the game.
-    An equation such as `(7-6)*3 = 3` is read as its left side if the right one states its value.
+    A fraction is a division, and a name before it (`x =`) says nothing. An equation such as
+    `(7-6)*3 = 3` is read as its left side if the right one states its value.
     """
     if len(text) > MAX_CHARS:
         return None
-    text = text.translate(_SIGNS)
+    text = _NAMED.sub("", text.translate(_SIGNS), count=1)
     for word, sign in _WORDS:
         text = text.replace(word, sign)
+    while (plain := _FRACTION.sub(r"((\1)/(\2))", text)) != text:
+        text = plain
     left, equals, right = text.partition("=")
     expression = _evaluate(left)
     if expression is None or not equals:

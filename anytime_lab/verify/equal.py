@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from anytime_lab.verify.forms import (
+    TURNED,
     Atom,
     Form,
     Group,
@@ -21,6 +22,7 @@ from anytime_lab.verify.forms import (
     Union,
     Words,
     is_name,
+    is_plain_name,
     key,
     key_letters,
     read_form,
@@ -202,10 +204,10 @@ def _same_words(items: Sequence[Form], text: str) -> bool:
     """A list of words against one text such as "A, B": in any order if it lists letters."""
     if not all(isinstance(item, Words) for item in items):
         return False
-    given, wanted = [item.text for item in items], text.split()
-    if all(len(word) == 1 for word in wanted):
-        return sorted(given) == sorted(wanted)
-    return " ".join(given) == text
+    given = [item.text for item in items]
+    if all(len(word) == 1 for word in text.split()):
+        return sorted(given) == sorted(text.split())
+    return " ".join(given) == text or " and ".join(sorted(given)) == text
 
 
 def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
@@ -236,10 +238,14 @@ def _holds(relation: Relation, atoms: AtomsEqual) -> bool | None:
     """Whether the equations between numbers in a chain are true: not in `4 = 3`."""
     verdicts = []
     for at, sign in enumerate(relation.signs):
+        left, right = relation.members[at : at + 2]
+        if sign == "\\approx" and all(isinstance(x, Atom) and x.number for x in (left, right)):
+            apart = abs(left.number.value - right.number.value)
+            verdicts.append(apart <= abs(left.number.value) / 20)
         both = " ".join(relation.texts[at : at + 2])
         if sign == "=" and "..." not in both and not re.search("[a-zA-Z]", key_letters(both)):
             with contextlib.suppress(ValueError):  # what cannot be read proves nothing
-                verdicts.append(equal(*relation.members[at : at + 2], atoms))
+                verdicts.append(equal(left, right, atoms))
     return _all(verdicts)
 
 
@@ -265,12 +271,14 @@ def _value(relation: Relation) -> Form | None:
 
 
 def _stated(relation: Relation) -> Form | None:
-    """The value that an answer's equation ends in: of `m+n = 142` or `2+2 = 4`, not of `2x = 4`."""
+    """The value that an answer's equation ends in: of `m+n = 142`, `2+2 = 4`; not of `x^2 = 4`."""
     if not set(relation.signs) <= {"=", "\\approx"}:
         return None
-    left = key_letters(key(relation.texts[0]))
-    if left[:1].isdigit() and any(c.isalpha() for c in left) and not is_name(relation.texts[0]):
+    left, right = key(relation.texts[0]), key(relation.texts[-1])
+    if re.search("[a-zA-Z]", key_letters(left)) and not is_plain_name(relation.texts[0]):
         return None
+    if left == right:
+        return None  # 5 = 5 says nothing
     if "\\approx" in relation.signs:
         before = relation.signs.index("\\approx")
         if before > 0 or not is_name(relation.texts[0]):
@@ -287,9 +295,8 @@ def _algebra(answer: Relation, gold: Relation, atoms: AtomsEqual) -> bool | None
     """Two relations with one sign each, as one expression `left - right` up to a factor."""
     if len(answer.signs) != 1 or len(gold.signs) != 1:
         return False
-    turned = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
     sign, wanted = answer.signs[0], gold.signs[0]
-    if wanted not in (sign, turned.get(sign)):
+    if wanted not in (sign, TURNED.get(sign)):
         return False
     if atoms is atoms_alike:
         return None
@@ -316,6 +323,12 @@ def _rows(form: Form) -> tuple[tuple[Form, ...], ...] | None:
     """Rows of a matrix; a tuple is taken as the column vector it stands for."""
     if isinstance(form, Matrix):
         return form.rows
+    if (
+        isinstance(form, Group)
+        and all(isinstance(row, Group) for row in form.items)
+        and {form.opening, *(row.opening for row in form.items)} == {"["}
+    ):
+        return tuple(row.items for row in form.items)  # [[1, 2], [3, 4]]
     if isinstance(form, Group) and form.opening + form.closing == "()":
         return tuple((item,) for item in form.items)
     return None
@@ -324,7 +337,9 @@ def _rows(form: Form) -> tuple[tuple[Form, ...], ...] | None:
 def _single(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
     """Forms of different kinds: a set of one is its element; unions may need algebra."""
     if isinstance(answer, Many) and len(answer.items) == 1:
-        return equal(answer.items[0], gold, atoms)
+        # {3} is 3, but {x = 3} is no answer.
+        stated = not (answer.braced and isinstance(answer.items[0], Relation))
+        return stated and equal(answer.items[0], gold, atoms)
     if isinstance(gold, Many) and len(gold.items) == 1:
         return equal(answer, gold.items[0], atoms)
     if isinstance(answer, Many) and isinstance(gold, Atom):

@@ -6,6 +6,7 @@ makes of them.
 """
 
 import functools
+import math
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ _TEXT_COMMAND = re.compile(
     r"\\(?:text(?:rm|bf|it|normal|sf|tt|sc|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathtt"
     r"|boldsymbol|bm|operatorname\*?)\s*(?=\{)"
 )
+_NESTED_TEXT = re.compile(r"\\text\{\s*(\\text\{[^{}]*\})\s*\}")
 _MEASURED_TEXT = re.compile(r"^\s*\\text\{\s*([-+]?(?:\d|\.\d)[^{}]*)\}\s*$")  # \text{2.5 cm}
 _CASES = re.compile(r"^\s*\\begin\{(?:cases|aligned|gathered)\}([^&]*)\\end\{\w+\}\s*$")
 _OLD_FONT = re.compile(r"\{?\\(?:rm|bf|it)\s+([a-zA-Z]{1,20})\s*\}?")
@@ -56,6 +58,7 @@ _DROPPED = re.compile(
     + r"|\\phantom\s*(?:\{[^{}]*\}|[^\s{}])|\\[hv]space\*?\{[^{}]*\}|\\!|\\label\{[^{}]*\}"
     r"|\\(?:text)?color\s*\{[^{}]*\}"
 )
+_APART = re.compile(r"(?<=\d)\s*\\q?quad\s*(?=-?\d)")  # 2 \quad 3
 _RUN_OF_SPACES = re.compile(r"\s+")  # patterns with `\s*` on both sides are slow on long ones
 _SPACE = re.compile(r"(?<!\\)\\(?:quad|qquad|enspace|thinspace|;|:|,|>| |\n)|~")
 _SYNONYMS = [
@@ -82,7 +85,7 @@ _SYNONYMS = [
         (r"\\bigcup", r"\\cup"),
         (r"\\varphi", r"\\phi"),
         (r"\\varepsilon", r"\\epsilon"),
-        (r"\\(?:simeq|sim|thickapprox|approxeq)", r"\\approx"),
+        (r"\\(?:simeq|thickapprox|approxeq)", r"\\approx"),
         (r"\\colon", ":"),
         (r"\\log\s*_\s*(?:e|\{\s*e\s*\})", r"\\ln"),
         (r"\\mathring\s*\{\s*A\s*\}|\\(?:AA|angstrom)", r"\\AA"),
@@ -90,6 +93,7 @@ _SYNONYMS = [
         (r"\\ast", "*"),
         (r"\\(?:ldots|dots|cdots)", "..."),
         (r"\\lg", r"\\log"),
+        (r"(?:\{\}|^)_\{?(\d+)\}?\s*C\s*_\{?(\d+)\}?", r"\\binom{\1}{\2}"),
         (r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}"),
         (r"(?<=\d)\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*(?=\d)", ":"),
         (r"\\(?:newline|nonumber|par)", " "),
@@ -161,6 +165,7 @@ _CLOCK = re.compile(  # `9 a.m.`, `9:30\text{ pm}`, but not the product `9am`
     r"(?<![\w.:])(\d{1,2}(?::\d\d)?)(?:\s|(?<=:\d\d)|(?=\\text))\s*(?:\\text\{)?\s*"
     r"(?:([apAP])\.?\s?[mM]\.?|(noon|midnight))\s*\}?$"
 )
+_ARC = re.compile(r"^(\d{1,9})\s?\^\\circ\s?(\d\d?)\s?'(?:\s?(\d\d?)\s?(?:''|\"))?$")  # 30° 15'
 _SINGLE_BRACE = re.compile(r"([\^_])\s*\{\s*([a-zA-Z0-9])\s*\}")
 _WHOLE = (
     re.compile(r"\$\$(?P<in>.*)\$\$", re.S),
@@ -172,6 +177,9 @@ _WHOLE = (
     re.compile(r"\\begin\{(equation|align|gather|math)\*?\}(?P<in>.*)\\end\{\1\*?\}", re.S),
 )
 _WHOLE_BOX = re.compile(r"\\(?:boxed|fbox|framebox|ensuremath|displaylines)\s*(?=\{)")
+
+
+_END = re.compile(r"(?:\\[,;:!> ]|\\q?quad|[,;]|(?<!\.)\.|\s)+$")  # spaces and marks at the end
 
 
 class UnreadableError(ValueError):
@@ -190,12 +198,12 @@ def clean(text: str) -> str:
     if _depth(text) > MAX_DEPTH:
         raise UnreadableError("unparsable")
     text = _unwrap(text)
-    text = _TEXT_COMMAND.sub(r"\\text", text)
+    text = _NESTED_TEXT.sub(r"\1", _TEXT_COMMAND.sub(r"\\text", text))
     text = _MEASURED_TEXT.sub(r"\1", text)
     text = _CASES.sub(lambda m: ", ".join(re.split(r"\\\\", m.group(1))), text)
     text = _OLD_FONT.sub(r"\\text{\1}", text)
-    text = _COMMA_IN_NUMBER.sub("", text).replace(r"\text{:}", ":")
-    text = _DROPPED.sub("", text)
+    text = _COMMA_IN_NUMBER.sub("", text).replace(r"\text{:}", ":").replace("{:}", ":")
+    text = _APART.sub(", ", _DROPPED.sub("", text))
     text = _GROUPED.sub(lambda m: re.sub(r"[^\d]", "", m.group()), text)
     text = _RUN_OF_SPACES.sub(" ", _SPACE.sub(" ", text))
     for pattern, replacement in _SYNONYMS if "\\" in text else _WITHOUT_COMMANDS:
@@ -214,7 +222,7 @@ def clean(text: str) -> str:
     text = _SCIENTIFIC.sub(r"\1\\times 10^{\2}", text)
     text = _SINGLE_BRACE.sub(r"\1\2", text)
     text = re.sub(r"(?<!\\)\$", "", text)
-    text = _CLOCK.sub(_half_of_day, text)
+    text = _ARC.sub(_degrees, _CLOCK.sub(_half_of_day, text))
     text = _OUTWARD.sub(_inward, _CONDITION.sub("", text))
     return _trim(re.sub(r"\s+", " ", text))
 
@@ -329,6 +337,13 @@ def _half_of_day(clock: re.Match[str]) -> str:
     return rf"{hour}\text{{ {half}}}"
 
 
+def _degrees(arc: re.Match[str]) -> str:
+    """Degrees with minutes and seconds as one number of degrees."""
+    whole, minutes, seconds = (int(part or 0) for part in arc.groups())
+    value = whole + Fraction(minutes, 60) + Fraction(seconds, 3600)
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}^\circ"
+
+
 def _depth(text: str) -> int:
     depth = deepest = 0
     for character in text:
@@ -355,8 +370,7 @@ def _unwrap(text: str) -> str:
     for _ in range(8):
         before = text
         text = text.strip()
-        if text.endswith((".", ",", ";")) and not text.endswith("..."):
-            text = text[:-1].rstrip()
+        text = _END.sub("", text)
         for pattern in _WHOLE:
             match = pattern.fullmatch(text)
             if match is not None:
@@ -375,6 +389,13 @@ NOTHING = re.compile(r"no (?:real |integer |such )?(?:solution|root)|empty(?: se
 NUMBERS = (
     *("zero", "one", "two", "three", "four", "five", "six"),
     *("seven", "eight", "nine", "ten", "eleven", "twelve"),
+)
+# What follows a choice's letter and takes it back, or names another one.
+_UNSURE = re.compile(
+    r"\W*(?:is|are|was|isn't|not(?! (?:enough|possible|determin))|or|and|nor|but|if|unless|maybe"
+    r"|perhaps|wrong|incorrect)\b|[/,;=|&]|.*\(\s*[A-J]\s*\)|.*(?<![A-Za-z\\])[A-J][.):]"
+    r"|\W*(?:\\text\{\W*)?[A-J]\W*$|.*\b(?:or|and)\W+[A-J]\b",
+    re.S,
 )
 _CHOICE = re.compile(r"(?:\\text\{)?\s*\(?\s*([A-J])\s*(?:[).:]\s*\}?|\}\s*[).:]?)\s*(.*)", re.S)
 _ALL_TEXT = re.compile(r"(?:\\text\{[^{}]*\}|[\s\-,.'\"()]|\d)*")
@@ -402,8 +423,7 @@ def read_words(text: str) -> Words | None:
     if choice is None and re.fullmatch(r"\(?[A-J]\)?|\(?\\text\{\s*\(?[A-J]\)?\s*\}\)?", text):
         letter = re.sub(r"\\text|[^A-J]", "", text)
         return Words(letter.lower(), letter)
-    if choice is not None and not choice.group(2).startswith((",", "=")):
-        rest = choice.group(2).strip()
+    if choice is not None and names_one_choice(rest := choice.group(2).strip()):
         return Words(_fold_words(text), choice.group(1), rest)
     if "\\text" in text and re.search("[a-zA-Z]", text):
         letters = re.sub(r"\\text\{[^{}]*\}", "", text)
@@ -415,8 +435,17 @@ def read_words(text: str) -> Words | None:
     return None
 
 
+def names_one_choice(rest: str) -> bool:
+    """Whether what follows a choice's letter leaves it the only one: not of `(A) or (B)`."""
+    return not _UNSURE.match(rest)
+
+
 def _fold_words(text: str) -> str:
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
+    listed = re.split(r"\s*(?:,|\band\b)\s*", text.strip().lower())
+    if len(listed) > 1 and all(re.fullmatch(r"[a-z]+(?: [a-z]+)?", part) for part in listed):
+        letters = all(len(part) == 1 for part in listed)  # "Bob and Alice" are Alice and Bob
+        text = (" " if letters else " and ").join(sorted(listed))
     text = re.sub(r"[^\w\s]|_", " ", text.lower())
     text = re.sub(r"^(?:the|an?) (?=\w{2})", "", " ".join(text.split()))
     return re.sub(r"(?<=\w{3}[^s])s(?!\w)", "", text)  # "no solutions" is "no solution"
@@ -496,6 +525,17 @@ _NAME = re.compile(
     r"|\\(?:text|overline)\{[^{}]*\}"
     r"|(?:[a-zA-Z](?:_\w)?|\\angle [A-Z]+)(?:\s*[+\-]\s*[a-zA-Z](?:_\w)?)*"
 )
+_GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|ell|Delta|Omega"
+_PLAIN_NAME = re.compile(
+    rf"(?:(?![ei](?![_\w]))[a-zA-Z]|[A-Z]{{2,4}}|[a-zA-Z]{{4,}}|\\(?:{_GREEK}))(?:_\{{?[\w,]+\}}?)?"
+    r"|[f-hpqA-Z](?:_\{?\w+\}?)?\([\w, +\-\\]*\)|\([a-zA-Z](?:_\w)?(?:, ?[a-zA-Z](?:_\w)?)+\)"
+    r"|\\overline\{[A-Z]+\}|\\angle ?[A-Z]+|[a-zA-Z](?:_\w)?(?: ?[+\-] ?[a-zA-Z](?:_\w)?)+"
+    r"|\\text\{(?!.*\b(?:not|half|twice|double|triple|third|less|more|wrong|incorrect|except|or|minus"
+    r"|plus|times|over|log|sin|cos|tan|gcd|lcm|negative|inverse|reciprocal|squared?|roots?)\b)"
+    r"[a-zA-Z '.]+\}"
+)
+_SCALED = re.compile(r"(-?(?:\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\})?)\s*([a-zA-Z])")  # -x, 2x
+_POINT_NAME = re.compile(r"^[A-Z]\s?(?=\([^()]*,)")  # A(1, 2)
 _SYMBOL = re.compile(r"\\?[a-zA-Z]+(?:_\w)?(?:\(\\?[a-zA-Z]+\))?")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 _ALL_REALS = re.compile(r"\\mathbb\{R\}|R|(?:\\text\{\s*)?[Aa]ll real(?: number)?s\s*\}?")
@@ -665,6 +705,14 @@ def _outside(text: str) -> list[bool]:
 
 
 _LESS, _MORE = ("<", "\\le"), (">", "\\ge")
+TURNED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+
+
+def _exact(value: Fraction) -> Atom:
+    text = str(value.numerator)
+    if value.denominator != 1:
+        text = rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+    return Atom(text, Number(value))
 
 
 def _bounds(texts: list[str], signs: tuple[str, ...], depth: int) -> Form | None:
@@ -684,9 +732,24 @@ def _bounds(texts: list[str], signs: tuple[str, ...], depth: int) -> Form | None
         return None
     name, bound = texts
     sign = signs[0]
-    if not _SYMBOL.fullmatch(name):
-        name, bound = bound, name
-        sign = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}.get(sign, sign)
+    if not _SYMBOL.fullmatch(name) and (read_number(name) or _SYMBOL.fullmatch(bound)):
+        name, bound, sign = bound, name, TURNED.get(sign, sign)
+    scaled, number = _SCALED.fullmatch(name), read_number(bound)
+    if re.fullmatch(r"\| ?[a-zA-Z] ?\|", name) and number is not None and number.value > 0:
+        ends = (_exact(-number.value), _exact(number.value))  # |x| < 2
+        if sign in _LESS:
+            return Group("(", ")", ends) if sign == "<" else Group("[", "]", ends)
+        sides = (["(", ")"], [")", "("]) if sign == ">" else (["(", "]"], ["[", ")"])
+        outer = (
+            Group("(", sides[0][1], (minus, ends[0])),
+            Group(sides[1][0] if sign != ">" else "(", ")", (ends[1], infinity)),
+        )
+        return Union(outer) if sign in _MORE else None
+    if scaled is not None and scaled.group(1) and number is not None:  # -x > 3, 2x > 6
+        factor = read_number(scaled.group(1) + "1" if scaled.group(1) == "-" else scaled.group(1))
+        if factor.value:
+            sign = TURNED.get(sign, sign) if factor.value < 0 else sign
+            name, bound = scaled.group(2), _exact(number.value / factor.value).text
     if not _SYMBOL.fullmatch(name) or re.search("[a-zA-Z]", key_letters(bound)):
         return None
     value = _read(bound, depth)
@@ -708,7 +771,46 @@ def _read_union(text: str, depth: int) -> Form | None:
     parts = re.split(r"\\cup(?![a-zA-Z])", text)
     if len(parts) < 2 or len(parts) > MAX_ITEMS or not all(part.strip() for part in parts):
         return _read_complement(text, depth)
-    return Union(tuple(_read(part, depth) for part in parts))
+    return _joined([_read(part, depth) for part in parts])
+
+
+def _joined(items: list[Form]) -> Form:
+    """A union with the intervals joined that touch or overlap: `[2,3] \\cup [3,4]` is `[2,4]`."""
+    if all(_interval(item) for item in items):
+        items = sorted(items, key=lambda item: _interval(item)[0])
+    joined = items[:1]
+    for item in items[1:]:
+        last = joined[-1]
+        known = _interval(last), _interval(item)
+        if all(known):
+            (low, high), (other_low, other_high) = known
+            closed = last.closing == "]" or item.opening == "["
+            if other_low < high or (other_low == high and closed):
+                if low == other_low and item.opening == "[":
+                    last = Group("[", last.closing, last.items)
+                same = high == other_high and "]" in (last.closing, item.closing)
+                end = item if other_high > high else last
+                closing = "]" if same else end.closing
+                joined[-1] = Group(last.opening, closing, (last.items[0], end.items[1]))
+                continue
+        joined.append(item)
+    return joined[0] if len(joined) == 1 else Union(tuple(joined))
+
+
+def _interval(form: Form) -> tuple[float | Fraction, float | Fraction] | None:
+    """The ends of an interval of numbers; None for any other form."""
+    if not isinstance(form, Group) or len(form.items) != 2:
+        return None
+    ends = [_height(item) for item in form.items]
+    return None if None in ends or ends[0] > ends[1] else (ends[0], ends[1])
+
+
+def _height(form: Form) -> float | Fraction | None:
+    if not isinstance(form, Atom) or form.unit is not None:
+        return None
+    if form.number is not None:
+        return None if form.number.percent else form.number.value
+    return {"\\infty": math.inf, "+\\infty": math.inf, "-\\infty": -math.inf}.get(key(form.text))
 
 
 def _read_complement(text: str, depth: int) -> Form | None:
@@ -740,9 +842,11 @@ def _read_enclosed(text: str, depth: int) -> Form | None:
         if not inner:
             return Many((), braced=True)
         form = _read(inner, depth)
-        return Many(form.items if isinstance(form, Many) else (form,), braced=True)
+        spread = isinstance(form, Many) and not form.braced
+        return Many(form.items if spread else (form,), braced=True)
     if text == "\\emptyset":
         return Many((), braced=True)
+    text = _POINT_NAME.sub("", text)
     if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or not _closes_last(text):
         return None
     parts = split_commas(text[1:-1])
@@ -802,3 +906,8 @@ def _times(factor: str, cell: Form) -> Form:
 def is_name(text: str) -> bool:
     """Whether a relation's left side only names the answer: `x`, `f(x)`, `m+n`, `\\text{Area}`."""
     return _NAME.fullmatch(key(text)) is not None or _NAME.fullmatch(text) is not None
+
+
+def is_plain_name(text: str) -> bool:
+    """Whether an answer's left side names what was asked: `x`, `m+n`, `AB`; not `-x`, `x^2`."""
+    return _PLAIN_NAME.fullmatch(key(text)) is not None or _PLAIN_NAME.fullmatch(text) is not None

@@ -1,15 +1,14 @@
 """Numbers and units: read them without sympy, and decide exactly whether two are equal.
 
-A unit in the gold or in the answer alone is commentary and is dropped; two units that are known
-must measure the same thing, and then 5 m is 500 cm, not 5 cm. Two symbols of which one is not
-known (`\\text{ Gs}`) must be the same; a longer word that is not known is commentary.
+A number is the value that it writes, rounded ones too: 0.33 is not 1/3. Words after a number are a
+unit where all of them are known. A unit in the gold alone is commentary, and so is a known one in
+the answer alone; two units must measure the same thing, and then 5 m is 500 cm, not 5 cm.
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from fractions import Fraction
-
-DECIMAL_TOLERANCE = Fraction(5, 10**7)  # half a unit in the sixth place
 
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)"
 _PLAIN = re.compile(rf"({_UNSIGNED})")
@@ -24,30 +23,20 @@ _REPEATING = re.compile(
     r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s?(?:\{(\d+)\}|(\d))"  # 0.1\overline{6}
     r"|(\d{0,15})\.(\d{0,15}?)(?:(\d)\7{2,40}|(\d{2,12}?)\8{1,20})\.\.\."  # 0.1666...
 )
+_PREFIXED_BASE = re.compile(r"0[xX][0-9a-fA-F]{1,12}|0[bB][01]{1,48}")
 _COLONS = re.compile(r"[0-9]{1,9}(?: ?: ?[0-9]{1,9})+")
 _BASED = re.compile(r"([0-9a-zA-Z]+)_(?:\{(\d{1,2})\}|\{?\\text\{([a-z]+)\}\}?|(\d))")
-_BASES = {
-    "two": 2,
-    "three": 3,
-    "four": 4,
-    "five": 5,
-    "six": 6,
-    "seven": 7,
-    "eight": 8,
-    "ten": 10,
-}
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "ten": 10}
 
 
 @dataclass(frozen=True)
 class Number:
     """A number as written.
 
-    value: exact, the percent sign not applied. decimal: has a decimal point, so it may be rounded.
-    percent: a percent sign follows.
+    value: exact, the percent sign not applied. percent: a percent sign follows.
     """
 
     value: Fraction
-    decimal: bool = False
     percent: bool = False
 
 
@@ -68,60 +57,40 @@ def read_number(text: str) -> Number | None:
     negative = text.startswith("-")
     if text[:1] in ("-", "+"):
         text = text[1:].lstrip()
-    magnitude = _read_magnitude(text)
-    if magnitude is None:
-        return None
-    value, decimal = magnitude
-    return Number(-value if negative else value, decimal, percent)
+    value = _read_magnitude(text)
+    return None if value is None else Number(-value if negative else value, percent)
 
 
-def _read_magnitude(text: str) -> tuple[Fraction, bool] | None:
-    """(value, has a decimal point) of an unsigned number."""
+def _read_magnitude(text: str) -> Fraction | None:
+    """The value of an unsigned number."""
     if match := _PLAIN.fullmatch(text):
-        return _fraction(match.group(1)), "." in text
+        return _fraction(match.group(1))
+    if _PREFIXED_BASE.fullmatch(text):
+        return Fraction(int(text, 0))
     if match := _REPEATING.fullmatch(text):
         first = match.group(5) is None
         whole, fixed = match.group(1, 2) if first else match.group(5, 6)
         block = (match.group(3) or match.group(4)) if first else (match.group(7) or match.group(8))
         repeated = Fraction(int(block), 10 ** len(block) - 1)
-        return (int(f"0{whole}{fixed}") + repeated) / 10 ** len(fixed), False
-    decimal = "." in text
+        return (int(f"0{whole}{fixed}") + repeated) / 10 ** len(fixed)
     if match := _FRACTION.fullmatch(text) or _SLASH.fullmatch(text):
         below = _fraction(match.group(2))
-        return (_fraction(match.group(1)) / below, decimal) if below else None
+        return _fraction(match.group(1)) / below if below else None
     if match := _REMAINDER.fullmatch(text):
         left, by = int(match.group(1)), int(match.group(2))
-        return (Fraction(left % by), False) if by else None
+        return Fraction(left % by) if by else None
     if match := _MIXED.fullmatch(text):
         whole, a, b, c, d = match.groups()
         above, below = int(a or c), int(b or d)
-        return (int(whole) + Fraction(above, below), False) if below else None
+        return int(whole) + Fraction(above, below) if below else None
     if match := _SCIENTIFIC.fullmatch(text):
         factor = _fraction(match.group(1)) if match.group(1) else Fraction(1)
-        return factor * Fraction(10) ** int(match.group(2) or match.group(3)), decimal
+        return factor * Fraction(10) ** int(match.group(2) or match.group(3))
     return None
 
 
 def _fraction(text: str) -> Fraction:
     return Fraction(text.replace(",", "").rstrip("."))
-
-
-def close(a: Fraction, b: Fraction, decimal: bool) -> bool:
-    """Equality of two values: exact, or where one is a rounded decimal, to six places.
-
-    Below 1 the places are counted from the first digit that is not 0, so that 1e-7 is not 2e-7.
-    """
-    if a == b:
-        return True
-    if not decimal:
-        return False
-    size = min(abs(a), abs(b))
-    if size == 0:
-        return False
-    scale = Fraction(1)
-    while scale > size:
-        scale /= 10
-    return abs(a - b) <= DECIMAL_TOLERANCE * min(scale * 10, 1)
 
 
 def numbers_equal(answer: Number, gold: Number) -> bool:
@@ -130,16 +99,11 @@ def numbers_equal(answer: Number, gold: Number) -> bool:
     Where one side alone has a percent sign, the value may be meant (50% is 0.5) or the sign left
     out (50 for 50%); a bare gold below 1 is taken at its value, so that 0.5% is not 0.5.
     """
-    decimal = answer.decimal or gold.decimal
     if answer.percent == gold.percent:
-        return close(answer.value, gold.value, decimal)
+        return answer.value == gold.value
     if gold.percent:
-        return close(answer.value, gold.value, decimal) or close(
-            answer.value, gold.value / 100, decimal
-        )
-    if abs(gold.value) >= 1 and close(answer.value, gold.value, decimal):
-        return True
-    return close(answer.value / 100, gold.value, decimal)
+        return answer.value in (gold.value, gold.value / 100)
+    return answer.value / 100 == gold.value or abs(gold.value) >= 1 and answer.value == gold.value
 
 
 def read_based(text: str) -> tuple[str, int | None] | None:
@@ -158,6 +122,9 @@ def colons_equal(answer: str, gold: str) -> bool | None:
     hours = [text.removesuffix(":00") for text in (answer, gold)]
     if hours != [answer, gold] and all(hour.isdecimal() for hour in hours):
         return int(hours[0]) == int(hours[1])
+    for ratio, number in ((answer, gold), (gold, answer)):
+        if _COLONS.fullmatch(ratio) and ratio.endswith(":1") and number.isdecimal():
+            return False  # 5:1 is not 5, as 2:3 is 2/3
     if not _COLONS.fullmatch(answer) or not _COLONS.fullmatch(gold):
         return None
     given, wanted = ([int(part) for part in text.split(":")] for text in (answer, gold))
@@ -169,79 +136,45 @@ def colons_equal(answer: str, gold: str) -> bool | None:
     return all(a * wanted[0] == b * given[0] for a, b in zip(given, wanted, strict=True))
 
 
-# kind of quantity -> unit names -> how many of the kind's base unit one is
-_KINDS: dict[str, dict[str, Fraction]] = {
-    "length": {
-        "nanometer|nanometre": Fraction(1, 10**9),
-        "micrometer|micron": Fraction(1, 10**6),
-        "millimeter|millimetre": Fraction(1, 1000),
-        "cm|centimeter|centimetre": Fraction(1, 100),
-        "m|meter|metre": Fraction(1),
-        "kilometer|kilometre": Fraction(1000),
-        "in|inch|inches": Fraction(254, 10**4),
-        "ft|foot|feet": Fraction(3048, 10**4),
-        "yd|yard": Fraction(9144, 10**4),
-        "mi|mile": Fraction(1609344, 1000),
-        r"\AA|angstrom": Fraction(1, 10**10),
-        "furlong": Fraction(201168, 1000),
-        "ly|lightyear": Fraction(94607304725808, 10) * 1000,
-        "pc|parsec": Fraction(30857, 1) * 10**12,
-        "kiloparsec": Fraction(30857, 1) * 10**15,
-        "megaparsec": Fraction(30857, 1) * 10**18,
-        "AU|astronomical unit": Fraction(1495978707, 1) * 100,
-    },
-    "mass": {
-        "milligram": Fraction(1, 1000),
-        "g|gram": Fraction(1),
-        "kilogram": Fraction(1000),
-        "lb|lbs|pound": Fraction(45359237, 10**5),
-        "oz|ounce": Fraction(45359237, 16 * 10**5),
-        "ton": Fraction(45359237 * 2000, 10**5),
-        "tonne": Fraction(10**6),
-    },
-    "time": {
-        "millisecond": Fraction(1, 1000),
-        "s|sec|second": Fraction(1),
-        "min|minute": Fraction(60),
-        "h|hr|hour": Fraction(3600),
-        "day": Fraction(86400),
-        "week": Fraction(7 * 86400),
-        "month": Fraction(30 * 86400),
-        "yr|year": Fraction(365 * 86400),
-    },
-    "money": {"dollar|USD|usd|bucks": Fraction(1), "cent|cents": Fraction(1, 100)},
-    "angle": {"degree|deg": Fraction(1)},
-    "radian": {"radian|rad": Fraction(1)},
-    "volume": {
-        "ml|milliliter|cc": Fraction(1, 1000), "L|l|liter|litre": Fraction(1),
-        "gal|gallon": Fraction(3785411784, 10**9), "quart": Fraction(946352946, 10**9),
-        "pint": Fraction(473176473, 10**9),
-    },
-    "energy": {
-        "J|joule": Fraction(1), "kilojoule": Fraction(1000), "erg|ergs": Fraction(1, 10**7),
-        "eV|electronvolt": Fraction(1602176634, 10**28),
-        "cal|calorie": Fraction(4184, 1000),
-        "kcal|kilocalorie": Fraction(4184), "kWh": Fraction(3_600_000),
-    },
-    "force": {"N|newton": Fraction(1), "dyne": Fraction(1, 10**5)},
-    "power": {"W|watt": Fraction(1), "kilowatt": Fraction(1000), "megawatt": Fraction(10**6)},
-    "pressure": {
-        "Pa|pascal": Fraction(1), "atm|atmosphere": Fraction(101325), "bar": Fraction(10**5),
-    },
-    "temperature": {"K|kelvin": Fraction(1)},
-    "celsius": {"celsius": Fraction(1)},
-    "fahrenheit": {"fahrenheit": Fraction(1)},
-    "frequency": {"Hz|hertz": Fraction(1)},
-    "voltage": {"V|volt": Fraction(1)},
-    "current": {"A|amp|ampere": Fraction(1)},
-    "capacitance": {"F|farad": Fraction(1)},
-    "field": {"T|tesla": Fraction(1), "gauss": Fraction(1, 10**4)},
-    "charge": {"C|coulomb": Fraction(1)},
-    "resistance": {r"ohm|\Omega": Fraction(1), "kohm": Fraction(1000)},
-    "amount": {"mol|mole": Fraction(1)},
-    "speed": {"mph": Fraction(1609344, 3600 * 1000), "kmh|kph": Fraction(10, 36)},
-    "area": {"acre": Fraction(1), "hectare": Fraction(247105, 10**5)},
-}  # fmt: skip
+# Kind of quantity: unit names, then how many of the kind's base unit one is; and the next.
+_KINDS = r"""
+length: nanometer nanometre 1e-9 | micrometer micron 1e-6 | millimeter millimetre 1e-3
+length: cm centimeter centimetre 0.01 | m meter metre 1 | kilometer kilometre 1000
+length: in inch inches 0.0254 | ft foot feet 0.3048 | yd yard 0.9144 | mi mile 1609.344
+length: \AA angstrom 1e-10 | furlong 201.168 | ly lightyear 9460730472580800
+length: pc parsec 30857e12 | kiloparsec 30857e15 | megaparsec 30857e18 | AU 149597870700
+mass: milligram 1e-3 | g gram 1 | kilogram 1000 | lb lbs pound 453.59237 | oz ounce 28.349523125
+mass: ton 907184.74 | tonne 1e6
+time: millisecond 1e-3 | s sec second 1 | min minute 60 | h hr hour 3600 | day 86400 | week 604800
+time: month 2592000 | yr year 31536000
+money: dollar USD usd bucks US $ \$ US$ US\$ 1 | cent cents 0.01
+euro: euro EUR € 1
+sterling: GBP £ 1
+rupee: rupee INR Rs ₹ 1
+yen: yen JPY ¥ 1
+angle: degree deg 1 | arcminute 1/60 | arcsecond 1/3600
+radian: radian rad 1
+volume: ml milliliter cc 1e-3 | L l liter litre 1 | gal gallon 3.785411784 | quart 0.946352946
+volume: pint 0.473176473
+energy: J joule 1 | kilojoule 1000 | erg ergs 1e-7 | eV electronvolt 1602176634e-28
+energy: cal calorie 4.184 | kcal kilocalorie 4184 | kWh 3600000
+force: N newton 1 | dyne 1e-5
+power: W watt 1 | kilowatt 1000 | megawatt 1e6
+pressure: Pa pascal 1 | atm atmosphere 101325 | bar 1e5
+temperature: K kelvin 1
+celsius: celsius 1
+fahrenheit: fahrenheit 1
+frequency: Hz hertz 1
+voltage: V volt 1
+current: A amp ampere 1
+capacitance: F farad 1
+field: T tesla 1 | gauss 1e-4
+charge: C coulomb 1
+resistance: ohm \Omega 1 | kohm 1000
+amount: mol mole 1
+speed: mph 0.44704 | kmh kph 10/36
+area: acre 1 | hectare 2.47105
+"""
 # A kind that is made of others: how many of their base units its own one is, and their powers.
 _MADE_OF: dict[str, tuple[Fraction, dict[str, int]]] = {
     "volume": (Fraction(1, 1000), {"length": 3}),
@@ -259,10 +192,10 @@ _MADE_OF: dict[str, tuple[Fraction, dict[str, int]]] = {
     "resistance": (Fraction(1000), {"mass": 1, "length": 2, "time": -3, "current": -2}),
 }
 _NAMES = {
-    name: (kind, factor)
-    for kind, names in _KINDS.items()
-    for spelled, factor in names.items()
-    for name in spelled.split("|")
+    name: (line.partition(":")[0], Fraction(unit.split()[-1]))
+    for line in _KINDS.strip().splitlines()
+    for unit in line.partition(":")[2].split("|")
+    for name in unit.split()[:-1]
 }
 _PREFIXES = {"f": -15, "p": -12, "n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12}
 # The symbols that take such a prefix, with those that they take.
@@ -277,12 +210,21 @@ _SCALES = {
     "trillion": 10**12,
 }  # fmt: skip
 _MODIFIERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
-# Bare words (outside `\text`) that say what is counted.
-_COUNTED = frozenset(
-    {"unit", "people", "way", "student", "apple", "coin", "ticket", "point", "block", "triangle"}
-    | {"time", "euro", "rupee", "page", "card", "ball", "book", "child", "children", "men", "word"}
-    | {"solution", "integer", "pair", "revolution", "player", "team", "person"}
-)
+# Words that say what is counted, and which of it; any other word may change the number.
+_COUNTED = """
+    unit people person man men woman women boy girl child children student teacher player team
+    member worker friend way case solution value number integer prime divisor term pair subset
+    element permutation combination arrangement outcome path route point line segment edge side face
+    vertex vertices corner diagonal angle triangle rectangle circle polygon region block tile sphere
+    step move game match revolution rotation cycle apple orange banana fruit egg cookie cake candy
+    candies pizza slice piece item object box bag basket bottle cup glass spoon coin stamp ticket
+    card dice ball marble bead toy pencil pen book page word letter note paper sheet photo picture
+    flower rose tree plant bird cat dog fish cow horse sheep chicken duck rabbit animal car bus
+    train truck bike bicycle wheel house room chair table shirt sock shoe hat button door window
+    question problem test class lesson course vote seat row column floor stair lap trip chapter song
+    movie different distinct red blue green yellow white black
+"""
+_COUNTED_WORDS = frozenset(_COUNTED.split())
 # Words after a number that make it another one, or no answer: `5 squared`, `5 \text{ or more}`.
 _CHANGING = re.compile(
     r"^\s?(?:\\text\{)?\s?(?:squared|cubed|factorial|halves|thirds"
@@ -308,13 +250,13 @@ _BELOW = re.compile(  # J/(mol K)
 )
 _DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\text\{\s*)?([CF]|)\s*\}?$")
 _MONEY = re.compile(
-    r"(?P<sign>[-+]?)\s*(?P<name>\\\$|US\s?\\?\$|[€£¥₹]|\\text\{\s*(?:Rs\.?|USD|US)\s*\})\s*"
+    r"(?P<sign>[-+]?)\s*(?P<name>(?:US)?\s?\\?\$|[€£¥₹]"
+    r"|(?:\\text\{\s*)?(?:Rs\.?|US(?=[\s}])|USD|EUR|GBP|INR|JPY)(?:\s*\}|(?![a-zA-Z])))\s*"
 )
 _MODULUS = re.compile(
     r"\s*(?:\(\s*(?:\\[bp]?mod|\\text\{\s*mod\s*\}|mod)\s*(?P<round>[^()]{1,20})\)"
     r"|\\pmod\s*(?P<bare>\{[^{}]{1,20}\}|\w))$"
 )
-_SYMBOL = re.compile(r"[a-zA-Z]{2,3}(?:\^-?\d)?")
 _WORD = re.compile(
     r"\\mu\s?[a-zA-Z]+|[a-zA-Z]?\\Omega|\\AA|\\text|\\cdot|[a-zA-Z]+|\^\s?\{?\s?(-?\d)|/"
 )
@@ -322,23 +264,22 @@ _WORD = re.compile(
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit as far as it is understood.
+    """What stands after a number, or a sign of money before it, as far as it is understood.
 
     parts: sorted (kind, power) of a unit that is understood wholly, else ().
     factor: how many base units one of it is.
-    symbol: as written, of a unit that is not understood but has the form of one, else "".
+    words: as folded, where it is no such unit: what is counted, or anything else.
+    known: whether nothing in it may change the number.
     kind: what a unit of one known name measures, else "".
     letters: whether it is written so that it may be a product (`m g`, not `\\text{mg}`, `meters`).
     """
 
-    parts: tuple[tuple[str, int], ...]
-    factor: Fraction
-    symbol: str = ""
+    parts: tuple[tuple[str, int], ...] = ()
+    factor: Fraction = Fraction(1)
+    words: str = ""
+    known: bool = True
     kind: str = ""
     letters: bool = False
-
-
-_DOLLAR = Unit((("money", 1),), Fraction(1), kind="money")
 
 
 def strip_unit(text: str) -> tuple[str, Unit | None]:
@@ -348,14 +289,13 @@ def strip_unit(text: str) -> tuple[str, Unit | None]:
     follows a plain number, a single letter after a space: `2s` stays an expression.
     """
     money = _MONEY.match(text)
-    if money is not None and money.end() < len(text):
-        rest, unit = _strip_trailing(text[money.end() :])
-        dollars = money.group("name")[0] in "\\U" and "R" not in money.group("name")
-        if unit is None or not unit.parts:
-            name = re.sub(r"\\text|[\s{}.]", "", money.group("name"))
-            unit = _DOLLAR if dollars else Unit((), Fraction(1), symbol=name)
-        return money.group("sign") + rest, unit
-    return _strip_trailing(text)
+    if money is None or money.end() == len(text):
+        return _strip_trailing(text)
+    rest, unit = _strip_trailing(text[money.end() :])
+    if unit is None or not unit.parts:
+        kind, factor = _NAMES[re.sub(r"\\text|[\s{}.]", "", money.group("name"))]
+        unit = Unit(((kind, 1),), factor, kind=kind)
+    return money.group("sign") + rest, unit
 
 
 def _strip_trailing(text: str) -> tuple[str, Unit | None]:
@@ -367,7 +307,7 @@ def _strip_trailing(text: str) -> tuple[str, Unit | None]:
     modulus = _MODULUS.search(text, max(0, len(text) - 60)) if "mod" in text else None
     if modulus is not None and modulus.start() > 0:
         number = re.sub(r"[\s{}]", "", modulus.group("round") or modulus.group("bare"))
-        return text[: modulus.start()], Unit((), Fraction(1), symbol=f"mod {number}")
+        return text[: modulus.start()], Unit(words=f"mod {number}", known=False)
     degree = _DEGREE.search(text)
     if degree is not None and degree.start() > 0 and not _FUNCTION.search(text):
         kind = {"C": "celsius", "F": "fahrenheit"}.get(degree.group(1), "angle")
@@ -386,10 +326,7 @@ def _strip_trailing(text: str) -> tuple[str, Unit | None]:
     letters = re.sub(r"[^a-zA-Z]", "", written)
     spaced = text[match.start() - 1].isspace()
     if bare and (_LETTER.search(_COMMAND.sub("", rest)) or (len(letters) == 1 and not spaced)):
-        return (
-            text,
-            None,
-        )  # algebra: a letter elsewhere, or a single one right after a number
+        return text, None  # algebra: a letter elsewhere, or a single one right after a number
     unit, scale = _read_unit(written, bare)
     if unit is None:
         return text, None
@@ -402,18 +339,16 @@ def _strip_trailing(text: str) -> tuple[str, Unit | None]:
 
 
 def unit_factor(answer: Unit | None, gold: Unit | None) -> Fraction | None:
-    """What an answer in its unit is multiplied with; None where the two measure different things.
+    """What an answer in its unit is multiplied with; None where the two say different things.
 
-    1 where either has no unit, or words that are no unit.
+    1 where the gold's unit alone is written, or the answer's and all of it is known.
     """
     if answer is None or gold is None:
-        return Fraction(1)
-    if answer.symbol and gold.symbol:
-        return Fraction(1) if answer.symbol == gold.symbol else None
-    if (answer.symbol and gold.kind) or (gold.symbol and answer.kind):
-        return None  # no known name is spelled so
+        return Fraction(1) if answer is None or answer.known else None
     if not answer.parts or not gold.parts:
-        return Fraction(1)
+        # "square units" are those of the other.
+        vague = any(u.words.split()[-1:] == ["unit"] for u in (answer, gold))
+        return Fraction(1) if vague or answer.words == gold.words else None
     if answer.parts != gold.parts:
         return None
     # A year of 365 days has twelve months, though a month of its own has 30 days.
@@ -424,19 +359,18 @@ _CALENDAR = {Fraction(365, 30): Fraction(12), Fraction(30, 365): Fraction(1, 12)
 
 
 def _read_unit(written: str, bare: bool) -> tuple[Unit | None, int]:
-    """(unit, scale such as a million). A bare word that is no unit makes it None, and so does one
-    that changes the number."""
+    """(unit, scale such as a million). None where a word changes the number, or a bare one may be
+    a function or a product of letters."""
     if _CHANGING.search(written):
         return None, 1
     written = written.replace(" squared", "^2").replace(" cubed", "^3")
-    powers: dict[str, int] = {}
+    powers: Counter[str] = Counter()
     factor, scale, sign, modifier = Fraction(1), 1, 1, 1
     last: tuple[str, Fraction, int] | None = None
-    understood = True
+    others: list[str] = []
     for match in _WORD.finditer(written):
         word = match.group()
         lower = word.lower()
-        singular = lower.removesuffix("s")
         if word in ("\\text", "\\cdot"):
             continue
         if word == "/" or lower == "per":
@@ -449,30 +383,38 @@ def _read_unit(written: str, bare: bool) -> tuple[Unit | None, int]:
                 factor *= base**more
         elif lower in _MODIFIERS:
             modifier = _MODIFIERS[lower]
-        elif singular in _SCALES:
-            scale *= _SCALES[singular]
+        elif lower.removesuffix("s") in _SCALES:
+            scale *= _SCALES[lower.removesuffix("s")]
         elif (known := _known(word)) is not None:
             kind, base = known
-            powers[kind] = powers.get(kind, 0) + sign * modifier
+            powers[kind] += sign * modifier
             factor *= base ** (sign * modifier)
             last, modifier = (kind, base, sign), 1
-        elif bare and singular not in _COUNTED and not _COMMENT.fullmatch(word):
+        elif bare and _singular(lower) is None and not _COMMENT.fullmatch(word):
             return None, scale
         else:
-            understood = False
-    if not understood or not powers or modifier != 1:
-        symbol = re.sub(r"\\text|[\s{}.~]", "", written)
-        is_one = _SYMBOL.fullmatch(symbol) and not powers and scale == 1
-        return Unit((), Fraction(1), symbol.lower() if is_one else ""), scale
+            others.append(lower)
+    if others or not powers or modifier != 1:
+        known = all(_singular(word) for word in others)
+        words = " ".join(_singular(word) or word for word in others)
+        return Unit(words=words, known=known and sign == 1), scale
     only = next(iter(powers.items())) if len(powers) == 1 else ("", 0)
     for kind in [kind for kind in powers if kind in _MADE_OF]:
         how_many, parts = _MADE_OF[kind]
         power = powers.pop(kind)
         factor *= how_many**power
         for part, times in parts.items():
-            powers[part] = powers.get(part, 0) + times * power
+            powers[part] += times * power
     parts = tuple(sorted((k, p) for k, p in powers.items() if p))
     return Unit(parts, factor, kind=only[0] if only[1] == 1 else ""), scale
+
+
+def _singular(word: str) -> str | None:
+    """A word for what is counted, in the singular; None for any other word."""
+    return next(
+        (w for w in (word, word.removesuffix("s"), word.removesuffix("es")) if w in _COUNTED_WORDS),
+        None,
+    )
 
 
 def _known(word: str) -> tuple[str, Fraction] | None:

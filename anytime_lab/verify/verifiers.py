@@ -27,7 +27,7 @@ from anytime_lab.verify.answers import (
 )
 from anytime_lab.verify.countdown import read_expression
 from anytime_lab.verify.equal import accepted_forms, decide, expressions
-from anytime_lab.verify.forms import UnreadableError
+from anytime_lab.verify.forms import UnreadableError, names_one_choice
 from anytime_lab.verify.workers import GradingPool, Outcome, in_forked_child
 
 # Reasons for a zero that are the grader's limits, not the answer's fault.
@@ -433,7 +433,10 @@ class MultipleChoiceVerifier(AnswerVerifier):
         stated = self._stated.search(
             region[: region.find("\n\n", len(region) - len(region.lstrip()))]
         )
-        return next(filter(None, stated.groups())) if stated else line
+        if stated is None:
+            return line
+        rest = stated.string[stated.end() :].split("\n")[0]
+        return next(filter(None, stated.groups())) if names_one_choice(rest) else line
 
     def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
         """Grade letters; a list or tuple as gold accepts any of its entries."""
@@ -452,8 +455,11 @@ class MultipleChoiceVerifier(AnswerVerifier):
         return grades
 
     def _letter(self, answer: str) -> str | None:
-        match = self._label.match(answer[:200])
-        return next(filter(None, match.groups())).upper() if match else None
+        answer = answer[:200]
+        match = self._label.match(answer)
+        if match is None or not names_one_choice(answer[match.end() :]):
+            return None
+        return next(filter(None, match.groups())).upper()
 
 
 class MathVerifier(PooledVerifier):

@@ -94,7 +94,7 @@ def test_each_disagreement_with_plain_math_verify_is_a_named_one(capsys):
     with capsys.disabled():
         print(f"\nplain math-verify agrees on {sum(agree.values())} of {len(rows)} rows; named:")
         print("".join(f"  {name}: {count}\n" for name, count in named.most_common()))
-    assert sum(agree.values()) >= 0.7 * len(rows)
+    assert sum(agree.values()) >= 0.65 * len(rows)
 
 
 def test_towers_equal_their_own_text_and_cost_no_time(verifier):
