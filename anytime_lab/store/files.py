@@ -45,18 +45,20 @@ def only_writer(folder: str | Path) -> Iterator[Path]:
     """Hold a folder, which is made if need be, while a run writes it.
 
     Raises:
-        RunFolderError: another run writes there now.
+        RunFolderError: another run writes there now, or nothing can be written there.
     """
     folder = run_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / WRITING)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RunFolderError(
             f"another run writes into {folder} now. Wait until it has ended, stop it, or give this "
             "one a folder of its own."
         ) from error
+    except OSError as error:
+        raise _unwritten(f"could not write into {folder}", error) from error
     try:
         yield folder
     finally:

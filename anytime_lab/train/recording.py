@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import time
+import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from anytime_lab.store.files import (
     read_json,
     read_jsonl,
     remove_leftovers,
+    run_folder,
     write_json,
     write_progress,
     write_text,
@@ -170,14 +173,14 @@ _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "optimizer_0.bin")
 
 
 def missing_parts(checkpoint: str | Path) -> list[str]:
-    """What a checkpoint lacks to be resumed; empty if it is complete.
+    """What a checkpoint lacks to be resumed, damaged files among it; empty if it is whole.
 
     Args:
         checkpoint: a folder `checkpoint-<step>` that a `BRPOTrainer` wrote.
     """
     folder = Path(checkpoint)
     missing = []
-    listed: Mapping[str, int] = {}
+    listed: Mapping[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         listed = read_state(folder).get("files", {})
     for name in ("trainer_state.json", STATE_FILE):
@@ -195,11 +198,25 @@ def missing_parts(checkpoint: str | Path) -> list[str]:
         missing.append("scheduler.pt")
     if not any(folder.glob("rng_state*.pth")):
         missing.append("rng_state.pth")
-    for name, size in listed.items():
+    for name, told in listed.items():  # [bytes, checksum]; the bytes alone in older checkpoints
+        size, checksum = told if isinstance(told, list) else (told, None)
         found = folder / name
-        if name not in missing and (not found.is_file() or found.stat().st_size != size):
+        if name not in missing and (
+            not found.is_file()
+            or found.stat().st_size != size
+            or checksum not in (None, _checksum(found))
+        ):
             missing.append(name)
     return missing
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 @contextlib.contextmanager
@@ -242,22 +259,30 @@ def mark_complete(checkpoint: str | Path, state: Mapping[str, Any]) -> None:
         if path.is_file() and path.name != STATE_FILE:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-            files[str(path.relative_to(folder))] = path.stat().st_size
+            files[str(path.relative_to(folder))] = [path.stat().st_size, _checksum(path)]
     write_json(folder / STATE_FILE, {**state, "files": files})
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The complete checkpoint of the highest step under `output_dir`, or None.
+    """The whole checkpoint of the highest step under `output_dir`, or None; damaged ones are told.
 
     For `trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))`, which
     starts from the beginning where there is none.
     """
-    found = []
-    for folder in Path(output_dir).glob("checkpoint-*"):
+    found = {}
+    for folder in run_folder(output_dir).glob("checkpoint-*"):
         step = folder.name.removeprefix("checkpoint-")
-        if step.isdecimal() and folder.is_dir() and not missing_parts(folder):
-            found.append((int(step), str(folder)))
-    return max(found)[1] if found else None
+        if step.isdecimal() and folder.is_dir():
+            found[int(step)] = folder
+    for step in sorted(found, reverse=True):
+        if not (missing := missing_parts(found[step])):
+            return str(found[step])
+        warnings.warn(
+            f"{found[step]} is passed over: {', '.join(missing)} missing or damaged, as when a run "
+            "was killed while writing.",
+            stacklevel=2,
+        )
+    return None
 
 
 def read_state(checkpoint: str | Path) -> dict[str, Any]:
@@ -289,8 +314,8 @@ def checkpoint_to_resume(output_dir: str | Path, wanted: str | bool | None) -> s
         return path
     if missing := missing_parts(wanted):
         raise ValueError(
-            f"{wanted} cannot be resumed: {', '.join(missing)} missing, as when a run was "
-            "killed while writing. Pass last_complete_checkpoint(output_dir)."
+            f"{wanted} cannot be resumed: {', '.join(missing)} missing or damaged, as when a run "
+            "was killed while writing. Pass last_complete_checkpoint(output_dir)."
         )
     return str(wanted)
 
@@ -318,15 +343,28 @@ _MAKES_THE_RUN = (
 )  # fmt: skip
 
 
-def check_same_run(args: BRPOConfig, problems: Any) -> None:
+def describe_trained(model: Any) -> dict[str, Any]:
+    """The model that a run begins with, and the adapter that it trains, if any."""
+    adapters = getattr(model, "peft_config", {})
+    told = {
+        name: {"rank": a.r, "alpha": a.lora_alpha, "targets": sorted(a.target_modules or [])}
+        for name, a in adapters.items()
+        if hasattr(a, "r")
+    }
+    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    return {"name": str(name), "lora": told or None}
+
+
+def check_same_run(args: BRPOConfig, problems: Any, model: Any) -> None:
     """Refuse to go on with a run under other settings, as if it had been made with them.
 
     Args:
         args: of the run that is asked for.
         problems: its training set, or None.
+        model: what it trains.
 
     Raises:
-        RunFolderError: `args.output_dir` holds a run with other settings or problems.
+        RunFolderError: `args.output_dir` holds a run with other settings, problems or model.
     """
     path = Path(args.output_dir) / TRAINING_MANIFEST
     if not path.exists():
@@ -338,6 +376,9 @@ def check_same_run(args: BRPOConfig, problems: Any) -> None:
         for name in _MAKES_THE_RUN
         if name in before and before[name] != now[name]
     ]
+    trained, trains = told.get("model"), describe_trained(model)
+    if trained and trained != trains:  # runs of earlier versions do not tell it
+        differ.append(f"model {trained} (now {trains})")
     had, has = told.get("dataset"), None if problems is None else describe_problems(problems)
     if had and has and had["sha256"] != has["sha256"]:
         differ.append(f"{had['problems']} other problems (now {has['problems']})")
@@ -376,9 +417,14 @@ class StepRecorder(TrainerCallback):
     """
 
     def __init__(
-        self, output_dir: str | Path, logged: dict[str, list[float]], problems: Any = None
+        self,
+        output_dir: str | Path,
+        logged: dict[str, list[float]],
+        problems: Any = None,
+        trained: Mapping[str, Any] | None = None,
     ):
         self.folder = Path(output_dir)
+        self.trained = trained  # the model, described in the manifest
         self.problems = problems  # the training set, described in the manifest
         self.logged = logged  # TRL's own lists, cleared after each log
         self.seconds = 0.0
@@ -486,7 +532,8 @@ class StepRecorder(TrainerCallback):
         problems = None if self.problems is None else describe_problems(self.problems)
         settings = json.loads(json.dumps(args.to_dict(), default=str))
         sessions = [*before, {**environment(), "resumed_from": self.resumed_from}]
-        write_json(path, {"dataset": problems, "settings": settings, "sessions": sessions})
+        told = {"dataset": problems, "model": self.trained, "settings": settings}
+        write_json(path, {**told, "sessions": sessions})
 
     def _write_progress(self, state, message: str) -> None:
         write_progress(

@@ -23,6 +23,7 @@ from trl.data_utils import is_conversational
 
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.prompts import ThinkingFormat, describe_format, warn_of_eos
+from anytime_lab.store.files import only_writer
 from anytime_lab.train.advantages import (
     reaches_budgets,
     summary_advantages,
@@ -47,6 +48,7 @@ from anytime_lab.train.recording import (
     check_same_run,
     checkpoint_to_resume,
     combine_rewards,
+    describe_trained,
     generation_metrics,
     prior_mean,
     step_of,
@@ -73,6 +75,20 @@ from anytime_lab.train.scoring import (
 from anytime_lab.tree import PackedTree, Tree, pack
 
 logger = logging.getLogger(__name__)
+
+
+class DivergedError(ArithmeticError):
+    """The loss or the gradient is infinite or no number; the last checkpoint is whole."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]  # in a notebook, without the frames of libraries
+
+
+class StoppedByHandError(KeyboardInterrupt):
+    """Training was interrupted, by Ctrl-C or by a notebook's stop button."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
 
 
 class BRPOTrainer(GRPOTrainer):
@@ -177,7 +193,12 @@ class BRPOTrainer(GRPOTrainer):
         device = self.accelerator.device
         self._prior = torch.tensor(args.budget_prior.weights, device=device)
         self._summary_prior = torch.tensor(args.summary_weights, device=device)
-        self._recorder = StepRecorder(args.output_dir, self._metrics["train"], train_dataset)
+        self._recorder = StepRecorder(
+            args.output_dir,
+            self._metrics["train"],
+            train_dataset,
+            describe_trained(self.accelerator.unwrap_model(self.model)),
+        )
         self.add_callback(self._recorder)
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ == "NotebookProgressCallback":
@@ -387,7 +408,9 @@ class BRPOTrainer(GRPOTrainer):
         start = time.perf_counter()
         sampling = self._recorder.value("time/rollout")
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._recorder.add_loss(self.accelerator.gather(loss).mean().item())
+        mean = self.accelerator.gather(loss).mean().item()
+        self._check_finite("loss", mean)
+        self._recorder.add_loss(mean)
         sampling -= self._recorder.value("time/rollout")
         self._recorder.add("time/update", time.perf_counter() - start + sampling)
         return loss
@@ -395,7 +418,19 @@ class BRPOTrainer(GRPOTrainer):
     def _get_grad_norm(self, model, grad_norm=None):
         norm = whole_value(super()._get_grad_norm(model, grad_norm=grad_norm))
         self._recorder.note({"grad_norm": norm})
+        if norm is not None and not self.args.fp16:  # fp16 scales its loss until it overflows
+            self._check_finite("gradient's norm", float(norm))
         return norm
+
+    def _check_finite(self, what: str, value: float) -> None:
+        """Stop before an update that would leave no weights to go on from."""
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"training diverged: the {what} is {value} at update {self.state.global_step + 1}. "
+                f"The weights of the last checkpoint in {self.args.output_dir} are as they were. "
+                f"Begin in a new folder with a learning_rate below {self.args.learning_rate:g}, or "
+                "with a max_grad_norm that is smaller."
+            )
 
     # --- records and checkpoints -----------------------------------------------------------------
 
@@ -409,12 +444,21 @@ class BRPOTrainer(GRPOTrainer):
 
         Raises:
             ValueError: there is no such checkpoint, or it lacks a part.
-            RunFolderError: the run there was made with other settings.
+            RunFolderError: the run there was made with other settings, or goes on right now.
+            DivergedError: the loss or the gradient is no number any more.
+            StoppedByHandError: interrupted; a `KeyboardInterrupt` that a notebook tells in a line.
         """
+        if not self.accelerator.is_main_process:
+            return self._train(resume_from_checkpoint, **kwargs)
+        with only_writer(self.args.output_dir):
+            return self._train(resume_from_checkpoint, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, **kwargs):
         path = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
         self._step, self._buffered_inputs = 0, None
         if path is not None:
-            check_same_run(self.args, self.train_dataset)
+            model = self.accelerator.unwrap_model(self.model)
+            check_same_run(self.args, self.train_dataset, model)
             step = step_of(path)
             self._step = step * self.args.gradient_accumulation_steps
             if not self.args.is_generation_boundary(step):
@@ -426,6 +470,12 @@ class BRPOTrainer(GRPOTrainer):
         self._recorder.resumed_from = path
         try:
             return super().train(resume_from_checkpoint=path, **kwargs)
+        except KeyboardInterrupt as error:
+            self._recorder.stopped(self.state, error)
+            raise StoppedByHandError(
+                f"stopped at update {self.state.global_step}; run the same again to go on from the "
+                "last checkpoint."
+            ) from None
         except BaseException as error:
             self._recorder.stopped(self.state, error)
             raise

@@ -3,13 +3,15 @@
 import json
 import logging
 import shutil
+import zlib
 
 import killable
 import pytest
 import torch
 from killable import assert_same_checkpoint, lines
+from safetensors.torch import load_file
 
-from anytime_lab.store.files import RunFolderError
+from anytime_lab.store.files import RunFolderError, only_writer
 from anytime_lab.train.recording import (
     STATE_FILE,
     checkpoint_to_resume,
@@ -19,6 +21,7 @@ from anytime_lab.train.recording import (
     read_state,
     step_of,
 )
+from anytime_lab.train.trainer import DivergedError
 
 SCHEDULES = {
     "every step is a boundary": ({"steps_per_generation": None, "max_steps": 4}, 2),
@@ -123,8 +126,70 @@ def test_a_whole_checkpoint_lacks_nothing_and_lists_its_files(trained):
     assert step_of(last) == 4
     assert last_complete_checkpoint(trained) == str(last)
     listed = read_state(last)["files"]
-    present = {p.name: p.stat().st_size for p in last.iterdir() if p.name != STATE_FILE}
+    present = {
+        p.name: [p.stat().st_size, zlib.crc32(p.read_bytes())]
+        for p in last.iterdir()
+        if p.name != STATE_FILE
+    }
     assert listed == present
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth"])
+def test_flipped_bytes_are_named_and_the_checkpoint_before_is_taken(copy, name):
+    path = copy / "checkpoint-4" / name
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 2, len(content) // 2 + 5):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"checkpoint-4 is passed over: {name}"):
+        found = last_complete_checkpoint(copy)
+    assert found is not None and found != str(copy / "checkpoint-4")
+    with pytest.raises(ValueError, match=f"{name} missing or damaged"):
+        checkpoint_to_resume(copy, str(copy / "checkpoint-4"))
+
+
+def test_a_second_training_in_a_folder_is_told_at_once(copy):
+    with only_writer(copy), pytest.raises(RunFolderError, match="another run writes into"):
+        killable.make_trainer(copy, max_steps=5).train()
+
+
+def test_another_model_or_an_adapter_is_refused_by_name(copy):
+    other = killable.make_trainer(copy, max_steps=5)
+    other.model.config._name_or_path = "some/other"
+    with pytest.raises(RunFolderError, match="some/other"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_a_run_that_diverges_stops_with_its_last_checkpoint_whole(tmp_path):
+    trainer = killable.make_trainer(tmp_path / "run", max_steps=4)
+    inner, calls = trainer.compute_loss, []
+
+    def compute_loss(*args, **kwargs):
+        calls.append(1)
+        loss = inner(*args, **kwargs)
+        return loss if trainer.state.global_step < 2 else loss * float("nan")
+
+    trainer.compute_loss = compute_loss
+    says = "diverged: the loss is nan at update 3(.|\n)*checkpoint"
+    with pytest.raises(DivergedError, match=says):
+        trainer.train()
+    last = last_complete_checkpoint(tmp_path / "run")
+    assert step_of(last) == 2
+    weights = load_file(f"{last}/model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_an_interrupt_ends_in_one_sentence(tmp_path):
+    trainer = killable.make_trainer(tmp_path / "run", max_steps=4)
+
+    def compute_loss(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    trainer.compute_loss = compute_loss
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        trainer.train()
+    (said,) = stopped.value._render_traceback_()
+    assert said == ("stopped at update 0; run the same again to go on from the last checkpoint.")
 
 
 def names(folder="checkpoint-4"):
