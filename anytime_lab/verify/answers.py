@@ -17,8 +17,8 @@ _JOINT = re.compile(r"[\s$,;&.]*(?:\\(?:text|mathrm)\{)?\s*(?:and|or)?\s*\}?[\s$
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 _FORMULA = re.compile(
     r"\$\$(?P<display>[^$]{1,2000})\$\$"
-    r"|\\\[(?P<bracket>(?:[^\\]|\\(?!\])){1,2000})\\\]"
-    r"|\\\((?P<round>(?:[^\\]|\\(?!\))){1,2000})\\\)"
+    r"|\\\[(?P<bracket>(?:[^\\]|\\(?![\[\]()])){1,2000})\\\]"
+    r"|\\\((?P<round>(?:[^\\]|\\(?![\[\]()])){1,2000})\\\)"
     # As pandoc reads it: no space inside the dollars, no digit after; "$5 and $6" are amounts.
     r"|(?<!\\)\$(?P<dollar>(?! )(?:[^$\\\n]|\\[^\n]){1,2000})(?<! )\$(?!\d)"
 )
@@ -45,18 +45,19 @@ _STATED = re.compile(
     re.I,
 )
 _IS = re.compile(r"\b(?:is|are|equals)\b:?")
-# A formula that the end of the text cuts: opened, and not closed behind. `$5` is an amount.
-_CUT = re.compile(
-    r"\\\[(?:(?!\\\]).)*\Z|\\\((?:(?!\\\)).)*\Z|\$\$(?:(?!\$\$).)*\Z"
-    r"|(?<![\\$])\$(?!\d[\d,.]*(?:\s[^$\\]*)?\Z)[^$]*\Z",
-    re.S,
-)
+# Dollars that open a formula and do not close it. `$5` is an amount.
+_OPEN_DOLLAR = re.compile(r"\$\$[^$]*\Z|(?<![\\$])\$(?!\d[\d,.]*(?:\s[^$\\]*)?\Z)[^$]*\Z")
+_BRACKETS = (("\\[", "\\]"), ("\\(", "\\)"))
 _CLOSED = re.compile(r"\\\$|\$\$[^$]+\$\$|(?<!\$)\$[^$]+\$(?!\$)")
 # What takes back, in its sentence, a number that stands in no box; and what it is only a part of.
 _UNSURE = re.compile(
     r"\b(?:not|cannot|never|except|unless|unknown|wrong|incorrect|maybe|perhaps|wait|options?"
-    r"|choices?|steps?|pages?|problem)\b|n't\b|\b(?:less|more|greater|smaller|larger|fewer) than\b",
+    r"|choices?|steps?|pages?|problems?|questions?)\b|n['’]t\b|\bat (?:most|least)\b"
+    r"|\b(?:less|more|greater|smaller|larger|fewer) than\b",
     re.I,
+)
+_TAKEN_BACK = re.compile(
+    r"[^\w.]*(?:is|was|isn['’]t|would be)\s+(?:not|wrong|incorrect|false)\b", re.I
 )
 _PART = re.compile(r"(?:[+/^×·]|(?<!\*)\*|(?<=\w)\s?[-−]|\bto)\s*\Z")
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n")
@@ -103,7 +104,7 @@ def find_answer(
     if boxed is not None:
         return boxed
     paragraph = _first_paragraph(region)
-    if _CUT.search(_CLOSED.sub(" ", paragraph)):
+    if _is_cut(_CLOSED.sub(" ", paragraph)):
         return None
     return _last_formula(paragraph) or first_line(region)
 
@@ -182,6 +183,12 @@ def _first_paragraph(region: str) -> str:
     return " ".join(parts[:2]) if announces else parts[0]
 
 
+def _is_cut(paragraph: str) -> bool:
+    """Whether the end of the text cuts a formula: it is opened, and not closed behind."""
+    brackets = any(paragraph.rfind(a) > paragraph.rfind(b) for a, b in _BRACKETS)
+    return brackets or _OPEN_DOLLAR.search(paragraph) is not None
+
+
 def _last_formula(paragraph: str) -> str | None:
     """The last formula or number of what is stated as the answer, or else of all."""
     stated = _STATED.search(paragraph)
@@ -204,7 +211,8 @@ def _last_of(paragraph: str) -> str | None:
     listed = _last_listed(paragraph, numbers or formulas)
     if listed:
         before = _SENTENCE.split(paragraph[: listed[0].start()])[-1]
-        if _UNSURE.search(before) or (numbers and _PART.search(before)):
+        taken_back = _UNSURE.search(before) or _TAKEN_BACK.match(paragraph, listed[-1].end())
+        if taken_back or (numbers and _PART.search(before)):
             return None
     texts = [next(group for group in m.groups() if group is not None).strip() for m in listed]
     return ", ".join(texts) or None

@@ -243,7 +243,13 @@ def _holds(relation: Relation, atoms: AtomsEqual) -> bool | None:
             apart = abs(left.number.value - right.number.value)
             verdicts.append(apart <= abs(left.number.value) / 20)
         both = " ".join(relation.texts[at : at + 2])
-        if sign == "=" and "..." not in both and not re.search("[a-zA-Z]", key_letters(both)):
+        named = is_plain_name(relation.texts[at])  # \\theta = 7
+        if (
+            sign == "="
+            and not named
+            and "..." not in both
+            and not re.search("[a-zA-Z]", key_letters(both))
+        ):
             with contextlib.suppress(ValueError):  # what cannot be read proves nothing
                 verdicts.append(equal(left, right, atoms))
     return _all(verdicts)

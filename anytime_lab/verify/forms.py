@@ -47,6 +47,7 @@ _TEXT_COMMAND = re.compile(
     r"|boldsymbol|bm|operatorname\*?)\s*(?=\{)"
 )
 _NESTED_TEXT = re.compile(r"\\text\{\s*(\\text\{[^{}]*\})\s*\}")
+_COMMAND = re.compile(r"\\(?!text)[a-zA-Z]")
 _MEASURED_TEXT = re.compile(r"^\s*\\text\{\s*([-+]?(?:\d|\.\d)[^{}]*)\}\s*$")  # \text{2.5 cm}
 _CASES = re.compile(r"^\s*\\begin\{(?:cases|aligned|gathered)\}([^&]*)\\end\{\w+\}\s*$")
 _OLD_FONT = re.compile(r"\{?\\(?:rm|bf|it)\s+([a-zA-Z]{1,20})\s*\}?")
@@ -151,7 +152,7 @@ _CONDITION = re.compile(  # x = 2k\pi, k \in \mathbb{Z}
     r"[a-zA-Z]\s*\\in\s*\\mathbb\s?\{?[ZN]\}?(?:\^[+*]|_\+)?\s*\)?$"
 )
 _OUTWARD = re.compile(  # ]1, 2[ as the French write it
-    r"(?P<before>^|\\cup\s*|\\in\s*)(?P<open>[\[\]])(?P<in>[^\[\]]{1,100})(?P<close>[\[\]])"
+    r"(?P<before>^|\\cup\s*|\\in\s*)(?P<open>[\[\]])(?P<in>[^\[\]()]{1,100})(?P<close>[\[\]])"
 )
 _PERCENT = re.compile(
     r"\s*(?:\\text\{\s*(?:percent|per cent|pct)\s*\}|(?<![a-zA-Z])(?:percent|pct)(?![a-zA-Z]))"
@@ -179,7 +180,9 @@ _WHOLE = (
 _WHOLE_BOX = re.compile(r"\\(?:boxed|fbox|framebox|ensuremath|displaylines)\s*(?=\{)")
 
 
-_END = re.compile(r"(?:\\[,;:!> ]|\\q?quad|[,;]|(?<!\.)\.|\s)+$")  # spaces and marks at the end
+_END = re.compile(
+    r"(?:\\(?:[,;:!> ]|$)|\\q?quad|[,;]|(?<!\.)\.|\s)+$"
+)  # spaces and marks at the end
 
 
 class UnreadableError(ValueError):
@@ -199,7 +202,7 @@ def clean(text: str) -> str:
         raise UnreadableError("unparsable")
     text = _unwrap(text)
     text = _NESTED_TEXT.sub(r"\1", _TEXT_COMMAND.sub(r"\\text", text))
-    text = _MEASURED_TEXT.sub(r"\1", text)
+    text = _bare_formula(_MEASURED_TEXT.sub(r"\1", text))
     text = _CASES.sub(lambda m: ", ".join(re.split(r"\\\\", m.group(1))), text)
     text = _OLD_FONT.sub(r"\\text{\1}", text)
     text = _COMMA_IN_NUMBER.sub("", text).replace(r"\text{:}", ":").replace("{:}", ":")
@@ -310,6 +313,14 @@ def _fold_unicode(text: str) -> str:
             # Full-width and mathematical letters become plain ones; the rest stays.
             folded.append(unicodedata.normalize("NFKC", character))
     return "".join(_SIGNS.get(c, c) for c in "".join(folded))
+
+
+def _bare_formula(text: str) -> str:
+    """A formula in bold or roman letters without them: `\\mathbf{\\frac12}`."""
+    inside = text.strip()
+    whole = inside.startswith(r"\text{") and braced_end(inside, len(r"\text")) == len(inside)
+    formula = whole and _COMMAND.search(inside, len(r"\text{"))
+    return inside[len(r"\text{") : -1] if formula else text
 
 
 def _between(bounds: re.Match[str]) -> str:
@@ -910,4 +921,6 @@ def is_name(text: str) -> bool:
 
 def is_plain_name(text: str) -> bool:
     """Whether an answer's left side names what was asked: `x`, `m+n`, `AB`; not `-x`, `x^2`."""
-    return _PLAIN_NAME.fullmatch(key(text)) is not None or _PLAIN_NAME.fullmatch(text) is not None
+    # Words keep their spaces: `\\text{half of it}` is no name.
+    written = text if "\\text" in text else key(text)
+    return _PLAIN_NAME.fullmatch(written) is not None

@@ -113,6 +113,8 @@ def read_based(text: str) -> tuple[str, int | None] | None:
         digits, *bases = match.groups()
         written = next(base for base in bases if base)
         base = int(written) if written.isdigit() else _BASES.get(written)
+        if base and not all(int(digit, 36) < base for digit in digits):
+            return "", base  # 5_2 is no number
         return (digits.upper(), base) if base else None
     return (text.upper(), None) if text.isalnum() and text[:1].isdigit() else None
 
