@@ -74,7 +74,7 @@ test-slow: $(STAMP) ## The slow tests, among them the whole main job at smoke sc
 
 test-deepspeed: $(STAMP) ## DeepSpeed by its shipped settings on two processes, on the CPU
 	@$(PY) -c "import deepspeed" 2>/dev/null || $(PY) -m pip install --quiet -e ".[deepspeed]"
-	$(TESTING) $(PY) -m pytest -q -m slow -k deepspeed --timeout 900 tests/test_distributed.py $(ARGS)
+	$(TESTING) $(PY) -m pytest -q -m slow -k deepspeed --timeout 900 tests/train/test_distributed.py $(ARGS)
 
 # The CPU build of vLLM brings CUDA builds of three packages that break its import and that text
 # models do not need. It is made for one version of torch, which this installs first.
@@ -97,7 +97,7 @@ $(VLLM_STAMP): pyproject.toml
 vllm-env: $(VLLM_STAMP)
 
 test-vllm: $(VLLM_STAMP) ## vLLM on the CPU of Linux, in .venv-vllm: evaluation, a server, training
-	$(TESTING) $(VLLM_PY) -m pytest -q -m "slow and vllm" --timeout 900 tests/test_vllm.py $(ARGS)
+	$(TESTING) $(VLLM_PY) -m pytest -q -m "slow and vllm" --timeout 900 tests/engines/test_vllm.py $(ARGS)
 
 lint: $(STAMP) ## Check style and format
 	$(PY) -m ruff check .

@@ -69,7 +69,7 @@ APART = tuple(f"run/test_{name}.py" for name in ("kill", "sweep_kills", "process
 FIRST = (
     "look/test_browser_",
     *("run/test_kill.py", "run/test_sweep_kills.py", "run/test_lab.py", "run/test_ray_place.py"),
-    "train/test_distributed.py",
+    *("run/test_sweep_smoke.py", "train/test_distributed.py", "train/test_trl_grpo.py", "verify/"),
 )
 
 

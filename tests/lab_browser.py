@@ -20,7 +20,7 @@ shown can be used while a later one runs. Plots are numbered from the top of the
 last; `page.live(0)` is the first figure of the view. `page.theme("dark")` changes the colours, for
 pages opened later too: set "light" again.
 
-To add a view: write `tests/test_browser_VIEW.py` with `lab` as above and small made-up runs
+To add a view: write `tests/look/test_browser_VIEW.py` with `lab` as above and small made-up runs
 (made_runs.py, session scope), mark it slow, and keep to one page per notebook: a page costs about
 five seconds, a step on it nearly nothing.
 """

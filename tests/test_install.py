@@ -141,6 +141,12 @@ def test_make_shows_its_targets_and_has_them():
         assert planned.returncode == 0, planned.stderr
 
 
+def test_the_tests_that_make_names_exist():
+    named = re.findall(r"\btests/\S+\.py", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert len(named) >= 3
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def torch_line(tmp_path: Path, **programs: str) -> str:
     """What make would install as torch, with these programs before all others."""
     for name, text in programs.items():
