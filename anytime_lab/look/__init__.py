@@ -1,0 +1,1 @@
+"""Frames → figures, views in a notebook, and the report page. No torch."""

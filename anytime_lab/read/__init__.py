@@ -1,0 +1,1 @@
+"""What lies in run folders → tidy frames with intervals. No torch, no plotly."""

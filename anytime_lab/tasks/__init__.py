@@ -1,0 +1,1 @@
+"""A name → problems and their verifier."""

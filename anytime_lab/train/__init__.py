@@ -1,0 +1,1 @@
+"""BRPO on TRL: settings, advantages, packed trees, the trainer, what it records."""

@@ -1,0 +1,1 @@
+"""A text and a gold answer → a grade."""
