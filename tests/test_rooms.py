@@ -40,7 +40,7 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
     if path.name != "__init__.py"
 )
-LINES = 25_000  # lifted while rooms are rebuilt
+LINES = 24_030  # of the whole package. It may only fall: lower it with every change that does.
 
 
 def room_of(module):
@@ -130,3 +130,9 @@ def test_init_files_export_nothing():
 def test_the_library_stays_thin():
     lines = sum(len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py"))
     assert lines <= LINES, f"{lines} lines; {LINES} before. What does the new code replace?"
+
+
+def test_the_readme_shows_the_house_as_the_modules_tell_it():
+    tree = PACKAGE.parent / "docs" / "tree.py"
+    run = subprocess.run([sys.executable, tree, "--check"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -1,4 +1,4 @@
-"""Problem tables → what a view reads out at a budget, under a prior, against a reference.
+"""Curves → what is said of them: summary tables, verdicts in words, read-outs at a budget.
 
 Only Student's t, no bootstrap: it is a few matrix rows, so a slider may ask for it at each step.
 """

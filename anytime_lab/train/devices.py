@@ -1,4 +1,4 @@
-"""Rollouts by vLLM in training, and whether its log-probs are the trainer's.
+"""Weights shared out over processes, and rollouts by vLLM whose log-probs are checked.
 
 TRL starts vLLM, sends it the weights and puts it to sleep (`trl.generation.vllm_generation`); here
 its `generate` is called twice, for the thinkings and for the summaries on their cached prefixes.

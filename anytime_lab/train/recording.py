@@ -1,4 +1,4 @@
-"""Writes some rollout trees of training to the run folder, with their credit token by token."""
+"""What a training leaves in its folder: metrics, whole checkpoints, settings, kept rollouts."""
 
 import contextlib
 import json

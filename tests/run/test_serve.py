@@ -1,4 +1,4 @@
-"""How voila is told to serve a notebook; tests/test_browser_voila.py looks at the page."""
+"""How voila is told to serve a notebook; tests/look/test_browser_voila.py looks at the page."""
 
 import json
 import os
