@@ -450,6 +450,8 @@ class BRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.output_dir is not None:
+            self.output_dir = os.path.expanduser(self.output_dir)
         self._coerce()
         if self.scale_rewards is False:
             self.scale_rewards = "none"

@@ -8,6 +8,7 @@ checkpoints. Overridden are its seams: rollouts, rewards, advantages, log-probs 
 import functools
 import logging
 import math
+import os
 import sys
 import time
 import warnings
@@ -485,6 +486,12 @@ class BRPOTrainer(GRPOTrainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Save the model; `~` in the folder's name is the home folder, as everywhere."""
+        if output_dir is not None:
+            output_dir = os.path.expanduser(output_dir)
+        super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
