@@ -115,8 +115,9 @@ def write_tree(folder: Path, tokens: int = 8000, group: int = 8, summaries: int 
                 name: rng.normal(size=4).tolist()
                 for name in ROLLOUT_SCHEMA.names
                 if name in ("credited", "returns", "progress", "group")
-                or name.startswith("advantage_")
             }
+            for method in ("brpo", "progress", "group", "grpo"):
+                numbers[f"advantage_{method}"] = rng.normal(size=4).tolist()
             scores = rng.random((4, summaries)).tolist()
             rows.append(
                 {
