@@ -28,7 +28,7 @@ SIZE = {"width": 1080, "height": 3000}  # the whole view is on the page, none of
 def budget_curves(page: Page) -> None:
     """The budget at a third, where the runs differ."""
     for _ in range(3):
-        page.slider("Budget").press("ArrowLeft")
+        page.line(0).press("ArrowLeft")
 
 
 def inside_a_problem(page: Page) -> None:
@@ -41,7 +41,7 @@ def inside_a_problem(page: Page) -> None:
         page.select("Problem").press("ArrowDown")
         page.wait(lambda said=said: page.text() != said)
     for _ in range(5):
-        page.slider("Budget").press("ArrowLeft")
+        page.line(0).press("ArrowLeft")
 
 
 def answer_now(page: Page) -> None:

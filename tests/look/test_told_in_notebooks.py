@@ -36,7 +36,8 @@ def test_a_cell_that_reads_no_run_ends_with_one_sentence(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_run_on_a_damaged_folder_fails_and_says_why(tmp_path):
     runs = {"a": str(torn(tmp_path / "torn"))}
-    with pytest.raises(JobsFailed, match="part-00000.parquet is damaged .* Run the same evaluation again"):
+    told = "part-00000.parquet is damaged .* Run the same evaluation again"
+    with pytest.raises(JobsFailed, match=told):
         run_notebook(CURVES, {"runs": runs, "reference": "a"}, tmp_path / "out")
     executed = nbformat.read(tmp_path / "out" / EXECUTED, as_version=4)
     outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
