@@ -91,6 +91,7 @@ def test_budget_curves_are_read_dragged_hovered_reweighted_and_exported(lab, run
         page.raw.get_by_label("Logarithmic axis").uncheck()
         page.select("Published values (BRPO)").select_option("AIME24")
         page.wait(lambda: "32.7 %" in page.text() and "as pictures only" in page.text())
+        page.wait(lambda: any(t["name"] == "AR-base (published)" for t in live.data()))
         assert live.trace("AR-base (published)")["y"] == pytest.approx([0.327])
         page.select("Published values (BRPO)").select_option("none")
         page.wait(lambda: len(live.data()) == 7)
