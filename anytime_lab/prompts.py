@@ -133,6 +133,8 @@ class ThinkingTokens:
             `closed` by its marker (by the end of the turn where the format has none), `eos` by the
             end of the turn instead, or `` where it goes on.
         """
+        if not thinking:
+            return ""
         last = thinking[-1]
         if last in self.eos_ids:
             return "eos" if self.fmt.think_close else "closed"
@@ -178,7 +180,7 @@ class ThinkingTokens:
         return self.cut_ids if cut < length or end == "length" else self.header_ids
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
+def encode(tokenizer: Any, text: str) -> list[int]:
     """Ids of a text that goes on after another: no BOS, and no word boundary before it."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if len(ids) > 1 and not text.startswith(" ") and tokenizer.decode(ids[:1]).strip() == "":
@@ -188,7 +190,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def _is_token(tokenizer: Any, text: str) -> bool:
-    ids = _encode(tokenizer, text)
+    ids = encode(tokenizer, text)
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
 
 
@@ -208,7 +210,7 @@ def resolve_tokens(
         ValueError: there is no EOS token or no header, or the vocabulary cannot spell the marker.
     """
     fmt, why = choose_format(tokenizer, fmt)
-    close = _encode(tokenizer, fmt.think_close) if fmt.think_close else []
+    close = encode(tokenizer, fmt.think_close) if fmt.think_close else []
     if fmt.think_close and (not close or tokenizer.unk_token_id in close):
         raise ValueError(
             f"the think-end marker {fmt.think_close!r} cannot be written in this tokenizer's "
@@ -216,7 +218,7 @@ def resolve_tokens(
             '"unmarked", or to one with the model\'s own marker, such as {"think_close": …, '
             '"cut_suffix": …}.'
         )
-    if not (header := _encode(tokenizer, fmt.header)):
+    if not (header := encode(tokenizer, fmt.header)):
         raise ValueError(
             f"the header {fmt.header!r} is no token in this tokenizer; expected one or more, "
             "which stand between a thinking and its summaries in a packed tree. Give the format a "
@@ -237,7 +239,7 @@ def resolve_tokens(
         close_id=close_id,
         eos_ids=frozenset(ends - {close_id}),
         pad_id=tokenizer.eos_token_id if pad is None else pad,
-        cut_ids=tuple(_encode(tokenizer, fmt.cut_suffix + fmt.header)),
+        cut_ids=tuple(encode(tokenizer, fmt.cut_suffix + fmt.header)),
         header_ids=tuple(header),
         fmt=fmt,
         why=why,
@@ -294,7 +296,7 @@ def _detected(tokenizer: Any) -> tuple[ThinkingFormat, str]:
         one = "its vocabulary has </think> as one token"
         if template is None:
             return PLAIN, f"{one}, and it has no chat template"
-        if len(_encode(tokenizer, COUNTDOWN.header)) == 1:
+        if len(encode(tokenizer, COUNTDOWN.header)) == 1:
             return COUNTDOWN, "its vocabulary has the header as one token"
         if "<｜Assistant｜>" in text:
             return R1, f"{one}, and its chat template is DeepSeek's"

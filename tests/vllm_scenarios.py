@@ -65,13 +65,13 @@ def cached_tokens(engine):
 
 def watch_phases(engine):
     """Lengths of the prefixes of every call from now on."""
-    complete, phases = engine._complete, []
+    complete, phases = engine.complete, []
 
     def watched(prefixes, *rest):
         phases.append([len(prefix.ids) for prefix in prefixes])
         return complete(prefixes, *rest)
 
-    engine._complete = watched
+    engine.complete = watched
     return phases
 
 

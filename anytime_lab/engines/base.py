@@ -4,7 +4,9 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,18 +35,17 @@ class Sampling:
     max_summary_tokens: int = 118
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature is {self.temperature}; expected 0 (greedy) or more.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; expected above 0 and at most 1 (all).")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; expected 0 (all) or a count of tokens.")
-        if not 0 <= self.min_p < 1:
-            raise ValueError(f"min_p is {self.min_p}; expected 0 (all) or more, below 1.")
-        if self.max_summary_tokens < 1:
-            raise ValueError(
-                f"max_summary_tokens is {self.max_summary_tokens}; expected at least 1."
-            )
+        t, p, m = self.temperature, self.top_p, self.min_p
+        rows = (
+            ("temperature", math.isfinite(t) and t >= 0, "0 (greedy) or more"),
+            ("top_p", 0 < p <= 1, "above 0 and at most 1 (all)"),
+            ("top_k", self.top_k >= 0, "0 (all) or a count of tokens"),
+            ("min_p", 0 <= m < 1, "0 (all) or more, below 1"),
+            ("max_summary_tokens", self.max_summary_tokens >= 1, "at least 1"),
+        )
+        for name, holds, wanted in rows:
+            if not holds:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected {wanted}.")
 
 
 def sample_tokens(
@@ -113,16 +114,41 @@ class Continuation:
     logprobs: tuple[float, ...]
 
 
+@dataclass
+class Thinking:
+    """One thinking that is asked for token by token.
+
+    Attributes:
+        prompt: Token ids.
+        sampling: How its tokens and those of its summaries are drawn.
+        seed: Fixes its randomness; None leaves it to the engine.
+        ids: What was thought.
+        ahead: What the engine has completed beyond that.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    seed: int | None = None
+    ids: list[int] = field(default_factory=list)
+    ahead: list[int] = field(default_factory=list)
+
+
+AHEAD = 8  # tokens that a thinking is completed by at a time
+
+
 class Engine(ABC):
     """Samples one tree for each prompt: two phases, of thinkings and of summaries on them.
 
-    An engine says how prefixes are completed; one that can branch has a `sample_trees` of its own.
+    An engine says how prefixes are completed; all else follows from that. One that can branch off a
+    cache has its own ways.
 
     Attributes:
         tokens: The thinking format in token ids.
+        context_length: Tokens of prompt, thinking and summary together; None where not known.
     """
 
     tokens: ThinkingTokens
+    context_length: int | None = None
 
     @abstractmethod
     def complete(
@@ -133,6 +159,12 @@ class Engine(ABC):
         A thinking goes on up to `stop_ids` or `stop_text` of the tokens, a summary up to their
         `eos_ids`; what comes after is cut off.
         """
+
+    def ask(
+        self, prefix: Prefix, limit: int, thinks: bool, sampling: Sampling
+    ) -> list[Continuation]:
+        """As `complete`, of one prefix and for somebody who watches: log-probs may be missing."""
+        return self.complete([prefix], limit, thinks, sampling)[0]
 
     def sample_trees(
         self,
@@ -164,36 +196,75 @@ class Engine(ABC):
         if not prompts:
             return []
         wanted = [
-            Prefix(tuple(prompt), 1, _derived(seed, row, "thinking"))
+            Prefix(tuple(prompt), 1, derived_seed(seed, row, "thinking"))
             for row, prompt in enumerate(prompts)
         ]
         made = self.complete(wanted, budgets[-1], True, sampling)
         trunks = [_trunk(one, budgets[-1], tokens) for (one,) in made]
         # Greedy summaries of a cut are all the same, and vLLM refuses to sample them twice.
         count = num_summaries if sampling.temperature > 0 else 1
-        places: list[list[int]] = []  # for each row and budget the prefix that its summaries follow
-        prefixes: list[Prefix] = []
+        stands, prefixes = [], []  # (row, cut, forced text) of each prefix that is summarised
+        leaves_of = []  # for each row and budget the prefix that its summaries follow
         for row, (thinking, end) in enumerate(trunks):
-            kept, seen, own = tokens.kept(thinking.tokens), {}, []
-            for budget, cut in enumerate(cuts(kept, budgets)):
-                if not share_cuts or cut not in seen:
-                    seen[cut] = len(prefixes)
-                    forced = tokens.forced(end, cut, kept)
-                    ids = (*wanted[row].ids, *thinking.tokens[:cut], *forced)
-                    prefixes.append(Prefix(ids, count, _derived(seed, row, f"cut {budget}")))
-                own.append(seen[cut])
-            places.append(own)
-        summaries = self.complete(prefixes, sampling.max_summary_tokens, False, sampling)
-        trees = []
-        for prompt, (thinking, end), own in zip(wanted, trunks, places, strict=True):
             kept = tokens.kept(thinking.tokens)
-            leaves = tuple(
-                summary_leaf(tokens, cut, tokens.forced(end, cut, kept), one.tokens, one.logprobs)
-                for cut, place in zip(cuts(kept, budgets), own, strict=True)
-                for one in summaries[place] * (num_summaries // count)
+            distinct, places = leaf_cuts(kept, budgets, share_cuts)
+            leaves_of.append([len(prefixes) + place for place in places])
+            for number, cut in enumerate(distinct):
+                forced = tokens.forced(end, cut, kept)
+                ids = (*wanted[row].ids, *thinking.tokens[:cut], *forced)
+                prefixes.append(Prefix(ids, count, derived_seed(seed, row, f"cut {number}")))
+                stands.append((cut, forced))
+        summaries = self.complete(prefixes, sampling.max_summary_tokens, False, sampling)
+        leaves = [
+            [summary_leaf(tokens, *stand, one) for one in own] * (num_summaries // count)
+            for stand, own in zip(stands, summaries, strict=True)
+        ]
+        return [
+            Tree(
+                prompt.ids, made.tokens, made.logprobs, end, tuple(chain(*(leaves[n] for n in own)))
             )
-            trees.append(Tree(prompt.ids, thinking.tokens, thinking.logprobs, end, leaves))
-        return trees
+            for prompt, (made, end), own in zip(wanted, trunks, leaves_of, strict=True)
+        ]
+
+    # A thinking that goes on by a token and is asked in between.
+
+    def think(self, prompt: Sequence[int], sampling: Sampling, seed: int | None = None) -> Any:
+        """Begin one thinking, to go on with `step` and branch off by `answers`."""
+        return Thinking(tuple(prompt), sampling, seed)
+
+    def step(self, thinking: Any, most: int = AHEAD) -> tuple[int, str]:
+        """Think one more token; with a seed it is the same however often the thinking is asked.
+
+        Args:
+            thinking: What `think` gave.
+            most: Tokens that it may still grow by.
+
+        Returns:
+            The token, and how the thinking ends with it (`ThinkingTokens.end`).
+        """
+        if not thinking.ahead:
+            length = len(thinking.ids)
+            seed = None if thinking.seed is None else (thinking.seed + length) % 2**31
+            prefix = Prefix((*thinking.prompt, *thinking.ids), 1, seed)
+            (made,) = self.ask(prefix, min(most, AHEAD), True, thinking.sampling)
+            if not made.tokens:
+                raise RuntimeError(STOPPED.format(length, "more"))
+            thinking.ahead += made.tokens
+        thinking.ids.append(thinking.ahead.pop(0))
+        return thinking.ids[-1], self.tokens.end(thinking.ids)
+
+    def answers(self, thinking: Any, count: int, seed: int | None = None) -> list[Leaf]:
+        """Sample `count` summaries of a thinking as it stands; it goes on as if never asked.
+
+        With a seed they depend on nothing else. At temperature 0 they are all alike.
+        """
+        tokens, ids, sampling = self.tokens, thinking.ids, thinking.sampling
+        kept = tokens.kept(ids)
+        forced = tokens.forced(tokens.end(ids) or "length", kept, kept)
+        drawn = count if sampling.temperature > 0 else 1
+        prefix = Prefix((*thinking.prompt, *ids[:kept], *forced), drawn, seed)
+        made = self.ask(prefix, sampling.max_summary_tokens, False, sampling)
+        return [summary_leaf(tokens, kept, forced, one) for one in made] * (count // drawn)
 
 
 def check_request(
@@ -208,25 +279,37 @@ def check_request(
     return budgets
 
 
+def leaf_cuts(
+    length: int, budgets: Sequence[int], share_cuts: bool
+) -> tuple[Sequence[int], list[int]]:
+    """Cuts to sample summaries at, and for each budget which of these it takes."""
+    wanted = cuts(length, budgets)
+    distinct = list(dict.fromkeys(wanted)) if share_cuts else wanted
+    return distinct, [distinct.index(cut) if share_cuts else n for n, cut in enumerate(wanted)]
+
+
 def summary_leaf(
-    tokens: ThinkingTokens,
-    cut: int,
-    forced: tuple[int, ...],
-    sampled: Sequence[int],
-    logprobs: Sequence[float],
+    tokens: ThinkingTokens, cut: int, forced: tuple[int, ...], made: Continuation
 ) -> Leaf:
     """A leaf of what was sampled after the forced text, up to the end of the turn."""
-    size = tokens.first_end(sampled, False)
-    finished = sampled[size - 1] in tokens.eos_ids
-    return Leaf(cut, forced, tuple(sampled[:size]), tuple(logprobs[:size]), finished)
+    size = tokens.first_end(made.tokens, False)
+    finished = made.tokens[size - 1] in tokens.eos_ids
+    return Leaf(cut, forced, made.tokens[:size], made.logprobs[:size], finished)
 
 
-def _derived(seed: int | None, row: int, what: str) -> int | None:
+def derived_seed(seed: int | None, row: int, what: str) -> int | None:
     """A seed for one prefix; 32 bits, which every engine takes, n continuations use n in a row."""
     if seed is None:
         return None
     digest = hashlib.sha256(f"anytime_lab {seed} {row} {what}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 2
+
+
+STOPPED = (
+    "the engine ended a thinking after {} of {} tokens without a stop token. Its context is too "
+    "short, or it stops at tokens of its own: raise its context length (vLLM: max_model_len), and "
+    "start it without extra stop tokens."
+)
 
 
 def _trunk(made: Continuation, limit: int, tokens: ThinkingTokens) -> tuple[Continuation, str]:
@@ -236,9 +319,5 @@ def _trunk(made: Continuation, limit: int, tokens: ThinkingTokens) -> tuple[Cont
     if end := tokens.end(thinking.tokens):
         return thinking, end
     if size < limit:
-        raise RuntimeError(
-            f"the engine ended a thinking after {size} of {limit} tokens without a stop token. Its "
-            "context is too short, or it stops at tokens of its own: raise its context length "
-            "(vLLM: max_model_len), and start it without extra stop tokens."
-        )
+        raise RuntimeError(STOPPED.format(size, limit))
     return thinking, "length"

@@ -4,24 +4,29 @@ import contextlib
 import copy
 import inspect
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from anytime_lab.engines.base import (
+    AHEAD,
     Continuation,
     Engine,
     Prefix,
     Sampling,
     check_request,
+    derived_seed,
+    leaf_cuts,
     sample_tokens,
     summary_leaf,
 )
 from anytime_lab.prompts import ThinkingTokens
-from anytime_lab.tree import Leaf, Tree, cuts
+from anytime_lab.tree import Leaf, Tree
 
 logger = logging.getLogger(__name__)
 
@@ -54,26 +59,27 @@ class Trunks:
         self.logprobs: list[list[float]] = [[] for _ in prompts]
         self.ends = [""] * len(self.prompts)
         self.cache = DynamicCache()
-        self.attended, self.logits = self._prefill()
-        self.width = self.attended.shape[1]  # of the prompts, padding included
-
-    def _prefill(self) -> tuple[Tensor, Tensor]:
         # A group shares its prompt: compute it once, then repeat its cache.
         distinct = list(dict.fromkeys(self.prompts))
-        ids, mask = _left_padded(self.model, self.tokens, distinct)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        ids, mask = _left_padded(model, tokens, distinct)
+        logits = self.forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+        row_of = {prompt: row for row, prompt in enumerate(distinct)}
+        rows = torch.tensor([row_of[p] for p in self.prompts], device=ids.device)
+        self.cache.batch_select_indices(rows)
+        self.attended, self.logits = mask[rows], logits[rows, -1]
+        self.width = mask.shape[1]  # of the prompts, padding included
+
+    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, keep: int = 1) -> Tensor:
+        """Feed columns to the cache; the logits of the last `keep` of them."""
         out = self.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keep,
         )
-        row_of = {prompt: row for row, prompt in enumerate(distinct)}
-        rows = torch.tensor([row_of[p] for p in self.prompts], device=ids.device)
-        self.cache.batch_select_indices(rows)
-        return mask[rows], out.logits[rows, -1]
+        return out.logits[:, -keep:]
 
     @property
     def length(self) -> int:
@@ -92,30 +98,18 @@ class Trunks:
         sampled = sampled.masked_fill(~is_open, self.tokens.pad_id)
         drawn, values = sampled.tolist(), logprobs.tolist()
         for row, (token, value) in enumerate(zip(drawn, values, strict=True)):
-            if self.ends[row]:
-                continue
-            self.thinkings[row].append(token)
-            self.logprobs[row].append(value)
-            self.ends[row] = self.tokens.end(self.thinkings[row])
-        self._feed(sampled)
-        return drawn
-
-    def _feed(self, sampled: Tensor) -> None:
+            if not self.ends[row]:
+                self.thinkings[row].append(token)
+                self.logprobs[row].append(value)
+                self.ends[row] = self.tokens.end(self.thinkings[row])
         positions = self.attended[:, : self.width].sum(1) + self.length
         self.attended = torch.cat([self.attended, torch.ones_like(self.attended[:, :1])], dim=1)
-        out = self.model(
-            input_ids=sampled[:, None],
-            attention_mask=self.attended,
-            position_ids=positions[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.logits = out.logits[:, -1]
+        self.logits = self.forward(sampled[:, None], self.attended, positions[:, None])[:, -1]
+        return drawn
 
     def select(self, rows: Sequence[int]) -> "Trunks":
         """The thinkings of some rows, with a cache of their own."""
-        chosen = object.__new__(Trunks)
-        chosen.__dict__.update(self.__dict__)
+        chosen = copy.copy(self)
         index = torch.tensor(rows, device=self.attended.device)
         for name in ("prompts", "thinkings", "logprobs", "ends"):
             setattr(chosen, name, [getattr(self, name)[row] for row in rows])
@@ -124,14 +118,6 @@ class Trunks:
         for layer, held in enumerate(self.cache.layers):
             chosen.cache.update(held.keys[index], held.values[index], layer)
         return chosen
-
-    def trees(self, leaves: Sequence[Sequence[Leaf]]) -> list[Tree]:
-        """The finished rows as trees with their leaves; what is still open ended by `length`."""
-        rows = zip(self.prompts, self.thinkings, self.logprobs, self.ends, leaves, strict=True)
-        return [
-            Tree(prompt, tuple(thinking), tuple(logprobs), end or "length", tuple(row))
-            for prompt, thinking, logprobs, end, row in rows
-        ]
 
 
 def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Leaf]]:
@@ -142,134 +128,101 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
 
     Args:
         trunks: R thinkings.
-        cuts: For each row the tokens that its leaves stand on; rows may differ in number.
+        cuts: For each row the tokens that its leaves stand on, one or more; rows may differ in
+            number.
 
     Returns:
         R lists of leaves, as many as cuts.
     """
-    if not any(cuts):
-        return [[] for _ in cuts]
-    kept = trunks.cache.get_seq_length()
-    block = _LeafBlock(trunks, cuts)
+    tokens, sampling, device = trunks.tokens, trunks.sampling, trunks.attended.device
+    rows, leaves = len(cuts), max(map(len, cuts))
+    filled = [[*own, *own[-1:] * (leaves - len(own))] for own in cuts]  # what is added is not read
+    forced = [
+        [tokens.forced(end or "length", cut, tokens.kept(thinking)) for cut in own]
+        for own, thinking, end in zip(filled, trunks.thinkings, trunks.ends, strict=True)
+    ]
+    cut = torch.tensor(filled, device=device)  # (R, N)
+    lengths = torch.tensor([[len(ids) for ids in own] for own in forced], device=device)
+    depth = int(lengths.max())
+    padded = [[[tokens.pad_id] * (depth - len(ids)) + [*ids] for ids in own] for own in forced]
+    ids = torch.tensor(padded, device=device).transpose(1, 2)  # (R, F, N)
+    forced_mask, step_mask = _leaf_masks(trunks, cut, lengths, sampling.max_summary_tokens)
+    start = trunks.attended[:, : trunks.width].sum(1)[:, None] + cut  # (R, N)
+    place = torch.arange(depth, device=device)[None, :, None]
+    offset = (place - (depth - lengths)[:, None]).clamp(min=0)
+    held, block = trunks.cache.get_seq_length(), depth * leaves
+    ends = torch.tensor(sorted(tokens.eos_ids), device=device)
+    is_open = torch.tensor([[n < len(own) for n in range(leaves)] for own in cuts], device=device)
+    steps: list[tuple[Tensor, Tensor]] = []
     try:
-        return block.sample()
-    finally:
-        trunks.cache.crop(kept - trunks.cache.get_seq_length())
-
-
-class _LeafBlock:
-    """R × N leaves on the cache of R thinkings, missing ones filled up and never read."""
-
-    def __init__(self, trunks: Trunks, cuts: Sequence[Sequence[int]]):
-        self.trunks, self.tokens = trunks, trunks.tokens
-        self.cuts = [list(row) for row in cuts]
-        self.count = max(map(len, self.cuts))
-        forced = [
-            [self.tokens.forced(end or "length", cut, self.tokens.kept(thinking)) for cut in row]
-            for row, thinking, end in zip(self.cuts, trunks.thinkings, trunks.ends, strict=True)
-        ]
-        self.forced = forced
-        self.longest = max(len(ids) for row in forced for ids in row)
-        device = trunks.attended.device
-        pad, missing = self.tokens.pad_id, self.count
-        ids = [
-            [[pad] * (self.longest - len(leaf)) + [*leaf] for leaf in row]
-            + [[pad] * self.longest] * (missing - len(row))
-            for row in forced
-        ]
-        lengths = [[len(leaf) for leaf in row] + [0] * (missing - len(row)) for row in forced]
-        self.ids = torch.tensor(ids, device=device).transpose(1, 2)  # (R, F, N)
-        self.lengths = torch.tensor(lengths, device=device)  # (R, N)
-        filled = [row + [0] * (missing - len(row)) for row in self.cuts]
-        self.cut = torch.tensor(filled, device=device)  # (R, N)
-
-    def sample(self) -> list[list[Leaf]]:
-        trunks, sampling = self.trunks, self.trunks.sampling
-        rows, leaves = self.cut.shape
-        forced_mask, step_mask = self._masks(sampling.max_summary_tokens)
-        start = trunks.attended[:, : trunks.width].sum(1)[:, None] + self.cut  # (R, N)
-        place = torch.arange(self.longest, device=start.device)[None, :, None]
-        offset = (place - (self.longest - self.lengths)[:, None]).clamp(min=0)
-        block = self.longest * leaves
-        held = trunks.cache.get_seq_length()
-        logits = self._forward(
-            self.ids.reshape(rows, block),
+        logits = trunks.forward(
+            ids.reshape(rows, block),
             forced_mask,
             (start[:, None] + offset).reshape(rows, block),
             leaves,
         )
-        is_open = torch.tensor(
-            [[n < len(row) for n in range(leaves)] for row in self.cuts], device=start.device
-        )
-        ends = torch.tensor(sorted(self.tokens.eos_ids), device=start.device)
-        tokens, logprobs = [], []
-        for step in range(sampling.max_summary_tokens):
+        while True:
             drawn, values = sample_tokens(logits, sampling, trunks.generator)
-            tokens.append(drawn)
-            logprobs.append(values)
+            steps.append((drawn, values))
             is_open = is_open & ~torch.isin(drawn, ends)
-            if step + 1 == sampling.max_summary_tokens or not is_open.any():
+            if len(steps) == sampling.max_summary_tokens or not is_open.any():
                 break
-            logits = self._forward(
-                drawn.masked_fill(~is_open, self.tokens.pad_id),
-                step_mask[..., : held + block + (step + 1) * leaves],
-                start + self.lengths + step,
+            logits = trunks.forward(
+                drawn.masked_fill(~is_open, tokens.pad_id),
+                step_mask[..., : held + block + len(steps) * leaves],
+                start + lengths + len(steps) - 1,
                 leaves,
             )
-        return self._leaves(torch.stack(tokens), torch.stack(logprobs))
-
-    def _masks(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Who sees whom: the trunk up to the cut, then the leaf itself.
-
-        Returns:
-            For the forced text (R, F N, T + F N), and for one summary token of each leaf
-            (R, N, T + (F + steps) N), to be cut off at the columns that stand there.
-        """
-        attended = self.trunks.attended.bool()
-        rows, held = attended.shape
-        leaves, depth, device = self.count, self.longest, attended.device
-        column = torch.arange(held, device=device)
-        below = column < self.trunks.width + self.cut[..., None]
-        on_trunk = attended[:, None] & below  # (R, N, T)
-        time = torch.arange(depth, device=device)
-        real = time[None, :, None] >= (depth - self.lengths)[:, None]  # (R, F, N): not padding
-        same = torch.eye(leaves, dtype=torch.bool, device=device)
-        causal = (time[:, None] >= time[None, :])[:, None, :, None] & same[None, :, None, :]
-        own = (causal[None] & real[:, None, None]).reshape(rows, depth * leaves, depth * leaves)
-        # Padding sees itself, so that no softmax is empty.
-        own = own | torch.eye(depth * leaves, dtype=torch.bool, device=device)
-        forced = torch.cat([on_trunk.repeat(1, depth, 1), own], dim=2)
-        before = (real.transpose(1, 2)[:, :, :, None] & same[:, None]).reshape(
-            rows, leaves, depth * leaves
-        )
-        after = same.repeat(1, steps).expand(rows, -1, -1)
-        return forced, torch.cat([on_trunk, before, after], dim=2)
-
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, leaves: int) -> Tensor:
-        model = self.trunks.model
-        mask = mask[:, None]
-        if model.config._attn_implementation == "eager":  # adds its mask to the scores
-            lowest = torch.finfo(model.dtype).min
-            mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, lowest)
-        out = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.trunks.cache,
-            use_cache=True,
-            logits_to_keep=leaves,
-        )
-        return out.logits[:, -leaves:]
-
-    def _leaves(self, tokens: Tensor, logprobs: Tensor) -> list[list[Leaf]]:
-        drawn, values = tokens.permute(1, 2, 0).tolist(), logprobs.permute(1, 2, 0).tolist()
-        return [
-            [
-                summary_leaf(self.tokens, cut, self.forced[row][n], drawn[row][n], values[row][n])
-                for n, cut in enumerate(own)
-            ]
-            for row, own in enumerate(self.cuts)
+    finally:
+        trunks.cache.crop(held - trunks.cache.get_seq_length())
+    drawn, values = (torch.stack(one, dim=-1).tolist() for one in zip(*steps, strict=True))
+    return [
+        [
+            summary_leaf(
+                tokens,
+                cut,
+                forced[row][n],
+                Continuation(tuple(drawn[row][n]), tuple(values[row][n])),
+            )
+            for n, cut in enumerate(own)
         ]
+        for row, own in enumerate(cuts)
+    ]
+
+
+def _leaf_masks(trunks: Trunks, cut: Tensor, lengths: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Who sees whom: the trunk up to the cut, then the leaf itself.
+
+    Args:
+        trunks: R thinkings, T columns on their cache.
+        cut: (R, N) tokens of thinking that a leaf stands on.
+        lengths: (R, N) tokens of its forced text, F at most.
+        steps: Most summary tokens.
+
+    Returns:
+        For the forced text (R, 1, F N, T + F N), and for one summary token of each leaf
+        (R, 1, N, T + (F + steps) N), to be cut off at the columns that stand there.
+    """
+    model, attended = trunks.model, trunks.attended.bool()
+    (rows, held), leaves, depth = attended.shape, cut.shape[1], int(lengths.max())
+    device = attended.device
+    below = torch.arange(held, device=device) < trunks.width + cut[..., None]
+    on_trunk = attended[:, None] & below  # (R, N, T)
+    time = torch.arange(depth, device=device)
+    real = time[None, :, None] >= (depth - lengths)[:, None]  # (R, F, N): not padding
+    same = torch.eye(leaves, dtype=torch.bool, device=device)
+    causal = (time[:, None] >= time[None, :])[:, None, :, None] & same[None, :, None, :]
+    own = (causal[None] & real[:, None, None]).reshape(rows, depth * leaves, depth * leaves)
+    # Padding sees itself, so that no softmax is empty.
+    own = own | torch.eye(depth * leaves, dtype=torch.bool, device=device)
+    forced = torch.cat([on_trunk.repeat(1, depth, 1), own], dim=2)
+    before = (real.transpose(1, 2)[..., None] & same[:, None]).reshape(rows, leaves, depth * leaves)
+    after = same.repeat(1, steps).expand(rows, -1, -1)
+    masks = forced[:, None], torch.cat([on_trunk, before, after], dim=2)[:, None]
+    if model.config._attn_implementation == "eager":  # adds its mask to the scores
+        lowest = torch.finfo(model.dtype).min
+        return tuple(torch.zeros_like(m, dtype=model.dtype).masked_fill(~m, lowest) for m in masks)
+    return masks
 
 
 # Attention implementations that take a mask of who sees whom.
@@ -301,9 +254,12 @@ def inner_model(model: PreTrainedModel) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def turn_ends(model: PreTrainedModel) -> frozenset[int]:
-    """Tokens that the model's own settings call the end of a turn; there may be several."""
-    configs = (model.generation_config, model.config.get_text_config())
+def turn_ends(*configs: Any) -> frozenset[int]:
+    """Tokens that a model's settings call the end of a turn; there may be several.
+
+    Args:
+        *configs: Of the model and of its generation.
+    """
     told = [getattr(config, "eos_token_id", None) for config in configs]
     ends = [one if isinstance(one, list | tuple) else [one] for one in told]
     return frozenset(id for one in ends for id in one if id is not None)
@@ -333,12 +289,14 @@ class HFEngine(Engine):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected 1 or more, or None for all.")
         self.model, self.batch_size = model, batch_size
-        ends = (tokens.eos_ids | turn_ends(model)) - {tokens.close_id}
-        self.tokens = replace(tokens, eos_ids=ends)
-        self._reason = why_not_branching(model) if branches else "as asked for"
+        own = turn_ends(model.generation_config, model.config.get_text_config())
+        self.tokens = replace(tokens, eos_ids=(tokens.eos_ids | own) - {tokens.close_id})
+        reason = why_not_branching(model) if branches else "as asked for"
+        self._branches = not reason
         self._batched: bool | None = None  # whether `generate` takes rows together, once tried
-        if self._reason:
-            logger.warning("summaries are sampled by plain generate: %s.", self._reason)
+        self._lock = threading.Lock()  # one token at a time: the model's mode is switched around it
+        if reason:
+            logger.warning("summaries are sampled by plain generate: %s.", reason)
 
     @property
     def context_length(self) -> int | None:
@@ -359,61 +317,54 @@ class HFEngine(Engine):
         budgets = check_request(prompts, budgets, num_summaries)
         generator = self._generator(seed)
         size = self.batch_size or max(1, len(prompts))
+        wanted = budgets, num_summaries, sampling
         trees: list[Tree] = []
-        with sampling_mode(self.model):
-            for start in range(0, len(prompts), size):
-                batch = prompts[start : start + size]
-                if self._reason:
-                    with seeded(self.model, generator):
-                        trees += super().sample_trees(
-                            batch, budgets, num_summaries, sampling, None, share_cuts
-                        )
-                else:
+        for start in range(0, len(prompts), size):
+            batch = prompts[start : start + size]
+            if self._branches:
+                with sampling_mode(self.model):
                     trunks = Trunks(self.model, self.tokens, batch, sampling, generator)
                     trees += _grow(trunks, budgets, num_summaries, share_cuts)
+            else:
+                own = derived_seed(seed, start, "batch")
+                trees += super().sample_trees(batch, *wanted, own, share_cuts)
         return trees
 
     def complete(
         self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
     ) -> list[list[Continuation]]:
-        """See `Engine.complete`; by plain generate, and the global random state decides."""
+        """See `Engine.complete`; by plain generate, and the first seed decides for all."""
         rows = [prefix.ids for prefix in prefixes for _ in range(prefix.count)]
         model, tokens = self.model, self.tokens
-        with sampling_mode(model), no_defaults(model):
+        with sampling_mode(model), _plainly(model, prefixes[0].seed):
             if self._batched is None:
                 self._batched = _generates_in_batches(model, tokens, max(rows, key=len))
             made = iter(generate_rows(model, tokens, rows, limit, sampling, thinks, self._batched))
         return [[next(made) for _ in range(prefix.count)] for prefix in prefixes]
 
-    def think(self, prompt: Sequence[int], sampling: Sampling, seed: int | None = None) -> Trunks:
-        """Begin one thinking, to go on token by token with `step` and branch off by `answers`.
-
-        Raises:
-            ValueError: the model cannot branch off its cache.
-        """
-        if self._reason:
-            raise ValueError(
-                f"this model cannot answer in the middle of a thinking: {self._reason}."
-            )
-        with sampling_mode(self.model):
+    def think(self, prompt: Sequence[int], sampling: Sampling, seed: int | None = None) -> Any:
+        """See `Engine.think`; on a cache, where the model can branch off it."""
+        if not self._branches:
+            return super().think(prompt, sampling, seed)
+        with self._lock, sampling_mode(self.model):
             return Trunks(self.model, self.tokens, [prompt], sampling, self._generator(seed))
 
-    def step(self, trunks: Trunks) -> int:
-        """Think one more token of a thinking."""
-        with sampling_mode(self.model):
-            return trunks.step()[0]
+    def step(self, thinking: Any, most: int = AHEAD) -> tuple[int, str]:
+        """See `Engine.step`."""
+        with self._lock, sampling_mode(self.model):
+            if not isinstance(thinking, Trunks):
+                return super().step(thinking, most)
+            return thinking.step()[0], thinking.ends[0]
 
-    def answers(self, trunks: Trunks, count: int, seed: int | None = None) -> list[Leaf]:
-        """Sample `count` summaries of one thinking as it stands; it can go on afterwards.
-
-        With a seed they depend on nothing else, and the thinking's random state stays its own.
-        """
-        asked = trunks
-        if seed is not None:
-            asked = copy.copy(trunks)
-            asked.generator = self._generator(seed)
-        with sampling_mode(self.model):
-            return sample_leaves(asked, [[self.tokens.kept(trunks.thinkings[0])] * count])[0]
+    def answers(self, thinking: Any, count: int, seed: int | None = None) -> list[Leaf]:
+        """See `Engine.answers`."""
+        with self._lock, sampling_mode(self.model):
+            if not isinstance(thinking, Trunks):
+                return super().answers(thinking, count, seed)
+            asked = copy.copy(thinking)
+            if seed is not None:  # the thinking's random state stays its own
+                asked.generator = self._generator(seed)
+            return sample_leaves(asked, [[self.tokens.kept(thinking.thinkings[0])] * count])[0]
 
     def _generator(self, seed: int | None) -> torch.Generator | None:
         return None if seed is None else torch.Generator(self.model.device).manual_seed(seed)
@@ -437,15 +388,19 @@ def _grow(
     """Think to the end and branch off; rows that ended leave once they are a quarter of a batch."""
     number = list(range(len(trunks.prompts)))  # of each row in the batch
     trees: dict[int, Tree] = {}
+    each = range(num_summaries)
 
     def finish(part: Trunks, numbers: list[int]) -> None:
         wanted = [
-            leaf_cuts(part.tokens.kept(thinking), budgets, num_summaries, share_cuts)
+            leaf_cuts(part.tokens.kept(thinking), budgets, share_cuts)
             for thinking in part.thinkings
         ]
-        leaves = sample_leaves(part, [unique for unique, _ in wanted])
-        rows = [[made[i] for i in places] for made, (_, places) in zip(leaves, wanted, strict=True)]
-        trees.update(zip(numbers, part.trees(rows), strict=True))
+        made = sample_leaves(part, [[cut for cut in one for _ in each] for one, _ in wanted])
+        for row, place in enumerate(numbers):
+            leaves = tuple(made[row][at * num_summaries + n] for at in wanted[row][1] for n in each)
+            thinking, logprobs = tuple(part.thinkings[row]), tuple(part.logprobs[row])
+            end = part.ends[row] or "length"
+            trees[place] = Tree(part.prompts[row], thinking, logprobs, end, leaves)
 
     while trunks.length < budgets[-1] and not all(trunks.ends):
         trunks.step()
@@ -458,43 +413,25 @@ def _grow(
     return [trees[row] for row in range(len(trees))]
 
 
-def leaf_cuts(
-    length: int, budgets: Sequence[int], num_summaries: int, share_cuts: bool
-) -> tuple[list[int], list[int]]:
-    """Cuts to sample summaries at, and for each of the J·S leaves which of these it takes."""
-    wanted = [cut for cut in cuts(length, budgets) for _ in range(num_summaries)]
-    if not share_cuts:
-        return wanted, list(range(len(wanted)))
-    distinct = list(dict.fromkeys(wanted))
-    first = {cut: place * num_summaries for place, cut in enumerate(distinct)}
-    unique = [cut for cut in distinct for _ in range(num_summaries)]
-    return unique, [first[cut] + n % num_summaries for n, cut in enumerate(wanted)]
-
-
 # --- plain generate ------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def seeded(model: PreTrainedModel, generator: torch.Generator | None) -> Iterator[None]:
-    # `generate` knows the global random state only: give it ours, and put its own back.
-    if generator is None:
-        yield
-        return
-    devices = [] if model.device.type == "cpu" else [model.device]
-    with torch.random.fork_rng(devices=devices, device_type=model.device.type):
-        seed = torch.randint(2**62, (1,), generator=generator, device=model.device)
-        torch.manual_seed(int(seed))
-        yield
+def _plainly(model: PreTrainedModel, seed: int | None) -> Iterator[None]:
+    """`generate` without a checkpoint's penalties and filters; with a seed, its state is its own.
 
-
-@contextlib.contextmanager
-def no_defaults(model: PreTrainedModel) -> Iterator[None]:
-    # A checkpoint's generation_config may hold penalties and filters, which `sampling` has not.
+    It knows the global random state only, which is put back.
+    """
     kept = [(holder, holder.generation_config) for holder in (inner_model(model), model)]
     for holder, _ in kept:
         holder.generation_config = GenerationConfig()
+    kind = model.device.type
+    devices = [] if kind == "cpu" else [model.device]
     try:
-        yield
+        with torch.random.fork_rng(devices, seed is not None, device_type=kind):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
     finally:
         for holder, config in kept:
             holder.generation_config = config
@@ -509,11 +446,13 @@ def generate_rows(
     thinks: bool,
     batched: bool = True,
 ) -> list[Continuation]:
-    """Continue each prefix by `generate`, up to where `Complete` says."""
+    """Continue each prefix by `generate`, up to where `Engine.complete` says."""
     if not batched and len(prefixes) > 1:
-        rows = [[prefix] for prefix in prefixes]
-        return [generate_rows(model, tokens, row, limit, sampling, thinks, False)[0]
-                for row in rows]  # fmt: skip
+        alone = [
+            generate_rows(model, tokens, [prefix], limit, sampling, thinks, False)
+            for prefix in prefixes
+        ]
+        return [made for (made,) in alone]
     ids, mask = _left_padded(model, tokens, prefixes)
     width = ids.shape[1]
     greedy = sampling.temperature == 0

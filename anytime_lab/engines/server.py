@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +13,7 @@ import httpx
 from anytime_lab.engines.base import Continuation, Engine, Prefix, Sampling
 from anytime_lab.engines.thoughts import ThinkingError
 from anytime_lab.engines.vllm import warn_of_filters
-from anytime_lab.prompts import ThinkingTokens
+from anytime_lab.prompts import ThinkingTokens, encode
 
 logger = logging.getLogger(__name__)
 
@@ -58,52 +56,19 @@ class CompletionsClient:
         return found
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A completion, whole.
+        """A completion.
 
         Raises:
             ThinkingError: it does not come, or it is a refusal.
         """
         return self._json("POST", "/completions", body)
 
-    def stream(self, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
-        """The events of a completion as they come; closing it tells the server to stop.
-
-        Raises:
-            ThinkingError: it does not come, breaks off, or holds an error.
-        """
-        with self._answer("POST", "/completions", body) as response:
-            for line in response.iter_lines():
-                if not line.startswith("data:"):
-                    continue
-                data = line.removeprefix("data:").strip()
-                if data == "[DONE]":
-                    return
-                event = json.loads(data)
-                if "error" in event or event.get("object") == "error":
-                    raise ThinkingError(f"the server at {self.url} failed: {_error_text(event)}")
-                yield event
-            raise ThinkingError(f"the server at {self.url} broke the stream off.")
-
     def _json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        with self._answer(method, path, body) as response:
-            response.read()
-            found = response.json()
-        if not isinstance(found, dict):
-            raise ThinkingError(f"the server at {self.url} answered with no JSON object.")
-        return found
-
-    @contextlib.contextmanager
-    def _answer(self, method: str, path: str, body: Any) -> Iterator[httpx.Response]:
-        """An answer to be read; what httpx throws meanwhile becomes a sentence."""
+        """An answer; what httpx throws meanwhile becomes a sentence."""
         where = f"the server at {self.url}"
         try:
-            with self.http.stream(method, self.url + path, json=body) as response:
-                if response.is_error:
-                    response.read()
-                    passing = response.status_code in PASSING
-                    kind = PassingError if passing else ThinkingError
-                    raise kind(f"{where} refused: {_complaint(response)}")
-                yield response
+            response = self.http.request(method, self.url + path, json=body)
+            found = response.json() if response.is_success else None
         except httpx.ConnectError as error:
             raise PassingError(
                 f"no server answers at {self.url} ({error}). Start one, such as "
@@ -111,25 +76,26 @@ class CompletionsClient:
             ) from error
         except httpx.TimeoutException as error:
             raise PassingError(f"{where} said nothing for {self.timeout:g} seconds.") from error
-        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+        except httpx.HTTPError as error:
             raise PassingError(f"{where} broke off ({error}).") from error
         except ValueError as error:
             raise ThinkingError(f"{where} answered with broken JSON ({error}).") from error
+        if response.is_error:
+            kind = PassingError if response.status_code in PASSING else ThinkingError
+            raise kind(f"{where} refused: {response.status_code} {_complaint(response)}")
+        if not isinstance(found, dict):
+            raise ThinkingError(f"{where} answered with no JSON object.")
+        return found
 
 
 def _complaint(response: httpx.Response) -> str:
     try:
-        told = _error_text(response.json())
+        told = response.json()
     except ValueError:
-        told = response.text[:300]
-    return f"{response.status_code} {told or response.reason_phrase}"
-
-
-def _error_text(event: Any) -> str:
-    error = event.get("error", event) if isinstance(event, dict) else event
-    if isinstance(error, dict):
-        error = error.get("message", error)
-    return str(error)[:500]
+        told = response.text
+    for key in ("error", "message"):
+        told = told.get(key, told) if isinstance(told, dict) else told
+    return str(told or response.reason_phrase)[:500]
 
 
 TOKEN_ID = "token_id:"  # how vLLM writes a token of the log-probs as an id
@@ -185,23 +151,8 @@ class ServerEngine(Engine):
                 'name that it lists (in notebook 03: engine_options = {"served_name": …}).'
             )
         self.served_name = found[0]
-        self.context_length: int | None = served[self.served_name].get("max_model_len")
+        self.context_length = served[self.served_name].get("max_model_len")
         self._warned = False
-
-    def body(self, ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
-        """What every request for completions of these tokens says."""
-        return {
-            "model": self.served_name,
-            "prompt": list(ids),
-            "skip_special_tokens": False,  # the think-end marker is special in some vocabularies
-            "return_token_ids": True,
-            # Told even where neutral: a server may have defaults from the checkpoint.
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-            "repetition_penalty": 1.0,
-        }
 
     def complete(
         self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
@@ -215,29 +166,49 @@ class ServerEngine(Engine):
             warn_of_filters(sampling)
         if sampling.temperature not in (0, 1):
             self._warn_of_temperature(prefixes[0], sampling.temperature)
+
+        def complete(prefix: Prefix) -> list[Continuation]:
+            choices = self._choices(prefix, limit, thinks, sampling)
+            return [self._exactly(choice) for choice in choices]
+
         with ThreadPoolExecutor(self.concurrency) as pool:
             try:
-                return list(
-                    pool.map(lambda one: self._complete(one, limit, thinks, sampling), prefixes)
-                )
+                return list(pool.map(complete, prefixes))
             finally:
                 pool.shutdown(cancel_futures=True)  # after a failure the rest is not wanted
 
-    def _complete(
+    def ask(
         self, prefix: Prefix, limit: int, thinks: bool, sampling: Sampling
     ) -> list[Continuation]:
-        body = self.body(prefix.ids, sampling) | {
+        """See `Engine.ask`: where the server tells text alone, that is tokenised again."""
+        return [self._read(one) for one in self._choices(prefix, limit, thinks, sampling)]
+
+    def _choices(
+        self, prefix: Prefix, limit: int, thinks: bool, sampling: Sampling
+    ) -> list[dict[str, Any]]:
+        body = {
+            "model": self.served_name,
+            "prompt": list(prefix.ids),
             "n": prefix.count,
             "max_tokens": limit,
-            "logprobs": 1,
             "stop_token_ids": sorted(self.tokens.stop_ids if thinks else self.tokens.eos_ids),
             "ignore_eos": True,  # it is among the stops where it should be
+            "include_stop_str_in_output": True,
+            "skip_special_tokens": False,  # the think-end marker is special in some vocabularies
+            "logprobs": 1,
+            "return_token_ids": True,
             "return_tokens_as_token_ids": True,
+            # Told even where neutral: a server may have defaults from the checkpoint.
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "repetition_penalty": 1.0,
         }
         if prefix.seed is not None:
             body["seed"] = prefix.seed
         if thinks and self.tokens.stop_text:
-            body |= {"stop": [self.tokens.stop_text], "include_stop_str_in_output": True}
+            body["stop"] = [self.tokens.stop_text]
         try:
             choices = self._patiently(lambda: self.client.complete(body)).get("choices", [])
         except ThinkingError as error:
@@ -249,26 +220,28 @@ class ServerEngine(Engine):
                 f"the server at {self.url} gave {len(choices)} completions; {prefix.count} were "
                 "asked for (n). It has to support `n`."
             )
-        return [self._read(one) for one in sorted(choices, key=lambda one: one.get("index", 0))]
+        return sorted(choices, key=lambda one: one.get("index", 0))
 
-    def _read(self, choice: dict[str, Any]) -> Continuation:
-        told = choice.get("logprobs") or {}
-        names, values = told.get("tokens") or [], told.get("token_logprobs") or []
-        ids = choice.get("token_ids")
-        if ids is None and names and all(str(name).startswith(TOKEN_ID) for name in names):
-            ids = [int(name.removeprefix(TOKEN_ID)) for name in names]
-        if not ids:
+    def _exactly(self, choice: dict[str, Any]) -> Continuation:
+        made = self._read(choice)
+        if not (ids := _token_ids(choice)) or len(made.logprobs) != len(ids):
             raise ThinkingError(
-                f"the server at {self.url} tells no token ids, so a thinking cannot be cut at a "
-                "budget. Use one that knows `return_token_ids` (vLLM 0.10.2 and later), or "
+                f"the server at {self.url} tells no token ids, or no log-prob of each, so a "
+                "thinking cannot be cut at a budget. Use one that knows `return_token_ids` (vLLM "
+                "0.10.2 and later), started with log-probs allowed (--max-logprobs 1 or more), or "
                 'engine="vllm" or "hf".'
             )
-        if len(values) != len(ids):
-            raise ThinkingError(
-                f"the server at {self.url} gave {len(values)} log-probs for {len(ids)} tokens. "
-                "Start it with log-probs allowed (vLLM: --max-logprobs 1 or more)."
-            )
-        return Continuation(tuple(ids), tuple(values))
+        return made
+
+    def _read(self, choice: dict[str, Any]) -> Continuation:
+        ids = _token_ids(choice)
+        values = (choice.get("logprobs") or {}).get("token_logprobs") or ()
+        if ids is None:
+            ids = encode(self.tokens.tokenizer, choice.get("text") or "")
+            ended = choice.get("finish_reason") != "length"
+            if ended and not self.tokens.stop_ids & set(ids[-1:]):  # such servers leave it out
+                ids = [*ids, self.tokens.tokenizer.eos_token_id]
+        return Continuation(tuple(ids), () if None in values else tuple(values))
 
     def _warn_of_temperature(self, prefix: Prefix, temperature: float) -> None:
         """Look once at which temperature the server takes log-probs, by one token of the prompt."""
@@ -276,9 +249,12 @@ class ServerEngine(Engine):
             return
         self._warned = True
         prefix = Prefix(prefix.ids, 1, 0)
-        (plain,) = self._complete(prefix, 1, False, Sampling(temperature=0))
-        (cold,) = self._complete(prefix, 1, False, Sampling(temperature=COLD))
+        drawn = [
+            self._exactly(self._choices(prefix, 1, False, Sampling(temperature=heat))[0])
+            for heat in (0, COLD)
+        ]
         # At 1 the likeliest token has the same log-prob in both; at COLD it is nearly certain.
+        plain, cold = drawn
         if plain.tokens == cold.tokens and abs(plain.logprobs[0] - cold.logprobs[0]) < 1e-3:
             logger.warning(
                 "the server at %s takes log-probs at temperature 1, not at %g: the records' "
@@ -296,3 +272,11 @@ class ServerEngine(Engine):
             except PassingError:
                 time.sleep(min(0.25 * 2**attempt, 8.0))
         return send()
+
+
+def _token_ids(choice: dict[str, Any]) -> list[int] | None:
+    """Of a completion; None where the server tells text alone."""
+    names = (choice.get("logprobs") or {}).get("tokens") or []
+    if choice.get("token_ids") is None and all(str(name).startswith(TOKEN_ID) for name in names):
+        return [int(name.removeprefix(TOKEN_ID)) for name in names] or None
+    return choice.get("token_ids")

@@ -1,20 +1,15 @@
 """Evaluation through a completions server, stood in for by a transformers model on loopback."""
 
 import contextlib
-import json
-import threading
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 
 import families
 import pytest
 import tiny
-import torch
-from processes import on_loopback
+from completions_server import serving
 from tiny import build
 
 from anytime_lab.engines.base import Sampling
-from anytime_lab.engines.hf import HFEngine, generate_rows
+from anytime_lab.engines.hf import HFEngine
 from anytime_lab.engines.load import load_engine
 from anytime_lab.engines.server import ServerEngine
 from anytime_lab.engines.thoughts import ThinkingError
@@ -27,101 +22,10 @@ BUDGETS = (3, 5, 20)
 MODEL = build()  # its greedy thinkings end in every way
 
 
-@dataclass
-class Behaviour:
-    """What the server does, and what it was asked.
-
-    Attributes:
-        served: Names of its models.
-        failures: Requests that it refuses first, with a status.
-        tells: `token_ids`, `token_id:` in the log-probs, or nothing.
-        raw: It takes log-probs at temperature 1, whatever the sampling temperature.
-        most: Longest prompt and completion together.
-        model: What is served.
-        tokens: Its format.
-    """
-
-    served: tuple = ("tiny",)
-    failures: list = field(default_factory=list)
-    tells: str = "token_ids"
-    raw: bool = False
-    most: int = 256
-    model: object = MODEL
-    tokens: object = TOKENS
-    asked: list = field(default_factory=list)
-    at_once: int = 0
-    most_at_once: int = 0
-
-
 @contextlib.contextmanager
-def serving(**behaviour):
-    told, lock = Behaviour(**behaviour), threading.Lock()
-    count = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def reply(self, status, body):
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
-
-        def do_GET(self):
-            cards = [{"id": name, "max_model_len": told.most} for name in told.served]
-            self.reply(200, {"data": cards})
-
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if told.failures:
-                return self.reply(told.failures.pop(0), {"error": {"message": "too busy"}})
-            if len(body["prompt"]) + body["max_tokens"] > told.most:
-                message = f"This model's maximum context length is {told.most} tokens."
-                return self.reply(400, {"error": {"message": message}})
-            with count:
-                told.at_once += 1
-                told.most_at_once = max(told.most_at_once, told.at_once)
-            with lock:
-                told.asked.append(body)
-                choices = self.complete(body)
-            with count:
-                told.at_once -= 1
-            self.reply(200, {"choices": choices})
-
-        def complete(self, body):
-            sampling = Sampling(*(body[n] for n in ("temperature", "top_p", "top_k", "min_p")))
-            made = []
-            for number in range(body["n"]):
-                torch.manual_seed(body.get("seed", 0) + number)
-                with torch.no_grad():
-                    made += generate_rows(
-                        told.model, told.tokens, [body["prompt"]], body["max_tokens"], sampling,
-                        told.tokens.close_id in body["stop_token_ids"] or "stop" in body,
-                    )  # fmt: skip
-            choices = []
-            for number, one in enumerate(made):
-                ids, values = one.tokens, one.logprobs
-                if told.raw:
-                    values = plain_logprobs(body["prompt"], ids)
-                names = [
-                    f"token_id:{i}" if told.tells == "token_id:" else TOK.decode(i) for i in ids
-                ]
-                choice = {"index": number, "text": TOK.decode(ids)}
-                choice["logprobs"] = {"tokens": names, "token_logprobs": list(values)}
-                if told.tells == "token_ids":
-                    choice["token_ids"] = list(ids)
-                choices.append(choice)
-            return choices[::-1]  # the order is told by `index` alone
-
-    with on_loopback(Handler) as url:
-        yield url, told
-
-
-def plain_logprobs(prompt, ids):
-    whole = torch.tensor([[*prompt, *ids]])
-    with torch.no_grad():
-        logprobs = MODEL(input_ids=whole).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-    return logprobs.gather(1, whole[0, len(prompt) :, None])[:, 0].tolist()
+def served(model=MODEL, tokens=TOKENS, **behaviour):
+    with serving(model, tokens, **{"served": ("tiny",), "most": 256, **behaviour}) as told:
+        yield told
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -129,7 +33,7 @@ def plain_logprobs(prompt, ids):
 def test_greedy_trees_of_a_server_are_those_of_its_model(tells, share):
     sampling = Sampling(temperature=0, max_summary_tokens=6)
     expected = HFEngine(MODEL, TOKENS).sample_trees(PROMPTS, BUDGETS, 2, sampling, share_cuts=share)
-    with serving(tells=tells) as (url, told):
+    with served(tells=tells) as (url, told):
         found = ServerEngine(url, TOKENS).sample_trees(
             PROMPTS, BUDGETS, 2, sampling, share_cuts=share
         )
@@ -147,7 +51,7 @@ def test_greedy_trees_of_a_server_are_those_of_its_model(tells, share):
 
 def test_the_seed_decides_and_every_filter_is_told():
     sampling = Sampling(max_summary_tokens=5)
-    with serving() as (url, told):
+    with served() as (url, told):
         engine = ServerEngine(url, TOKENS, concurrency=4)
         first = engine.sample_trees(PROMPTS[:2] * 2, BUDGETS, 3, sampling, seed=7)
         assert engine.sample_trees(PROMPTS[:2] * 2, BUDGETS, 3, sampling, seed=7) == first
@@ -162,7 +66,7 @@ def test_the_seed_decides_and_every_filter_is_told():
 
 def test_the_other_order_of_requests_changes_nothing():
     sampling = Sampling(max_summary_tokens=5)
-    with serving() as (url, _):
+    with served() as (url, _):
         many = ServerEngine(url, TOKENS, concurrency=8).sample_trees(
             PROMPTS[:4], BUDGETS, 2, sampling, seed=1
         )
@@ -175,7 +79,7 @@ def test_the_other_order_of_requests_changes_nothing():
 def test_an_overload_passes_and_a_refusal_does_not(monkeypatch):
     monkeypatch.setattr("anytime_lab.engines.server.time.sleep", lambda _: None)
     sampling = Sampling(temperature=0, max_summary_tokens=3)
-    with serving(failures=[503, 429, 500]) as (url, told):
+    with served(failures=[503, 429, 500]) as (url, told):
         ServerEngine(url, TOKENS, concurrency=1).sample_trees(PROMPTS[:1], [4], 1, sampling)
         assert told.failures == []
         told.failures += [503] * 3
@@ -192,7 +96,7 @@ def test_an_overload_passes_and_a_refusal_does_not(monkeypatch):
 def test_what_the_server_lacks_is_told(monkeypatch):
     monkeypatch.setattr("anytime_lab.engines.server.time.sleep", lambda _: None)
     sampling = Sampling(temperature=0, max_summary_tokens=3)
-    with serving(tells="text", served=("a", "b")) as (url, _):
+    with served(tells="text", served=("a", "b")) as (url, _):
         with pytest.raises(ThinkingError, match="serves 'a', 'b'; asked for 'c'"):
             ServerEngine(url, TOKENS, model="c")
         with pytest.raises(ThinkingError, match="serves 'a', 'b'; asked for its only one"):
@@ -209,7 +113,7 @@ def test_what_the_server_lacks_is_told(monkeypatch):
 
 @pytest.mark.parametrize("raw", [True, False])
 def test_log_probs_at_another_temperature_are_warned_of(caplog, raw):
-    with serving(raw=raw) as (url, told):
+    with served(raw=raw) as (url, told):
         engine = ServerEngine(url, TOKENS)
         for temperature in (1.0, 0.6, 0.6):
             engine.sample_trees(
@@ -234,7 +138,7 @@ def test_a_marker_of_several_tokens_is_told_to_the_server_and_seen_in_its_tokens
     prompts = [prompt_ids(f"{n} + 1?", tok, tokens.fmt) for n in range(8)]
     sampling = Sampling(temperature=0, max_summary_tokens=4)
     expected = HFEngine(model, tokens).sample_trees(prompts, BUDGETS, 1, sampling)
-    with serving(model=model, tokens=tokens) as (url, told):
+    with served(model=model, tokens=tokens) as (url, told):
         found = ServerEngine(url, tokens).sample_trees(prompts, BUDGETS, 1, sampling)
     assert {tree.end for tree in expected} >= {"closed", "length"}
     assert [(t.thinking, t.end) for t in found] == [(t.thinking, t.end) for t in expected]

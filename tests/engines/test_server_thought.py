@@ -25,8 +25,9 @@ def served(local):
     with contextlib.ExitStack() as stack:
 
         def start(timeout=60.0, max_thinking_tokens=None, **behaviour):
-            url, told = stack.enter_context(serving(local.engine, local.tokenizer, **behaviour))
-            engine = ServerEngine(url, local.tokens, timeout=timeout, retries=0)
+            model, tokens = local.engine.model, local.tokens
+            url, told = stack.enter_context(serving(model, tokens, **behaviour))
+            engine = ServerEngine(url, tokens, timeout=timeout, retries=0)
             stack.callback(engine.client.http.close)
             thinker = Thinker(engine, local.sampling, max_thinking_tokens=max_thinking_tokens)
             return thinker, told
@@ -34,11 +35,10 @@ def served(local):
         yield start
 
 
-@pytest.mark.parametrize("behaviour", [{}, {"join": 5}, {"ids": False}], ids=str)
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_served_thinking_asked_midway_equals_the_local_one(served, local, temperature, behaviour):
-    thinker, told = served(**behaviour)
-    asked, alone = (t.think(QUESTION, temperature, seed=5) for t in (thinker, local))
+@pytest.mark.parametrize("tells", ["token_ids", "text"])
+def test_a_served_thinking_asked_midway_equals_the_local_one(served, local, tells):
+    thinker, told = served(tells=tells)
+    asked, alone = (t.think(QUESTION, 0.0) for t in (thinker, local))
     for n in range(60):
         if n in (0, 3, 20):
             heard, expected = asked.answers(3), alone.answers(3)
@@ -46,11 +46,20 @@ def test_a_served_thinking_asked_midway_equals_the_local_one(served, local, temp
             logprobs = [a.logprob for a in expected]
             assert [a.logprob for a in heard] == pytest.approx(logprobs, abs=1e-4)
         asked.step(), alone.step()
-        assert asked.text == alone.text
-        assert asked.length == alone.length
-    asked.close()
-    # one stream, however often it was asked; questions go out on their own
-    assert len(told.streamed) == 1 and len(told.asked) == 3
+        assert (asked.text, asked.ids, asked.end) == (alone.text, alone.ids, alone.end)
+    assert len(told.thought) == 8 and len(told.summarised) == 3  # a few tokens at a time
+
+
+@pytest.mark.parametrize("tells", ["token_ids", "text"])
+def test_a_sampled_thinking_is_the_same_however_often_it_is_asked(served, tells):
+    thinker, _ = served(tells=tells)
+    asked, alone, other = (thinker.think(QUESTION, 1.0, seed) for seed in (5, 5, 6))
+    for n in range(30):
+        if n in (0, 3, 20):
+            asked.answers(2)
+        asked.step(), alone.step(), other.step()
+    assert asked.text == alone.text != other.text
+    assert asked.answers(3) == alone.answers(3)
 
 
 def test_a_question_stands_on_the_prefix_and_the_forced_text(served, local):
@@ -58,53 +67,46 @@ def test_a_question_stands_on_the_prefix_and_the_forced_text(served, local):
     thought = think_on(thinker.think(QUESTION, 1.0, seed=5), 10)
     thought.answers(4)
     prompt = prompt_ids(QUESTION, local.tokenizer, local.tokens.fmt)
-    body = told.asked[0]
+    (body,) = told.summarised
     assert body["prompt"] == [*prompt, *thought.ids, *thinker.tokens.cut_ids]
     assert (body["n"], body["max_tokens"]) == (4, 24)
-    assert told.streamed[0]["prompt"] == prompt
-    thought.close()
+    assert [one["prompt"] for one in told.thought] == [prompt, [*prompt, *thought.ids[:8]]]
 
 
-@pytest.mark.parametrize("behaviour", [{}, {"ids": False, "past_end": " and more"}], ids=str)
-def test_a_thinking_ends_at_its_marker_whatever_the_server_sends_past_it(served, behaviour):
+@pytest.mark.parametrize("behaviour", [{}, {"tells": "text", "past_end": " and more"}], ids=str)
+def test_a_thinking_ends_at_its_marker_whatever_the_server_sends_past_it(served, local, behaviour):
     thinker, _ = served(**behaviour)
     question = [{"role": "user", "content": "Reach 42 with 12, 16, 14."}]
-    thought = thinker.think(question, 1.0, seed=0)
+    thought, alone = (t.think(question, 0.0) for t in (thinker, local))
     while not thought.end:
-        thought.step()
-    assert thought.end == "closed" and thought.text.endswith("\n</think>")
-    (answer,) = thought.answers(1)
-    assert answer.forced == thinker.tokens.fmt.header and answer.text == "\\boxed{16+(14+12)}"
+        thought.step(), alone.step()
+    assert thought.end == alone.end == "closed" and thought.text.endswith("\n</think>")
+    (answer,), (expected,) = thought.answers(1), alone.answers(1)
+    assert answer.forced == thinker.tokens.fmt.header and answer.text == expected.text
     assert answer.logprob < 0 and answer.finished
     assert thought.step() == ""
 
 
 def test_a_limit_of_tokens_ends_the_thinking(served):
-    thinker, told = served(max_thinking_tokens=7)
-    thought = think_on(thinker.think(QUESTION, 0.0), 9)
-    assert (thought.length, thought.end) == (7, "length")
-    assert told.streamed[0]["max_tokens"] == 7
-    assert len(thought.answers(3)) == 3 and told.asked[0]["n"] == 1  # greedy: all are alike
+    thinker, told = served(max_thinking_tokens=11)
+    thought = think_on(thinker.think(QUESTION, 0.0), 13)
+    assert (thought.length, thought.end) == (11, "length")
+    assert [body["max_tokens"] for body in told.thought] == [8, 3]
+    assert len(thought.answers(3)) == 3 and told.summarised[0]["n"] == 1  # greedy: all are alike
 
 
-def test_a_stream_that_breaks_off_is_told_and_goes_on_where_it_was(served, local):
-    thinker, told = served(break_after=12)
-    thought = thinker.think(QUESTION, 0.0)
-    with pytest.raises(ThinkingError, match=r"broke.* off.* 12 tokens were thought"):
-        think_on(thought, 30)
-    think_on(thought, 18)
-    assert thought.text == think_on(local.think(QUESTION, 0.0), 30).text
-    assert told.streamed[1]["prompt"] == [*thought.prompt, *thought.ids[:12]]
-    assert told.streamed[1]["max_tokens"] == told.streamed[0]["max_tokens"] - 12
-    thought.close()
+def test_a_thinking_that_failed_goes_on_where_it_was(served, local):
+    thinker, told = served()
+    thought = think_on(thinker.think(QUESTION, 0.0), 8)
+    told.failures.append(503)
+    with pytest.raises(ThinkingError, match="refused: 503 too busy"):
+        thought.step()
+    assert think_on(thought, 12).text == think_on(local.think(QUESTION, 0.0), 20).text
 
 
-def test_refusals_and_errors_are_sentences(served):
-    thinker, told = served(error_after=3)
-    with pytest.raises(ThinkingError, match="failed: out of memory <b>"):
-        think_on(thinker.think(QUESTION), 5)
-    told.refuse = "no such thing"
-    with pytest.raises(ThinkingError, match="refused: 400 no such thing"):
+def test_refusals_are_sentences(served):
+    thinker, _ = served(refuse="out of memory <b>")
+    with pytest.raises(ThinkingError, match="refused: 400 out of memory <b>"):
         thinker.think(QUESTION).step()
     with pytest.raises(ThinkingError, match="refused: 400"):
         thinker.think(QUESTION).answers(2)
@@ -130,7 +132,7 @@ def test_close_ends_a_call_in_another_thread_with_what_comes_next(served, call):
 
     thread = threading.Thread(target=run)
     thread.start()
-    while not told.requests:
+    while not told.asked:
         time.sleep(0.01)
     time.sleep(0.1)
     started = time.monotonic()
@@ -159,11 +161,10 @@ def test_a_password_in_the_url_is_sent_and_told_nowhere():
 
 
 def test_a_server_is_loaded_by_its_url_and_a_tokenizer(local):
-    with serving(local.engine, local.tokenizer) as (url, _):
+    with serving(local.engine.model, local.tokens) as (url, _):
         thinker = load_thinker(url, tokenizer="embedded", max_summary_tokens=24)
         thought = think_on(thinker.think(QUESTION, 0.0), 8)
         assert thought.text == think_on(local.think(QUESTION, 0.0), 8).text
-        thought.close()
         with pytest.raises(ThinkingError, match="no tokenizer was found at 'served'"):
             load_thinker(url)
         thinker.engine.client.http.close()

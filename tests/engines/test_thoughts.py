@@ -5,19 +5,23 @@ import threading
 import pytest
 import torch
 from made_thoughts import QUESTION, think_on
-from tiny import SMALL
+from tiny import SMALL, ending
 from transformers import MistralConfig, MistralForCausalLM
 
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.engines.load import load_thinker
-from anytime_lab.engines.thoughts import Thinker, ThinkingError, thinking_room
+from anytime_lab.engines.thoughts import Thinker, ThinkingError
 from anytime_lab.prompts import PieceReader, decode, prompt_ids
 
 
 @pytest.fixture(scope="module")
 def thinker():
     return load_thinker("embedded", max_summary_tokens=24)
+
+
+def logprobs(thought):
+    return thought._thinking.logprobs[0]
 
 
 def whole(thinker, temperature, limit=90):
@@ -34,8 +38,8 @@ def test_a_thinking_asked_at_many_tokens_equals_the_one_left_alone(thinker, temp
         if n in (0, 1, 7, 8, 40):
             asked.answers(1 + n % 4)
         asked.step()
-    assert asked.trunks.thinkings == alone.trunks.thinkings
-    assert asked.trunks.logprobs[0] == pytest.approx(alone.trunks.logprobs[0], abs=1e-4)
+    assert asked.ids == alone.ids
+    assert logprobs(asked) == pytest.approx(logprobs(alone), abs=1e-4)
     assert (asked.text, asked.length, asked.end) == (alone.text, alone.length, alone.end)
 
 
@@ -80,7 +84,7 @@ def test_the_text_is_what_the_tokens_say_and_ends_with_its_marker(thinker):
     while not thought.end:
         pieces.append(thought.step())
     assert thought.end == "closed" and thought.text.endswith("</think>")
-    ids = thought.trunks.thinkings[0]
+    ids = thought.ids
     assert thought.text == "".join(pieces) == decode(thinker.tokenizer, thinker.engine.tokens, ids)
     assert thought.step() == "" and thought.length == len(ids)  # past the end nothing is thought
     (answer,) = thought.answers(1)
@@ -104,15 +108,24 @@ def test_a_full_context_ends_the_thinking_and_still_answers(thinker):
     none = Thinker(thinker.engine, Sampling(max_summary_tokens=1010))
     with pytest.raises(ThinkingError, match="leave none to think"):
         none.think(QUESTION)
-    assert thinking_room(None, [1], thinker.engine.tokens, Sampling()) is None
 
 
-def test_a_model_that_cannot_branch_says_so(thinker):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_cannot_branch_is_asked_by_completing_what_it_thought(thinker, temperature):
     torch.manual_seed(0)
-    model = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8))
-    engine = HFEngine(model.eval(), thinker.engine.tokens)
-    with pytest.raises(ValueError, match="sliding"):
-        Thinker(engine, Sampling()).think(QUESTION)
+    model = ending(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)))
+    asking = Thinker(HFEngine(model, thinker.tokens), Sampling(max_summary_tokens=5))
+    asked, alone = (asking.think(QUESTION, temperature, seed=5) for _ in range(2))
+    answers = think_on(asked, 3).answers(3)
+    think_on(asked, 17), think_on(alone, 20)
+    assert (asked.ids, asked.text, asked.end) == (alone.ids, alone.text, alone.end)
+    again = think_on(asking.think(QUESTION, temperature, seed=5), 3).answers(3)
+    assert again == answers
+    if temperature == 0:
+        sampling = Sampling(temperature=0, max_summary_tokens=5)
+        (tree,) = asking.engine.sample_trees([asked.prompt], [3, 20], 1, sampling)
+        assert tree.thinking == tuple(asked.ids)
+        assert answers[0].text == decode(thinker.tokenizer, thinker.tokens, tree.leaves[0].summary)
 
 
 def test_a_closed_thought_says_so(thinker):
