@@ -10,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 from typing import Any
 
 # Ends of a turn in the vocabularies of common chat models, besides the tokenizer's own EOS and
@@ -59,31 +60,37 @@ class ThinkingFormat:
             )
 
 
-TAGS = ThinkingFormat()
-R1 = ThinkingFormat(name="r1")
-QWEN3 = ThinkingFormat(name="qwen3")
-COUNTDOWN = ThinkingFormat(name="countdown")
-PLAIN = ThinkingFormat(name="plain", chat_template=False)
-UNMARKED = ThinkingFormat("unmarked", think_open="", think_close="", cut_suffix="...\n\n...")
-HARMONY = ThinkingFormat(
-    "harmony",
-    think_open="<|channel|>analysis<|message|>",
-    think_close="<|end|>",
-    cut_suffix="...\n\n...\n\n<|end|>",
-    header="<|start|>assistant<|channel|>final<|message|>**Final Answer**\n",
-)
-MAGISTRAL = ThinkingFormat("magistral", "[THINK]", "[/THINK]", "...\n\n...\n\n[/THINK]")
-# Name → (format, which models have it).
-FORMATS = {
-    "chat": (TAGS, "models that think in <think> tags"),
-    "r1": (R1, "DeepSeek-R1 and its distillations; the published runs"),
-    "qwen3": (QWEN3, "Qwen3 and other hybrid thinkers"),
-    "countdown": (COUNTDOWN, "the embedded model"),
-    "plain": (PLAIN, "base models with <think> tags: text in, text out"),
-    "unmarked": (UNMARKED, "models without thinking tags; their answer's own text is the thinking"),
-    "harmony": (HARMONY, "gpt-oss: the analysis channel, then the final one"),
-    "magistral": (MAGISTRAL, "Mistral's thinkers"),
+_FORMATS = {
+    "chat": ("models that think in <think> tags", {}),
+    "r1": ("DeepSeek-R1 and its distillations; the published runs", {}),
+    "qwen3": ("Qwen3 and other hybrid thinkers", {}),
+    "countdown": ("the embedded model", {}),
+    "plain": ("base models with <think> tags: text in, text out", {"chat_template": False}),
+    "unmarked": (
+        "models without thinking tags; their answer's own text is the thinking",
+        {"think_open": "", "think_close": "", "cut_suffix": "...\n\n..."},
+    ),
+    "harmony": (
+        "gpt-oss: the analysis channel, then the final one",
+        {
+            "think_open": "<|channel|>analysis<|message|>",
+            "think_close": "<|end|>",
+            "cut_suffix": "...\n\n...\n\n<|end|>",
+            "header": "<|start|>assistant<|channel|>final<|message|>**Final Answer**\n",
+        },
+    ),
+    "magistral": (
+        "Mistral's thinkers",
+        {
+            "think_open": "[THINK]",
+            "think_close": "[/THINK]",
+            "cut_suffix": "...\n\n...\n\n[/THINK]",
+        },
+    ),
 }
+# Name → (format, which models have it).
+FORMATS = {name: (ThinkingFormat(name, **own), words) for name, (words, own) in _FORMATS.items()}
+COUNTDOWN = FORMATS["countdown"][0]
 AUTO = "auto"  # by what tokenizer and chat template say
 
 
@@ -107,7 +114,7 @@ class ThinkingTokens:
     pad_id: int
     cut_ids: tuple[int, ...]
     header_ids: tuple[int, ...]
-    fmt: ThinkingFormat = TAGS
+    fmt: ThinkingFormat = ThinkingFormat()
     why: str = field(default="", compare=False)
     tokenizer: Any = field(default=None, compare=False, repr=False)
 
@@ -120,6 +127,17 @@ class ThinkingTokens:
     def stop_text(self) -> str:
         """The marker where it is several tokens, so that a text has to be looked at; else empty."""
         return self.fmt.think_close if self.close_id is None else ""
+
+    def stops(self, thinks: bool) -> dict[str, Any]:
+        """Where a thinking, or a summary, stops: settings of a request, as vLLM knows them."""
+        ids = self.stop_ids if thinks else self.eos_ids
+        return {
+            "stop_token_ids": sorted(ids),
+            "stop": [self.stop_text] if thinks and self.stop_text else [],
+            "include_stop_str_in_output": True,
+            "ignore_eos": True,  # it is among the stops where it should be
+            "skip_special_tokens": False,  # the marker is special in some vocabularies
+        }
 
     @property
     def longest_forced(self) -> int:
@@ -189,11 +207,6 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def _is_token(tokenizer: Any, text: str) -> bool:
-    ids = encode(tokenizer, text)
-    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
-
-
 def resolve_tokens(
     tokenizer: Any,
     fmt: "ThinkingFormat | str | Mapping[str, Any] | None" = None,
@@ -261,53 +274,49 @@ def choose_format(
     Raises:
         ValueError: there is no such format or field.
     """
-    if wanted is None or wanted in ("", AUTO, {}):
-        return _detected(tokenizer)
     if isinstance(wanted, ThinkingFormat):
         return wanted, "as given"
-    named = wanted if isinstance(wanted, str) else wanted.get("name")
-    if named and named not in FORMATS and isinstance(wanted, str):
+    wanted = None if wanted in ("", AUTO) else wanted
+    given = {"name": wanted} if isinstance(wanted, str) else dict(wanted or {})
+    if isinstance(wanted, str) and wanted not in FORMATS:
         listed = "; ".join(f"{name!r}: {words}" for name, (_, words) in FORMATS.items())
-        raise ValueError(f"thinking_format is {named!r}; expected {AUTO!r} or one of {listed}.")
-    fmt = FORMATS[named][0] if named in FORMATS else _detected(tokenizer)[0]
-    if fmt.chat_template and getattr(tokenizer, "chat_template", None) is None:
-        fmt = replace(fmt, chat_template=False)
-    if isinstance(wanted, str):
-        return fmt, "as asked for"
+        raise ValueError(f"thinking_format is {wanted!r}; expected {AUTO!r} or one of {listed}.")
     known = [one.name for one in fields(ThinkingFormat)]
-    if strange := sorted(set(wanted) - set(known)):
+    if strange := sorted(set(given) - set(known)):
         raise ValueError(f"thinking_format has no field {strange[0]!r}; its fields are {known}.")
-    return replace(fmt, **wanted), "as asked for"
+    name, why = given.get("name"), "as asked for"
+    if name not in FORMATS:
+        name, found = _detected(tokenizer)
+        why = why if given else found
+    fmt = FORMATS[name][0]
+    if not getattr(tokenizer, "chat_template", None):
+        fmt = replace(fmt, chat_template=False)
+    return replace(fmt, **given), why
 
 
-def detect_format(tokenizer: Any) -> ThinkingFormat:
-    """The format that a tokenizer speaks, by its chat template and vocabulary."""
-    return _detected(tokenizer)[0]
+def _detected(tokenizer: Any) -> tuple[str, str]:
+    """The name of the format that a tokenizer speaks, and why."""
+    template = str(getattr(tokenizer, "chat_template", None) or "")
 
+    def is_token(text: str) -> bool:
+        ids = encode(tokenizer, text)
+        return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
 
-def _detected(tokenizer: Any) -> tuple[ThinkingFormat, str]:
-    template = getattr(tokenizer, "chat_template", None)
-    text = template if isinstance(template, str) else str(template or "")
-    if "<|channel|>analysis" in text and _is_token(tokenizer, "<|channel|>"):
-        return HARMONY, "its chat template writes channels"
-    if "[/THINK]" in text and _is_token(tokenizer, "[/THINK]"):
-        return MAGISTRAL, "its chat template knows [THINK]"
-    if _is_token(tokenizer, TAGS.think_close):
-        one = "its vocabulary has </think> as one token"
-        if template is None:
-            return PLAIN, f"{one}, and it has no chat template"
-        if len(encode(tokenizer, COUNTDOWN.header)) == 1:
-            return COUNTDOWN, "its vocabulary has the header as one token"
-        if "<｜Assistant｜>" in text:
-            return R1, f"{one}, and its chat template is DeepSeek's"
-        hybrid = "enable_thinking" in text
-        return (QWEN3, f"{one}; thinking can be switched") if hybrid else (TAGS, one)
-    if "</think>" in text or "<think>" in text:
-        return TAGS, "its chat template knows <think>; </think> is several tokens"
-    return (
-        replace(UNMARKED, chat_template=template is not None),
-        "neither its vocabulary nor its chat template knows a marker such as </think>",
+    one, told = is_token("</think>"), "its vocabulary has </think> as one token"
+    named, spelled = encode(tokenizer, COUNTDOWN.header), "think>" in template
+    channels, brackets = "<|channel|>analysis" in template, "[/THINK]" in template
+    rows = (
+        ("harmony", channels and is_token("<|channel|>"), "its chat template writes channels"),
+        ("magistral", brackets and is_token("[/THINK]"), "its chat template knows [THINK]"),
+        ("plain", one and not template, f"{told}, and it has no chat template"),
+        ("countdown", one and len(named) == 1, "its vocabulary has the header as one token"),
+        ("r1", one and "<｜Assistant｜>" in template, f"{told}, its chat template is DeepSeek's"),
+        ("qwen3", one and "enable_thinking" in template, f"{told}; thinking can be switched"),
+        ("chat", one, told),
+        ("chat", spelled, "its chat template knows <think>; </think> is several tokens"),
+        ("unmarked", True, "vocabulary and chat template know no marker such as </think>"),
     )
+    return next((name, why) for name, holds, why in rows if holds)
 
 
 def describe_format(tokens: ThinkingTokens, prompt: Sequence[int]) -> str:
@@ -454,8 +463,8 @@ def _text(prompt: Any, tokenizer: Any, fmt: ThinkingFormat, kwargs: Mapping | No
         return "\n\n".join(message["content"] for message in prompt) + "\n\n"
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError(
-            "the prompt is a conversation, but the tokenizer has no chat template. Pass the format "
-            "PLAIN (anytime_lab.prompts) for a base model, or set tokenizer.chat_template."
+            "the prompt is a conversation, but the tokenizer has no chat template. Set "
+            "thinking_format='plain' for a base model, or set tokenizer.chat_template."
         )
     return tokenizer.apply_chat_template(
         prompt, add_generation_prompt=True, tokenize=False, **dict(kwargs or {})
@@ -485,13 +494,11 @@ def text_and_ends(
     A token that is only part of a character ends where the character before it does. EOS has no
     text.
     """
-    reader, pieces, ends = PieceReader(tokenizer, tokens), [], []
-    length = 0
-    for number, token in enumerate(ids, 1):
-        pieces.append(reader.read(token) + (reader.rest() if number == len(ids) else ""))
-        length += len(pieces[-1])
-        ends.append(length)
-    return "".join(pieces), ends
+    reader = PieceReader(tokenizer, tokens)
+    pieces = [reader.read(token) for token in ids]
+    if pieces:
+        pieces[-1] += reader.rest()
+    return "".join(pieces), list(accumulate(map(len, pieces)))
 
 
 class PieceReader:

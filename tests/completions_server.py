@@ -56,7 +56,7 @@ class Behaviour:
         return [body for body in self.asked if not self.thinks(body)]
 
     def thinks(self, body):
-        return self.tokens.close_id in body["stop_token_ids"] or "stop" in body
+        return self.tokens.close_id in body["stop_token_ids"] or bool(body["stop"])
 
 
 @contextlib.contextmanager

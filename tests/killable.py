@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.evaluate import evaluate
-from anytime_lab.prompts import detect_format, resolve_tokens
+from anytime_lab.prompts import resolve_tokens
 from anytime_lab.train.recording import last_complete_checkpoint
 from anytime_lab.train.trainer import BRPOTrainer
 from anytime_lab.verify.verifiers import ExactVerifier
@@ -64,7 +64,7 @@ def evaluate_tiny(folder):
     """Ten chunks of two thinkings."""
     with quiet(folder):
         tok = tiny.tokenizer()
-        engine = HFEngine(tiny.model(tok), resolve_tokens(tok, detect_format(tok)))
+        engine = HFEngine(tiny.model(tok), resolve_tokens(tok))
         data = tiny.problems(10)
         evaluate(
             engine,

@@ -15,7 +15,7 @@ from anytime_lab import evaluate as module
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.evaluate import chunk_seed, evaluate
-from anytime_lab.prompts import detect_format, resolve_tokens
+from anytime_lab.prompts import resolve_tokens
 from anytime_lab.store.files import (
     RECORDS,
     THINKINGS,
@@ -73,7 +73,7 @@ def problems(count=PROBLEMS):
 @pytest.fixture(scope="module")
 def parts():
     tok = tiny.tokenizer()
-    return tiny.model(tok), tok, resolve_tokens(tok, detect_format(tok))
+    return tiny.model(tok), tok, resolve_tokens(tok)
 
 
 def run(parts, folder, *, engine=None, data=None, verifier=None, **settings):
@@ -175,7 +175,7 @@ def test_the_manifest_holds_versions_seeds_prompt_and_sampler(parts, whole):
     assert settings["budgets"] == BUDGETS
     assert settings["seed"] == 0 and settings["num_samples"] == SAMPLES
     assert settings["sampling"]["max_summary_tokens"] == 6
-    assert settings["format"]["header"] == detect_format(parts[1]).header
+    assert settings["format"]["header"] == parts[2].fmt.header
     assert settings["engine"]["class"] == "Watched"
     assert len(settings["model"]) == 64  # a hash of the weights
     assert manifest["chunks"] == 3

@@ -10,16 +10,11 @@ from transformers import PreTrainedTokenizerFast
 
 from anytime_lab.prompts import (
     COUNTDOWN,
-    HARMONY,
-    PLAIN,
-    QWEN3,
-    R1,
-    UNMARKED,
+    FORMATS,
     ThinkingFormat,
     choose_format,
     decode,
     describe_format,
-    detect_format,
     fit_verifier,
     prompt_ids,
     resolve_tokens,
@@ -27,6 +22,9 @@ from anytime_lab.prompts import (
 )
 from anytime_lab.verify.verifiers import ExactVerifier
 
+R1, QWEN3, PLAIN, UNMARKED, HARMONY = (
+    FORMATS[name][0] for name in ("r1", "qwen3", "plain", "unmarked", "harmony")
+)
 CHAT = [{"role": "user", "content": "1+1?"}]
 # The generation prompts of the families, as their templates write them.
 QWEN3_TEMPLATE = (
@@ -89,7 +87,7 @@ def test_text_is_taken_as_it_is_and_keeps_one_bos():
 def test_base_models_get_a_conversation_as_plain_text():
     tok = characters()
     assert pieces(prompt_ids(CHAT, tok, PLAIN), tok) == "1+1?\n\n<think>\n"
-    with pytest.raises(ValueError, match="PLAIN"):
+    with pytest.raises(ValueError, match="'plain'"):
         prompt_ids(CHAT, tok, QWEN3)
 
 
@@ -172,14 +170,14 @@ def test_a_format_closes_the_thinking_exactly_once(fields):
 
 
 def test_the_format_is_found_by_the_template():
-    assert detect_format(characters()) is PLAIN
-    assert detect_format(characters(markers=())) == replace(UNMARKED, chat_template=False)
-    assert detect_format(characters("{{ messages }}", markers=())) == UNMARKED
-    assert detect_format(characters("{{ messages }}<think>", markers=())) == ThinkingFormat()
-    assert detect_format(characters(QWEN3_TEMPLATE)) is QWEN3
-    assert detect_format(characters(R1_TEMPLATE)) is R1
-    assert detect_format(tiny.tokenizer()) is COUNTDOWN
-    assert detect_format(characters("{{ messages }}")) == ThinkingFormat()
+    assert choose_format(characters())[0] == PLAIN
+    assert choose_format(characters(markers=()))[0] == replace(UNMARKED, chat_template=False)
+    assert choose_format(characters("{{ messages }}", markers=()))[0] == UNMARKED
+    assert choose_format(characters("{{ messages }}<think>", markers=()))[0] == ThinkingFormat()
+    assert choose_format(characters(QWEN3_TEMPLATE))[0] == QWEN3
+    assert choose_format(characters(R1_TEMPLATE))[0] == R1
+    assert choose_format(tiny.tokenizer())[0] == COUNTDOWN
+    assert choose_format(characters("{{ messages }}"))[0] == ThinkingFormat()
 
 
 CUT = "...ĊĊ...ĊĊ"

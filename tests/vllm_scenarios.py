@@ -23,11 +23,11 @@ BUDGETS = [6, 20, 60]
 def work():
     """Problems, verifier, tokenizer and tokens of the embedded task."""
     from anytime_lab.engines.load import load_tokenizer
-    from anytime_lab.prompts import detect_format, resolve_tokens
+    from anytime_lab.prompts import resolve_tokens
     from anytime_lab.tasks.problems import load_task
 
     tokenizer = load_tokenizer("embedded")
-    tokens = resolve_tokens(tokenizer, detect_format(tokenizer))
+    tokens = resolve_tokens(tokenizer)
     return load_task("countdown", split="test", num_problems=12), tokenizer, tokens
 
 
@@ -48,11 +48,11 @@ def greedy_records(engine, folder):
 def sampled_trees(engine, seed):
     """Trees of 6 problems, two of each, at temperature 0.7."""
     from anytime_lab.engines.base import Sampling
-    from anytime_lab.prompts import detect_format, prompt_ids
+    from anytime_lab.prompts import prompt_ids
 
-    task, tokenizer, _ = work()
-    fmt = detect_format(tokenizer)
-    prompts = [prompt_ids(p, tokenizer, fmt) for p in task.problems["prompt"][:6] for _ in "ab"]
+    task, tokenizer, tokens = work()
+    asked = [prompt_ids(p, tokenizer, tokens.fmt) for p in task.problems["prompt"][:6]]
+    prompts = [ids for ids in asked for _ in "ab"]
     sampling = Sampling(temperature=0.7, max_summary_tokens=10)
     return engine.sample_trees(prompts, BUDGETS, 2, sampling, seed=seed)
 

@@ -34,6 +34,11 @@ class Sampling:
     min_p: float = 0.0
     max_summary_tokens: int = 118
 
+    @property
+    def filters(self) -> dict[str, float]:
+        """All but the length, as transformers, vLLM and servers name them."""
+        return {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+
     def __post_init__(self) -> None:
         t, p, m = self.temperature, self.top_p, self.min_p
         rows = (

@@ -456,10 +456,7 @@ def generate_rows(
     ids, mask = _left_padded(model, tokens, prefixes)
     width = ids.shape[1]
     greedy = sampling.temperature == 0
-    drawn = {} if greedy else {
-        "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
-        "min_p": sampling.min_p or None,
-    }  # fmt: skip
+    drawn = {} if greedy else sampling.filters
     if thinks and tokens.stop_text:
         drawn["stopping_criteria"] = [
             lambda rows, _scores: torch.tensor(

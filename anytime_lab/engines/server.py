@@ -50,21 +50,17 @@ class CompletionsClient:
 
     def models(self) -> list[dict[str, Any]]:
         """What the server serves, as it says."""
-        found = self._json("GET", "/models").get("data")
+        found = self.ask("GET", "/models").get("data")
         if not isinstance(found, list) or not all(isinstance(m, dict) and "id" in m for m in found):
             raise ThinkingError(f"{self.url}/models does not list models; is this the right URL?")
         return found
 
-    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A completion.
+    def ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """What the server answers.
 
         Raises:
-            ThinkingError: it does not come, or it is a refusal.
+            ThinkingError: it does not answer, or refuses; a sentence.
         """
-        return self._json("POST", "/completions", body)
-
-    def _json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        """An answer; what httpx throws meanwhile becomes a sentence."""
         where = f"the server at {self.url}"
         try:
             response = self.http.request(method, self.url + path, json=body)
@@ -191,26 +187,19 @@ class ServerEngine(Engine):
             "prompt": list(prefix.ids),
             "n": prefix.count,
             "max_tokens": limit,
-            "stop_token_ids": sorted(self.tokens.stop_ids if thinks else self.tokens.eos_ids),
-            "ignore_eos": True,  # it is among the stops where it should be
-            "include_stop_str_in_output": True,
-            "skip_special_tokens": False,  # the think-end marker is special in some vocabularies
             "logprobs": 1,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
-            # Told even where neutral: a server may have defaults from the checkpoint.
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-            "repetition_penalty": 1.0,
+            "repetition_penalty": 1.0,  # told though neutral: a server may have a default
+            **sampling.filters,
+            **self.tokens.stops(thinks),
         }
         if prefix.seed is not None:
             body["seed"] = prefix.seed
-        if thinks and self.tokens.stop_text:
-            body["stop"] = [self.tokens.stop_text]
         try:
-            choices = self._patiently(lambda: self.client.complete(body)).get("choices", [])
+            choices = self._patiently(lambda: self.client.ask("POST", "/completions", body)).get(
+                "choices", []
+            )
         except ThinkingError as error:
             if "context length" in str(error) or "max_model_len" in str(error):  # vLLM says either
                 raise ThinkingError(f"{error} {LONGER}") from error

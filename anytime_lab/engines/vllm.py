@@ -64,23 +64,16 @@ class VLLMEngine(Engine):
 
         if thinks:
             warn_of_filters(sampling)
-        tokens, spelled = self.tokens, thinks and self.tokens.stop_text
+        stops = self.tokens.stops(thinks)
         settings = [
             SamplingParams(
                 n=prefix.count,
                 seed=prefix.seed,
                 max_tokens=limit,
-                stop_token_ids=sorted(tokens.stop_ids if thinks else tokens.eos_ids),
-                stop=[spelled] if spelled else None,
-                include_stop_str_in_output=True,
-                ignore_eos=True,  # it is among the stops where it should be
                 logprobs=0,
-                detokenize=bool(spelled),
-                skip_special_tokens=False,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                min_p=sampling.min_p,
+                detokenize=bool(stops["stop"]),
+                **stops,
+                **sampling.filters,
             )
             for prefix in prefixes
         ]

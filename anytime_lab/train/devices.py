@@ -130,18 +130,10 @@ def _value(at: Sequence[float | None]) -> float:
 @contextlib.contextmanager
 def _settings(made: _TrainersEngine, limit: int, thinks: bool) -> Iterator[None]:
     """The length and the stops of one phase."""
-    engine, tokens = made.vllm, made.tokens
+    engine = made.vllm
     before = engine.max_completion_length, engine.generation_kwargs
     engine.max_completion_length = limit
-    engine.generation_kwargs = {
-        "stop_token_ids": sorted(tokens.stop_ids if thinks else tokens.eos_ids),
-        "ignore_eos": True,
-    }
-    if thinks and tokens.stop_text:  # seen in the text, which has to keep its special tokens
-        engine.generation_kwargs |= {
-            "stop": [tokens.stop_text], "include_stop_str_in_output": True,
-            "skip_special_tokens": False,
-        }  # fmt: skip
+    engine.generation_kwargs = made.tokens.stops(thinks)
     try:
         yield
     finally:

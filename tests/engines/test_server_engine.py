@@ -144,6 +144,6 @@ def test_a_marker_of_several_tokens_is_told_to_the_server_and_seen_in_its_tokens
     assert [(t.thinking, t.end) for t in found] == [(t.thinking, t.end) for t in expected]
     for one, two in zip(found, expected, strict=True):
         assert [leaf.summary for leaf in one.leaves] == [leaf.summary for leaf in two.leaves]
-    thinks = [body for body in told.asked if "stop" in body]
+    thinks = [body for body in told.asked if body["stop"]]
     assert len(thinks) == len(prompts)
     assert all(b["stop"] == ["ba"] and b["include_stop_str_in_output"] for b in thinks)

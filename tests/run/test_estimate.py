@@ -13,7 +13,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from anytime_lab.__main__ import main
 from anytime_lab.engines.load import load_model, load_tokenizer
-from anytime_lab.prompts import detect_format, resolve_tokens
+from anytime_lab.prompts import resolve_tokens
 from anytime_lab.run.estimate import (
     DEVICES,
     GIB,
@@ -39,7 +39,7 @@ def measured():
     tok, model = load_tokenizer("embedded"), load_model("embedded", device="cpu")
     add_fused_lm_head(model, temperature=1.0, outputs=("log_probs", "entropy"))
     backend = choose_backend(model)
-    tokens = resolve_tokens(tok, detect_format(tok))
+    tokens = resolve_tokens(tok)
 
     def ids(count):
         return tuple(torch.randint(20, 200, (count,)).tolist())

@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 
-from anytime_lab.prompts import UNMARKED
+from anytime_lab.prompts import FORMATS as KNOWN
 from anytime_lab.train.scoring import TreeRows, score_rows, stack_rows
 from anytime_lab.train.trainer import BRPOTrainer
 from anytime_lab.tree import pack
@@ -50,7 +50,7 @@ def test_a_step_trains_what_was_sampled_in_the_format(tmp_path, name, capsys):
     eos = sum(tree.end == "eos" for tree in trees) / len(trees)
     assert log["thinking/eos"] == pytest.approx(eos, abs=1e-3)
     if not tokens.fmt.think_close:
-        assert tokens.fmt == UNMARKED and eos == 0 and log["format_rate"] == 1
+        assert tokens.fmt == KNOWN["unmarked"][0] and eos == 0 and log["format_rate"] == 1
         assert {tree.end for tree in trees} == {"closed", "length"}
     else:
         good = [
