@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -38,17 +41,16 @@ from anytime_lab.store.files import (
     RECORDS,
     THINKINGS,
     RunFolderError,
-    check_same_settings,
     only_writer,
     remove_leftovers,
     write_json,
     write_progress,
 )
 from anytime_lab.store.manifest import (
-    describe_model_folder,
     describe_problems,
     describe_rows,
     environment,
+    hash_model_folder,
     sessions_of,
 )
 from anytime_lab.store.records import (
@@ -60,7 +62,6 @@ from anytime_lab.store.records import (
     row_of,
     write_part,
 )
-from anytime_lab.tree import Tree
 from anytime_lab.verify.verifiers import FAILURES, Verifier
 
 DEFAULT_SAMPLING = Sampling()
@@ -155,55 +156,57 @@ def evaluate(
         run_dir, absolute.
 
     Raises:
-        TypeError: an argument is of another kind.
-        ValueError: bad budgets, sizes, dataset, or an engine whose context is too short.
+        ValueError: an argument is of another kind; bad budgets, sizes or dataset, or an engine
+            whose context is too short.
         RunFolderError: the folder holds something else, or an evaluation with other settings, or
             another run writes there.
     """
-    _check_kinds(
-        engine=(engine, "sample_trees", "an engine such as HFEngine"),
-        tokenizer=(tokenizer, "decode", "load_tokenizer(name)"),
-        dataset=(dataset, "column_names", "load_task(name).problems"),
-        verifier=(verifier, "grade", "load_task(name).verifier"),
-        sampling=(sampling, "max_summary_tokens", "Sampling(temperature=0.6)"),
-        seed=(seed, "__index__", "a whole number"),
-        run_dir=(run_dir, "strip" if isinstance(run_dir, str) else "__fspath__", "a folder"),
+    sizes = {"num_samples": num_samples, "num_summaries": num_summaries, "batch_size": batch_size}
+    rows = (
+        ("engine", engine, _has(engine, "sample_trees"), "an engine such as HFEngine"),
+        ("tokenizer", tokenizer, _has(tokenizer, "decode"), "load_tokenizer(name)"),
+        ("dataset", dataset, _has(dataset, "column_names"), "load_task(name).problems"),
+        ("verifier", verifier, _has(verifier, "grade"), "load_task(name).verifier"),
+        ("sampling", sampling, isinstance(sampling, Sampling), "Sampling(temperature=0.6)"),
+        ("seed", seed, _has(seed, "__index__"), "a whole number"),
+        ("run_dir", run_dir, isinstance(run_dir, str | os.PathLike) and run_dir, "a folder"),
+        *((n, v, type(v) is int and v > 0, "a whole number above 0") for n, v in sizes.items()),
     )
+    for name, value, holds, wanted in rows:
+        if not holds:
+            raise ValueError(f"{name} is {value!r:.60}; expected {wanted}.")
     tokens = getattr(engine, "tokens", None) or resolve_tokens(tokenizer)
-    fmt = tokens.fmt
-    _check_sizes(num_samples=num_samples, num_summaries=num_summaries, batch_size=batch_size)
+    chat_template_kwargs = dict(chat_template_kwargs or {})
     work = Work(
         engine=engine,
         tokenizer=tokenizer,
         tokens=tokens,
-        verifier=fit_verifier(verifier, fmt),
-        problems=_problems(dataset, tokenizer, fmt, answer_column, chat_template_kwargs),
+        verifier=fit_verifier(verifier, tokens.fmt),
+        problems=_problems(dataset, tokenizer, tokens.fmt, answer_column, chat_template_kwargs),
         budgets=check_budgets(budgets),
-        num_samples=num_samples,
-        num_summaries=num_summaries,
         sampling=sampling,
         seed=seed,
-        batch_size=batch_size,
+        **sizes,
     )
     _check_context(work)
+    asked = ({"id": p.id, "prompt": p.prompt, "gold": p.gold} for p in work.problems)
     settings = {
-        "budgets": list(work.budgets),
-        "num_samples": num_samples,
-        "num_summaries": num_summaries,
+        "budgets": work.budgets,
         "sampling": asdict(sampling),
         "seed": seed,
-        "batch_size": batch_size,
-        "format": asdict(fmt),
-        "chat_template_kwargs": dict(chat_template_kwargs or {}),
-        "engine": describe_plainly(engine, ("batch_size",)),
-        "model": describe_weights(engine, model),
-        "dataset": describe_rows(
-            {"id": p.id, "prompt": p.prompt, "gold": p.gold} for p in work.problems
-        )["sha256"],
-        "verifier": describe_plainly(work.verifier, sorted(vars(work.verifier))),
+        **sizes,
+        "format": asdict(tokens.fmt),
+        "chat_template_kwargs": chat_template_kwargs,
+        "engine": _described(engine, ("batch_size",)),
+        "model": _weights(engine, model),
+        "dataset": describe_rows(asked)["sha256"],
+        "verifier": _described(work.verifier, sorted(vars(work.verifier))),
     }
+    path = model or getattr(
+        getattr(getattr(engine, "model", None), "config", None), "_name_or_path", ""
+    )
     about = {
-        "model_path": str(model or model_name(engine)),
+        "model_path": str(path),
         "dataset": {"name": dataset_name, "card": dataset_card, **describe_problems(dataset)},
     }
     with only_writer(run_dir) as folder:
@@ -222,51 +225,37 @@ def _run_chunks(work: Work, run_dir: Path, progress: bool) -> None:
         warnings.warn(found, stacklevel=3)
     finished = finished_chunks(run_dir)
     sizes = [len(work.pairs(chunk)) for chunk in range(work.chunks)]
-    done = done_before = sum(sizes[chunk] for chunk in finished)
-    started = time.time()
+    done = before = sum(sizes[chunk] for chunk in finished)
+    started, seen = time.time(), Counter()
 
     def tell(message: str) -> None:
-        write_progress(
-            run_dir,
-            "evaluate",
-            done,
-            work.total,
-            "thinkings",
-            started=started,
-            done_before=done_before,
-            message=message,
-        )
+        told = {"started": started, "done_before": before, "message": message}
+        write_progress(run_dir, "evaluate", done, work.total, "thinkings", **told)
 
-    right = graded = failed = unclosed = new = 0
     tell("resumed" if done else "started")
-    with tqdm(
-        total=work.total,
-        initial=done,
-        desc=f"evaluate at {len(work.budgets)} budgets",
-        unit="thinking",
-        disable=not progress,
-    ) as bar:
-        for chunk in range(work.chunks):
-            if chunk in finished:
-                continue
+    words = f"evaluate at {len(work.budgets)} budgets"
+    bar = tqdm(total=work.total, initial=done, desc=words, unit="thinking", disable=not progress)
+    with bar:
+        for chunk in sorted({*range(work.chunks)} - finished):
             records, thinkings = evaluate_chunk(work, chunk)
             write_part(run_dir, THINKINGS, chunk, thinkings)
             write_part(run_dir, RECORDS, chunk, records)  # last: it makes the chunk finished
             done += sizes[chunk]
-            unclosed += sum(thinking["end"] == "eos" for thinking in thinkings)
-            new += len(thinkings)
             last = [r for r in records if r["budget"] == work.budgets[-1]]
-            right += sum(r["correct"] for r in last)
-            graded += sum(r["score"] is not None for r in last)
-            failed += sum(r["reason"] in FAILURES for r in records)
-            accuracy = f"{right / graded:.1%} right at the largest budget" if graded else ""
-            accuracy += f"; grading cut short {failed} times" if failed else ""
+            seen["thinkings"] += len(thinkings)
+            seen["unclosed"] += sum(thinking["end"] == "eos" for thinking in thinkings)
+            seen["right"] += sum(r["correct"] for r in last)
+            seen["graded"] += sum(r["score"] is not None for r in last)
+            seen["failed"] += sum(r["reason"] in FAILURES for r in records)
+            right = seen["right"] / max(1, seen["graded"])
+            message = f"{right:.1%} right at the largest budget" if seen["graded"] else ""
+            message += f"; grading cut short {seen['failed']} times" if seen["failed"] else ""
             bar.update(sizes[chunk])
-            bar.set_postfix_str(accuracy)
-            tell(accuracy)
+            bar.set_postfix_str(message)
+            tell(message)
     tell("finished")
-    if new:
-        warn_of_eos(unclosed / new, work.tokens.fmt)
+    if seen:
+        warn_of_eos(seen["unclosed"] / seen["thinkings"], work.tokens.fmt)
 
 
 def chunk_seed(seed: int, chunk: int) -> int:
@@ -292,11 +281,12 @@ def evaluate_chunk(work: Work, chunk: int) -> tuple[list[dict], list[dict]]:
             f"the engine returned {len(trees)} trees for {len(pairs)} prompts, with "
             f"{sorted({len(tree.leaves) for tree in trees})} leaves; expected {wanted} each."
         )
-    told = [
-        Known(problem=problem, sample=sample, tree=tree, **_thinking(work, tree))
-        for (problem, sample), tree in zip(pairs, trees, strict=True)
-    ]
-    asked = [(one, text) for thinking in told for one, text in _summaries(work, thinking)]
+    told, asked = [], []
+    for (problem, sample), tree in zip(pairs, trees, strict=True):
+        text, ends = text_and_ends(work.tokenizer, work.tokens, tree.thinking)
+        thinking = Known(problem=problem, sample=sample, tree=tree, thinking=text, token_ends=ends)
+        told.append(thinking)
+        asked += _summaries(work, thinking)
     # budgets past the end of a thinking repeat the same text: grade it once
     unique = list(dict.fromkeys((known.problem.id, text) for known, text in asked))
     golds = {known.problem.id: known.problem.gold for known in told}
@@ -313,17 +303,11 @@ def evaluate_chunk(work: Work, chunk: int) -> tuple[list[dict], list[dict]]:
     return records, [row_of(THINKINGS, known) for known in told]
 
 
-def _thinking(work: Work, tree: Tree) -> dict[str, Any]:
-    text, ends = text_and_ends(work.tokenizer, work.tokens, tree.thinking)
-    return {"thinking": text, "token_ends": ends}
-
-
 def _summaries(work: Work, thinking: Known) -> Iterator[tuple[Known, str]]:
     """What is known of each summary of a thinking, not graded yet, and the text to grade."""
-    tree = thinking.tree
-    for number, leaf in enumerate(tree.leaves):
+    for number, leaf in enumerate(thinking.tree.leaves):
         budget, summary = divmod(number, work.num_summaries)
-        ids = (*tree.thinking[: leaf.cut], *leaf.forced, *leaf.summary)
+        ids = (*thinking.tree.thinking[: leaf.cut], *leaf.forced, *leaf.summary)
         known = replace(
             thinking,
             budget=work.budgets[budget],
@@ -337,17 +321,8 @@ def _summaries(work: Work, thinking: Known) -> Iterator[tuple[Known, str]]:
 # --- checks --------------------------------------------------------------------------------------
 
 
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1; got {size!r}.")
-
-
-def _check_kinds(**given: tuple[Any, str, str]) -> None:
-    """Each argument has the method that is asked of it; else the error says what makes one."""
-    for name, (value, method, wanted) in given.items():
-        if isinstance(value, type) or not hasattr(value, method):
-            raise TypeError(f"{name} is {value!r:.60}; expected {wanted}.")
+def _has(value: Any, method: str) -> bool:
+    return hasattr(value, method) and not isinstance(value, type)
 
 
 def _problems(
@@ -355,7 +330,7 @@ def _problems(
     tokenizer: PreTrainedTokenizerBase,
     fmt: ThinkingFormat,
     answer_column: str,
-    chat_template_kwargs: Mapping[str, Any] | None,
+    chat_template_kwargs: Mapping[str, Any],
 ) -> tuple[Problem, ...]:
     columns = list(dataset.column_names)
     if missing := [c for c in ("problem_id", "prompt", answer_column) if c not in columns]:
@@ -365,24 +340,19 @@ def _problems(
         )
     if not len(dataset):
         raise ValueError("the dataset is empty; give at least one problem.")
-    seen: set[str] = set()
-    problems = []
+    problems: dict[str, Problem] = {}
     for number, row in enumerate(dataset):
-        id = row["problem_id"]
-        if id is None or str(id) in seen:
+        id, prompt, key = row["problem_id"], row["prompt"], str(row["problem_id"])
+        if id is None or key in problems:
             raise ValueError(
                 f"row {number} of the dataset has problem_id {id!r}, "
                 + ("which is missing" if id is None else "which an earlier row has")
                 + "; every problem needs an id of its own."
             )
-        seen.add(str(id))
-        prompt = row["prompt"]
-        shown = row.get("question") or (
-            prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        )
-        ids = prompt_ids(prompt, tokenizer, fmt, dict(chat_template_kwargs or {}))
-        problems.append(Problem(str(id), str(shown), row[answer_column], tuple(ids)))
-    return tuple(problems)
+        said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        ids = tuple(prompt_ids(prompt, tokenizer, fmt, chat_template_kwargs))
+        problems[key] = Problem(key, str(row.get("question") or said), row[answer_column], ids)
+    return tuple(problems.values())
 
 
 def _check_context(work: Work) -> None:
@@ -407,16 +377,14 @@ def open_folder(run_dir: Path, settings: dict, about: dict, chunks: int) -> None
     settings = json.loads(json.dumps(settings, default=str))  # as it will be read back
     if (run_dir / MANIFEST).exists():
         manifest = read_manifest(run_dir)
-        check_same_settings(run_dir, "an evaluation", manifest.get("settings", {}), settings)
+        if changed := _changes(manifest.get("settings", {}), settings, "{}: {!r} there, {!r} now"):
+            raise RunFolderError(
+                f"{run_dir} holds an evaluation with other settings ({'; '.join(changed)}). Use a "
+                "new folder, or delete this one to start over."
+            )
         manifest["sessions"] = sessions_of(manifest)
         before = [now, *manifest["sessions"]][-1]["versions"]
-        if before != now["versions"]:
-            names = sorted(k for k in {*before, *now["versions"]})
-            changed = [
-                f"{k} {before.get(k)} → {now['versions'].get(k)}"
-                for k in names
-                if before.get(k) != now["versions"].get(k)
-            ]
+        if changed := _changes(before, now["versions"], "{} {} → {}"):
             warnings.warn(
                 f"{run_dir} was begun with other versions ({', '.join(changed)}); the rest may "
                 "differ from an unbroken run.",
@@ -435,41 +403,30 @@ def open_folder(run_dir: Path, settings: dict, about: dict, chunks: int) -> None
     write_json(run_dir / MANIFEST, manifest)
 
 
-def describe_plainly(thing: Any, names: Sequence[str]) -> dict[str, Any]:
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], words: str) -> list[str]:
+    """What differs, in words of its name and both values."""
+    rows = [(name, before.get(name), now.get(name)) for name in sorted({*before, *now})]
+    return [words.format(*row) for row in rows if row[1] != row[2]]
+
+
+def _described(thing: Any, names: Sequence[str]) -> dict[str, Any]:
     """The class of an object and those of its plain attributes that change what it does."""
-    plain = (str, int, float, bool, type(None))
     told = {n: getattr(thing, n) for n in names if not n.startswith("_") and hasattr(thing, n)}
-    return {
-        "class": type(thing).__name__,
-        **{n: value for n, value in told.items() if isinstance(value, plain)},
-    }
+    plain = {n: v for n, v in told.items() if isinstance(v, str | int | float | None)}
+    return {"class": type(thing).__name__, **plain}
 
 
-def model_name(engine: Engine) -> str:
-    config = getattr(getattr(engine, "model", None), "config", None)
-    return getattr(config, "_name_or_path", "")
-
-
-def describe_weights(engine: Engine, model: str | Path | None) -> str:
+def _weights(engine: Engine, model: str | Path | None) -> str:
     """A hash of the weights that will run; the name where they are not at hand."""
-    if hasattr(engine, "model"):
-        return hash_weights(engine.model)
-    if model is None:
-        raise ValueError(
-            f"{type(engine).__name__} holds no model to describe; say which one it runs with "
-            "evaluate(…, model=PATH_OR_NAME)."
-        )
-    if Path(model).is_dir():
-        return describe_model_folder(model)["sha256"]
-    return str(model)
-
-
-def hash_weights(model: Any) -> str:
-    """SHA-256 over the names and bytes of a torch model's parameters and buffers."""
-    import torch
-
+    if not hasattr(engine, "model"):
+        if model is None:
+            raise ValueError(
+                f"{type(engine).__name__} holds no model to describe; say which one it runs with "
+                "evaluate(…, model=PATH_OR_NAME)."
+            )
+        return hash_model_folder(model) if Path(model).is_dir() else str(model)
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(engine.model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
         if flat.numel():

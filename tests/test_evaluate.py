@@ -354,7 +354,7 @@ WRONG = [
     ({"engine": "hf"}, "engine is 'hf'; expected an engine"),
     ({"verifier": ExactVerifier}, "expected load_task.*verifier"),
     ({"data": [{"prompt": "x"}]}, "expected load_task.*problems"),
-    ({"num_samples": 0}, "num_samples must be a whole number of at least 1; got 0"),
+    ({"num_samples": 0}, "num_samples is 0; expected a whole number above 0"),
     ({"num_summaries": 1.5}, "num_summaries"),
     ({"num_samples": True}, "num_samples"),
     ({"batch_size": 0}, "batch_size"),

@@ -8,7 +8,6 @@ begin with ``~``: every reader and writer takes it for the home folder.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import math
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pydantic_core
 from filelock import FileLock, Timeout
 
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
@@ -65,52 +65,16 @@ def only_writer(folder: str | Path) -> Iterator[Path]:
         lock.release()
 
 
-def check_same_settings(
-    folder: Path, kind: str, before: Mapping[str, Any], now: Mapping[str, Any]
-) -> None:
-    """Check that a folder's run goes on with the settings that it was begun with.
-
-    Args:
-        folder: For the message.
-        kind: Of the run, such as "evaluation".
-        before: As they stand in the folder.
-        now: As asked for.
-
-    Raises:
-        RunFolderError: some differ; the message names them.
-    """
-    changed = [
-        f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
-    if changed:
-        raise RunFolderError(
-            f"{folder} holds {kind} with other settings ({'; '.join(changed)}). Use a new folder, "
-            "or delete this one to start over."
-        )
-
-
 # --- writing -------------------------------------------------------------------------------------
 
 
 def _plain(value: Any) -> Any:
-    """Turns a value into what JSON can hold; numbers that are not finite become null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(_plain(v) for v in value)
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    """What JSON can hold of a value; numbers that are not finite become null."""
+
+    def other(value: Any) -> Any:  # numpy and torch, scalars and arrays
+        return dict(value) if isinstance(value, Mapping) else value.tolist()
+
+    return json.loads(pydantic_core.to_json(value, inf_nan_mode="null", fallback=other))
 
 
 def replace_file(path: str | Path, write: Callable[[BinaryIO], Any], durable: bool = True) -> None:
@@ -233,23 +197,11 @@ def write_progress(
         done_before: how much of `done` an earlier process had finished; it does not count for
             the speed from which the time left is told.
     """
-    now = time.time()
-    new = done - done_before
+    now, new = time.time(), done - done_before
     left = (now - started) / new * (total - done) if new > 0 else None
-    write_json(
-        run_folder(run_dir) / PROGRESS,
-        {
-            "stage": stage,
-            "done": done,
-            "total": total,
-            "unit": unit,
-            "started": started,
-            "updated": now,
-            "seconds_left": left,
-            "message": message,
-        },
-        durable=False,
-    )
+    told = {"stage": stage, "done": done, "total": total, "unit": unit, "started": started}
+    told |= {"updated": now, "seconds_left": left, "message": message}
+    write_json(run_folder(run_dir) / PROGRESS, told, durable=False)
 
 
 def remove_leftovers(run_dir: str | Path) -> list[Path]:

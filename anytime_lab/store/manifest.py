@@ -63,14 +63,13 @@ def _git_commit() -> str | None:
     return told.stdout.strip() or None
 
 
-def describe_model_folder(path: str | Path) -> dict[str, Any]:
-    """Path and hash (weights and config) of a saved model.
+def hash_model_folder(path: str | Path) -> str:
+    """SHA-256 over weights and config of a saved model.
 
     Raises:
         FileNotFoundError: the folder holds no weights.
     """
-    path = Path(path)
-    files = sorted({file for pattern in WEIGHTS for file in path.glob(pattern)})
+    files = sorted({file for pattern in WEIGHTS for file in Path(path).glob(pattern)})
     if not any(file.suffix in (".safetensors", ".bin") for file in files):
         raise FileNotFoundError(
             f"{path} holds no *.safetensors or *.bin; give the folder of a saved model."
@@ -78,19 +77,18 @@ def describe_model_folder(path: str | Path) -> dict[str, Any]:
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode() + b"\0")
-        with open(file, "rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return {"path": str(path), "sha256": digest.hexdigest()}
+        with open(file, "rb") as content:
+            hashlib.file_digest(content, lambda: digest)
+    return digest.hexdigest()
 
 
-def describe_rows(rows: Iterable[Mapping[str, Any]], name: str = "", card: str = "") -> dict:
-    """Name, count, hash and card (one sentence on where it comes from) of a set of problems."""
+def describe_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Count and hash of a set of problems."""
     digest, count = hashlib.sha256(), 0
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
         count += 1
-    return {"name": name, "problems": count, "sha256": digest.hexdigest(), "card": card}
+    return {"problems": count, "sha256": digest.hexdigest()}
 
 
 def describe_problems(dataset: Any) -> dict[str, Any]:
@@ -105,5 +103,4 @@ def describe_problems(dataset: Any) -> dict[str, Any]:
     if not hasattr(dataset, "__len__"):
         return {**told, "problems": None, "sha256": None}
     names = [n for n in ("problem_id", "question", "answer") if n in dataset.column_names]
-    said = describe_rows(dataset.select_columns(names) if len(names) == 3 else dataset)
-    return {**told, "problems": said["problems"], "sha256": said["sha256"]}
+    return told | describe_rows(dataset.select_columns(names) if len(names) == 3 else dataset)

@@ -179,10 +179,8 @@ def write_table(path: str | Path, data: pa.Table) -> None:
 
 def finished_chunks(run_dir: str | Path) -> set[int]:
     """The chunks whose records are on disk. A chunk's records are written after its thinkings."""
-    numbers = (
-        p.stem.removeprefix("part-") for p in (run_folder(run_dir) / RECORDS).glob("part-*.parquet")
-    )
-    return {int(number) for number in numbers if number.isdecimal()}
+    stems = (path.stem for path in (run_folder(run_dir) / RECORDS).glob("part-*.parquet"))
+    return {int(number) for stem in stems if (number := stem[5:]).isdecimal()}
 
 
 def drop_damaged_chunks(run_dir: str | Path) -> list[str]:
@@ -226,14 +224,14 @@ def read_manifest(run_dir: str | Path) -> dict[str, Any]:
         )
     path = run_dir / MANIFEST
     manifest = read_json(path, "Put a copy of it back, or evaluate into a new folder.")
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        kind = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    kind = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if kind != FORMAT:
         raise RunFolderError(
             f"{path} says format {kind!r}; this version reads {FORMAT!r}. Evaluate "
             "again, or read it with the version that wrote it."
         )
     chunks = manifest.get("chunks")
-    if not isinstance(chunks, int) or isinstance(chunks, bool) or chunks < 1:
+    if type(chunks) is not int or chunks < 1:
         raise RunFolderError(
             f"{path} says {chunks!r} parts; expected 1 or more. It was changed by hand or is "
             "damaged: put a copy of it back, or evaluate into a new folder."
@@ -242,7 +240,10 @@ def read_manifest(run_dir: str | Path) -> dict[str, Any]:
 
 
 def read_records(
-    run_dir: str | Path, columns: Iterable[str] | None = None, allow_partial: bool = False
+    run_dir: str | Path,
+    columns: Iterable[str] | None = None,
+    allow_partial: bool = False,
+    table: str = RECORDS,
 ) -> pd.DataFrame:
     """Reads the records of an evaluation: one row per (problem, sample, budget, summary).
 
@@ -251,44 +252,14 @@ def read_records(
     Args:
         columns: the columns wanted; all of COLUMNS if None.
         allow_partial: read what is there of a run that is still being written.
+        table: of COLUMNS.
 
     Raises:
         PartialRunError: the run is not finished (or has nothing yet).
         RunFolderError: the folder is missing, empty, foreign or damaged.
         ValueError: there is no such column.
     """
-    return _read_parts(run_dir, RECORDS, columns, allow_partial)
-
-
-def read_thinkings(
-    run_dir: str | Path, columns: Iterable[str] | None = None, allow_partial: bool = False
-) -> pd.DataFrame:
-    """Reads the thinkings of an evaluation: one row per (problem, sample); as `read_records`."""
-    return _read_parts(run_dir, THINKINGS, columns, allow_partial)
-
-
-def read_part(
-    run_dir: str | Path,
-    table: str,
-    chunk: int,
-    columns: Iterable[str] | None = None,
-    problem: str | None = None,
-) -> pd.DataFrame:
-    """Reads one part of a table, of all problems or of one.
-
-    Raises:
-        RunFolderError: the part is missing, foreign or damaged.
-    """
-    part = _read_part(run_dir, table, chunk, _chosen(table, columns))
-    if problem is not None:
-        part = part.filter(pc.equal(part["problem_id"], problem))
-    return part.to_pandas()
-
-
-def _read_parts(
-    run_dir: str | Path, table: str, columns: Iterable[str] | None, allow_partial: bool
-) -> pd.DataFrame:
-    chosen = _chosen(table, columns)
+    columns = None if columns is None else list(columns)
     wanted = range(read_manifest(run_dir)["chunks"])
     done = sorted(finished_chunks(run_dir))
     if foreign := [chunk for chunk in done if chunk not in wanted]:
@@ -305,24 +276,47 @@ def _read_parts(
             f"{run_dir} is partial: {len(done)} of {len(wanted)} parts are written. Run the same "
             "evaluation again to finish it, or read what is there with allow_partial=True."
         )
-    parts = [_read_part(run_dir, table, chunk, chosen) for chunk in done]
+    parts = [_read_part(run_dir, table, chunk, columns) for chunk in done]
     return pa.concat_tables(parts).unify_dictionaries().to_pandas()
 
 
-def _chosen(table: str, columns: Iterable[str] | None) -> list[Column]:
+def read_thinkings(
+    run_dir: str | Path, columns: Iterable[str] | None = None, allow_partial: bool = False
+) -> pd.DataFrame:
+    """Reads the thinkings of an evaluation: one row per (problem, sample); as `read_records`."""
+    return read_records(run_dir, columns, allow_partial, THINKINGS)
+
+
+def read_part(
+    run_dir: str | Path,
+    table: str,
+    chunk: int,
+    columns: Iterable[str] | None = None,
+    problem: str | None = None,
+) -> pd.DataFrame:
+    """Reads one part of a table, of all problems or of one.
+
+    Raises:
+        RunFolderError: the part is missing, foreign or damaged.
+    """
+    part = _read_part(run_dir, table, chunk, columns)
+    if problem is not None:
+        part = part.filter(pc.equal(part["problem_id"], problem))
+    return part.to_pandas()
+
+
+def _read_part(
+    run_dir: str | Path, table: str, chunk: int, columns: Iterable[str] | None
+) -> pa.Table:
     known = {column.name: column for column in COLUMNS[table]}
     names = list(known) if columns is None else list(columns)
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"{table} have no column {unknown}; choose from {list(known)}.")
-    return [known[name] for name in names]
-
-
-def _read_part(run_dir: str | Path, table: str, chunk: int, columns: Sequence[Column]) -> pa.Table:
     return read_table(
         part_path(run_dir, table, chunk),
-        schema_of(columns),
-        needed=[column.name for column in COLUMNS[table] if column.key],
-        labels=[column.name for column in columns if column.label],
+        schema_of(known[name] for name in names),
+        needed=[name for name, column in known.items() if column.key],
+        labels=[name for name in names if known[name].label],
         way_on=AGAIN,
     )
 
@@ -356,15 +350,13 @@ def read_table(
                 raise RunFolderError(
                     f"{path} has no column {missing}: it holds something else. {way_on}"
                 )
-            wanted = [name for name in schema.names if name in present]
-            part = file.read(wanted, use_threads=False)
+            known = [name for name in schema.names if name in present]
+            part = file.read(known, use_threads=False)
         columns = []
         for name, kind in zip(schema.names, schema.types, strict=True):
             kind = pa.dictionary(pa.int32(), kind) if name in labels else kind
-            known = part[name] if name in present else pa.nulls(part.num_rows, kind)
-            if name in labels and not pa.types.is_dictionary(known.type):
-                known = known.dictionary_encode()
-            columns.append(known if known.type == kind else known.cast(kind))
+            column = part[name] if name in known else pa.nulls(part.num_rows, kind)
+            columns.append(column if column.type == kind else column.cast(kind))
     except FileNotFoundError:
         raise RunFolderError(f"{path} is missing. {way_on}") from None
     except (OSError, pa.ArrowException, ValueError, TypeError) as error:

@@ -7,16 +7,18 @@ reader compares them without the formulas. Written whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pydantic
 
 from anytime_lab.store.files import ROLLOUTS, RunFolderError, run_folder
 from anytime_lab.store.records import read_table, write_table
@@ -132,15 +134,15 @@ def read_rollouts(run_dir: str | Path, step: int) -> Rollouts:
         raise RunFolderError(f"{path} does not exist; choose one of the steps there.")
     data = read_table(path, _READ, needed=_NEEDED, way_on=_DELETE)
     about = _about(path, data.schema.metadata or {})
-    frame, baselines = _frame(data.to_pandas(), len(about["budgets"]))
-    _check_lengths(path, frame, [ADVANTAGE + name for name in baselines], len(about["budgets"]))
+    frame, baselines = _frame(data.to_pandas(), len(about.budgets))
+    _check_lengths(path, frame, [ADVANTAGE + name for name in baselines], len(about.budgets))
     return Rollouts(
         step=step,
-        budgets=tuple(about["budgets"]),
-        prior=tuple(about["prior"]),
-        baseline=about["baseline"],
+        budgets=about.budgets,
+        prior=about.prior,
+        baseline=about.baseline,
         baselines=baselines,
-        settings=about,
+        settings=about.model_dump(mode="json"),
         frame=frame,
     )
 
@@ -165,26 +167,24 @@ def _frame(data: pd.DataFrame, budgets: int) -> tuple[pd.DataFrame, tuple[str, .
     return frame.assign(**{ADVANTAGE + name: values[name] for name in names}), names
 
 
-def _about(path: Path, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
-    try:
-        about = json.loads(metadata[b"about"])
-        budgets, prior = about["budgets"], about["prior"]
-        known = (
-            about["format"] == ROLLOUT_FORMAT
-            and isinstance(about["baseline"], str)
-            and budgets
-            and all(isinstance(b, int) for b in budgets)
-            and all(isinstance(p, float | int) for p in prior)
-            and len(budgets) == len(prior)
-        )
-    except (KeyError, ValueError, TypeError):
-        known = False
-    if not known:
-        raise RunFolderError(
-            f"{path} does not say that it is {ROLLOUT_FORMAT!r}; it was written by something else "
-            "or by another version."
-        )
-    return about
+class _About(pydantic.BaseModel, extra="allow"):
+    """What a file says of itself, at the least."""
+
+    format: Literal["anytime_lab rollouts 1"]
+    budgets: tuple[int, ...] = pydantic.Field(min_length=1)
+    prior: tuple[float, ...]
+    baseline: str
+
+
+def _about(path: Path, metadata: Mapping[bytes, bytes]) -> _About:
+    with contextlib.suppress(KeyError, pydantic.ValidationError):
+        about = _About.model_validate_json(metadata[b"about"])
+        if len(about.budgets) == len(about.prior):
+            return about
+    raise RunFolderError(
+        f"{path} does not say that it is {ROLLOUT_FORMAT!r}; it was written by something else or "
+        "by another version."
+    )
 
 
 def _check_lengths(path: Path, frame: pd.DataFrame, advantages: list[str], budgets: int) -> None:
@@ -192,12 +192,10 @@ def _check_lengths(path: Path, frame: pd.DataFrame, advantages: list[str], budge
     per_budget = [*_PER_BUDGET, *_PER_SUMMARY, "cuts", *advantages]
     try:
         sound = len(frame) > 0 and all(
-            len(value) == budgets for name in per_budget for value in frame[name]
-        )
-        sound = sound and all(
-            len({len(row) for name in _PER_SUMMARY for row in tree[name]}) == 1
-            and len(tree["token_ends"]) == tree["tokens"]
-            for tree in frame[[*_PER_SUMMARY, "token_ends", "tokens"]].to_dict("records")
+            {len(row[name]) for name in per_budget} == {budgets}
+            and len({len(one) for name in _PER_SUMMARY for one in row[name]}) == 1
+            and len(row["token_ends"]) == row["tokens"]
+            for row in frame.to_dict("records")
         )
     except TypeError:  # a null where a list belongs
         sound = False
