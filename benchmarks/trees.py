@@ -89,8 +89,12 @@ def make_update(args: argparse.Namespace) -> Callable[[str], torch.Tensor]:
     weights = torch.linspace(-1, 1, rows.trained.numel(), device=args.device)
     weights = weights.view_as(rows.trained) * rows.trained
 
+    prepared = [""]
+
     def update(backend: str) -> torch.Tensor:
-        scored = score_rows(model, choose_backend(model, backend).name, ids, mask, rows)
+        if prepared[-1] != backend:  # it tries the backend, which is no part of an update
+            prepared.append(choose_backend(model, backend)[0])
+        scored = score_rows(model, backend, ids, mask, rows)
         (scored.log_probs * weights).sum().backward()
         return scored.log_probs.detach() * rows.trained
 

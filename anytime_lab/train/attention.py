@@ -229,26 +229,3 @@ def why_not_trees(model: PreTrainedModel) -> str:
 def weights_are_here(model: PreTrainedModel) -> bool:
     """Whether the model can be tried: its weights are neither sharded nor yet to be loaded."""
     return not any(p.is_meta or not p.numel() or hasattr(p, "ds_id") for p in model.parameters())
-
-
-def plan_is_lost(model: PreTrainedModel) -> bool:
-    """Whether a model that uses the backend drops the plan on the way: one pass over 3 tokens.
-
-    False, too, where the weights are not here to be tried (sharded, or not loaded yet).
-    """
-    if not weights_are_here(model):
-        return False
-    device = model.device
-    leaf, branch = torch.tensor([[TRUNK, 0]], device=device), torch.tensor([[0, 1]], device=device)
-    prompt_mask = torch.ones(1, 1, device=device)
-    try:
-        with torch.no_grad():
-            model(
-                input_ids=torch.zeros(1, 3, dtype=torch.long, device=device),
-                position_ids=torch.arange(3, device=device)[None],
-                attention_mask=no_mask(leaf),
-                tree=tree_plan(leaf, branch, prompt_mask),
-            )
-    except PlanLostError:
-        return True
-    return False

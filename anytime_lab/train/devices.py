@@ -19,7 +19,6 @@ from trl.distributed import DistributedBackend
 from trl.models.utils import unwrap_model_for_generation
 
 from anytime_lab.engines.base import Continuation, Engine, Prefix, Sampling
-from anytime_lab.tree import Tree
 
 
 def check_sharding(trainer: GRPOTrainer) -> None:
@@ -86,20 +85,7 @@ class LogprobMismatch(UserWarning):
     """The engine that samples and the model that trains are not the same policy."""
 
 
-def sample_trees_by_vllm(trainer: Any, prompts: Sequence[Sequence[int]]) -> list[Tree]:
-    """One tree for each prompt, sampled by the trainer's vLLM, whose weights are in step.
-
-    Args:
-        trainer: A `BRPOTrainer` with `use_vllm`.
-        prompts: Token ids; a group is the same prompt several times, one after the other.
-    """
-    args = trainer.args
-    return _TrainersEngine(trainer).sample_trees(
-        prompts, args.budgets, args.num_summaries, trainer.sampling
-    )
-
-
-class _TrainersEngine(Engine):
+class TrainersEngine(Engine):
     """The vLLM that TRL holds."""
 
     def __init__(self, trainer: Any):
@@ -128,7 +114,7 @@ def _value(at: Sequence[float | None]) -> float:
 
 
 @contextlib.contextmanager
-def _settings(made: _TrainersEngine, limit: int, thinks: bool) -> Iterator[None]:
+def _settings(made: TrainersEngine, limit: int, thinks: bool) -> Iterator[None]:
     """The length and the stops of one phase."""
     engine = made.vllm
     before = engine.max_completion_length, engine.generation_kwargs
@@ -186,7 +172,7 @@ def check_logprobs(trainer: Any, batch: dict[str, Any], mode: str) -> None:
     for name, value in values.items():
         trainer._metrics[mode][name].append(value)
     if mode == "train":
-        trainer._recorder.note(values)
+        trainer._recorder.line |= values
     tolerance = trainer.args.logprobs_tolerance
     if not mean <= tolerance and trainer.accelerator.is_main_process:
         warnings.warn(

@@ -7,16 +7,14 @@ import time
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
 
 from anytime_lab.prompts import ThinkingTokens, decode, text_and_ends
 from anytime_lab.store.files import (
@@ -37,9 +35,11 @@ from anytime_lab.train.advantages import (
     BASELINES,
     group_baseline,
     progress_baseline,
+    reaches_budgets,
     returns,
     summary_advantages,
     thinking_advantages,
+    variance_diagnostics,
 )
 from anytime_lab.train.config import BRPOConfig
 from anytime_lab.train.scoring import ENDS, TreeNumbers
@@ -84,92 +84,64 @@ def prior_mean(scores: Tensor, prior: Tensor) -> Tensor:
     return (weights * scores.nan_to_num(0.0)).sum(-1) / total.masked_fill(total == 0, torch.nan)
 
 
-def overthinking(scores: Tensor) -> Tensor:
-    """Whether an earlier budget scored higher than the last, (N,) bool, for scores (N, J)."""
-    known = scores.nan_to_num(-torch.inf)
-    return (known.max(dim=1).values > known[:, -1]) & ~scores[:, -1].isnan()
-
-
 def generation_metrics(
-    leaf_scores: Tensor, numbers: TreeNumbers, prior: Tensor, budgets: Sequence[int]
+    leaf_scores: Tensor, numbers: TreeNumbers, group: int, args: BRPOConfig
 ) -> dict[str, float]:
-    """Scores, lengths, format and overthinking of N thinkings.
+    """Scores, lengths and format of N thinkings, and how much of their returns baselines explain.
+
+    `variance/corr/BASELINE/BUDGET` and `variance/ratio/BASELINE/BUDGET` are the paper's figure 3.
+    `variance/reached/BUDGET` is the share of thinkings that they are taken over; a run that lacks
+    it was written when they were taken over all.
 
     Args:
         leaf_scores: (N, J, S) before any length penalty, NaN where the verifiers abstained.
         numbers: what was counted on the same trees.
-        prior: (J,) P_j.
-        budgets: J token budgets, the names of the per-budget metrics.
+        group: thinkings of a problem.
+        args: budgets, which name the per-budget metrics, prior and discount.
 
     Returns:
         name -> value; NaN where nothing was scored.
     """
     scores = leaf_scores.nanmean(dim=2)
-    lengths = numbers.lengths.double()
-    over = overthinking(scores)
-    metrics = {
+    numbers = TreeNumbers(*(counted.double() for counted in numbers))
+    prior = scores.new_tensor(args.budget_prior.weights)
+    known = scores.nan_to_num(-torch.inf)
+    over = (known.max(dim=1).values > known[:, -1]) & ~scores[:, -1].isnan()
+    told = {
         "anytime_accuracy": prior_mean(scores, prior).nanmean(),
         "uniform_accuracy": prior_mean(scores, torch.ones_like(prior)).nanmean(),
         "final_accuracy": scores[:, -1].nanmean(),
-        "format_rate": numbers.formatted.double().mean(),
+        "format_rate": numbers.formatted.mean(),
         "abstained": leaf_scores.isnan().double().mean(),
-        "thinking/length": lengths.mean(),
-        "thinking/length_max": lengths.max(),
+        "thinking/length": numbers.lengths.mean(),
+        "thinking/length_max": numbers.lengths.max(),
         "thinking/unfinished": (numbers.ends == ENDS.index("length")).double().mean(),
         "thinking/eos": (numbers.ends == ENDS.index("eos")).double().mean(),
         "thinking/overthinking": over.double().mean(),
         "thinking/overthinking_count": over.sum(),
-        "summary/length": numbers.summary_tokens.double().mean(),
-        "summary/finished": numbers.finished.double().mean(),
+        "summary/length": numbers.summary_tokens.mean(),
+        "summary/finished": numbers.finished.mean(),
         "tokens/thinking": numbers.lengths.sum(),
         "tokens/summary": numbers.summary_tokens.sum(),
+        "score": scores.nanmean(dim=0),
     }
-    per_budget = scores.nanmean(dim=0)
-    metrics |= {f"score/{b}": per_budget[j] for j, b in enumerate(budgets)}
-    names, values = list(metrics), torch.stack([v.double() for v in metrics.values()])
-    return dict(zip(names, values.tolist(), strict=True))  # one transfer from the device
-
-
-def variance_metrics(
-    explained: dict[str, tuple[Tensor, Tensor]], reached: Tensor, budgets: Sequence[int]
-) -> dict[str, float]:
-    """`variance/corr/BASELINE/BUDGET` and `variance/ratio/BASELINE/BUDGET` (the paper's figure 3).
-
-    `variance/reached/BUDGET` is the share of thinkings that they are taken over; a run that lacks
-    it was written when they were taken over all.
-
-    Args:
-        explained: as `variance_diagnostics` returns it.
-        reached: (P, G, J) bool, the thinkings that reach each budget.
-        budgets: J token budgets.
-    """
-    rows = {
-        f"variance/{measure}/{name}": values
-        for name, pair in explained.items()
-        for measure, values in zip(("corr", "ratio"), pair, strict=True)
-    }
-    rows["variance/reached"] = reached.to(next(iter(rows.values()))).mean((0, 1))
-    numbers = torch.stack(list(rows.values())).tolist()  # one transfer from the device
-    return {
-        f"{name}/{budget}": value
-        for name, row in zip(rows, numbers, strict=True)
-        for budget, value in zip(budgets, row, strict=True)
-    }
+    reached = reaches_budgets(numbers.cuts.unflatten(0, (-1, group)))
+    explained = variance_diagnostics(
+        scores.unflatten(0, (-1, group)), prior, args.budgets, args.discount, reached
+    )
+    for name, (correlation, ratio) in explained.items():
+        told |= {f"variance/corr/{name}": correlation, f"variance/ratio/{name}": ratio}
+    told["variance/reached"] = reached.double().mean((0, 1))
+    flat: dict[str, Tensor] = {}
+    for name, value in told.items():
+        named = zip(args.budgets, value, strict=True) if value.ndim else ()
+        flat |= {f"{name}/{budget}": v for budget, v in named} or {name: value}
+    values = torch.stack([value.double() for value in flat.values()])
+    return dict(zip(flat, values.tolist(), strict=True))  # one transfer from the device
 
 
 # Written last: its presence says that all the rest was written, and it lists what that is.
 STATE_FILE = "brpo_state.json"
-
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "adapter_model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "pytorch_model_fsdp_0",
-    "pytorch_model_fsdp.bin",
-)
-_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "optimizer_0.bin")
 
 
 def missing_parts(checkpoint: str | Path) -> list[str]:
@@ -179,77 +151,25 @@ def missing_parts(checkpoint: str | Path) -> list[str]:
         checkpoint: a folder `checkpoint-<step>` that a `BRPOTrainer` wrote.
     """
     folder = Path(checkpoint)
+    try:
+        listed = json.loads((folder / STATE_FILE).read_text()).get("files", {})
+    except (OSError, ValueError):
+        return [STATE_FILE]
     missing = []
-    listed: Mapping[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        listed = read_state(folder).get("files", {})
-    for name in ("trainer_state.json", STATE_FILE):
-        try:
-            json.loads((folder / name).read_text())
-        except (OSError, ValueError):
-            missing.append(name)
-    # DeepSpeed keeps weights and optimizer in one folder named after the step.
-    if not any(folder.glob("global_step*")):
-        if not any((folder / name).exists() for name in _WEIGHTS):
-            missing.append("the model's weights")
-        if not any((folder / name).exists() for name in _OPTIMIZER):
-            missing.append("optimizer.pt")
-    if not (folder / "scheduler.pt").exists():
-        missing.append("scheduler.pt")
-    if not any(folder.glob("rng_state*.pth")):
-        missing.append("rng_state.pth")
     for name, told in listed.items():  # [bytes, checksum]; the bytes alone in older checkpoints
-        size, checksum = told if isinstance(told, list) else (told, None)
-        found = folder / name
-        if name not in missing and (
-            not found.is_file()
-            or found.stat().st_size != size
-            or checksum not in (None, _checksum(found))
-        ):
+        found = _size_and_checksum(folder / name) if (folder / name).is_file() else [None]
+        if told not in (found, found[0]):
             missing.append(name)
     return missing
 
 
-def _checksum(path: Path) -> int:
-    """CRC-32 of a file."""
+def _size_and_checksum(path: Path) -> list[int]:
+    """Bytes and CRC-32 of a file."""
     checksum = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
             checksum = zlib.crc32(block, checksum)
-    return checksum
-
-
-@contextlib.contextmanager
-def whole_checkpoint(folder: Path, args: Any, best: str | None) -> Iterator[None]:
-    """Around all writing of a checkpoint: earlier ones are deleted only once it is whole.
-
-    transformers deletes what `save_total_limit` allows before the last file is there; a run killed
-    then would have nothing to go on from.
-
-    Args:
-        folder: of the checkpoint.
-        args: of the run; `save_total_limit` is off inside the block.
-        best: a checkpoint that is kept in any case.
-
-    Raises:
-        RunFolderError: the disk is full or the folder cannot be written.
-    """
-    limit, args.save_total_limit = args.save_total_limit, None
-    try:
-        if args.should_save:  # of the same step, before the run went back and came here again
-            (folder / STATE_FILE).unlink(missing_ok=True)
-        yield
-    except (OSError, SafetensorError, RuntimeError, RunFolderError) as error:
-        last = last_complete_checkpoint(folder.parent)
-        kept = f"{last} is whole; training goes on from there" if last else "Training begins anew"
-        raise RunFolderError(
-            f"could not write {folder}: {error}. {kept} once there is space "
-            "and the folder can be written. A lower save_total_limit needs less."
-        ) from error
-    finally:
-        args.save_total_limit = limit
-    if args.should_save:
-        rotate_checkpoints(str(folder.parent), limit, best, use_mtime=True)
+    return [path.stat().st_size, checksum]
 
 
 def mark_complete(checkpoint: str | Path, state: Mapping[str, Any]) -> None:
@@ -259,7 +179,7 @@ def mark_complete(checkpoint: str | Path, state: Mapping[str, Any]) -> None:
         if path.is_file() and path.name != STATE_FILE:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-            files[str(path.relative_to(folder))] = [path.stat().st_size, _checksum(path)]
+            files[str(path.relative_to(folder))] = _size_and_checksum(path)
     write_json(folder / STATE_FILE, {**state, "files": files})
 
 
@@ -269,16 +189,16 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     For `trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))`, which
     starts from the beginning where there is none.
     """
-    found = {}
-    for folder in run_folder(output_dir).glob("checkpoint-*"):
-        step = folder.name.removeprefix("checkpoint-")
-        if step.isdecimal() and folder.is_dir():
-            found[int(step)] = folder
-    for step in sorted(found, reverse=True):
-        if not (missing := missing_parts(found[step])):
-            return str(found[step])
+    found = {
+        int(folder.name.removeprefix("checkpoint-")): folder
+        for folder in run_folder(output_dir).glob("checkpoint-*")
+        if folder.name.removeprefix("checkpoint-").isdecimal() and folder.is_dir()
+    }
+    for _, folder in sorted(found.items(), reverse=True):
+        if not (missing := missing_parts(folder)):
+            return str(folder)
         warnings.warn(
-            f"{found[step]} is passed over: {', '.join(missing)} missing or damaged, as when a run "
+            f"{folder} is passed over: {', '.join(missing)} missing or damaged, as when a run "
             "was killed while writing.",
             stacklevel=2,
         )
@@ -355,6 +275,17 @@ def describe_trained(model: Any) -> dict[str, Any]:
     return {"name": str(name), "lora": told or None}
 
 
+def read_manifest(output_dir: str | Path) -> dict[str, Any]:
+    """What a run says of its settings, problems and model; empty where there is no run.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    path = Path(output_dir) / TRAINING_MANIFEST
+    lost = "Delete it and go on: only what it tells of earlier sessions is lost."
+    return read_json(path, lost) if path.exists() else {}
+
+
 def check_same_run(args: BRPOConfig, problems: Any, model: Any) -> None:
     """Refuse to go on with a run under other settings, as if it had been made with them.
 
@@ -366,10 +297,7 @@ def check_same_run(args: BRPOConfig, problems: Any, model: Any) -> None:
     Raises:
         RunFolderError: `args.output_dir` holds a run with other settings, problems or model.
     """
-    path = Path(args.output_dir) / TRAINING_MANIFEST
-    if not path.exists():
-        return
-    told = read_json(path)
+    told = read_manifest(args.output_dir)
     before, now = told.get("settings") or {}, json.loads(json.dumps(args.to_dict(), default=str))
     differ = [
         f"{name} {before[name]!r} (now {now[name]!r})"
@@ -408,103 +336,78 @@ class ProgressBar(ProgressCallback):
 
 
 class StepRecorder(TrainerCallback):
-    """Collects the numbers of a step from the trainer and writes them when the step ends.
+    """Writes the numbers of a step when it ends, and what else a training leaves in its folder.
 
     Attributes:
+        line: numbers of the step that is under way; the trainer sets them, or adds to them.
         seconds: wall time inside optimiser steps, rollouts included; without set-up, evaluation
             and saving. It continues over a resume.
         counters: sums over the whole run, e.g. tokens; they too continue over a resume.
+        resumed_from: the checkpoint that training went on from.
     """
 
-    def __init__(
-        self,
-        output_dir: str | Path,
-        logged: dict[str, list[float]],
-        problems: Any = None,
-        trained: Mapping[str, Any] | None = None,
-    ):
-        self.folder = Path(output_dir)
-        self.trained = trained  # the model, described in the manifest
-        self.problems = problems  # the training set, described in the manifest
-        self.logged = logged  # TRL's own lists, cleared after each log
+    def __init__(self, trainer: Any):
+        self.folder = Path(trainer.args.output_dir)
+        self.logged = trainer._metrics["train"]  # TRL's own lists, cleared after each log
+        self.problems = trainer.train_dataset
+        self.model = describe_trained(trainer.accelerator.unwrap_model(trainer.model))
+        self.line: dict[str, Any] = defaultdict(float)
         self.seconds = 0.0
         self.counters: dict[str, float] = defaultdict(float)
         self.resumed_from: str | None = None
-        self._values: dict[str, Any] = {}
         self._seen: dict[str, int] = {}
-        self._loss = 0.0
         self._started = self._began = 0.0
         self._first_step = 0
 
-    def note(self, values: dict[str, Any]) -> None:
-        """Add values to the line of the current step."""
-        self._values |= values
-
-    def add(self, name: str, seconds: float) -> None:
-        """Add to a value of the current step that comes in parts, such as a time."""
-        self._values[name] = self._values.get(name, 0.0) + seconds
-
-    def value(self, name: str) -> float:
-        """What `add` has made of a value so far in this step."""
-        return self._values.get(name, 0.0)
-
-    def count(self, values: dict[str, float]) -> None:
-        """Add to the sums over the run."""
-        for name, value in values.items():
-            self.counters[name] += value
-
-    def add_loss(self, loss: float) -> None:
-        """Add the loss of one micro-batch, already divided by their number."""
-        self._loss += loss
-
-    def save(self, checkpoint: str | Path) -> None:
-        """Write the sums into a checkpoint; being last, the file marks it as complete."""
-        mark_complete(checkpoint, {"seconds": self.seconds, "counters": self.counters})
-
     def on_train_begin(self, args, state, control, **kwargs):
-        """Restore the sums, drop the lines that will be written again, and say that it begins."""
+        """Restore the sums, drop what will be written again, and say that training begins."""
         saved = read_state(self.resumed_from) if self.resumed_from else {}
         self.seconds = saved.get("seconds", 0.0)
         self.counters = defaultdict(float, saved.get("counters", {}))
         self._started, self._first_step = time.time(), state.global_step
-        self._values.clear()
+        self.line.clear()
         if state.is_world_process_zero:
             remove_leftovers(self.folder)
             for name in (METRICS, EVAL_METRICS):
                 drop_lines_after(self.folder / name, state.global_step)
-            self._write_manifest(args)
-            self._write_progress(state, "training starts")
+            drop_rollouts_after(self.folder, state.global_step)
+            known = read_manifest(self.folder) if self.resumed_from else {}
+            session = {**environment(), "resumed_from": self.resumed_from}
+            told = {
+                "dataset": None if self.problems is None else describe_problems(self.problems),
+                "model": self.model,
+                "settings": json.loads(json.dumps(args.to_dict(), default=str)),
+                "sessions": [*sessions_of(known), session],
+            }
+            write_json(self.folder / TRAINING_MANIFEST, told)
+        self._write_progress(state, "training starts")
 
     def on_step_begin(self, args, state, control, lr_scheduler=None, **kwargs):
         """Start the step's clock."""
         self._began = time.perf_counter()
-        self._loss = 0.0
         self._seen = {name: len(values) for name, values in self.logged.items()}
         if lr_scheduler is not None:
-            self._values["learning_rate"] = lr_scheduler.get_last_lr()[0]
+            self.line["learning_rate"] = lr_scheduler.get_last_lr()[0]
 
     def on_step_end(self, args, state, control, **kwargs):
         """Write the step's line and the progress."""
         duration = time.perf_counter() - self._began
         self.seconds += duration
-        line = {"step": state.global_step, "epoch": state.epoch, "loss": self._loss}
-        for name in _LOSS_METRICS:
-            new = self.logged.get(name, [])[self._seen.get(name, 0) :]
-            if new:
-                line[name] = sum(new) / len(new)
+        line = {"step": state.global_step, "epoch": state.epoch, "loss": self.line.pop("loss", 0.0)}
         for name, values in self.logged.items():
+            new = values[self._seen.get(name, 0) :]
+            if name in _LOSS_METRICS and new:
+                line[name] = sum(new) / len(new)
             if name.endswith(_FAILURES):
-                line[name] = sum(values[self._seen.get(name, 0) :])
-        line |= self._values
+                line[name] = sum(new)
+        line |= self.line
         line |= {"time/step": duration, "seconds": self.seconds, **self.counters}
-        self._values = {}
+        self.line.clear()
         if state.is_world_process_zero:
             append_jsonl(self.folder / METRICS, line)
-            score = line.get("anytime_accuracy")
-            self._write_progress(
-                state,
-                "" if score is None else f"anytime accuracy {score:.3f}, loss {line['loss']:.4f}",
-            )
+        score = line.get("anytime_accuracy")
+        told = "" if score is None else f"anytime accuracy {score:.3f}, loss {line['loss']:.4f}"
+        self._write_progress(state, told)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         """Keep the evaluation's numbers beside those of training."""
@@ -513,39 +416,27 @@ class StepRecorder(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         """Say that training is over."""
-        if state.is_world_process_zero:
-            self._write_progress(state, "training finished")
+        self._write_progress(state, "training finished")
 
     def stopped(self, state, error: BaseException) -> None:
         """Say that training ended before its last update, for whoever watches the run."""
-        if state.is_world_process_zero and self._started:
+        if self._started:
             why = "interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
             with contextlib.suppress(RunFolderError):  # the error itself is told
                 self._write_progress(state, f"training stopped: {why}")
 
-    def _write_manifest(self, args) -> None:
-        """Settings, problems, code and versions; a resumed run adds a session."""
-        path = self.folder / TRAINING_MANIFEST
-        lost = "Delete it and go on: only what it tells of earlier sessions is lost."
-        known = read_json(path, lost) if self.resumed_from and path.exists() else {}
-        before = sessions_of(known)
-        problems = None if self.problems is None else describe_problems(self.problems)
-        settings = json.loads(json.dumps(args.to_dict(), default=str))
-        sessions = [*before, {**environment(), "resumed_from": self.resumed_from}]
-        told = {"dataset": problems, "model": self.trained, "settings": settings}
-        write_json(path, {**told, "sessions": sessions})
-
     def _write_progress(self, state, message: str) -> None:
-        write_progress(
-            self.folder,
-            "train",
-            state.global_step,
-            state.max_steps,
-            "updates",
-            started=self._started,
-            done_before=self._first_step,
-            message=message,
-        )
+        if state.is_world_process_zero:
+            write_progress(
+                self.folder,
+                "train",
+                state.global_step,
+                state.max_steps,
+                "updates",
+                started=self._started,
+                done_before=self._first_step,
+                message=message,
+            )
 
 
 PROBLEMS = 2  # whose trees are kept of a generation
@@ -597,79 +488,38 @@ def credit(scores: Tensor, cuts: Tensor, args: BRPOConfig) -> dict[str, Tensor]:
     return told
 
 
-class RolloutRecorder(TrainerCallback):
-    """Keeps the trees of two problems every `save_rollouts_steps` updates.
+def keep_trees(
+    trainer: Any, trees: Sequence[Tree], first: int, scores: Tensor, cuts: Tensor
+) -> None:
+    """Write the trees of two problems each `save_rollouts_steps` updates. All processes call this.
 
     Args:
-        args: of the run.
-        tokenizer: of the model.
-        tokens: the thinking format in its ids.
+        trainer: A `BRPOTrainer`, before the update.
+        trees: of this process.
+        first: place of its first tree among those of all processes.
+        scores: (N, J, S) of all processes' trees, before any length penalty.
+        cuts: (N, J).
     """
-
-    def __init__(
-        self, args: BRPOConfig, tokenizer: PreTrainedTokenizerBase, tokens: ThinkingTokens
-    ):
-        self.args, self.tokenizer, self.tokens = args, tokenizer, tokens
-        self._step = 0  # the update that is under way
-        self._writes = False
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Drop the trees that will be written again."""
-        self._writes = state.is_world_process_zero
-        if self._writes:
-            drop_rollouts_after(self.args.output_dir, state.global_step)
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        """Remember which update samples."""
-        self._step = state.global_step + 1
-
-    def record(self, trees: Sequence[Tree], first: int, scores: Tensor, cuts: Tensor) -> None:
-        """Write the trees of the chosen problems, if it is their turn. All processes call this.
-
-        Args:
-            trees: of this process.
-            first: place of its first tree among those of all processes.
-            scores: (N, J, S) of all processes' trees, before any length penalty.
-            cuts: (N, J).
-        """
-        if not self._step or not self.args.saves_rollouts_at(self._step):
-            return
-        group = self.args.num_generations
-        scores = scores.detach().double().cpu().unflatten(0, (-1, group))
-        cuts = cuts.cpu().unflatten(0, (-1, group))
-        told = credit(scores, cuts, self.args)
-        prior = told["returns"].new_tensor(self.args.budget_prior.weights)
-        chosen = chosen_groups(told["credited"], prior)
-        numbers = {"scores": scores, "cuts": cuts, **told}
-        rows = []
-        for place, tree in enumerate(trees, start=first):
-            problem, sample = divmod(place, group)
-            if problem in chosen:
-                credited = {
-                    name: value[problem, sample].tolist() for name, value in numbers.items()
-                }
-                rows.append({"problem": problem, "sample": sample, **self._texts(tree), **credited})
-        rows = gather_object(rows)  # a group may straddle processes
-        if self._writes:
-            rows.sort(key=lambda row: (chosen.index(row["problem"]), row["sample"]))
-            write_rollouts(self.args.output_dir, self._step, self._settings(), rows)
-
-    def _texts(self, tree: Tree) -> dict[str, Any]:
-        thinking, ends = text_and_ends(self.tokenizer, self.tokens, tree.thinking)
-        summaries = self.args.num_summaries
-        told = [decode(self.tokenizer, self.tokens, leaf.summary) for leaf in tree.leaves]
-        return {
-            "prompt": self.tokenizer.decode(tree.prompt, skip_special_tokens=False),
-            "thinking": thinking,
-            "token_ends": ends,
-            "tokens": len(tree.thinking),
-            "end": tree.end,
-            "summaries": [told[i : i + summaries] for i in range(0, len(told), summaries)],
-        }
-
-    def _settings(self) -> dict[str, Any]:
-        args = self.args
-        return {
+    args, step = trainer.args, trainer.state.global_step + 1
+    if not args.saves_rollouts_at(step):
+        return
+    group = args.num_generations
+    scores = scores.detach().double().cpu().unflatten(0, (-1, group))
+    cuts = cuts.cpu().unflatten(0, (-1, group))
+    told = credit(scores, cuts, args)
+    chosen = chosen_groups(told["credited"], scores.new_tensor(args.budget_prior.weights))
+    rows = []
+    for place, tree in enumerate(trees, start=first):
+        problem, sample = divmod(place, group)
+        if problem in chosen:
+            numbers = {"scores": scores, "cuts": cuts, **told}
+            row = {name: value[problem, sample].tolist() for name, value in numbers.items()}
+            row |= _texts(tree, trainer._tokenizer, trainer.tokens, args.num_summaries)
+            rows.append({"problem": problem, "sample": sample, **row})
+    rows = gather_object(rows)  # a group may straddle processes
+    if trainer.accelerator.is_main_process:
+        rows.sort(key=lambda row: (chosen.index(row["problem"]), row["sample"]))
+        settings = {
             "budgets": args.budgets,
             "prior": list(args.budget_prior.weights),
             "baseline": args.baseline,
@@ -678,3 +528,19 @@ class RolloutRecorder(TrainerCallback):
             "length_penalty": args.length_penalty,
             "methods": {name: words for name, (words, _) in BASELINES.items()},
         }
+        write_rollouts(args.output_dir, step, settings, rows)
+
+
+def _texts(
+    tree: Tree, tokenizer: PreTrainedTokenizerBase, tokens: ThinkingTokens, summaries: int
+) -> dict[str, Any]:
+    thinking, ends = text_and_ends(tokenizer, tokens, tree.thinking)
+    told = [decode(tokenizer, tokens, leaf.summary) for leaf in tree.leaves]
+    return {
+        "prompt": tokenizer.decode(tree.prompt, skip_special_tokens=False),
+        "thinking": thinking,
+        "token_ends": ends,
+        "tokens": len(tree.thinking),
+        "end": tree.end,
+        "summaries": [told[i : i + summaries] for i in range(0, len(told), summaries)],
+    }

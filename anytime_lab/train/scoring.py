@@ -2,8 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +12,8 @@ from anytime_lab.engines.hf import inner_model, sampling_mode
 from anytime_lab.prompts import ThinkingTokens
 from anytime_lab.train.attention import (
     BACKEND,
+    PlanLostError,
     no_mask,
-    plan_is_lost,
     tree_plan,
     weights_are_here,
     why_not_trees,
@@ -22,6 +21,7 @@ from anytime_lab.train.attention import (
 from anytime_lab.tree import (
     PADDING,
     TRUNK,
+    Leaf,
     PackedTree,
     Tree,
     tree_mask,
@@ -32,8 +32,7 @@ from anytime_lab.tree import (
 ENDS = ("closed", "eos", "length")  # how a thinking ended; the order is the code in tensors
 
 
-@dataclass(frozen=True)
-class TreeRows:
+class TreeRows(NamedTuple):
     """Layout of B packed rows after their prompts, padded to C columns.
 
     Attributes:
@@ -46,9 +45,9 @@ class TreeRows:
     branch: Tensor
     trained: Tensor
 
-    def rows(self, start: int, end: int) -> "TreeRows":
-        """The rows start … end - 1."""
-        return TreeRows(self.leaf[start:end], self.branch[start:end], self.trained[start:end])
+    def rows(self, part: slice) -> "TreeRows":
+        """Some of the rows."""
+        return TreeRows(*(values[part] for values in self))
 
 
 def stack_rows(
@@ -96,9 +95,8 @@ def leaf_texts(token_ids: Sequence[Sequence[int]], tokenizer, unseen: frozenset[
     return [decoded[key] for key in keys]
 
 
-@dataclass(frozen=True)
-class TreeNumbers:
-    """What is counted on N trees; gathered over processes as one tensor.
+class TreeNumbers(NamedTuple):
+    """What is counted on N trees.
 
     Attributes:
         lengths: (N,) tokens of thinking.
@@ -117,47 +115,33 @@ class TreeNumbers:
     finished: Tensor
     summary_tokens: Tensor
 
-    def flat(self) -> Tensor:
-        """(N, 2 + J + 3 J S), to gather."""
-        parts = [self.lengths[:, None], self.ends[:, None], self.cuts]
-        parts += [t.flatten(1) for t in (self.formatted, self.finished, self.summary_tokens)]
-        return torch.cat(parts, dim=1)
-
-    @classmethod
-    def from_flat(cls, flat: Tensor, num_budgets: int, num_summaries: int) -> "TreeNumbers":
-        """Undo `flat`."""
-        leaves = num_budgets * num_summaries
-        sizes = [1, 1, num_budgets, leaves, leaves, leaves]
-        lengths, ends, cuts, *per_leaf = flat.split(sizes, dim=1)
-        shape = (-1, num_budgets, num_summaries)
-        return cls(lengths[:, 0], ends[:, 0], cuts, *(t.reshape(shape) for t in per_leaf))
-
 
 def count_trees(
-    trees: Sequence[Tree], tokens: ThinkingTokens, num_budgets: int, num_summaries: int, device
+    trees: Sequence[Tree], tokens: ThinkingTokens, num_summaries: int, device: Any
 ) -> TreeNumbers:
     """Count on each tree what the scores and the metrics need."""
-    rows = []
-    for tree in trees:
+
+    def well_formed(tree: Tree, leaf: Leaf) -> bool:
         # The marker can stand in a thinking as its last token only: sampling stops there.
-        last = len(tree.thinking) if tree.end == "closed" else None
-        formatted = [
-            not tokens.fmt.think_close
-            or (leaf.cut == last) + tokens.markers(leaf.forced) + tokens.markers(leaf.summary) == 1
-            for leaf in tree.leaves
-        ]
-        cuts = [leaf.cut for leaf in tree.leaves[::num_summaries]]
-        rows.append(
-            [len(tree.thinking), ENDS.index(tree.end), *cuts, *formatted]
-            + [leaf.finished for leaf in tree.leaves]
-            + [len(leaf.summary) for leaf in tree.leaves]
-        )
-    flat = torch.tensor(rows, dtype=torch.int64, device=device)
-    return TreeNumbers.from_flat(flat, num_budgets, num_summaries)
+        closes = tree.end == "closed" and leaf.cut == len(tree.thinking)
+        found = closes + tokens.markers(leaf.forced) + tokens.markers(leaf.summary)
+        return not tokens.fmt.think_close or found == 1
+
+    def per_leaf(count: Callable[[Tree, Leaf], int]) -> Tensor:
+        counted = [[count(tree, leaf) for leaf in tree.leaves] for tree in trees]
+        return torch.tensor(counted, device=device).long().unflatten(1, (-1, num_summaries))
+
+    return TreeNumbers(
+        lengths=torch.tensor([len(tree.thinking) for tree in trees], device=device),
+        ends=torch.tensor([ENDS.index(tree.end) for tree in trees], device=device),
+        cuts=per_leaf(lambda tree, leaf: leaf.cut)[..., 0],
+        formatted=per_leaf(well_formed),
+        finished=per_leaf(lambda tree, leaf: leaf.finished),
+        summary_tokens=per_leaf(lambda tree, leaf: len(leaf.summary)),
+    )
 
 
-@dataclass(frozen=True)
-class ScoredRows:
+class ScoredRows(NamedTuple):
     """Per-token numbers of B rows after their prompts, (B, C); 0 where nothing is trained.
 
     Attributes:
@@ -169,89 +153,83 @@ class ScoredRows:
     entropy: Tensor | None
 
 
-@dataclass(frozen=True)
-class TreeBackend:
-    """A way to run packed rows.
+def choose_backend(
+    model: PreTrainedModel, name: str = "auto", temperature: float = 1.0
+) -> tuple[str, str]:
+    """The backend that a model supports, with the model prepared for it, and why, for the log.
 
-    Attributes:
-        name: `segmented`, `dense` or `unrolled`.
-        reason: Why it was chosen, for the log.
-    """
-
-    name: str
-    reason: str
-
-
-def check_head(model: PreTrainedModel, temperature: float) -> None:
-    """Check that TRL's fused head says what the model says, on the likeliest tokens after three.
-
-    It knows the common ways from hidden states to logits; of others it would leave out a part.
-    Nothing is tried where the weights are not here (sharded, or not loaded yet).
+    `segmented` replaces SDPA attention by tree attention, which is SDPA where there is no tree. A
+    backend is tried on two short trees, and passed over where it differs from unrolled rows.
 
     Args:
-        model: With the fused head.
+        model: A causal language model or a PeftModel, with TRL's fused head.
+        name: `auto`, or the backend that is wanted.
         temperature: What the head divides logits by.
 
     Raises:
-        ValueError: log-probs would be another model's.
+        ValueError: the model does not support what is wanted; or the head, which knows the common
+            ways from hidden states to logits, leaves out a part of this model's.
     """
-    if not weights_are_here(model):
-        return
-    with sampling_mode(model):
-        ids = torch.arange(3, device=model.device)[None]
-        logits = model(input_ids=ids).logits.float() / temperature
-        likeliest = logits.argmax(-1)
-        wanted = logits.log_softmax(-1).gather(2, likeliest[..., None])[..., 0]
-        told = model(input_ids=ids, shift_labels=likeliest, fused_lm_head=True).log_probs
-    apart = (told - wanted).abs().max()
-    if not apart < max(0.02, 4 * torch.finfo(model.dtype).eps ** 0.5):  # TF32 and bf16 round
-        inner = inner_model(model)
-        raise ValueError(
-            f"TRL's fused head gives log-probs of {type(inner).__name__} that are off by "
-            f"{apart:.2g} nats: it leaves out what this model does after its last layer. Take a "
-            "model of another architecture."
-        )
-
-
-def choose_backend(model: PreTrainedModel, name: str = "auto") -> TreeBackend:
-    """The backend that a model supports, and prepare the model for it.
-
-    `segmented` replaces SDPA attention by tree attention, which is SDPA where there is no tree.
-
-    Args:
-        model: A causal language model or a PeftModel.
-        name: `auto`, or the backend that is wanted.
-
-    Raises:
-        ValueError: the model does not support what is wanted.
-    """
+    inner, attention = inner_model(model), model.config._attn_implementation
     reason = why_not_trees(model)
-    attention = model.config._attn_implementation
     if not reason and attention not in ("sdpa", "eager", BACKEND):
         reason = f"attention {attention!r} takes no mask of its own"
-    if name == "unrolled":
-        return TreeBackend(name, "asked for")
-    if name == "auto" and reason:
-        return TreeBackend("unrolled", reason)
+    wanted = {"auto": ["segmented", "dense"], "unrolled": []}.get(name, [name])
+    told = "the model supports it" if name == "auto" else "asked for"
     if name == "auto" and attention == "eager":
-        return TreeBackend("dense", "attention 'eager' was chosen for the model")
-    if reason:
+        wanted, told = ["dense"], "attention 'eager' was chosen for the model"
+    for backend in [] if reason else wanted:
+        if backend == "segmented":
+            inner.set_attn_implementation(BACKEND)
+        if not (wrong := _wrong_with(model, backend, temperature)):
+            checked = "two short trees are scored as their unrolled rows"
+            return backend, f"{told}; {checked if weights_are_here(model) else 'not tried'}"
+        inner.set_attn_implementation("sdpa" if attention == BACKEND else attention)
+        told = reason = wrong
+    if name in wanted:
         raise ValueError(
             f'tree_backend={name!r} cannot run this model: {reason}. Set tree_backend="auto".'
         )
-    if name == "dense":
-        return TreeBackend(name, "asked for")
-    inner = inner_model(model)
-    inner.set_attn_implementation(BACKEND)
-    if plan_is_lost(model):
-        inner.set_attn_implementation("sdpa")
-        reason = f"{type(inner).__name__} hands its attention no more than a mask"
-        if name == "auto":
-            return TreeBackend("dense", reason)
+    if wrong := _wrong_with(model, "unrolled", temperature):
         raise ValueError(
-            f'tree_backend={name!r} cannot run this model: {reason}. Set tree_backend="auto".'
+            f"{wrong}: TRL's fused head leaves out what this model does after its last layer. Take "
+            "a model of another architecture."
         )
-    return TreeBackend("segmented", "asked for" if name != "auto" else "the model supports it")
+    return "unrolled", reason or "asked for"
+
+
+def _wrong_with(model: PreTrainedModel, backend: str, temperature: float) -> str:
+    """How a backend differs from the model's own logits on unrolled rows; empty if it does not.
+
+    Nothing is tried where the weights are not here (sharded, or not loaded yet).
+    """
+    if not weights_are_here(model):
+        return ""
+    device, name = model.device, type(inner_model(model)).__name__
+    leaf = [[-1, -1, -1, -1, 0, 0, 0, 1, 1, 1], [-1, -1, -1, 0, 0, 0, 1, 1, 1, PADDING]]
+    branch = [[0, 1, 2, 3, 2, 2, 2, 4, 4, 4], [0, 1, 2, 2, 2, 2, 3, 3, 3, 0]]
+    leaf, branch = torch.tensor(leaf, device=device), torch.tensor(branch, device=device)
+    trained = [[1, 1, 1, 1, 0, 1, 1, 0, 1, 1], [1, 1, 1, 0, 1, 1, 0, 1, 1, 0]]
+    rows = TreeRows(leaf, branch, torch.tensor(trained, device=device))
+    prompt_mask = torch.tensor([[1, 1, 1], [0, 1, 1]], device=device)
+    ids = torch.arange(26, device=device).view(2, 13) % model.config.get_text_config().vocab_size
+    taken = unroll(ids[:, :3], prompt_mask, ids[:, 3:], leaf, branch)
+    with sampling_mode(model):
+        logits = model(input_ids=taken.ids, attention_mask=taken.mask).logits.float() / temperature
+        log_probs = logits.log_softmax(-1)[:, :-1].gather(2, taken.ids[:, 1:, None])[..., 0]
+        source = taken.source[:, 1:]
+        own = log_probs.new_zeros(leaf.numel())
+        own[source[source >= 0]] = log_probs[source >= 0]
+        try:
+            mask = torch.cat([prompt_mask, (leaf != PADDING).long()], dim=1)
+            told = score_rows(model, backend, ids, mask, rows).log_probs.flatten()
+        except PlanLostError:
+            return f"{name} hands its attention no more than a mask"
+    apart = ((told - own).abs() / own.abs().clamp(min=1))[rows.trained.flatten().bool()].mean()
+    rounding = max(torch.finfo(model.dtype).eps, 2**-11 if device.type == "cuda" else 0)  # TF32
+    if apart < 4 * rounding**0.5:
+        return ""
+    return f"log-probs of {name} by {backend} trees are off by {apart:.2g} of what they are"
 
 
 def _segmented_inputs(model: Any, rows: TreeRows, prompt_mask: Tensor) -> dict[str, Any]:

@@ -18,50 +18,63 @@ from typing import Any
 import torch
 from accelerate.utils import gather
 from datasets import Dataset, IterableDataset
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 
 from anytime_lab.engines.hf import HFEngine
-from anytime_lab.prompts import ThinkingFormat, describe_format, warn_of_eos
-from anytime_lab.store.files import only_writer
+from anytime_lab.engines.load import load_tokens, model_path
+from anytime_lab.prompts import (
+    ThinkingFormat,
+    describe_format,
+    fit_verifier,
+    prompt_ids,
+    warn_of_eos,
+)
+from anytime_lab.store.files import RunFolderError, only_writer
 from anytime_lab.train.advantages import (
-    reaches_budgets,
     summary_advantages,
     thinking_advantages,
     token_advantages,
-    variance_diagnostics,
 )
-from anytime_lab.train.checks import prepare_run
+from anytime_lab.train.checks import (
+    as_reward_functions,
+    check_args,
+    check_datasets,
+    check_tokenizer,
+    load_start,
+    sampling_of,
+)
 from anytime_lab.train.config import BRPOConfig
 from anytime_lab.train.devices import (
+    TrainersEngine,
     check_logprobs,
     check_sharding,
-    sample_trees_by_vllm,
     whole_model,
     whole_value,
 )
 from anytime_lab.train.recording import (
     MISLEADING,
+    STATE_FILE,
     ProgressBar,
-    RolloutRecorder,
     StepRecorder,
     check_same_run,
     checkpoint_to_resume,
     combine_rewards,
-    describe_trained,
     generation_metrics,
+    keep_trees,
+    last_complete_checkpoint,
+    mark_complete,
     prior_mean,
     step_of,
-    variance_metrics,
-    whole_checkpoint,
 )
 from anytime_lab.train.scoring import (
     ScoredRows,
     TreeNumbers,
     TreeRows,
     by_length,
-    check_head,
     choose_backend,
     count_trees,
     leaf_texts,
@@ -73,7 +86,7 @@ from anytime_lab.train.scoring import (
     trim_columns,
     why_all_tokens,
 )
-from anytime_lab.tree import PackedTree, Tree, pack
+from anytime_lab.tree import Tree, pack
 
 logger = logging.getLogger(__name__)
 
@@ -147,19 +160,24 @@ class BRPOTrainer(GRPOTrainer):
         peft_config: Any = None,
         thinking_format: ThinkingFormat | str | dict | None = None,
     ):
-        setup = prepare_run(
-            model,
-            reward_funcs,
-            args,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            peft_config,
-            thinking_format,
+        name = model_path(model) if isinstance(model, str) else model.config._name_or_path
+        args = check_args(args, name)
+        functions = as_reward_functions(reward_funcs)
+        model, model_config = load_start(model, name, args, peft_config)
+        tokenizer = check_tokenizer(processing_class, name, args)
+        self.tokens = load_tokens(model, tokenizer, thinking_format or args.thinking_format)
+        self.encode_prompt = functools.partial(
+            prompt_ids,
+            tokenizer=tokenizer,
+            fmt=self.tokens.fmt,
+            chat_template_kwargs=args.chat_template_kwargs,
         )
-        model, args, functions = setup.model, setup.args, setup.functions
-        self.tokens, self.encode_prompt = setup.tokens, setup.encode_prompt
-        self.sampling = setup.sampling
+        self.sampling = sampling_of(args, self.tokens)
+        functions = [fit_verifier(function, self.tokens.fmt) for function in functions]
+        check_datasets(
+            train_dataset, eval_dataset, functions, model_config, args, self.encode_prompt
+        )
+        example = self.encode_prompt(next(iter(train_dataset))["prompt"])
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
@@ -169,7 +187,7 @@ class BRPOTrainer(GRPOTrainer):
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
-                processing_class=setup.tokenizer,
+                processing_class=tokenizer,
                 reward_processing_classes=reward_processing_classes,
                 callbacks=callbacks,
                 optimizers=optimizers,
@@ -178,44 +196,28 @@ class BRPOTrainer(GRPOTrainer):
                 rollout_func=_sample_rollouts,
             )
         if self.accelerator.is_main_process:
-            print(describe_format(self.tokens, setup.example))
+            print(describe_format(self.tokens, example))
         check_sharding(self)
-        check_head(self.model, args.temperature)
-        backend = choose_backend(self.model, args.tree_backend)
+        self.tree_backend, reason = choose_backend(self.model, args.tree_backend, args.temperature)
         if self.ref_model is not None:
-            choose_backend(self.accelerator.unwrap_model(self.ref_model), backend.name)
-        self.tree_backend = backend.name
-        logger.info("packed trees are run by the %s backend: %s", backend.name, backend.reason)
+            reference = self.accelerator.unwrap_model(self.ref_model)
+            choose_backend(reference, self.tree_backend, args.temperature)
+        logger.info("packed trees are run by the %s backend: %s", self.tree_backend, reason)
         if reason := why_all_tokens(args):
             logger.warning("every token of a tree is run in an update: %s.", reason)
         self._skips = not reason
         # Several processes exchange gradients after one pass each.
         self._spare_columns = 256 if self.accelerator.num_processes == 1 else sys.maxsize
-        device = self.accelerator.device
-        self._prior = torch.tensor(args.budget_prior.weights, device=device)
-        self._summary_prior = torch.tensor(args.summary_weights, device=device)
-        self._recorder = StepRecorder(
-            args.output_dir,
-            self._metrics["train"],
-            train_dataset,
-            describe_trained(self.accelerator.unwrap_model(self.model)),
-        )
+        self._recorder = StepRecorder(self)
         self.add_callback(self._recorder)
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ == "NotebookProgressCallback":
                 self.remove_callback(callback)
                 self.add_callback(ProgressBar)
-        self._rollout_recorder = RolloutRecorder(args, setup.tokenizer, self.tokens)
-        self.add_callback(self._rollout_recorder)
         self._trees: list[Tree] = []
         self._rows: TreeRows | None = None  # layout of the rows that are being scored
         self._batch: dict[str, Any] = {}  # of which the loss is being computed
         self._graded: tuple[torch.Tensor, TreeNumbers] | None = None
-
-    def keep_rollouts(self, trees: list[Tree], packed: list[PackedTree]) -> None:
-        """Remember the trees of the generation that TRL is about to score."""
-        self._trees = trees
-        self._rows = stack_rows(packed, self.accelerator.device, self.pad_to_multiple_of)
 
     # --- rollouts and scores ---------------------------------------------------------------------
 
@@ -225,20 +227,15 @@ class BRPOTrainer(GRPOTrainer):
         Args:
             prompts: texts or conversations; a group is the same prompt several times.
         """
-        encoded: dict[str, list[int]] = {}
-        ids = []
-        for prompt in prompts:
-            key = repr(prompt)
-            if key not in encoded:
-                encoded[key] = self.encode_prompt(prompt)
-            ids.append(encoded[key])
+        distinct = {repr(prompt): prompt for prompt in prompts}
+        encoded = {key: self.encode_prompt(prompt) for key, prompt in distinct.items()}
+        asked = [encoded[repr(prompt)] for prompt in prompts], self.args.budgets
+        asked = *asked, self.args.num_summaries, self.sampling
         if self.use_vllm:
-            return sample_trees_by_vllm(self, ids)
+            return TrainersEngine(self).sample_trees(*asked)
         with whole_model(self) as model:
             engine = HFEngine(model, self.tokens, batch_size=self.args.rollout_batch_size)
-            return engine.sample_trees(
-                ids, self.args.budgets, self.args.num_summaries, self.sampling
-            )
+            return engine.sample_trees(*asked)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         """Grade every leaf; return the value of each tree per reward function, (W B, F)."""
@@ -260,8 +257,8 @@ class BRPOTrainer(GRPOTrainer):
                 self._pending_extra_logs[column] = [
                     values[i : i + leaves] for i in range(0, len(values), leaves)
                 ]
-        counted = count_trees(self._trees, self.tokens, budgets, summaries, self.accelerator.device)
-        numbers = TreeNumbers.from_flat(gather(counted.flat()), budgets, summaries)
+        counted = count_trees(self._trees, self.tokens, summaries, self.accelerator.device)
+        numbers = gather(counted)
         if (infinite := rewards.isinf().any(dim=0)).any():
             name = self.reward_func_names[int(infinite.int().argmax())]
             raise ValueError(
@@ -273,8 +270,9 @@ class BRPOTrainer(GRPOTrainer):
         if self.args.check_format:
             scores = scores.where((numbers.formatted == 1) | scores.isnan(), 0.0)
         self._graded = scores, numbers
-        self._recorder.add("time/scoring", time.perf_counter() - start)
-        return prior_mean(rewards.nanmean(dim=2).transpose(1, 2), self._prior)
+        self._recorder.line["time/scoring"] += time.perf_counter() - start
+        prior = rewards.new_tensor(self.args.budget_prior.weights)
+        return prior_mean(rewards.nanmean(dim=2).transpose(1, 2), prior)
 
     def _generate_and_score_completions(self, inputs):
         """TRL's batch, with token advantages (B, C) and the layout of the trees."""
@@ -284,7 +282,10 @@ class BRPOTrainer(GRPOTrainer):
         check_logprobs(self, output, mode)
         scores, numbers = self._graded
         group = self.num_generations if mode == "train" else self.num_generations_eval
-        thinking, summary = self._advantages(scores, numbers, group)
+        # Of all processes' trees: thinking (P, G, J) and summaries (P, G, J, S).
+        thinking, summary = self._advantages(
+            scores.unflatten(0, (-1, group)), numbers.cuts.unflatten(0, (-1, group))
+        )
         first = self.accelerator.process_index * len(inputs)
         own = slice(first, first + len(inputs))
         rows = self._rows
@@ -300,29 +301,28 @@ class BRPOTrainer(GRPOTrainer):
             output["tree_kept"] = live_columns(output["advantages"], rows)
         self._log_generation(mode, scores, numbers, group)
         if mode == "train":
-            self._rollout_recorder.record(self._trees, first, scores, numbers.cuts)
+            keep_trees(self, self._trees, first, scores, numbers.cuts)
         self._trees, self._rows, self._graded = [], None, None
-        self._recorder.add("time/rollout", time.perf_counter() - start)
+        self._recorder.line["time/rollout"] += time.perf_counter() - start
         return output
 
     def _advantages(
-        self, scores: torch.Tensor, numbers: TreeNumbers, group: int
+        self, scores: torch.Tensor, cuts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Advantages of all processes' trees: thinking (P, G, J) and summaries (P, G, J, S).
+        """Advantages of thinkings (P, G, J) and summaries (P, G, J, S).
 
         What is left of two numbers that are equal but for rounding is 0: it would be trained on.
         """
-        cuts = numbers.cuts.unflatten(0, (-1, group))
         args = self.args
-        leaf = args.penalised(scores.unflatten(0, (-1, group)), cuts)
-        thinking = thinking_advantages(
-            leaf.nanmean(dim=3), self._prior, args.budgets, args.baseline, args.discount
+        leaf = args.penalised(scores, cuts)
+        prior, weights = map(leaf.new_tensor, (args.budget_prior.weights, args.summary_weights))
+        means = leaf.nanmean(dim=3)
+        made = (
+            thinking_advantages(means, prior, args.budgets, args.baseline, args.discount),
+            summary_advantages(leaf, cuts, weights),
         )
-        summary = summary_advantages(leaf, cuts, self._summary_prior)
         rounding = 1e-6 * leaf.nan_to_num(0.0).abs().amax()
-        return thinking.where(thinking.abs() > rounding, 0.0), summary.where(
-            summary.abs() > rounding, 0.0
-        )
+        return tuple(advantage.where(advantage.abs() > rounding, 0.0) for advantage in made)
 
     # --- packed trees in TRL's loss --------------------------------------------------------------
 
@@ -342,15 +342,9 @@ class BRPOTrainer(GRPOTrainer):
         return self._buffered_inputs[self._step % len(batches)]
 
     def _score(self, model, input_ids, attention_mask, rows: TreeRows) -> ScoredRows:
+        unwrap = self.accelerator.unwrap_model
         with self.accelerator.autocast():
-            return score_rows(
-                model,
-                self.tree_backend,
-                input_ids,
-                attention_mask,
-                rows,
-                self.accelerator.unwrap_model,
-            )
+            return score_rows(model, self.tree_backend, input_ids, attention_mask, rows, unwrap)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -371,7 +365,6 @@ class BRPOTrainer(GRPOTrainer):
         rows, batch = self._rows, self._batch
         if "tree_kept" in batch:
             sampled = batch["sampling_per_token_logps"].nan_to_num(0.0)
-            others = batch.get("old_per_token_logps", torch.zeros_like(sampled))
             logps = score_live_rows(
                 functools.partial(self._score, model),
                 input_ids,
@@ -379,20 +372,18 @@ class BRPOTrainer(GRPOTrainer):
                 rows,
                 batch["tree_kept"],
                 batch["advantages"],
-                others,
+                batch.get("old_per_token_logps", torch.zeros_like(sampled)),
                 self._spare_columns,
             )
             return logps, -sampled, None
         size = batch_size or len(input_ids)
-        logps, entropies = [], []
-        for start in range(0, len(input_ids), size):
-            end = min(start + size, len(input_ids))
-            scored = self._score(
-                model, input_ids[start:end], attention_mask[start:end], rows.rows(start, end)
-            )
-            logps.append(scored.log_probs)
-            entropies.append(scored.entropy)
-        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+        parts = [slice(start, start + size) for start in range(0, len(input_ids), size)]
+        scored = [
+            self._score(model, input_ids[part], attention_mask[part], rows.rows(part))
+            for part in parts
+        ]
+        entropy = torch.cat([part.entropy for part in scored]) if compute_entropy else None
+        return torch.cat([part.log_probs for part in scored]), entropy, None
 
     def _compute_loss(self, model, inputs):
         """TRL's loss on the columns that these rows use."""
@@ -406,19 +397,19 @@ class BRPOTrainer(GRPOTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One micro-batch; its loss and time go to the step's line."""
-        start = time.perf_counter()
-        sampling = self._recorder.value("time/rollout")
+        start, line = time.perf_counter(), self._recorder.line
+        sampled = line.get("time/rollout", 0.0)
         loss = super().training_step(model, inputs, num_items_in_batch)
         mean = self.accelerator.gather(loss).mean().item()
         self._check_finite("loss", mean)
-        self._recorder.add_loss(mean)
-        sampling -= self._recorder.value("time/rollout")
-        self._recorder.add("time/update", time.perf_counter() - start + sampling)
+        line["loss"] += mean
+        sampling = line.get("time/rollout", 0.0) - sampled
+        line["time/update"] += time.perf_counter() - start - sampling
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = whole_value(super()._get_grad_norm(model, grad_norm=grad_norm))
-        self._recorder.note({"grad_norm": norm})
+        self._recorder.line["grad_norm"] = norm
         if norm is not None and not self.args.fp16:  # fp16 scales its loss until it overflows
             self._check_finite("gradient's norm", float(norm))
         return norm
@@ -494,24 +485,36 @@ class BRPOTrainer(GRPOTrainer):
         super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model, trial):
+        """Delete earlier checkpoints only once this one is whole, as transformers does not."""
+        args = self.args
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with whole_checkpoint(folder, self.args, self.state.best_model_checkpoint):
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            if args.should_save:  # of the same step, before the run went back and came here again
+                (folder / STATE_FILE).unlink(missing_ok=True)
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # the marker must not precede another rank's files
-            if self.args.should_save:
-                self._recorder.save(folder)
+            if args.should_save:
+                sums = {"seconds": self._recorder.seconds, "counters": self._recorder.counters}
+                mark_complete(folder, sums)
+        except (OSError, SafetensorError, RuntimeError, RunFolderError) as error:
+            last = last_complete_checkpoint(folder.parent)
+            kept = f"{last} is whole; training goes on from there" if last else "It begins anew"
+            raise RunFolderError(
+                f"could not write {folder}: {error}. {kept} once there is space "
+                "and the folder can be written. A lower save_total_limit needs less."
+            ) from error
+        finally:
+            args.save_total_limit = limit
+        if args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(folder.parent), limit, best, use_mtime=True)
 
     def _log_generation(
         self, mode: str, scores: torch.Tensor, numbers: TreeNumbers, group: int
     ) -> None:
         """Numbers of one generation to TRL's logger and, in training, to the step's line."""
-        metrics = generation_metrics(scores, numbers, self._prior, self.args.budgets)
-        by_problem = scores.nanmean(dim=2).unflatten(0, (-1, group))
-        reached = reaches_budgets(numbers.cuts.unflatten(0, (-1, group)))
-        explained = variance_diagnostics(
-            by_problem, self._prior, self.args.budgets, self.args.discount, reached
-        )
-        metrics |= variance_metrics(explained, reached, self.args.budgets)
+        metrics = generation_metrics(scores, numbers, group, self.args)
         for name, value in metrics.items():
             if not math.isnan(value):  # e.g. the correlation with a baseline that is constant
                 self._metrics[mode][name].append(value)
@@ -520,13 +523,9 @@ class BRPOTrainer(GRPOTrainer):
         for name in MISLEADING:
             self._metrics[mode].pop(name, None)
         if mode == "train":
-            self._recorder.note(metrics)
-            self._recorder.count(
-                {
-                    "total/thinking_tokens": metrics["tokens/thinking"],
-                    "total/summary_tokens": metrics["tokens/summary"],
-                }
-            )
+            self._recorder.line |= metrics
+            for kind in ("thinking", "summary"):
+                self._recorder.counters[f"total/{kind}_tokens"] += metrics[f"tokens/{kind}"]
 
 
 def _sample_rollouts(prompts: list[Any], trainer: BRPOTrainer) -> dict[str, list]:
@@ -534,8 +533,9 @@ def _sample_rollouts(prompts: list[Any], trainer: BRPOTrainer) -> dict[str, list
     start = time.perf_counter()
     trees = trainer.sample_trees(prompts)
     packed = [pack(tree) for tree in trees]
-    trainer.keep_rollouts(trees, packed)
-    trainer._recorder.add("time/generation", time.perf_counter() - start)
+    trainer._trees = trees  # of the generation that TRL is about to score
+    trainer._rows = stack_rows(packed, trainer.accelerator.device, trainer.pad_to_multiple_of)
+    trainer._recorder.line["time/generation"] += time.perf_counter() - start
     return {
         "prompt_ids": [list(tree.prompt) for tree in trees],
         "completion_ids": [list(row.ids) for row in packed],

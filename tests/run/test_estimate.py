@@ -38,7 +38,7 @@ def measured():
     """The embedded model, a micro-batch of the longest trees, and the same as shapes."""
     tok, model = load_tokenizer("embedded"), load_model("embedded", device="cpu")
     add_fused_lm_head(model, temperature=1.0, outputs=("log_probs", "entropy"))
-    backend = choose_backend(model)
+    backend, _ = choose_backend(model)
     tokens = resolve_tokens(tok)
 
     def ids(count):
@@ -61,7 +61,7 @@ def measured():
     assert batch.shape == (ROWS, shape.packed)  # tokens are exact
 
     def run():
-        return score_rows(model, backend.name, batch, torch.ones_like(batch), rows).log_probs.sum()
+        return score_rows(model, backend, batch, torch.ones_like(batch), rows).log_probs.sum()
 
     return model, run, ModelSize.of(model.config), shape
 

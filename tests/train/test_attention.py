@@ -24,7 +24,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from anytime_lab.prompts import COUNTDOWN, resolve_tokens
 from anytime_lab.train.attention import BACKEND, no_mask, tree_plan, why_not_trees
-from anytime_lab.train.scoring import check_head, choose_backend, score_rows, stack_rows
+from anytime_lab.train.scoring import choose_backend, score_rows, stack_rows
 from anytime_lab.tree import pack, tree_mask, tree_positions
 
 TOKENS = resolve_tokens(tiny.tokenizer(), COUNTDOWN)
@@ -85,7 +85,7 @@ def batch(padded=True, budgets=(4, 8, 12), summaries=2):
 def run(model, backend, padded=True, **layout):
     """Log-probs, entropies, a loss that weighs every token differently, and its gradients."""
     ids, mask, rows = batch(padded, **layout)
-    assert choose_backend(model, backend).name == backend
+    assert choose_backend(model, backend, 0.8)[0] == backend
     scored = score_rows(model, backend, ids, mask, rows)
     weights = torch.linspace(-1, 1, rows.trained.numel()).view_as(rows.trained)
     loss = (scored.log_probs * weights * rows.trained).sum() + scored.entropy.sum() / 100
@@ -137,7 +137,7 @@ def test_any_number_of_budgets_and_summaries(budgets, summaries):
 
 def test_trunks_without_leaves_are_plain_causal_rows():
     model = model_of("llama")
-    choose_backend(model, "segmented")
+    choose_backend(model, "segmented", 0.8)
     ids = torch.randint(10, 90, (2, 9))
     prompt, leaf = torch.ones(2, 3), torch.full((2, 6), -1)
     branch = torch.arange(6).repeat(2, 1)
@@ -156,7 +156,7 @@ def test_without_a_tree_the_backend_is_sdpa():
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1] * 8, [0] * 5 + [1] * 3])
     before = model(input_ids=ids, attention_mask=mask).logits
     made = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False)
-    choose_backend(model, "segmented")
+    choose_backend(model, "segmented", 0.8)
     assert model.config._attn_implementation == BACKEND
     after = model(input_ids=ids, attention_mask=mask).logits
     assert torch.equal(before[mask.bool()], after[mask.bool()])
@@ -166,7 +166,7 @@ def test_without_a_tree_the_backend_is_sdpa():
 
 def test_leaves_do_not_see_each_other_nor_the_trunk_behind_their_cut():
     model = model_of("qwen3").eval()
-    choose_backend(model, "segmented")
+    choose_backend(model, "segmented", 0.8)
     ids, mask, rows = batch()
     before = score_rows(model, "segmented", ids, mask, rows).log_probs
     other = ids.clone()
@@ -182,21 +182,23 @@ def test_leaves_do_not_see_each_other_nor_the_trunk_behind_their_cut():
 def test_eager_attention_takes_the_dense_mask():
     eager, sdpa = model_of("qwen2"), model_of("qwen2")
     eager.set_attn_implementation("eager")
-    chosen = choose_backend(eager)
-    assert (chosen.name, "eager" in chosen.reason) == ("dense", True)
+    chosen, reason = choose_backend(eager, "auto", 0.8)
+    assert (chosen, "eager" in reason) == ("dense", True)
     assert_same_run(run(sdpa, "unrolled"), run(eager, "dense"))
 
 
 def test_what_cannot_attend_over_trees_is_unrolled_and_says_why():
     windowed = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8))
+    add_fused_lm_head(windowed, temperature=1.0)
     assert "sliding window" in why_not_trees(windowed)
-    chosen = choose_backend(windowed)
-    assert (chosen.name, "sliding" in chosen.reason) == ("unrolled", True)
+    chosen, reason = choose_backend(windowed)
+    assert (chosen, "sliding" in reason) == ("unrolled", True)
     for name in ("segmented", "dense"):
         with pytest.raises(ValueError, match="sliding"):
             choose_backend(windowed, name)
     capped = Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8))
-    assert choose_backend(capped).name == "unrolled"
+    add_fused_lm_head(capped, temperature=1.0)
+    assert choose_backend(capped)[0] == "unrolled"
 
 
 def test_a_model_whose_logits_trls_head_does_not_know_is_refused():
@@ -215,10 +217,10 @@ def test_a_model_whose_logits_trls_head_does_not_know_is_refused():
         same = torch.allclose(plain.gather(1, ids[0, 1:, None])[:, 0], fused, atol=1e-4)
         assert same is known
         if known:
-            check_head(model, temperature=0.8)
+            choose_backend(model, "auto", 0.8)
         else:
             with pytest.raises(ValueError, match="RecurrentGemma(.|\n)*another architecture"):
-                check_head(model, temperature=0.8)
+                choose_backend(model, "auto", 0.8)
 
 
 def test_a_model_that_drops_the_plan_on_the_way_takes_the_dense_mask():
@@ -226,19 +228,35 @@ def test_a_model_that_drops_the_plan_on_the_way_takes_the_dense_mask():
     torch.manual_seed(0)
     model = NemotronForCausalLM(config)
     add_fused_lm_head(model, temperature=0.8, outputs=("log_probs", "entropy"))
-    chosen = choose_backend(model)
-    assert (chosen.name, "no more than a mask" in chosen.reason) == ("dense", True)
+    chosen, reason = choose_backend(model, "auto", 0.8)
+    assert (chosen, "no more than a mask" in reason) == ("dense", True)
     with pytest.raises(ValueError, match="no more than a mask"):
-        choose_backend(model, "segmented")
+        choose_backend(model, "segmented", 0.8)
     other = NemotronForCausalLM(config)
     other.load_state_dict(model.state_dict())
     add_fused_lm_head(other, temperature=0.8, outputs=("log_probs", "entropy"))
     assert_same_run(run(other, "unrolled"), run(model, "dense"))
 
 
+def test_a_backend_that_gives_other_numbers_is_passed_over_with_a_sentence():
+    def forget(backbone, given, named):  # a leaf would stand behind all others
+        return given, {**named, "position_ids": None}
+
+    model = model_of("qwen3")
+    model.model.register_forward_pre_hook(forget, with_kwargs=True)
+    chosen, reason = choose_backend(model, "auto", 0.8)
+    assert chosen == "unrolled" and model.config._attn_implementation == "sdpa"
+    assert re.fullmatch(
+        "log-probs of Qwen3ForCausalLM by dense trees are off by .* of what.*", reason
+    )
+    with pytest.raises(ValueError, match="segmented' cannot run this model: log-probs of Qwen3"):
+        choose_backend(model, "segmented", 0.8)
+    assert "two short trees are scored" in choose_backend(model_of("qwen3"), "dense", 0.8)[1]
+
+
 def test_a_mask_that_nobody_meant_is_refused():
     model = model_of("llama")
-    choose_backend(model, "segmented")
+    choose_backend(model, "segmented", 0.8)
     ids = torch.randint(10, 90, (1, 5))
     with pytest.raises(RuntimeError, match="unrolled"):
         model(input_ids=ids, attention_mask=no_mask(ids))  # the plan got lost

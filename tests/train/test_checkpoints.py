@@ -239,16 +239,13 @@ def test_where_there_is_no_checkpoint_the_choice_is_said(tmp_path):
 
 def test_earlier_checkpoints_go_only_once_the_new_one_is_whole(tmp_path, monkeypatch):
     """With save_total_limit=1 the old one is all there is until the last file is written."""
-    from anytime_lab.train import recording as runlog
-
     seen = []
-    inner = runlog.mark_complete
 
     def mark(checkpoint, state):
         seen.append(sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")))
-        inner(checkpoint, state)
+        mark_complete(checkpoint, state)
 
-    monkeypatch.setattr(runlog, "mark_complete", mark)
+    monkeypatch.setattr("anytime_lab.train.trainer.mark_complete", mark)
     trainer = killable.make_trainer(tmp_path / "run")
     trainer.train()
     assert seen == [["checkpoint-2"], ["checkpoint-2", "checkpoint-4"],
