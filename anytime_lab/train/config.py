@@ -4,20 +4,20 @@
 way from the name of a published configuration (BRPO, arXiv 2505.13438) to its settings.
 """
 
+import functools
 import json
-import math
 import numbers
 import os
-import types
-import typing
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy
 import torch
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 from torch import Tensor
 from trl import GRPOConfig
 
@@ -45,290 +45,210 @@ def _choices(table: Mapping[str, Any]) -> str:
     return "; ".join(f"{name!r}: {told}" for name, told in words)
 
 
-def coerce_numbers(name: str, value: Any, number: type) -> int | float:
-    """`value` as `number` (int or float); a numeric string is taken as YAML's slip.
+_adapter = functools.cache(TypeAdapter)
+
+
+def read_as(name: str, value: Any, wanted: Any, fix: str = "") -> Any:
+    """`value` as a type that pydantic knows; numbers and switches are read from text.
 
     Raises:
-        ValueError: the value is no such number.
+        ValueError: it is none; the message says what was found, what is wanted, and the fix.
     """
-    if isinstance(value, str):
-        try:
-            value = float(value) if number is float else int(value)
-        except ValueError:
-            raise ValueError(
-                f"{name} is the text {value!r}; expected {_article(number)}. Write it as a "
-                "number, without quotes."
-            ) from None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(
-            f"{name} is {value!r} ({type(value).__name__}); expected {_article(number)}."
-        )
-    if number is int:
-        if not float(value).is_integer():
-            raise ValueError(
-                f"{name} is {value}; expected a whole number. Round it to a number of tokens."
-            )
-        return int(value)
-    return float(value)
-
-
-def coerce_switch(name: str, value: Any) -> bool:
-    """`value` as a bool; text is read, since "False" would count as true.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    read = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if str(value).lower() not in read:
-        raise ValueError(f"{name} is {value!r}; expected True or False.")
-    return read[str(value).lower()]
-
-
-def from_json_text(
-    name: str, value: Any, wanted: str = "a list of numbers such as [24, 48, 96]"
-) -> Any:
-    """A list or dict that arrived as its text, as papermill's and shells' quoting makes it.
-
-    Raises:
-        ValueError: the text is no JSON.
-    """
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
     try:
+        return _adapter(wanted).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = "".join(f"[{at}]" for at in first["loc"] if isinstance(at, int))
+        ways = [one["msg"] for one in error.errors() if one["input"] is first["input"]]
+        told = " or ".join(re.sub("^(Input should be|Value error,) ", "", way) for way in ways)
+        told = told.replace("greater than or equal to", "at least")
+        told = told.replace("less than or equal to", "at most")
+        found = f"{name}{place} is {first['input']!r}"
+        raise ValueError(f"{found}; expected {told}. {fix}".rstrip()) from None
+
+
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number")
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    """A list or dict that arrived as its text, as papermill's and shells' quoting makes it."""
+    try:
+        text = value.strip()
         return json.loads(f"[{text[1:-1]}]" if text.startswith("(") else text)
-    except json.JSONDecodeError:
-        raise ValueError(f"{name} is the text {value!r}; expected {wanted}.") from None
+    except (AttributeError, json.JSONDecodeError):
+        return value
 
 
-def _article(number: type) -> str:
-    return "a whole number" if number is int else "a number"
+def _folder(value: Any) -> Any:
+    if value and not Path(str(value)).expanduser().is_dir():
+        raise ValueError("a folder that exists")
+    return value
 
 
-class Wanted(NamedTuple):
-    """What a field must be: a test of its value, and the words for it."""
-
-    holds: Callable[[Any], bool]
-    words: str
-
-
-def _whole(smallest: int) -> Wanted:
-    return Wanted(
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= smallest,
-        f"a whole number of at least {smallest}",
-    )
-
-
-def _number(low: float, high: float = math.inf) -> Wanted:
-    """From `low` to `high`, both included; NaN is none."""
-    return Wanted(
-        lambda v: _is_number(v) and low <= v <= high, f"a number from {low:g} to {high:g}"
-    )
-
-
-def _above(low: float) -> Wanted:
-    """Above `low`, and finite."""
-    return Wanted(lambda v: _is_number(v) and low < v < math.inf, f"a finite number above {low:g}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _one_of(*choices: Any) -> Wanted:
-    return Wanted(lambda v: v in choices, f"one of {', '.join(map(repr, choices))}")
-
-
-def _only(value: Any) -> Wanted:
-    return Wanted(lambda v: v == value and (v is None) == (value is None), repr(value))
-
-
-def _or_none(wanted: Wanted) -> Wanted:
-    return Wanted(lambda v: v is None or wanted.holds(v), f"{wanted.words}, or None")
-
-
-_OFF, _UNSET = _only(False), _only(None)
+_SIMPLE = (int, float, bool, int | None, float | None, bool | None)
+_Whole = Annotated[int, BeforeValidator(_no_switch)]
+_Number = Annotated[float, BeforeValidator(_no_switch), Field(allow_inf_nan=False)]
+_Positive, _AboveNone = Annotated[_Whole, Field(ge=1)], Annotated[_Number, Field(gt=0)]
+_NotNegative, _Share = Annotated[_Number, Field(ge=0)], Annotated[_Number, Field(ge=0, le=1)]
+_Weights = Annotated[list[_Number] | None, BeforeValidator(_from_json)]
 _DEFAULT = "Leave it out (None) for the default."
 _OWN_CACHE = "Trees are sampled with a cache of their own."
+_UNIFORM = "Give one number for each budget, or None for uniform."
 # Field, what it must be, and why or the way out.
-RULES: tuple[tuple[str, Wanted, str], ...] = (
-    ("num_summaries", _whole(1), "Set 1 for one summary per budget."),
-    ("baseline", _one_of(*BASELINES), "The published runs use 'brpo'."),
-    ("discount", _number(0, 1), "The published runs use 0.5."),
-    ("train_summaries", _one_of("all", "last"), "The published AnytimeReasoner trains all."),
-    ("max_summary_tokens", _whole(2), "It holds the forced text and the answer; 128 as published."),
-    ("length_penalty", _or_none(_one_of(*PENALTIES)), "None is off."),
-    ("length_penalty_alpha", _number(0, 1), "The published runs use 0.2."),
-    ("tree_backend", _one_of(*TREE_BACKENDS), "'auto' takes what the model supports."),
-    ("check_logprobs_steps", _whole(0), "0 never compares them."),
-    ("logprobs_tolerance", _number(0), "It is in nats a token."),
-    ("save_rollouts_steps", _whole(0), "0 writes no rollouts."),
-    ("rollout_batch_size", _or_none(_whole(1)), _DEFAULT),
-    ("loss_length", _or_none(_whole(1)), _DEFAULT),
+RULES: tuple[tuple[str, Any, str], ...] = (
+    (
+        "budgets", Annotated[list[_Whole], BeforeValidator(_from_json)],
+        "Give whole numbers of tokens, such as [24, 48, 96].",
+    ),
+    ("prior", _Weights, _UNIFORM),
+    ("summary_prior", _Weights, _UNIFORM),
+    ("num_summaries", _Positive, "Set 1 for one summary per budget."),
+    ("baseline", Literal[*BASELINES], "The published runs use 'brpo'."),
+    ("discount", _Share, "The published runs use 0.5."),
+    ("train_summaries", Literal["all", "last"], "The published AnytimeReasoner trains all."),
+    (
+        "max_summary_tokens", Annotated[_Whole, Field(ge=2)],
+        "It holds the forced text and the answer; 128 as published.",
+    ),
+    ("length_penalty", Literal[*PENALTIES] | None, "None is off."),
+    ("length_penalty_alpha", _Share, "The published runs use 0.2."),
+    ("tree_backend", Literal[*TREE_BACKENDS], "'auto' takes what the model supports."),
+    ("check_logprobs_steps", Annotated[_Whole, Field(ge=0)], "0 never compares them."),
+    ("logprobs_tolerance", _NotNegative, "It is in nats a token."),
+    ("save_rollouts_steps", Annotated[_Whole, Field(ge=0)], "0 writes no rollouts."),
+    ("rollout_batch_size", _Positive | None, _DEFAULT),
+    ("loss_length", _Positive | None, _DEFAULT),
     # What a tree of thinking and summaries cannot honour.
     (
-        "mask_truncated_completions", _OFF,
+        "mask_truncated_completions", Literal[False],
         "A row is a whole tree; a summary that hit its limit is scored as it stands.",
     ),
-    ("use_liger_kernel", _OFF, "It replaces the forward that runs packed trees."),
-    ("use_transformers_continuous_batching", _OFF, _OWN_CACHE),
-    ("use_transformers_paged", _OFF, _OWN_CACHE),
-    ("remove_unused_columns", _OFF, "It would drop the columns that the rewards grade by."),
-    ("generation_kwargs", _UNSET, "Set temperature, top_p, top_k or min_p."),
-    ("cache_implementation", _UNSET, _OWN_CACHE),
-    ("off_policy_mask_threshold", _UNSET, "It would mask whole trees by one number."),
-    ("vllm_structured_outputs_regex", _UNSET, "A thinking and a summary follow no one pattern."),
-    ("scale_rewards", _only("none"), "BRPO never divides by a standard deviation."),
-    ("importance_sampling_level", _only("token"), "A sequence would be a whole tree."),
+    ("use_liger_kernel", Literal[False], "It replaces the forward that runs packed trees."),
+    ("use_transformers_continuous_batching", Literal[False], _OWN_CACHE),
+    ("use_transformers_paged", Literal[False], _OWN_CACHE),
     (
-        "multi_objective_aggregation", _only("sum_then_normalize"),
+        "remove_unused_columns", Literal[False],
+        "It would drop the columns that the rewards grade by.",
+    ),
+    ("generation_kwargs", None, "Set temperature, top_p, top_k or min_p."),
+    ("cache_implementation", None, _OWN_CACHE),
+    ("off_policy_mask_threshold", None, "It would mask whole trees by one number."),
+    ("vllm_structured_outputs_regex", None, "A thinking and a summary follow no one pattern."),
+    ("scale_rewards", Literal["none"], "BRPO never divides by a standard deviation."),
+    ("importance_sampling_level", Literal["token"], "A sequence would be a whole tree."),
+    (
+        "multi_objective_aggregation", Literal["sum_then_normalize"],
         "Scores are summed and not normalised.",
     ),
     (
-        "vllm_importance_sampling_mode", _only("token_truncate"),
+        "vllm_importance_sampling_mode", Literal["token_truncate"],
         "A ratio per sequence would be one per tree.",
     ),
-    ("repetition_penalty", _only(1.0), "Sampled log-probs would not be the policy's."),
-    ("loss_type", _one_of("dr_grpo", "dapo", "bnpo", "grpo", "cispo", "sapo"),
-     "The published runs use 'dr_grpo'."),
-    ("vllm_mode", _one_of("colocate", "server"), "'colocate' shares the trainer's GPUs."),
-    ("temperature", _above(0), "Training samples from the policy: set 1.0."),
     (
-        "num_generations", _whole(2),
+        "repetition_penalty", Annotated[float, Field(ge=1, le=1)],
+        "Sampled log-probs would not be the policy's.",
+    ),
+    (
+        "loss_type", Literal["dr_grpo", "dapo", "bnpo", "grpo", "cispo", "sapo"],
+        "The published runs use 'dr_grpo'.",
+    ),
+    ("vllm_mode", Literal["colocate", "server"], "'colocate' shares the trainer's GPUs."),
+    ("temperature", _AboveNone, "Training samples from the policy: set 1.0."),
+    (
+        "num_generations", Annotated[_Whole, Field(ge=2)],
         "A thinking is compared with the others of its group: set num_generations=8.",
     ),
     # With these TRL and transformers train nothing or the wrong way, without a word.
-    ("learning_rate", _above(0), "The published runs use 1e-6; small models take 3e-4."),
+    ("learning_rate", _AboveNone, "The published runs use 1e-6; small models take 3e-4."),
     (
-        "max_steps", Wanted(lambda v: v == -1 or _whole(1).holds(v), "at least 1 update"),
-        "Set -1 to train for num_train_epochs instead.",
+        "max_steps", _Positive | Literal[-1],
+        "Set a number of updates, or -1 to train for num_train_epochs instead.",
     ),
-    ("num_train_epochs", _above(0), "Set 1, or max_steps for a number of updates."),
-    ("per_device_train_batch_size", _whole(1), "Set as many rows as the memory holds."),
-    ("gradient_accumulation_steps", _whole(1), "Set 1 for one batch an update."),
-    ("max_grad_norm", _number(0), "Set 1.0 as published; 0 does not clip."),
-    ("weight_decay", Wanted(lambda v: v == 0 or _above(0).holds(v), "0 or a finite number above"),
-     "Set 0 for none."),
-    ("warmup_steps", _number(0), "Set 0 for none."),
-    ("num_iterations", _whole(1), "Set 1 to use each rollout once."),
-    ("steps_per_generation", _or_none(_whole(1)), _DEFAULT),
-    ("generation_batch_size", _or_none(_whole(1)), _DEFAULT),
-    ("num_generations_eval", _or_none(_whole(1)), _DEFAULT),
-    ("beta", _number(0), "It is the KL coefficient; 0 is off."),
-    ("epsilon", _number(0), "The published runs use 0.2."),
-    ("epsilon_high", _or_none(_number(0)), "None takes epsilon."),
-    ("delta", _or_none(_number(0)), "None is off."),
-    ("top_entropy_quantile", Wanted(lambda v: _number(0, 1).holds(v) and v > 0,
-     "a number above 0, to 1"), "0 trains no token; 1.0 trains all."),
+    ("num_train_epochs", _AboveNone, "Set 1, or max_steps for a number of updates."),
+    ("per_device_train_batch_size", _Positive, "Set as many rows as the memory holds."),
+    ("gradient_accumulation_steps", _Positive, "Set 1 for one batch an update."),
+    ("max_grad_norm", _NotNegative, "Set 1.0 as published; 0 does not clip."),
+    ("weight_decay", _NotNegative, "Set 0 for none."),
+    ("warmup_steps", _NotNegative, "Set 0 for none."),
+    ("num_iterations", _Positive, "Set 1 to use each rollout once."),
+    ("steps_per_generation", _Positive | None, _DEFAULT),
+    ("generation_batch_size", _Positive | None, _DEFAULT),
+    ("num_generations_eval", _Positive | None, _DEFAULT),
+    ("beta", _NotNegative, "It is the KL coefficient; 0 is off."),
+    ("epsilon", _NotNegative, "The published runs use 0.2."),
+    ("epsilon_high", _NotNegative | None, "None takes epsilon."),
+    ("delta", _NotNegative | None, "None is off."),
     (
-        "resume_from_checkpoint", Wanted(lambda v: not v or Path(str(v)).expanduser().is_dir(),
-        "a folder that exists"), "Leave it out to begin anew.",
+        "top_entropy_quantile", Annotated[_Number, Field(gt=0, le=1)],
+        "0 trains no token; 1.0 trains all.",
+    ),
+    (
+        "resume_from_checkpoint", Annotated[Any, AfterValidator(_folder)],
+        "Leave it out to begin anew.",
     ),
 )  # fmt: skip
 
 
-def check_fields(config: Any) -> None:
-    """Check every field by itself (`RULES`), then those that must go together.
+def read_fields(config: Any) -> None:
+    """Read every field as its type (text, as YAML and papermill make it, too), then by `RULES`.
 
     Raises:
         ValueError: a field has a value that the method, or TRL on trees, cannot take.
     """
-    _check_budgets(config)
-    for name, (holds, words), fix in RULES:
-        if not holds(value := getattr(config, name)):
-            raise ValueError(f"{name} is {value!r}; expected {words}. {fix}")
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if value is None and item.default is None:
+            continue  # HfArgumentParser has taken the None out of the types
+        if item.type in _SIMPLE and not isinstance(value, (numbers.Real, numpy.bool_)):
+            setattr(config, item.name, read_as(item.name, value, item.type))
+    for name, wanted, fix in RULES:
+        setattr(config, name, read_as(name, getattr(config, name), wanted, fix))
+
+
+def check_together(config: Any) -> None:
+    """Check fields that must go together.
+
+    Raises:
+        ValueError: weights do not fit the budgets; summaries are weighted that are not trained; or
+            rollouts are not sampled from the policy, which importance ratios need.
+    """
+    check_budgets(config.budgets)
+    for name in ("prior", "summary_prior"):
+        if (weights := getattr(config, name)) is not None:
+            try:
+                Prior(tuple(config.budgets), tuple(weights))
+            except ValueError as error:
+                raise ValueError(f"{name} is {weights}: {error}") from None
     if config.train_summaries == "last" and config.summary_prior is not None:
         raise ValueError(
             "summary_prior is set, but train_summaries='last' trains the last budget only. "
             "Set train_summaries='all', or leave summary_prior out."
         )
-    _check_truncated_sampling(config)
-
-
-def _check_budgets(config: Any) -> None:
-    """The budgets, and the weights over them as `Prior` takes them."""
-    try:
-        check_budgets(config.budgets)
-    except TypeError as error:
-        raise ValueError(str(error)) from None
-    for name in ("prior", "summary_prior"):
-        weights = getattr(config, name)
-        if weights is None:
-            continue
-        if not isinstance(weights, list):
-            raise ValueError(
-                f"{name} is {weights!r}; expected a list of {len(config.budgets)} numbers, or None "
-                "for uniform."
-            )
-        try:
-            Prior(tuple(config.budgets), tuple(weights))
-        except ValueError as error:
-            raise ValueError(f"{name} is {weights}: {error}") from None
-
-
-def _check_truncated_sampling(config: Any) -> None:
-    """Importance ratios need the sampling distribution to be the policy itself."""
     truncated = [
         f"{name}={getattr(config, name)}"
         for name, neutral in (("top_p", (1.0,)), ("top_k", (0, None)), ("min_p", (0, None)))
         if getattr(config, name) not in neutral
     ]
     steps = config.steps_per_generation or config.gradient_accumulation_steps
-    reuses_rollouts = config.num_iterations > 1 or steps > config.gradient_accumulation_steps
-    if truncated and config.use_vllm and config.vllm_importance_sampling_correction:
-        raise ValueError(
-            f"{', '.join(truncated)} samples from a truncated distribution, while the correction "
-            "of vLLM's log-probs takes the policy's whole one. Set top_p=1.0, top_k=0 and "
-            "min_p=None, or vllm_importance_sampling_correction=False."
+    reused = config.num_iterations > 1 or steps > config.gradient_accumulation_steps
+    whole, way = "", ""
+    if config.use_vllm and config.vllm_importance_sampling_correction:
+        whole = "the correction of vLLM's log-probs takes the policy's whole one"
+        way = "vllm_importance_sampling_correction=False"
+    elif reused or config.generation_batch_size is not None:
+        whole = "the importance ratios of reused rollouts are taken from the whole one"
+        way = (
+            "use each rollout once (num_iterations=1, steps_per_generation and "
+            "generation_batch_size left out)"
         )
-    if truncated and (reuses_rollouts or config.generation_batch_size is not None):
+    if truncated and whole:
         raise ValueError(
-            f"{', '.join(truncated)} samples from a truncated distribution, while the importance "
-            "ratios of reused "
-            "rollouts are taken from the whole one. Set top_p=1.0, top_k=0 and min_p=None, or use "
-            "each rollout once "
-            "(num_iterations=1, steps_per_generation and generation_batch_size left out)."
+            f"{', '.join(truncated)} samples from a truncated distribution, while {whole}. Set "
+            f"top_p=1.0, top_k=0 and min_p=None, or {way}."
         )
-
-
-def check_batch_arithmetic(config: Any) -> None:
-    """Check that a generation holds whole groups, before TRL does with a shorter message.
-
-    Settings that come from `to_dict()` hold both `generation_batch_size` and
-    `steps_per_generation`, which TRL refuses; the former is dropped where they agree.
-
-    Raises:
-        ValueError: the rows of one generation do not make whole groups.
-    """
-    processes = _processes()
-    rows = config.per_device_train_batch_size * processes
-    if config.generation_batch_size is not None and config.steps_per_generation is not None:
-        if config.generation_batch_size != rows * config.steps_per_generation:
-            raise ValueError(
-                f"generation_batch_size={config.generation_batch_size} and steps_per_generation="
-                f"{config.steps_per_generation} disagree ({rows} rows a step). Set one of them."
-            )
-        config.generation_batch_size = None
-    steps = config.steps_per_generation or config.gradient_accumulation_steps
-    total = config.generation_batch_size or rows * steps
-    groups = config.num_generations
-    if total < 1 or total % groups:
-        raise ValueError(
-            f"One generation has {total} thinkings "
-            f"(per_device_train_batch_size={config.per_device_train_batch_size} "
-            f"x {processes} processes x {steps} steps), which is no whole number of groups of "
-            f"num_generations={groups}. "
-            f"Set per_device_train_batch_size={groups}, or gradient_accumulation_steps so that "
-            "the product is a "
-            f"multiple of {groups}."
-        )
-
-
-def _members(annotation: object) -> set[object]:
-    """The types that an annotation such as `int | None` allows."""
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        return set(typing.get_args(annotation))
-    return {annotation}
 
 
 @dataclass
@@ -452,41 +372,12 @@ class BRPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         if self.output_dir is not None:
             self.output_dir = os.path.expanduser(self.output_dir)
-        self._coerce()
         if self.scale_rewards is False:
             self.scale_rewards = "none"
-        check_fields(self)
-        self._derive_loss_length()
-        if self.bf16 is None and not self.fp16 and not torch.cuda.is_available():
-            # bf16 autocast gains nothing on a small model on CPU and breaks exact comparisons.
-            self.bf16 = False
-        if not torch.cuda.is_available():
-            self.dataloader_pin_memory = False  # it would only warn
-        check_batch_arithmetic(self)
-        super().__post_init__()
-
-    def _coerce(self) -> None:
-        """Accept what YAML, JSON and papermill make of numbers, switches and lists."""
-        for item in fields(self):
-            value = getattr(self, item.name)
-            members = _members(item.type)
-            optional = types.NoneType in members
-            kinds = members - {types.NoneType}
-            if value is None and (optional or item.default is None):
-                continue
-            if kinds in ({int}, {float}) and not isinstance(value, numbers.Real):
-                setattr(self, item.name, coerce_numbers(item.name, value, *kinds))
-            if kinds == {bool} and not isinstance(value, (bool, numpy.bool_)):
-                setattr(self, item.name, coerce_switch(item.name, value))
-        for name, number in (("budgets", int), ("prior", float), ("summary_prior", float)):
-            value = from_json_text(name, getattr(self, name))
-            if isinstance(value, (list, tuple)):
-                value = [coerce_numbers(f"{name}[{i}]", v, number) for i, v in enumerate(value)]
-            setattr(self, name, value)
-
-    def _derive_loss_length(self) -> None:
-        derived = self.budgets[-1] + self.num_leaves * self.max_summary_tokens
-        length = derived if self.loss_length is None else self.loss_length
+        read_fields(self)
+        check_together(self)
+        leaves = len(self.budgets) * self.num_summaries
+        length = self.loss_length or self.budgets[-1] + leaves * self.max_summary_tokens
         if self.max_completion_length not in (None, length):
             raise ValueError(
                 f"max_completion_length is {self.max_completion_length}, but here it is derived "
@@ -495,11 +386,16 @@ class BRPOConfig(GRPOConfig):
                 "Leave it out; set loss_length to choose the constant that the loss divides by."
             )
         self.max_completion_length = length
-
-    @property
-    def num_leaves(self) -> int:
-        """Summaries of one thinking, J * S."""
-        return len(self.budgets) * self.num_summaries
+        if self.bf16 is None and not self.fp16 and not torch.cuda.is_available():
+            # bf16 autocast gains nothing on a small model on CPU and breaks exact comparisons.
+            self.bf16 = False
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False  # it would only warn
+        if self.steps_per_generation is not None:  # both are in `to_dict()`, and TRL refuses both
+            rows = self.per_device_train_batch_size * _processes() * self.steps_per_generation
+            if self.generation_batch_size == rows:
+                self.generation_batch_size = None
+        super().__post_init__()
 
     @property
     def budget_prior(self) -> Prior:
@@ -660,14 +556,12 @@ def train_config(
     if preset not in PRESETS:
         raise ValueError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
     chosen = PRESETS[preset]
-    budgets = check_budgets(from_json_text("budgets", budgets))
+    budgets = check_budgets(_from_json(budgets))
     budgets = budgets[-1:] if chosen.largest else budgets
     fields_of = {"budgets": list(budgets), "prior": list(chosen.prior(budgets).weights)}
     fields_of |= _SCHEDULE | chosen.settings | given
-    wanted = 'a dict of fields such as {"num_summaries": 2}'
-    settings = from_json_text("settings", settings, wanted) or {}
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"settings is {settings!r}; expected {wanted}.")
+    fix = 'Give a dict of fields such as {"num_summaries": 2}.'
+    settings = read_as("settings", _from_json(settings or {}), dict[str, Any], fix)
     if problems_per_step is not None:
         fields_of |= _batches(problems_per_step, rows_per_batch, given | settings)
     return BRPOConfig(**(fields_of | settings))
@@ -676,10 +570,10 @@ def train_config(
 def _batches(problems: Any, most: Any, given: Mapping[str, Any]) -> dict[str, int]:
     """Rows of a batch and batches of an update, for so many problems an update."""
     group = given.get("num_generations", BRPOConfig.num_generations)
-    problems = coerce_numbers("problems_per_step", problems, int)
-    group = coerce_numbers("num_generations", group, int)
+    problems = read_as("problems_per_step", problems, _Whole)
+    group = read_as("num_generations", group, _Whole)
     rows = problems * group
-    most = rows if most is None else coerce_numbers("rows_per_batch", most, int)
+    most = rows if most is None else read_as("rows_per_batch", most, _Whole)
     processes = _processes()
     if min(problems, group, most) < 1 or rows % processes:
         raise ValueError(

@@ -110,7 +110,7 @@ def test_grpo_runs_leave_trees_with_one_budget(tmp_path):
 def test_zero_writes_none_and_evaluation_writes_none(tmp_path):
     build(tmp_path / "a", save_rollouts_steps=0).train()
     assert not (tmp_path / "a" / "rollouts").exists()
-    with pytest.raises(ValueError, match="save_rollouts_steps is -1; expected a whole number"):
+    with pytest.raises(ValueError, match="save_rollouts_steps is -1; expected at least 0"):
         tiny.config(tmp_path, save_rollouts_steps=-1)
 
 

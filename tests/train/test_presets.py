@@ -125,5 +125,5 @@ def test_parameters_that_arrive_as_text_are_read():
 def test_settings_win():
     config = train_config("grpo", BUDGETS, **SETTINGS, max_steps=5, settings={"max_steps": 7})
     assert config.max_steps == 7
-    with pytest.raises(ValueError, match="expected a dict of fields"):
+    with pytest.raises(ValueError, match="Give a dict of fields"):
         train_config("grpo", BUDGETS, **SETTINGS, settings="[1]")
