@@ -33,7 +33,7 @@ from anytime_lab.store.records import (
     read_records,
     read_thinkings,
 )
-from anytime_lab.verify.verifiers import AnswerVerifier, ExactVerifier, Grade
+from anytime_lab.verify.verifiers import ExactVerifier, Grade, Verifier
 
 BUDGETS = [4, 8, 12]
 PROBLEMS, SAMPLES, SUMMARIES = 5, 2, 2
@@ -49,7 +49,7 @@ class Watched(HFEngine):
         return trees
 
 
-class LengthVerifier(AnswerVerifier):
+class LengthVerifier(Verifier):
     """Scores a text by its characters, so that a random model earns every grade there is.
 
     The scores are 0, 0.5, 1, and None for some texts.

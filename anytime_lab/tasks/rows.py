@@ -2,23 +2,22 @@
 
 import csv
 import errno
+import itertools
 import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import datasets
 import pyarrow.parquet as pq
-from datasets import Dataset
 from datasets.exceptions import DataFilesNotFoundError
 from pyarrow import ArrowException
 
 MAX_ROW = 10_000_000  # characters of a row; a problem is a thousandth of that
 MAX_JSON = 4_000_000_000  # bytes of a .json file, which is read as a whole
-SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 SPLIT = "split"  # a column of this name says to which split a row belongs
 Rows = list[tuple[int, dict[str, Any]]]
 
@@ -39,29 +38,29 @@ def read_rows(path: str | Path, split: str | None = None) -> Rows:
             of the name; the message names the row.
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path is {path!r:.80}; give the name of a file ({', '.join(SUFFIXES)}).")
+        raise TypeError(f"path is {path!r:.80}; give the name of a file ({', '.join(READERS)}).")
     path = Path(path).expanduser()
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a file in it ({', '.join(SUFFIXES)}).")
+        raise ValueError(f"{path} is a folder; give a file in it ({', '.join(READERS)}).")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path} (looked in {Path.cwd()}).")
-    readers = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv}
-    kind = path.suffix.lower()
-    if kind not in SUFFIXES:
+    if path.suffix.lower() not in READERS:
         raise ValueError(
-            f"{path.name} ends in {path.suffix!r}; expected one of {', '.join(SUFFIXES)}."
+            f"{path.name} ends in {path.suffix!r}; expected one of {', '.join(READERS)}."
         )
+    rows = []
     try:
-        rows = _json(path, split) if kind == ".json" else list(readers[kind](path))
+        for number, row in READERS[path.suffix.lower()](path, split):
+            if not isinstance(row, Mapping):
+                raise ValueError(
+                    f"{path}, row {number}: found {type(row).__name__} {str(row)[:60]!r}; expected "
+                    'an object such as {"problem": "...", "answer": "..."}.'
+                )
+            rows.append((number, row))
     except UnicodeDecodeError:
         raise ValueError(_first_bad_byte(path)) from None
     if not rows:
         raise ValueError(f"{path} holds no problems; expected at least one row.")
-    return _of_split(path, rows, split)
-
-
-def _of_split(path: Path, rows: Rows, split: str | None) -> Rows:
-    """The rows whose column says the split, where some say another one."""
     said = [row.get(SPLIT) for _, row in rows]
     if split not in said or len(set(map(str, said))) == 1:
         return rows
@@ -85,21 +84,12 @@ def _first_bad_byte(path: Path) -> str:
     return f"{path}, line {line}: {bad}. Save the file as UTF-8 (iconv -t UTF-8)."
 
 
-def _checked(path: Path, number: int, row: Any) -> tuple[int, dict[str, Any]]:
-    if not isinstance(row, Mapping):
-        raise ValueError(
-            f"{path}, row {number}: found {type(row).__name__} {str(row)[:60]!r}; expected an "
-            'object such as {"problem": "...", "answer": "..."}.'
-        )
-    return number, dict(row)
-
-
 # --- kinds of files ------------------------------------------------------------------------------
 
 _LINES = "If each line is an object of its own, name the file .jsonl."
 
 
-def _json(path: Path, split: str | None) -> Rows:
+def _json(path: Path, split: str | None) -> Iterator[tuple[int, Any]]:
     if path.stat().st_size > MAX_JSON:
         raise ValueError(
             f"{path} is larger than {MAX_JSON:,} bytes, and a .json file is read as a whole. Write "
@@ -111,7 +101,7 @@ def _json(path: Path, split: str | None) -> Rows:
     if not isinstance(found, list):
         kind = type(found).__name__
         raise ValueError(f"{path} holds a {kind}; expected a list of problems.")
-    return [_checked(path, number, row) for number, row in enumerate(found, start=1)]
+    return enumerate(found, start=1)
 
 
 def _loaded(path: Path, text: str, line: int = 0) -> Any:
@@ -120,32 +110,14 @@ def _loaded(path: Path, text: str, line: int = 0) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        row = 0 if line else _row_that_breaks(text)
-        place = f"line {line or error.lineno}, column {error.colno}{f' (row {row})' if row else ''}"
-        hint = "Each line must be one whole object." if line else "" if row else _LINES
-        said = f"{error.msg}. {hint}".rstrip()
+        place = f"line {line or error.lineno}, column {error.colno}"
+        hint = "Each line must be one whole object." if line else _LINES
+        said = f"{error.msg}. {hint}"
     except RecursionError:
         said = "brackets nested too deeply."
     except ValueError as error:  # an integer of thousands of digits
         said = f"{error}. Write it as a string."
     raise ValueError(f"{path}, {place}: {said}")
-
-
-def _row_that_breaks(text: str) -> int:
-    """Which element of a list cannot be read or has no comma after it; 0 outside of a list."""
-    decoder, space = json.JSONDecoder(), re.compile(r"\s*")
-    at = space.match(text).end()
-    if text[at : at + 1] != "[":
-        return 0
-    for row in range(1, len(text) + 1):
-        try:
-            _, at = decoder.raw_decode(text, space.match(text, at + 1).end())
-        except (ValueError, RecursionError):
-            return row
-        at = space.match(text, at).end()
-        if text[at : at + 1] != ",":
-            return 0 if text[at : at + 1] == "]" else row
-    return 0
 
 
 def _list_of(path: Path, found: dict[str, Any], split: str | None) -> list[Any]:
@@ -179,36 +151,34 @@ def _lists(found: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, li
             yield from _lists(value, f"{before}{name}.")
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _jsonl(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(_lines(file, path), start=1):
             if line.strip():
-                yield _checked(path, number, _loaded(path, line, number))
+                yield number, _loaded(path, line, number)
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
     """The lines of a file; one that never ends is not read into memory."""
-    number = 0
-    while line := file.readline(MAX_ROW + 1):
-        number += 1
+    for number in itertools.count(1):
+        line = file.readline(MAX_ROW + 1)
         if len(line) > MAX_ROW:
             raise ValueError(
                 f"{path}, line {number} is longer than {MAX_ROW:,} characters; expected one "
                 "problem a row. Is a quote or bracket never closed, or is it another kind of file?"
             )
+        if not line:
+            return
         yield line
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         with pq.ParquetFile(path) as table:
             for batch in table.iter_batches(batch_size=1000):
-                try:
-                    rows = batch.to_pylist()
-                except UnicodeDecodeError:  # one by one, up to the one that is broken
-                    rows = (batch.slice(at, 1).to_pylist()[0] for at in range(len(batch)))
-                for row in rows:
+                for at in range(len(batch)):  # one by one, up to the one that is broken
+                    (row,) = batch.slice(at, 1).to_pylist()
                     number += 1
                     yield number, row
     except UnicodeDecodeError:
@@ -221,149 +191,49 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from None
 
 
-def _csv(path: Path) -> Rows:
-    limit = csv.field_size_limit(MAX_ROW)
-    made: Rows = []
+def _csv(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
+    number, limit = 0, csv.field_size_limit(MAX_ROW)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             # Strict: a quote that is never closed would swallow the rest of the file.
             table = csv.DictReader(_lines(file, path), strict=True)
             header = list(table.fieldnames or ())
-            _check_header(header, path)
+            if twice := sorted({name for name in header if header.count(name) > 1}):
+                raise ValueError(
+                    f"{path} has several columns named {', '.join(twice)}. Rename them."
+                )
+            if len(header) == 1 and (other := set(header[0]) & set(";\t|")):
+                raise ValueError(
+                    f"{path} has one column, {header[0]!r}; expected fields separated by commas, "
+                    f"not by {' '.join(map(repr, sorted(other)))}. Save it with commas."
+                )
             for number, row in enumerate(table, start=1):
-                where = f"{path}, row {number}"
                 if None in row:
                     raise ValueError(
-                        f"{where} has {len(row[None])} fields more than the header "
+                        f"{path}, row {number} has {len(row[None])} fields more than the header "
                         f"({', '.join(header)}). Quote fields that hold commas."
                     )
                 if short := [name for name, value in row.items() if value is None]:
                     raise ValueError(
-                        f"{where} ends before {', '.join(short)}; every row needs as many fields "
-                        "as the header."
+                        f"{path}, row {number} ends before {', '.join(short)}; every row needs as "
+                        "many fields as the header."
                     )
-                made.append((number, row))
-            return made
+                yield number, row
     except csv.Error as error:
         raise ValueError(
-            f"{path}, row {len(made) + 1}: {error}. Is a closing quote missing, or a quote inside "
+            f"{path}, row {number + 1}: {error}. Is a closing quote missing, or a quote inside "
             "a field not doubled?"
         ) from None
     finally:
         csv.field_size_limit(limit)  # it holds for the whole process
 
 
-def _check_header(header: list[str], path: Path) -> None:
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise ValueError(f"{path} has several columns named {', '.join(twice)}. Rename them.")
-    if len(header) == 1 and (other := set(header[0]) & set(";\t|")):
-        raise ValueError(
-            f"{path} has one column, {header[0]!r}; expected fields separated by commas, not by "
-            f"{' '.join(map(repr, sorted(other)))}. Save it with commas."
-        )
-
+READERS = {".json": _json, ".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv}
 
 # --- the hub -------------------------------------------------------------------------------------
 
 HUB = "https://huggingface.co/datasets"
-
-
-def load_hub_rows(
-    name: str, place: tuple[str, str | None, str], revision: str | None, columns: Iterable[str]
-) -> tuple[Rows, str]:
-    """(numbered rows, address of the commit that they are of).
-
-    Args:
-        name: Of the benchmark, for errors.
-        place: Repository, its configuration (or None) and its split.
-        revision: Commit, branch or tag; None takes the newest.
-        columns: Those that are read.
-
-    Raises:
-        ValueError: There is no such data set, revision, configuration, split or column.
-        ConnectionError: The hub cannot be reached, does not answer, or must not be asked.
-        PermissionError: The hub wants a login or an agreement first.
-    """
-    path, config, split = place
-    try:
-        rows = datasets.load_dataset(path, config, split=split, revision=revision)
-    except Exception as error:
-        explained = _explained(error, name, path, revision)
-        if explained is error:
-            raise
-        raise explained from error
-    used = [name if name in rows.column_names else name.partition(".")[0] for name in columns]
-    if missing := sorted(set(used) - set(rows.column_names)):
-        raise ValueError(
-            f"{path} has the columns {rows.column_names}, but no {missing}: it has changed. Name "
-            "its columns (columns=...), an older commit (revision=...), or a file (path=...)."
-        )
-    commit = _commit(rows)
-    if commit and re.fullmatch("[0-9a-f]{40}", revision or "") and commit != revision:
-        raise ValueError(  # `datasets` takes what it has where it cannot ask
-            f"{name}: the hub cannot be asked, and the cache holds {commit} and not {revision!r}. "
-            "Leave revision out to take that, or pass a file (path=...)."
-        )
-    commit = commit or revision
-    homepage = f"{HUB}/{path}" + (f"/tree/{commit}" if commit else "")
-    return list(enumerate(rows.select_columns(list(dict.fromkeys(used))), start=1)), homepage
-
-
-def _commit(rows: Dataset) -> str | None:
-    """The repository's commit, which names the folder that the hub's rows are cached in."""
-    parts = {part for file in rows.cache_files for part in Path(file["filename"]).parts}
-    return next((part for part in sorted(parts) if re.fullmatch("[0-9a-f]{40}", part)), None)
-
-
-def _explained(error: Exception, name: str, path: str, revision: str | None) -> Exception:
-    """An error of `datasets` as one that says what was asked and what to do."""
-    what = f"{name} ({HUB}/{path})"
-    pass_file = (
-        f'bring the file here by other means and pass it: load_benchmark("{name}", '
-        f'path="{name}.jsonl")'
-    )
-    said = str(error).split("\n")[0][:300].rstrip(".")
-    causes = list(_causes(error))
-    names = {base.__name__ for cause in causes for base in type(cause).__mro__}
-    unreachable = bool(names & UNREACHABLE) or any(
-        isinstance(cause, OSError) and cause.errno in NO_ROUTE for cause in causes
-    )
-    if datasets.config.HF_HUB_OFFLINE and (unreachable or "cache" in said):
-        return ConnectionError(
-            f"{what} is not in the cache ({datasets.config.HF_DATASETS_CACHE}), and HF_HUB_OFFLINE "
-            f"forbids to ask the hub. Unset HF_HUB_OFFLINE and load it once; or {pass_file}."
-        )
-    if "GatedRepoError" in names or "gated" in said:
-        return PermissionError(
-            f"{what} is gated: {said}. Agree to its terms on that page, log in (hf auth login, or "
-            f"HF_TOKEN); or {pass_file}."
-        )
-    if "RevisionNotFoundError" in names or said.startswith("Revision"):
-        return ValueError(
-            f"{what} has no revision {revision!r}; its commits are listed at "
-            f"{HUB}/{path}/commits/main. Name one of them, or leave revision out."
-        )
-    if "DatasetNotFoundError" in names:
-        return ValueError(
-            f"{what}: {said}. It was moved or deleted, or is private and wants a login (hf auth "
-            f"login, or HF_TOKEN; hf auth whoami tells whose it is); {pass_file}."
-        )
-    if isinstance(error, (ValueError, DataFilesNotFoundError)):  # configuration, split, no data
-        return ValueError(
-            f"{what} is not as it was: {said}. Name an older commit (revision=...), or {pass_file}."
-        )
-    if unreachable or "HfHubHTTPError" in names:
-        return ConnectionError(
-            f"{what} could not be loaded: {type(error).__name__}: {said}. Check the connection "
-            f"(proxy, HF_ENDPOINT) and the token (HF_TOKEN), or try again later; or {pass_file}."
-        )
-    error.add_note(
-        f"This came of loading {what} into {datasets.config.HF_DATASETS_CACHE} (HF_HOME moves it). "
-        f"Without the hub: {pass_file}."
-    )
-    return error
-
-
+COMMIT = re.compile("[0-9a-f]{40}")
 # Names of errors, since httpx has a tree of its own.
 UNREACHABLE = {
     "ConnectionError",
@@ -375,10 +245,101 @@ UNREACHABLE = {
 NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came of."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+def load_hub_rows(
+    name: str, place: tuple[str, str | None, str], revision: str | None
+) -> tuple[Rows, str]:
+    """(numbered rows, address of the commit that they are of).
+
+    Args:
+        name: Of the benchmark, for errors.
+        place: Repository, its configuration (or None) and its split.
+        revision: Commit, branch or tag; None takes the newest.
+
+    Raises:
+        ValueError: There is no such data set, revision, configuration or split.
+        ConnectionError: The hub cannot be reached, does not answer, or must not be asked.
+        PermissionError: The hub wants a login or an agreement first.
+    """
+    path, config, split = place
+    try:
+        rows = datasets.load_dataset(path, config, split=split, revision=revision)
+    except Exception as error:
+        explained = _explained(error, name, path, revision)
+        if explained is error:
+            raise
+        raise explained from error
+    # The repository's commit names the folder that the hub's rows are cached in.
+    parts = {part for file in rows.cache_files for part in Path(file["filename"]).parts}
+    commit = next((part for part in sorted(parts) if COMMIT.fullmatch(part)), None)
+    if commit and COMMIT.fullmatch(revision or "") and commit != revision:
+        raise ValueError(  # `datasets` takes what it has where it cannot ask
+            f"{name}: the hub cannot be asked, and the cache holds {commit} and not {revision!r}. "
+            "Leave revision out to take that, or pass a file (path=...)."
+        )
+    commit = commit or revision
+    homepage = f"{HUB}/{path}" + (f"/tree/{commit}" if commit else "")
+    return list(enumerate(rows, start=1)), homepage
+
+
+def _explained(error: Exception, name: str, path: str, revision: str | None) -> Exception:
+    """An error of `datasets` as one that says what was asked and what to do."""
+    what = f"{name} ({HUB}/{path})"
+    pass_file = (
+        f'bring the file here by other means and pass it: load_task("{name}", path="{name}.jsonl")'
+    )
+    said = str(error).split("\n")[0][:300].rstrip(".")
+    causes, cause = [], error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    names = {base.__name__ for cause in causes for base in type(cause).__mro__}
+    unreachable = bool(names & UNREACHABLE) or any(
+        isinstance(cause, OSError) and cause.errno in NO_ROUTE for cause in causes
+    )
+    cache, offline = datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE
+    for holds, kind, told in (
+        (
+            offline and (unreachable or "cache" in said),
+            ConnectionError,
+            f" is not in the cache ({cache}), and HF_HUB_OFFLINE forbids to ask the hub. Unset "
+            f"HF_HUB_OFFLINE and load it once; or {pass_file}.",
+        ),
+        (
+            "GatedRepoError" in names or "gated" in said,
+            PermissionError,
+            f" is gated: {said}. Agree to its terms on that page, log in (hf auth login, or "
+            f"HF_TOKEN); or {pass_file}.",
+        ),
+        (
+            "RevisionNotFoundError" in names or said.startswith("Revision"),
+            ValueError,
+            f" has no revision {revision!r}; its commits are listed at {HUB}/{path}/commits/main. "
+            "Name one of them, or leave revision out.",
+        ),
+        (
+            "DatasetNotFoundError" in names,
+            ValueError,
+            f": {said}. It was moved or deleted, or is private and wants a login (hf auth login, "
+            f"or HF_TOKEN; hf auth whoami tells whose it is); {pass_file}.",
+        ),
+        (
+            isinstance(
+                error, (ValueError, DataFilesNotFoundError)
+            ),  # configuration, split, no data
+            ValueError,
+            f" is not as it was: {said}. Name an older commit (revision=...), or {pass_file}.",
+        ),
+        (
+            unreachable or "HfHubHTTPError" in names,
+            ConnectionError,
+            f" could not be loaded: {type(error).__name__}: {said}. Check the connection (proxy, "
+            f"HF_ENDPOINT) and the token (HF_TOKEN), or try again later; or {pass_file}.",
+        ),
+    ):
+        if holds:
+            return kind(what + told)
+    error.add_note(
+        f"This came of loading {what} into {cache} (HF_HOME moves it). Without the hub: "
+        f"{pass_file}."
+    )
+    return error

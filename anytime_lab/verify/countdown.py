@@ -1,39 +1,29 @@
-"""Countdown expressions: parse, evaluate exactly, compare. No `eval`, no recursion, linear time."""
+"""Countdown expressions: parse, evaluate exactly, compare. No `eval`."""
 
+import ast
+import operator
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_CHARS = 1000  # an expression over a handful of numbers; longer ones are noise
 
-_TOKEN = re.compile(r"\s*(\d{1,9}(?!\d)|[-+*/()])")
-_SIGNS = str.maketrans(
-    {
-        "×": "*",
-        "·": "*",
-        "⋅": "*",
-        "∗": "*",
-        "÷": "/",
-        "∕": "/",
-        "−": "-",
-        "–": "-",
-        "＋": "+",
-    }
-    | {"（": "(", "）": ")", "[": "(", "]": ")", "＝": "=", "$": " ", "`": " "}
-    | {chr(0xFF10 + d): str(d) for d in range(10)}
-)
+_SIGNS = str.maketrans("×·⋅∗÷∕−–＋（）[]＝$`", "****//--+()()=  ")
 _WORDS = (
-    ("\\times", "*"),
-    ("\\cdot", "*"),
-    ("\\div", "/"),
-    ("\\left", ""),
-    ("\\right", ""),
-    ("\\,", ""),
-    ("\\!", ""),
+    (re.compile(r"\\(?:times|cdot)"), "*"),
+    (re.compile(r"\\div"), "/"),
+    (re.compile(r"\\(?:left|right|,|!)"), ""),
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _NAMED = re.compile(r"\s*[a-zA-Z]\s*=")  # x = (7-6)*3
-_RANK = {"+": 1, "-": 1, "*": 2, "/": 2}
+_PLAIN = re.compile(r"(?:\d{1,9}(?!\d)|[-+*/() ])+")
+_NUMBER = re.compile(r"\d+")
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +48,7 @@ def read_expression(text: str) -> Expression | None:
         return None
     text = _NAMED.sub("", text.translate(_SIGNS), count=1)
     for word, sign in _WORDS:
-        text = text.replace(word, sign)
+        text = word.sub(sign, text)
     while (plain := _FRACTION.sub(r"((\1)/(\2))", text)) != text:
         text = plain
     left, equals, right = text.partition("=")
@@ -70,55 +60,25 @@ def read_expression(text: str) -> Expression | None:
 
 
 def _evaluate(text: str) -> Expression | None:
-    """Two stacks, one pass (the shunting yard); None on any error of syntax."""
-    numbers: list[int] = []
-    values: list[Fraction | None] = []
-    signs: list[str] = []
-    wants_value = True
-    at = 0
-    text = text.rstrip()
-    while at < len(text):
-        match = _TOKEN.match(text, at)
-        if match is None:
-            return None
-        at = match.end()
-        token = match.group(1)
-        if token == "(" or token.isdigit():
-            if not wants_value:
-                return None
-            if token == "(":
-                signs.append(token)
-            else:
-                numbers.append(int(token))
-                values.append(Fraction(int(token)))
-                wants_value = False
-            continue
-        if wants_value:
-            return None
-        rank = _RANK.get(token, 0)
-        while signs and signs[-1] != "(" and _RANK[signs[-1]] >= rank:
-            _apply(signs.pop(), values)
-        if token != ")":
-            signs.append(token)
-            wants_value = True
-        elif signs:
-            signs.pop()
-        else:
-            return None
-    if wants_value or "(" in signs:
+    """None on any error of syntax; Python's parser reads it, and nothing is run."""
+    text = " ".join(text.split())
+    if not _PLAIN.fullmatch(text):
         return None
-    while signs:
-        _apply(signs.pop(), values)
-    return Expression(tuple(sorted(numbers)), values[0])
+    try:
+        text = _NUMBER.sub(lambda m: str(int(m.group())), text)  # 007 is 7
+        tree = ast.parse(text, mode="eval").body
+        numbers = sorted(n.value for n in ast.walk(tree) if isinstance(n, ast.Constant))
+        return Expression(tuple(numbers), _value(tree))
+    except (SyntaxError, MemoryError, RecursionError, KeyError):
+        return None
 
 
-def _apply(sign: str, values: list[Fraction | None]) -> None:
-    right, left = values.pop(), values.pop()
-    if left is None or right is None or (sign == "/" and right == 0):
-        values.append(None)
-    elif sign == "+":
-        values.append(left + right)
-    elif sign == "-":
-        values.append(left - right)
-    else:
-        values.append(left * right if sign == "*" else left / right)
+def _value(node: ast.expr) -> Fraction | None:
+    """Of a number, or of an operator between two; a KeyError for all else."""
+    if isinstance(node, ast.Constant):
+        return Fraction(node.value)
+    if not isinstance(node, ast.BinOp):
+        raise KeyError(node)
+    left, right, apply = _value(node.left), _value(node.right), _OPERATORS[type(node.op)]
+    divided = apply is operator.truediv and right == 0
+    return None if left is None or right is None or divided else apply(left, right)

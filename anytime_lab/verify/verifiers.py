@@ -5,17 +5,15 @@ A verifier grades batches, says why a score is 0, and is itself a TRL reward fun
 `MathVerifier` and `FunctionVerifier` hand what could hang or blow up to worker processes.
 """
 
-import asyncio
 import contextlib
 import re
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any
 
 from anytime_lab.verify.answers import (
     HEADER,
@@ -28,7 +26,7 @@ from anytime_lab.verify.answers import (
 from anytime_lab.verify.countdown import read_expression
 from anytime_lab.verify.equal import accepted_forms, decide, expressions
 from anytime_lab.verify.forms import UnreadableError, names_one_choice
-from anytime_lab.verify.workers import GradingPool, Outcome, in_forked_child
+from anytime_lab.verify.workers import GradingPool, Lock, Outcome
 
 # Reasons for a zero that are the grader's limits, not the answer's fault.
 FAILURES = ("timed out", "out of memory", "crashed")
@@ -51,22 +49,8 @@ class Grade:
     reason: str
 
 
-class Verifier(Protocol):
-    """What trainer and evaluation ask of a grader."""
-
-    def grade(self, texts: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
-        """Grade texts (thinking as cut + forced text + summary, decoded, without EOS)."""
-        ...
-
-    def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> list[float | None]:
-        """The same as a TRL reward function; golds come from a column."""
-        ...
-
-
-class AnswerVerifier:
-    """Format check, answer finding and TRL's signature; a kind of answer adds `grade_answers`.
+class Verifier:
+    """Format check, answer finding and TRL's signature; a kind of answer adds `grade_answer`.
 
     Args:
         header: The forced summary header; the answer is what follows it.
@@ -96,7 +80,7 @@ class AnswerVerifier:
         return find_answer(text, self.header, self.think_close)
 
     def grade(self, texts: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
-        """Grade texts that hold thinking, forced text and summary. Order is kept.
+        """Grade texts that hold thinking as cut, forced text and summary. Order is kept.
 
         Args:
             texts: Decoded, without EOS and padding.
@@ -127,6 +111,11 @@ class AnswerVerifier:
 
     def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
         """Grade answers that are already found (no text around them, no format to check)."""
+        check_lengths("answers", answers, golds)
+        return [self.grade_answer(a, g) for a, g in zip(answers, golds, strict=True)]
+
+    def grade_answer(self, answer: str, gold: Any) -> Grade:
+        """Grade one answer."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to grade an answer.")
 
     def __call__(
@@ -157,28 +146,6 @@ class AnswerVerifier:
                 log_metric(f"{self.__name__}/{reason.replace(' ', '_')}", float(failed))
         return [grade.score for grade in grades]
 
-    def as_async(self) -> "AsyncReward":
-        """The same reward as a coroutine function, for event loops and TRL's async rewards."""
-        return AsyncReward(self)
-
-
-class AsyncReward:
-    """A verifier whose `__call__` is awaited; the grading runs in a thread of its own."""
-
-    def __init__(self, verifier: AnswerVerifier):
-        self.verifier = verifier
-        self.__name__ = verifier.__name__
-
-    async def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> list[float | None]:
-        """As `AnswerVerifier.__call__`, without blocking the event loop."""
-        return await asyncio.to_thread(self.verifier, prompts, completions, **columns)
-
-    async def grade(self, texts: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
-        """As `AnswerVerifier.grade`, without blocking the event loop."""
-        return await asyncio.to_thread(self.verifier.grade, texts, golds)
-
 
 def check_lengths(what: str, given: Sequence[Any], golds: Sequence[Any]) -> None:
     """Raise unless there is a list of texts and one gold for each."""
@@ -206,7 +173,7 @@ def _text(completion: Any) -> str:
     return "".join(texts)
 
 
-class PooledVerifier(AnswerVerifier):
+class PooledVerifier(Verifier):
     """A verifier that settles what it can here and has workers do the rest.
 
     Equal pairs are graded once, also across calls (`remember` of them); a verdict that a limit
@@ -217,7 +184,7 @@ class PooledVerifier(AnswerVerifier):
         seconds: Wall-clock limit of one item.
         memory_mb: Memory limit of a worker, MiB.
         remember: Verdicts kept.
-        settings: As `AnswerVerifier`.
+        settings: As `Verifier`.
     """
 
     def __init__(
@@ -242,21 +209,7 @@ class PooledVerifier(AnswerVerifier):
         self.remember = remember
         self._known: dict[Any, Grade] = {}
         self._counts: Counter[str] = Counter()
-        self._unlock()
-        in_forked_child(self._unlock)
-
-    def _unlock(self) -> None:
-        self._lock = threading.Lock()  # of the two above; never held while grading
-
-    def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
-            copied = {"_known": dict(self._known), "_counts": Counter(self._counts)}
-        return {name: v for name, v in vars(self).items() if name != "_lock"} | copied
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._unlock()
-        in_forked_child(self._unlock)
+        self._lock = Lock()  # of the two above; never held while grading
 
     def metrics(self) -> Mapping[str, int]:
         """Counts since the start: "graded", "in workers", "timed out", "out of memory", "crashed".
@@ -273,7 +226,8 @@ class PooledVerifier(AnswerVerifier):
     def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
         """Grade answers in order; limits and reasons as the class says."""
         check_lengths("answers", answers, golds)
-        keys = [(a, _frozen(g)) for a, g in zip(answers, golds, strict=True)]
+        # Equal keys are golds of equal type and text.
+        keys = [(a, type(g).__name__, repr(g)) for a, g in zip(answers, golds, strict=True)]
         grades: dict[Any, Grade] = {}
         jobs: dict[Any, tuple[str, Sequence[Any]]] = {}
         for key, answer, gold in zip(keys, answers, golds, strict=True):
@@ -317,29 +271,19 @@ class PooledVerifier(AnswerVerifier):
         raise NotImplementedError
 
 
-def _frozen(gold: Any) -> Any:
-    """A gold as a dictionary key; equal keys are golds of equal type and text."""
-    return (type(gold).__name__, repr(gold))
-
-
-__all__ = [
-    "AnswerVerifier",
-    "AsyncReward",
-    "CountdownVerifier",
-    "ExactVerifier",
-    "FunctionVerifier",
-    "Grade",
-    "MathVerifier",
-    "MultipleChoiceVerifier",
-    "PooledVerifier",
-    "Verifier",
-    "find_answer",
-]
-
 _ALGEBRA = "anytime_lab.verify.algebra"
 
 
-class CountdownVerifier(AnswerVerifier):
+class LineVerifier(Verifier):
+    """A verifier whose answers are the first box, or else the first line after the header."""
+
+    def find(self, text: str) -> str | None:
+        """The answer in a text, or None."""
+        region = answer_region(text, self.header, self.think_close)
+        return find_boxed(region) or first_line(region)
+
+
+class CountdownVerifier(LineVerifier):
     """The answer is an expression over the gold's numbers, each used once, with its value.
 
     The gold is a solution such as "(7-6)*3". The candidate must use the same numbers, as often,
@@ -348,53 +292,32 @@ class CountdownVerifier(AnswerVerifier):
 
     name = "countdown"
 
-    def find(self, text: str) -> str | None:
-        """The first box, or else the first line after the header."""
-        return _box_or_line(self, text)
+    def grade_answer(self, answer: str, gold: Any) -> Grade:
+        """Grade an expression against a solution."""
+        wanted, given = read_expression(str(gold)), read_expression(answer)
+        if wanted is None or wanted.value is None:
+            return Grade(None, answer, "unreadable gold")
+        return (
+            Grade(0.0, answer, "unparsable") if given is None else _verdict(given == wanted, answer)
+        )
 
-    def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
-        """Grade expressions against solution expressions."""
-        check_lengths("answers", answers, golds)
-        return [_grade_countdown(a, g) for a, g in zip(answers, golds, strict=True)]
 
-
-class ExactVerifier(AnswerVerifier):
-    """The answer is the gold, character by character after trimming.
-
-    Args:
-        normalise: Applied to answer and gold before they are compared; the default trims.
-        settings: As `AnswerVerifier`.
-    """
+class ExactVerifier(LineVerifier):
+    """The answer is the gold, character by character after trimming."""
 
     name = "exact"
 
-    def __init__(self, *, normalise: Callable[[str], str] = str.strip, **settings: Any):
-        if not callable(normalise):
-            raise TypeError(f"normalise is {normalise!r:.60}; expected a function, e.g. str.lower.")
-        super().__init__(**settings)
-        self.normalise = normalise
-
-    def find(self, text: str) -> str | None:
-        """The first box, or else the first line after the header."""
-        return _box_or_line(self, text)
-
-    def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
-        """Grade strings; a list or tuple as gold accepts any of its entries."""
-        check_lengths("answers", answers, golds)
-        grades = []
-        for answer, gold in zip(answers, golds, strict=True):
-            accepted = gold if isinstance(gold, (list, tuple)) else [gold]
-            right = self.normalise(answer) in {self.normalise(str(g)) for g in accepted}
-            grades.append(_verdict(right, answer))
-        return grades
+    def grade_answer(self, answer: str, gold: Any) -> Grade:
+        """Grade a string; a list or tuple as gold accepts any of its entries."""
+        return _verdict(answer.strip() in {str(g).strip() for g in _listed(gold)}, answer)
 
 
-class MultipleChoiceVerifier(AnswerVerifier):
+class MultipleChoiceVerifier(LineVerifier):
     """The answer is the letter of a choice: "C", "(C)", "\\\\textbf{(C)} 12", "**C.** Paris".
 
     Args:
         letters: The choices there are.
-        settings: As `AnswerVerifier`.
+        settings: As `Verifier`.
     """
 
     name = "multiple_choice"
@@ -423,36 +346,27 @@ class MultipleChoiceVerifier(AnswerVerifier):
 
     def find(self, text: str) -> str | None:
         """The first box; or else the letter that the first paragraph states, or its first line."""
+        line = super().find(text)
         region = answer_region(text, self.header, self.think_close)
-        boxed = find_boxed(region)
-        if boxed is not None:
-            return boxed
-        line = first_line(region)
-        if line is None or self._label.match(line):
+        if line is None or self._label.match(line) or find_boxed(region) is not None:
             return line
-        stated = self._stated.search(
-            region[: region.find("\n\n", len(region) - len(region.lstrip()))]
-        )
+        stated = self._stated.search(region.lstrip().partition("\n\n")[0].rstrip("."))
         if stated is None:
             return line
         rest = stated.string[stated.end() :].split("\n")[0]
         return next(filter(None, stated.groups())) if names_one_choice(rest) else line
 
-    def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
-        """Grade letters; a list or tuple as gold accepts any of its entries."""
-        check_lengths("answers", answers, golds)
-        grades = []
-        for answer, gold in zip(answers, golds, strict=True):
-            accepted = gold if isinstance(gold, (list, tuple)) else [gold]
-            wanted = {self._letter(str(entry)) for entry in accepted}
-            letter = self._letter(answer)
-            if None in wanted or not wanted:
-                grades.append(Grade(None, answer, "unreadable gold"))
-            elif letter is None:
-                grades.append(Grade(0.0, answer, "unparsable"))
-            else:
-                grades.append(_verdict(letter in wanted, answer))
-        return grades
+    def grade_answer(self, answer: str, gold: Any) -> Grade:
+        """Grade a letter; a list or tuple as gold accepts any of its entries."""
+        wanted = {self._letter(str(entry)) for entry in _listed(gold)}
+        letter = self._letter(answer)
+        if None in wanted or not wanted:
+            return Grade(None, answer, "unreadable gold")
+        return (
+            Grade(0.0, answer, "unparsable")
+            if letter is None
+            else _verdict(letter in wanted, answer)
+        )
 
     def _letter(self, answer: str) -> str | None:
         answer = answer[:200]
@@ -492,12 +406,11 @@ class MathVerifier(PooledVerifier):
         Raises:
             UnreadableError: The gold is empty, not finite, too long or of a type that is no answer.
         """
-        many = isinstance(gold, (list, tuple)) or hasattr(gold, "tolist")
-        entries = gold.tolist() if hasattr(gold, "tolist") and not isinstance(gold, str) else gold
-        entries = list(entries) if many and isinstance(entries, (list, tuple)) else [entries]
-        if not entries:
+        texts = [gold_text(entry) for entry in _listed(gold)]
+        if not texts:
             raise UnreadableError("unreadable gold")
-        texts = [all_required(entries)] if self.require_all else [gold_text(g) for g in entries]
+        if self.require_all:
+            texts = ["; ".join(texts)]
         for text in texts:
             accepted_forms(text)
         return texts
@@ -525,20 +438,16 @@ class MathVerifier(PooledVerifier):
             return Grade(None, answer, "unreadable gold")
         try:
             verdicts = [decide(answer, text) for text in texts]
-        except UnreadableError as error:
-            return Grade(0.0, answer, str(error))
-        except RecursionError:
-            return Grade(0.0, answer, "unparsable")
-        if True in verdicts:
-            return Grade(1.0, answer, "correct")
-        if None not in verdicts:
-            return Grade(0.0, answer, "wrong")
+        except (UnreadableError, RecursionError) as error:
+            reason = str(error) if isinstance(error, UnreadableError) else "unparsable"
+            return Grade(0.0, answer, reason)
+        if True in verdicts or None not in verdicts:
+            return _verdict(True in verdicts, answer)
         return f"{_ALGEBRA}:grade", [answer, texts]
 
     def _conclude(self, answer: str, outcome: Outcome) -> Grade:
-        if outcome.result == "correct":
-            return Grade(1.0, answer, "correct")
-        return Grade(0.0, answer, outcome.died or outcome.result or "unparsable")
+        reason = outcome.died or outcome.result or "unparsable"
+        return Grade(float(reason == "correct"), answer, reason)
 
 
 class FunctionVerifier(PooledVerifier):
@@ -581,23 +490,16 @@ class FunctionVerifier(PooledVerifier):
         return Grade(score, answer, "correct" if score >= 1 else "wrong")
 
 
-def _box_or_line(verifier: AnswerVerifier, text: str) -> str | None:
-    region = answer_region(text, verifier.header, verifier.think_close)
-    return find_boxed(region) or first_line(region)
+def _verdict(right: bool | None, answer: str) -> Grade:
+    """The grade of an answer that is right, wrong, or (None) nothing that can be read."""
+    reason = "unparsable" if right is None else "correct" if right else "wrong"
+    return Grade(float(bool(right)), answer, reason)
 
 
-def _grade_countdown(answer: str, gold: Any) -> Grade:
-    wanted = read_expression(str(gold))
-    if wanted is None or wanted.value is None:
-        return Grade(None, answer, "unreadable gold")
-    given = read_expression(answer)
-    if given is None:
-        return Grade(0.0, answer, "unparsable")
-    return _verdict(given == wanted, answer)
-
-
-def _verdict(right: bool, answer: str) -> Grade:
-    return Grade(float(right), answer, "correct" if right else "wrong")
+def _listed(gold: Any) -> list[Any]:
+    """The entries of a gold that is a list, tuple or array; any other as the only one."""
+    gold = gold.tolist() if hasattr(gold, "tolist") else gold  # of numpy and torch
+    return list(gold) if isinstance(gold, (list, tuple)) else [gold]
 
 
 def gold_text(gold: Any) -> str:
@@ -606,20 +508,10 @@ def gold_text(gold: Any) -> str:
     Raises:
         UnreadableError: None, a truth value, not finite, empty, or no number or text at all.
     """
-    if hasattr(gold, "item") and not isinstance(gold, str):
-        gold = gold.item()  # numpy and torch scalars
-    if isinstance(gold, float) and not isfinite(gold):
+    gold = gold.tolist() if hasattr(gold, "tolist") else gold  # a scalar in a list
+    known = isinstance(gold, (str, int, float, Fraction)) and not isinstance(gold, bool)
+    if isinstance(gold, float) and (known := isfinite(gold)) and gold.is_integer():
+        gold = int(gold)
+    if not known or not str(gold).strip():
         raise UnreadableError("unreadable gold")
-    if isinstance(gold, bool) or not isinstance(gold, (str, int, float, Fraction)):
-        raise UnreadableError("unreadable gold")
-    if isinstance(gold, float):
-        gold = int(gold) if gold.is_integer() else repr(gold)
-    text = str(gold).strip()
-    if not text:
-        raise UnreadableError("unreadable gold")
-    return text
-
-
-def all_required(golds: Sequence[Any]) -> str:
-    """One gold that asks for every one of several answers, in any order."""
-    return "; ".join(gold_text(gold) for gold in golds)
+    return str(gold).strip()

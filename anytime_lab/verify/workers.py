@@ -1,13 +1,15 @@
 """Worker processes with a hard limit of time and memory per job.
 
-One fresh interpreter, the server, is started by `subprocess` and forks the workers: torch, CUDA,
-threads and a notebook's `__main__` stay out of them, and a worker that dies is replaced within
-milliseconds. Messages are JSON: reading one can never run anything. A kernel timer whose signal has
-its default action ends a job that never returns to Python. Nobody is left behind when the trainer
-dies: the server then ends its whole process group.
+One fresh interpreter, the server, is started by `subprocess`, imports what the jobs need and forks
+the workers: torch, CUDA, threads and a notebook's `__main__` stay out of them, and a worker that
+dies is replaced within milliseconds. Each worker has a socket of its own to this process, which
+hands out the jobs and kills what is late, even where it never returns to Python. Messages are JSON:
+reading one can never run anything. Nobody is left behind when this process dies: the server then
+ends its whole process group.
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -21,23 +23,16 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 START_SECONDS = 120.0  # for the server to import what it needs, on a machine under load
-GRACE_SECONDS = 2.0  # after which a job that outlived its own timer is ended by the server
-CRASHES = 2  # of a job's worker, after which the job is at fault
-KILLS = 2  # of a job's worker by a hand, beyond one for each that may have been killed at once
+TRIES = 3  # of a job whose worker crashes or is killed by a hand, after which the job is at fault
 JOBS_PER_WORKER = 5000  # caches of sympy grow; a fresh worker starts without them
-_OUT_OF_MEMORY, _RECYCLE = 77, 78  # exit codes of a worker
-_ENDED_BY = {
-    -signal.SIGALRM: "timed out",
-    _OUT_OF_MEMORY: "out of memory",
-    **dict.fromkeys([-signal.SIGKILL, -signal.SIGTERM, _RECYCLE], "killed"),
-}
+_OUT_OF_MEMORY = 77  # exit code of a worker
 
 Job = tuple[str, Sequence[Any]]
 
@@ -50,15 +45,34 @@ class Outcome:
     """
 
     result: Any = None
-    died: str = ""
     error: str = ""
+    died: str = ""
+
+
+class Lock:
+    """A lock of which each forked child, and each copy, has its own.
+
+    One that a thread of the parent held while it forked would never be released in the child.
+    """
+
+    def __init__(self):
+        self.of_process: dict[int, threading.Lock] = {}
+
+    def __enter__(self) -> None:
+        self.of_process.setdefault(os.getpid(), threading.Lock()).acquire()
+
+    def __exit__(self, *_: Any) -> None:
+        self.of_process[os.getpid()].release()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Lock, ()
 
 
 class GradingPool:
     """Run named functions in worker processes, in order, each job under a hard limit.
 
     Workers start when first needed and are replaced when they die. Any thread may call; calls
-    wait for each other. In a forked child of this process the pool starts workers of its own.
+    wait for each other. A forked child of this process, or a copy, starts workers of its own.
 
     Args:
         workers: Processes that work at the same time.
@@ -94,23 +108,12 @@ class GradingPool:
             )
         self.settings = {"workers": workers, "seconds": seconds, "memory_mb": memory_mb}
         self.settings |= {"preload": list(preload), "warm_up": warm_up}
-        self._start_empty()
-        in_forked_child(self._start_empty)
+        self._lock = Lock()
+        self._servers: dict[int, _Server] = {}  # by the process that started it
+        weakref.finalize(self, _end, self._servers)
 
-    def _start_empty(self) -> None:
-        """No server, and a lock that nobody holds; a forked child leaves the parent's alone."""
-        self._lock = threading.Lock()
-        self._server: list[tuple[subprocess.Popen, Connection]] = []  # one, or none
-        self._finalizer = weakref.finalize(self, _end, self._server, os.getpid())
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Settings only: a copy, pickled or deep, starts workers of its own."""
-        return {"settings": self.settings}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._start_empty()
-        in_forked_child(self._start_empty)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(GradingPool, **self.settings), ()
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Run jobs and return their outcomes in the same order."""
@@ -136,32 +139,66 @@ class GradingPool:
             try:
                 while left:
                     try:
-                        connection = self._connect()
-                        connection.send_bytes(json.dumps(list(left.items())).encode())
-                        while left:
-                            for index, *outcome in json.loads(connection.recv_bytes()):
-                                del left[index]
-                                yield index, Outcome(*outcome)
+                        for index, outcome in self._share_out(left):
+                            del left[index]
+                            yield index, outcome
                     except (EOFError, ConnectionError):
-                        _end(self._server, os.getpid())
+                        _end(self._servers)
                         kills += 1
-                        if kills > KILLS + 1:
+                        if kills > TRIES:
                             raise RuntimeError(
                                 f"the grading workers were killed {kills} times in one batch, "
                                 f"by a hand or by a system short of memory."
                             ) from None
             except BaseException:
                 # Ctrl-C, or a caller that gives up: leave no worker behind with half a job.
-                _end(self._server, os.getpid())
+                _end(self._servers)
                 raise
 
-    def _connect(self) -> Connection:
-        """The connection to the server, which is started where there is none."""
-        if self._server:
-            return self._server[0][1]
+    def _share_out(self, jobs: Mapping[int, Job]) -> Iterator[tuple[int, Outcome]]:
+        """As `stream`; an `EOFError` or `ConnectionError` where the server is gone."""
+        server = self._servers.get(os.getpid()) or self._start()
+        waiting, crashes = deque(jobs.items()), Counter()
+        while waiting or any(worker.job for worker in server.workers):
+            for worker in server.workers:
+                if waiting and worker.job is None:
+                    worker.job = waiting.popleft()
+                    worker.deadline = time.monotonic() + self.settings["seconds"]
+                    with contextlib.suppress(ConnectionError):  # one that died is seen below
+                        worker.connection.send_bytes(json.dumps(worker.job[1]).encode())
+            soonest = min(worker.deadline for worker in server.workers) - time.monotonic()
+            connections = [server.control, *(worker.connection for worker in server.workers)]
+            if server.control in wait(connections, max(0.0, soonest)):
+                raise EOFError
+            for at, worker in enumerate(server.workers):
+                here = worker.connection.poll()
+                late = not here and time.monotonic() > worker.deadline
+                if late:
+                    os.kill(worker.pid, signal.SIGKILL)
+                if not here and not late:
+                    continue
+                index = worker.job[0] if worker.job else None
+                try:
+                    outcome = Outcome(*json.loads(worker.connection.recv_bytes()))
+                    worker.job, worker.deadline = None, float("inf")
+                except (EOFError, ConnectionError):
+                    worker.connection.close()
+                    status, server.workers[at] = server.fork(worker.pid)
+                    died = "out of memory" if status == _OUT_OF_MEMORY else "crashed"
+                    outcome = Outcome(died="timed out" if late else died)
+                    crashes[index] += outcome.died == "crashed"
+                    if worker.job and 0 < crashes[index] < TRIES:
+                        waiting.appendleft(worker.job)
+                        continue
+                if index is not None:
+                    yield index, outcome
+
+    def _start(self) -> "_Server":
+        """The server of this process with its workers, started anew."""
         here = str(Path(__file__).resolve().parents[2])
         paths = [here, *(path or os.getcwd() for path in sys.path)]
         ours, theirs = socket.socketpair()
+        ours.settimeout(START_SECONDS)
         with theirs, tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, json.dumps(self.settings)],
@@ -177,15 +214,14 @@ class GradingPool:
                 },
             )
             theirs.close()
-            connection = Connection(ours.detach())
-            self._server.append((process, connection))
-            with contextlib.suppress(EOFError, ConnectionError):
-                if connection.poll(START_SECONDS):
-                    connection.recv_bytes()
-                    return connection
+            server = self._servers[os.getpid()] = _Server(process, ours)
+            with contextlib.suppress(EOFError, OSError):
+                for _ in range(self.settings["workers"]):
+                    server.workers.append(server.fork()[1])
+                return server
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(1.0)  # what it died of is known when it is gone
-            _end(self._server, os.getpid())
+            _end(self._servers)
             if process.returncode in (-signal.SIGKILL, -signal.SIGTERM):
                 raise EOFError
             errors.seek(0)
@@ -198,82 +234,56 @@ class GradingPool:
     def close(self) -> None:
         """End all workers, after the call in progress. The pool can be used again."""
         with self._lock:
-            _end(self._server, os.getpid())
+            _end(self._servers)
 
     def processes(self) -> list[int]:
         """Process id of the server, whose children the workers are."""
-        return [process.pid for process, _ in self._server]
+        return [s.process.pid for pid, s in self._servers.items() if pid == os.getpid()]
 
 
-def _end(server: list[tuple[subprocess.Popen, Connection]], pid: int) -> None:
-    """Kill the server with all that it started, unless this is a forked child of its owner."""
-    while server and os.getpid() == pid:
-        process, connection = server.pop()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        connection.close()
-        process.wait()
-
-
-def in_forked_child(renew: Callable[[], None]) -> None:
-    """Have a bound method called in every forked child, as long as its object lives.
-
-    A lock that a thread of the parent held while it forked is never released in the child.
-    """
-    reference = weakref.WeakMethod(renew)
-
-    def renew_if_alive() -> None:
-        method = reference()
-        if method is not None:
-            method()
-
-    os.register_at_fork(after_in_child=renew_if_alive)
-
-
+@dataclass
 class _Worker:
-    """A forked worker as the server sees it: its pipe, its job, its deadline."""
+    """A worker as its pool sees it, with the (index, job) in hand."""
 
-    def __init__(self, settings: dict[str, Any], others: Sequence["_Worker"], client: Connection):
-        self.connection, mine = Pipe()
-        self.index: int | None = None  # of the job in hand
-        self.deadline = float("inf")
-        self.pid = os.fork()
-        if self.pid == 0:
-            for connection in (client, self.connection, *(other.connection for other in others)):
-                connection.close()
-            os._exit(_work(settings, mine))
-        mine.close()
+    pid: int
+    connection: Connection
+    job: tuple[int, Job] | None = None
+    deadline: float = float("inf")
 
-    def give(self, index: int, job: Job, deadline: float) -> None:
-        """Hand over a job; a worker that is gone is noticed at the next look at its pipe."""
-        self.index, self.deadline = index, deadline
-        with contextlib.suppress(ConnectionError):
-            self.connection.send_bytes(json.dumps(job).encode())
 
-    def look(self) -> tuple[list[Any] | None, str]:
-        """(its answer if it arrived, how it ended or "")."""
-        late = time.monotonic() > self.deadline
-        if late:
-            os.kill(self.pid, signal.SIGKILL)
-        try:
-            if not late and not self.connection.poll():
-                return None, ""
-            answer = [self.index, *json.loads(self.connection.recv_bytes())]
-            self.index, self.deadline = None, float("inf")
-            return answer, ""
-        except (EOFError, ConnectionError):
-            self.connection.close()
-            status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-            return None, "timed out" if late else _ENDED_BY.get(status, "crashed")
+@dataclass
+class _Server:
+    process: subprocess.Popen
+    control: socket.socket
+    workers: list[_Worker] = field(default_factory=list)
+
+    def fork(self, dead: int = 0) -> tuple[int, _Worker]:
+        """(how a worker that is dead ended, a new one)."""
+        self.control.sendall(str(dead).encode())
+        said, descriptors, *_ = socket.recv_fds(self.control, 64, 1)
+        if not descriptors:
+            raise EOFError
+        status, pid = map(int, said.split())
+        return status, _Worker(pid, Connection(descriptors[0]))
+
+
+def _end(servers: dict[int, _Server]) -> None:
+    """Kill the server of this process, if it has one, with all that it started."""
+    if (server := servers.pop(os.getpid(), None)) is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(server.process.pid, signal.SIGKILL)
+        for connection in (server.control, *(worker.connection for worker in server.workers)):
+            connection.close()
+        server.process.wait()
 
 
 def main() -> None:
-    """The server: share jobs out among workers until the trainer is gone."""
+    """The server: fork workers as they are asked for, until the trainer is gone."""
     settings = json.loads(sys.argv[1])
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    client = Connection(os.dup(0))
+    control = socket.socket(fileno=os.dup(0))
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
     for module in settings["preload"]:
@@ -281,86 +291,50 @@ def main() -> None:
     if settings["warm_up"]:
         _resolve(settings["warm_up"][0])(*settings["warm_up"][1])
     os.dup2(nowhere, 2)
-    with contextlib.suppress(EOFError, ConnectionError):
-        client.send_bytes(b"ready")
-        _share_out(settings, client, parent)
+    with contextlib.suppress(ConnectionError):
+        while os.getppid() == parent:
+            if not wait([control], 2.0):
+                continue
+            if not (dead := control.recv(64)):
+                break
+            status = os.waitpid(int(dead), 0)[1] if int(dead) else 0
+            theirs, mine = socket.socketpair()
+            pid = os.fork()
+            if pid == 0:
+                control.close()
+                theirs.close()
+                os._exit(_work(settings, Connection(mine.detach())))
+            with theirs, mine:
+                told = f"{os.waitstatus_to_exitcode(status)} {pid}"
+                socket.send_fds(control, [told.encode()], [theirs.fileno()])
     os.killpg(0, signal.SIGKILL)
 
 
-def _share_out(settings: dict[str, Any], client: Connection, parent: int) -> None:
-    """Returns, or raises an error of the connection, when the trainer is gone."""
-    seconds = settings["seconds"] + GRACE_SECONDS
-    workers: list[_Worker] = []
-    jobs: dict[int, Job] = {}
-    waiting: deque[int] = deque()
-    deaths: Counter[tuple[int, str]] = Counter()
-    most = {"crashed": CRASHES, "killed": settings["workers"] + KILLS}
-    while os.getppid() == parent:
-        while len(workers) < settings["workers"]:
-            workers.append(_Worker(settings, workers, client))
-        for worker in workers:
-            if waiting and worker.index is None:
-                index = waiting.popleft()
-                worker.give(index, jobs[index], time.monotonic() + seconds)
-        soonest = min(worker.deadline for worker in workers) - time.monotonic()
-        wait([client, *(w.connection for w in workers)], max(0.0, min(soonest, 2.0)))
-        if client.poll():
-            jobs = dict(json.loads(client.recv_bytes()))
-            waiting.extend(jobs)
-            deaths.clear()
-        answers = []
-        for worker in list(workers):
-            answer, ended = worker.look()
-            if ended:
-                workers.remove(worker)
-            if ended and (index := worker.index) is not None:
-                deaths[index, ended] += 1
-                if deaths[index, ended] < most.get(ended, 1):
-                    waiting.appendleft(index)
-                else:
-                    answer = [index, None, "crashed" if ended in most else ended, ""]
-            if answer:
-                answers.append(answer)
-        if answers:
-            client.send_bytes(json.dumps(answers).encode())
-
-
-def _work(settings: dict[str, Any], server: Connection) -> int:
-    """A worker: answer jobs until the server is gone; returns the exit code."""
+def _work(settings: Mapping[str, Any], pool: Connection) -> int:
+    """A worker: answer jobs until the pool is gone; returns the exit code."""
     try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever it is doing
         if limit := settings["memory_mb"] * 2**20:
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         for _ in range(JOBS_PER_WORKER):
-            job = json.loads(server.recv_bytes())
-            signal.setitimer(signal.ITIMER_REAL, settings["seconds"])
-            answer = _answer(*job)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            server.send_bytes(answer)
-        return _RECYCLE
+            call, arguments = json.loads(pool.recv_bytes())
+            try:
+                answer = json.dumps([_resolve(call)(*arguments)])
+            except MemoryError:
+                raise
+            except Exception as error:
+                answer = json.dumps([None, f"{type(error).__name__}: {str(error)[:200]}"])
+            pool.send_bytes(answer.encode())
+        return 0
     except MemoryError:
         return _OUT_OF_MEMORY
     except BaseException as error:  # the graded code asks to exit, or nobody listens any more
         return 0 if isinstance(error, (EOFError, ConnectionError)) else 1
 
 
-def _answer(call: str, arguments: Sequence[Any]) -> bytes:
-    """`[result, died, error]` of a job."""
-    try:
-        return json.dumps([_resolve(call)(*arguments), "", ""]).encode()
-    except MemoryError:
-        raise
-    except Exception as error:
-        return json.dumps([None, "", f"{type(error).__name__}: {str(error)[:200]}"]).encode()
-
-
 def _resolve(path: str) -> Callable[..., Any]:
     """The function behind `package.module:name`."""
     module, _, name = path.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
+    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import functools
 import hashlib
 import http.server
 import json
@@ -24,16 +23,12 @@ from anytime_lab.tasks import problems as benchmarks
 from anytime_lab.tasks.problems import (
     BENCHMARKS,
     card_of,
+    load_problems,
     load_task,
     unreadable_golds,
 )
-from anytime_lab.tasks.problems import load_benchmark as load_benchmark_checked
-from anytime_lab.tasks.problems import load_problems as load_problems_checked
 from anytime_lab.verify.verifiers import Grade, MathVerifier
 
-# Golds are checked by workers, which take their time to start: only where a test is about it.
-load_problems = functools.partial(load_problems_checked, check=False)
-load_benchmark = functools.partial(load_benchmark_checked, check=False)
 ROWS = [
     {"problem": "1+1?", "answer": "2", "id": "a"},
     {"problem": " 1/2+1? ", "answer": "3/2 ", "id": "b"},
@@ -48,7 +43,7 @@ def written(folder, rows, name="p.jsonl"):
 
 def test_unknown_benchmarks_list_what_exists():
     with pytest.raises(ValueError, match="aime24, amc22_23, math500, minerva, olympiad_bench"):
-        load_benchmark("aime25")
+        load_task("aime25")
 
 
 def as_hub(monkeypatch, rows, name, asked=None):
@@ -64,20 +59,31 @@ def as_hub(monkeypatch, rows, name, asked=None):
     monkeypatch.setattr(benchmarks, "BENCHMARKS", {**BENCHMARKS, name: changed})
 
 
+# Of the question, the answer and the id on the hub.
+COLUMNS = {
+    "aime24": ("problem", "answer", "id"),
+    "amc22_23": ("problem", "answer", "id"),
+    "math500": ("problem", "answer", "unique_id"),
+    "minerva": ("question", "answer"),
+    "olympiad_bench": ("question", "final_answer", "id"),
+    "deepscaler": ("problem", "answer"),
+}
+
+
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_asks_the_hub_for_its_own_columns(monkeypatch, name):
     about = BENCHMARKS[name]
     gold = ["2"] if "olympiad" in name else 2.0 if "amc" in name else "2"
-    row = {about.question: "1+1?", about.answer: gold, "solution": "not this"}
-    if about.problem_id:
-        row[about.problem_id] = 7
+    question, answer, *others = COLUMNS[name]
+    row = {question: "1+1?", answer: gold, "solution": "not this", **dict.fromkeys(others, 7)}
     asked = {}
     as_hub(monkeypatch, datasets.Dataset.from_list([row]), name, asked)
-    made = load_benchmark(name, revision="abc")
+    made = load_problems(name, revision="abc")
     assert asked == {
         "path": about.path, "config": about.name, "split": about.split, "revision": "abc",
     }  # fmt: skip
     assert made[0]["answer"] == (["2"] if "olympiad" in name else "2")
+    assert (made[0]["problem_id"] == "7") == bool(others)
     assert made.column_names == ["problem_id", "prompt", "question", "answer"]
     assert made[0]["prompt"][0]["content"] == (
         "1+1? Let's think step by step and output the final answer within \\boxed{}."
@@ -89,19 +95,19 @@ def test_the_training_set_comes_without_its_unusable_problems(monkeypatch):
     rows = [{"problem": name, "answer": gold} for name, gold in golds.items()]
     as_hub(monkeypatch, datasets.Dataset.from_list([*rows, rows[0]]), "deepscaler")
     with pytest.warns(UserWarning, match="1 problems without an answer and 1 repeated"):
-        assert load_benchmark("deepscaler")["question"][:] == ["x", "z"]
+        assert load_problems("deepscaler")["question"][:] == ["x", "z"]
     test_set = datasets.Dataset.from_list([{**row, "unique_id": row["problem"]} for row in rows])
     as_hub(monkeypatch, test_set, "math500")
     with pytest.raises(ValueError, match="MATH-500 test, row 2: the answer"):
-        load_benchmark("math500")
+        load_problems("math500")
 
 
 def test_another_number_of_problems_is_told(tmp_path):
     path = written(tmp_path, ROWS)
     with pytest.warns(UserWarning, match=r"aime24 has 30 problems, but .*p.jsonl has 2"):
-        assert len(load_benchmark("aime24", path)) == 2
+        assert len(load_problems("aime24", path)) == 2
     with pytest.raises(ValueError, match="is a file and has none"):
-        load_benchmark("aime24", path, revision="main")
+        load_problems("aime24", path, revision="main")
 
 
 def offline_error():
@@ -138,10 +144,10 @@ def test_what_the_hub_refuses_is_told_apart_and_says_how_to_pass_a_file(
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     with pytest.raises(kind, match=says) as caught:
-        load_benchmark("aime24", revision="v")
+        load_problems("aime24", revision="v")
     assert "aime24 (https://huggingface.co/datasets/HuggingFaceH4/aime_2024)" in str(caught.value)
     if "no revision" not in says:
-        assert 'load_benchmark("aime24", path="aime24.jsonl")' in str(caught.value)
+        assert 'load_task("aime24", path="aime24.jsonl")' in str(caught.value)
 
 
 def test_a_full_disk_or_a_bug_is_not_taken_for_the_hub(monkeypatch):
@@ -152,7 +158,7 @@ def test_a_full_disk_or_a_bug_is_not_taken_for_the_hub(monkeypatch):
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
         with pytest.raises(type(raised)) as caught:
-            load_benchmark("aime24")
+            load_problems("aime24")
         assert caught.value is raised
         assert "aime_2024" in raised.__notes__[0]
 
@@ -162,23 +168,23 @@ def test_without_a_network_and_a_cache_it_says_so_and_how_to_pass_a_file(tmp_pat
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     for name in BENCHMARKS:
         with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE forbids") as caught:
-            load_benchmark(name)
+            load_problems(name)
         assert str(tmp_path) in str(caught.value)
-        assert f'load_benchmark("{name}", path="{name}.jsonl")' in str(caught.value)
+        assert f'load_task("{name}", path="{name}.jsonl")' in str(caught.value)
 
 
 def test_a_changed_repository_is_seen(monkeypatch):
     changed = datasets.Dataset.from_list([{"text": "x"}])
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: changed)
-    with pytest.raises(ValueError, match="it has changed"):
-        load_benchmark("math500")
+    with pytest.raises(ValueError, match="has the columns .'text'., but none for the question"):
+        load_problems("math500")
 
 
 def test_a_folder_on_disk_serves_as_the_hub_does(tmp_path, monkeypatch):
     written(tmp_path, [{"problem": "1+1?", "answer": "2", "unique_id": "u"}], "test.jsonl")
     here = dataclasses.replace(BENCHMARKS["math500"], path=str(tmp_path), count=1)
     monkeypatch.setattr(benchmarks, "BENCHMARKS", {"math500": here})
-    made = load_benchmark("math500")
+    made = load_problems("math500")
     assert made["problem_id"][:] == ["u"]
     assert card_of(made).startswith(f"{tmp_path} test: 1 problems")
 
@@ -188,11 +194,11 @@ def test_the_card_holds_the_commit_that_the_rows_are_of(tmp_path, monkeypatch):
     row = {"problem": "1+1?", "answer": "2", "id": 60}
     datasets.Dataset.from_list([row]).save_to_disk(tmp_path / "0.0.0" / commit)
     as_hub(monkeypatch, datasets.load_from_disk(tmp_path / "0.0.0" / commit), "aime24")
-    card = card_of(load_benchmark("aime24"))
+    card = card_of(load_problems("aime24"))
     assert card.startswith(f"HuggingFaceH4/aime_2024 train at {commit}: 1 problems, sha")
     as_hub(monkeypatch, datasets.Dataset.from_list([row]), "aime24")
-    assert " at v1: " in card_of(load_benchmark("aime24", revision="v1"))
-    assert " at " not in card_of(load_benchmark("aime24"))
+    assert " at v1: " in card_of(load_problems("aime24", revision="v1"))
+    assert " at " not in card_of(load_problems("aime24"))
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -247,9 +253,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
 ASKING = """
 import dataclasses, os
 from anytime_lab.tasks import problems as benchmarks
-from anytime_lab.tasks.problems import card_of, load_benchmark
+from anytime_lab.tasks.problems import card_of, load_problems
 
-print(card_of(load_benchmark('aime24', check=False)))
+print(card_of(load_problems('aime24')))
 here = benchmarks.BENCHMARKS["aime24"]
 wrong = "no_such_revision" if os.environ["HF_HUB_OFFLINE"] == "0" else "f" * 40
 for change in (
@@ -257,7 +263,7 @@ for change in (
 ):
     benchmarks.BENCHMARKS = {"aime24": dataclasses.replace(here, **change)}
     try:
-        load_benchmark("aime24", check=False, revision=None if change else wrong)
+        load_problems("aime24", revision=None if change else wrong)
     except Exception as error:
         print(type(error).__name__, str(error).replace("\\n", " "))
 """
@@ -334,27 +340,20 @@ def test_golds_that_cannot_be_graded_are_reported_by_id(tmp_path):
         verifier.close()
 
 
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ("007", "'007' as it stands is graded 'wrong'"),
-        ("7", "'007' without leading zeros is graded 'wrong'"),
-        ("$007$", "'007' in dollars is graded 'wrong'"),
-    ],
-)
-def test_a_variant_that_the_grader_takes_for_wrong_is_reported(tmp_path, wrong, says):
+def test_a_gold_that_the_grader_takes_for_wrong_is_reported(tmp_path):
     class Strict(MathVerifier):
-        """Takes one way to state an answer for a wrong one."""
+        """Takes an answer with zeros in front for a wrong one."""
 
         def grade_answers(self, answers, golds):
             grades = super().grade_answers(answers, golds)
-            bad = Grade(0.0, wrong, "wrong")
-            return [bad if a == wrong else g for a, g in zip(answers, grades, strict=True)]
+            bad = Grade(0.0, "007", "wrong")
+            return [bad if a == "007" else g for a, g in zip(answers, grades, strict=True)]
 
     verifier = Strict(workers=1)
     try:
         path = written(tmp_path, [{"problem": "x", "answer": "007", "id": "bond"}, *ROWS])
-        assert unreadable_golds(load_problems(path), verifier) == {"bond": says}
+        says = {"bond": "'007' as it stands is graded 'wrong'"}
+        assert unreadable_golds(load_problems(path), verifier) == says
     finally:
         verifier.close()
 
@@ -362,10 +361,10 @@ def test_a_variant_that_the_grader_takes_for_wrong_is_reported(tmp_path, wrong, 
 def test_loading_warns_of_golds_that_cannot_be_graded(tmp_path):
     path = written(tmp_path, [*ROWS, BROKEN])
     with pytest.warns(UserWarning, match=r"p\.jsonl: 1 of 3 golds cannot be graded \(broken: "):
-        load_problems_checked(path)
+        load_task(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(load_problems_checked(written(tmp_path, ROWS, "q.jsonl"))) == 2
+        assert len(load_task(written(tmp_path, ROWS, "q.jsonl")).problems) == 2
         assert len(load_problems(path)) == 3
 
 
@@ -383,8 +382,6 @@ def test_tasks_by_name_or_file(tmp_path):
     for name in (3, None, ["math500"]):
         with pytest.raises(TypeError, match="the task is .*Choose countdown, aime24"):
             load_task(name)
-    with pytest.raises(ValueError, match=r"no benchmark \['aime24'\]"):
-        load_benchmark(["aime24"])
     with pytest.raises(ValueError, match="has 2; give 1 to 2"):
         load_task(str(path), num_problems=3)
 
@@ -425,7 +422,7 @@ def test_real_problem_sets_load_and_all_their_golds_can_be_graded(name, file, co
     path = Path(os.environ["ANYTIME_LAB_DATA"]) / file
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        made = load_benchmark_checked(name, path)
+        made = load_task(name, path=path).problems
     assert len(made) == count and all(made["answer"][:])
     assert not [warning for warning in told if "cannot be graded" in str(warning.message)]
     assert len(told) == (2 if name == "deepscaler" else 0)  # another number; some left out

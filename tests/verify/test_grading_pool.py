@@ -13,7 +13,7 @@ import pytest
 from processes import family, gone, until
 
 from anytime_lab.verify.verifiers import FunctionVerifier, Grade, MathVerifier, PooledVerifier
-from anytime_lab.verify.workers import KILLS, GradingPool
+from anytime_lab.verify.workers import TRIES, GradingPool
 
 HEADER = "thought</think>\n\n**Final Answer**\n"
 
@@ -119,7 +119,7 @@ def test_workers_killed_by_hand_are_replaced_and_no_job_is_lost(pool, whom, afte
     assert gone(victims)
 
 
-@pytest.mark.parametrize(("kills", "died"), [(KILLS, ""), (KILLS + 1, "crashed")])
+@pytest.mark.parametrize(("kills", "died"), [(TRIES - 1, ""), (TRIES, "crashed")])
 def test_a_job_outlives_kills_by_hand_but_not_without_end(kills, died):
     pool = GradingPool(workers=1, seconds=5.0, memory_mb=512)
     pool.run([("builtins:abs", [-1])])
@@ -263,9 +263,8 @@ def test_threads_share_a_verifier():
     verifier.close()
 
 
-def test_grading_works_inside_a_running_event_loop_and_as_a_coroutine():
+def test_grading_works_inside_a_running_event_loop_and_in_its_threads():
     verifier = MathVerifier(workers=2)
-    reward = verifier.as_async()
     answers, golds = algebra(6)
     completions = [f"{HEADER}\\boxed{{{answer}}}" for answer in answers]
     ticks = []
@@ -279,8 +278,8 @@ def test_grading_works_inside_a_running_event_loop_and_as_a_coroutine():
         assert verifier([""], [completions[0]], answer=[golds[0]]) == [1.0]  # sync, in the loop
         ticker = asyncio.create_task(tick())
         both = await asyncio.gather(
-            reward(prompts=[""] * 6, completions=completions, answer=golds),
-            reward.grade(completions, ["7"] * 6),
+            asyncio.to_thread(verifier, [""] * 6, completions, answer=golds),
+            asyncio.to_thread(verifier.grade, completions, ["7"] * 6),
         )
         ticker.cancel()
         return both
@@ -290,31 +289,6 @@ def test_grading_works_inside_a_running_event_loop_and_as_a_coroutine():
     assert [grade.reason for grade in grades] == ["wrong"] * 6
     assert len(ticks) >= 2  # the loop went on meanwhile
     verifier.close()
-
-
-def test_a_loop_on_another_thread_awaits_it_while_threads_call_it():
-    # TRL awaits asynchronous rewards in a loop of its own and calls the others meanwhile.
-    verifier = MathVerifier(workers=2)
-    reward = verifier.as_async()
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        futures, called = [], []
-        for start in (2, 12, 22):
-            answers, golds = algebra(10, start)
-            golds[start % 10] = "x"
-            asked = {"completions": [f"{HEADER}\\boxed{{{a}}}" for a in answers], "answer": golds}
-            futures.append(asyncio.run_coroutine_threadsafe(reward([""] * 10, **asked), loop))
-            called.append(verifier([""] * 10, **asked))
-        expected = [0.0 if n == 2 else 1.0 for n in range(10)]
-        assert [future.result(60) for future in futures] == called == [expected] * 3
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
-        verifier.close()
 
 
 def test_a_verifier_can_be_pickled_and_its_copy_has_workers_of_its_own():

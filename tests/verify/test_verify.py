@@ -1,7 +1,5 @@
 """Verifiers: answers found, verdicts with reasons, and the seam to TRL's reward functions."""
 
-import asyncio
-import inspect
 import math
 import os
 
@@ -254,14 +252,6 @@ def test_an_abstaining_verifier_gives_none(maths):
     assert maths(prompts=[""], completions=[stated("7")], answer=[None]) == [None]
 
 
-def test_the_async_form_is_a_coroutine_function_to_trl():
-    reward = ExactVerifier().as_async()
-    assert inspect.iscoroutinefunction(reward.__call__)
-    scores = asyncio.run(reward(prompts=[""], completions=[stated("7")], answer=["7"]))
-    assert scores == [1.0]
-    assert reward.__name__ == "exact"
-
-
 # The other verifiers
 
 
@@ -317,8 +307,6 @@ def test_exact_compares_trimmed_text_and_takes_a_way_to_normalise():
         1,
         0,
     ]
-    folded = ExactVerifier(normalise=lambda text: text.strip().casefold())
-    assert folded.grade([stated("A")], ["a"])[0].score == 1.0
     assert ExactVerifier().grade([stated("7")], [[6, 7]])[0].score == 1.0
     assert ExactVerifier().grade([stated("0.5")], [r"\frac12"])[0].reason == "wrong"
 
