@@ -6,10 +6,12 @@ makes of them.
 """
 
 import functools
+import itertools
 import math
 import re
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from anytime_lab.verify.quantities import Number, Unit, read_number, strip_unit
@@ -19,11 +21,6 @@ MAX_DEPTH = 40  # of nested brackets
 
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
 _SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ", "0123456789+-()n")
-_VULGAR = {
-    "½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5),
-    "⅗": (3, 5), "⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8),
-    "⅞": (7, 8), "⅐": (1, 7), "⅑": (1, 9), "⅒": (1, 10),
-}  # fmt: skip
 _SIGNS = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "·": r"\cdot ",
     "⋅": r"\cdot ", "∙": r"\cdot ", "∗": "*", "÷": r"\div ", "∕": "/", "⁄": "/", "π": r"\pi ",
@@ -34,37 +31,216 @@ _SIGNS = {
     "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ",
     "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "µ": r"\mu ", "ρ": r"\rho ",
     "σ": r"\sigma ", "τ": r"\tau ", "φ": r"\phi ", "ω": r"\omega ", "Ω": r"\Omega ",
-    "Δ": r"\Delta ", "½": r"\frac{1}{2}", "Å": r"\AA ", "Å": r"\AA ",
-    "¢": " cents",
+    "Δ": r"\Delta ", "Å": r"\AA ", "√": r"\sqrt ", "¢": " cents",
     "、": ", ", "，": ", ", "；": "; ", "。": ".",
 }  # fmt: skip
 _ROOT = re.compile(r"√\s*(?:\(([^()]{1,200})\)|(\d+(?:\.\d+)?|[a-zA-Zπ]))")
 _UP = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
 _DOWN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ]+")
-_COMMAND_END = r"(?![a-zA-Z])"
-_TEXT_COMMAND = re.compile(
-    r"\\(?:text(?:rm|bf|it|normal|sf|tt|sc|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathtt"
-    r"|boldsymbol|bm|operatorname\*?)\s*(?=\{)"
-)
-_NESTED_TEXT = re.compile(r"\\text\{\s*(\\text\{[^{}]*\})\s*\}")
+_ODD = re.compile(r"[^ -\x7f\n\t]")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
+_KEPT_SPACE = re.compile(r"(\\[a-zA-Z]+ (?=\s*[a-zA-Z])|(?<=\d) (?=\s*\d))\s*|\s+")
 _COMMAND = re.compile(r"\\(?!text)[a-zA-Z]")
-_MEASURED_TEXT = re.compile(r"^\s*\\text\{\s*([-+]?(?:\d|\.\d)[^{}]*)\}\s*$")  # \text{2.5 cm}
-_CASES = re.compile(r"^\s*\\begin\{(?:cases|aligned|gathered)\}([^&]*)\\end\{\w+\}\s*$")
-_OLD_FONT = re.compile(r"\{?\\(?:rm|bf|it)\s+([a-zA-Z]{1,20})\s*\}?")
-_DROPPED = re.compile(
-    r"\\(?:left|right|middle|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|Biggl?|Biggr?|displaystyle"
-    r"|textstyle|limits|nolimits|mathord|hfill|strut|mathstrut|boxed|fbox|framebox|underline"
-    r"|tiny|small|large|Large|LARGE|huge|Huge)"
-    + _COMMAND_END
-    + r"|\\phantom\s*(?:\{[^{}]*\}|[^\s{}])|\\[hv]space\*?\{[^{}]*\}|\\!|\\label\{[^{}]*\}"
-    r"|\\(?:text)?color\s*\{[^{}]*\}"
+_WHOLE = (
+    re.compile(r"\$\$(?P<in>.*)\$\$"),
+    re.compile(r"(?<!\\)\$(?P<in>(?:[^$\\]|\\.)*)\$"),
+    re.compile(r"\\\((?P<in>.*)\\\)"),
+    re.compile(r"\\\[(?P<in>.*)\\\]"),
+    re.compile(r"\*\*(?P<in>.*)\*\*"),
+    re.compile(r"`(?P<in>.*)`"),
+    re.compile(r"\\begin\{(equation|align|gather|math)\*?\}(?P<in>.*)\\end\{\1\*?\}"),
 )
-_APART = re.compile(r"(?<=\d)\s*\\q?quad\s*(?=-?\d)")  # 2 \quad 3
-_RUN_OF_SPACES = re.compile(r"\s+")  # patterns with `\s*` on both sides are slow on long ones
-_SPACE = re.compile(r"(?<!\\)\\(?:quad|qquad|enspace|thinspace|;|:|,|>| |\n)|~")
-_SYNONYMS = [
-    (re.compile(pattern + (_COMMAND_END if pattern.rstrip(")")[-1].isalpha() else "")), replacement)
+_WHOLE_BOX = re.compile(r"\\(?:boxed|fbox|framebox|ensuremath|displaylines)\s*(?=\{)")
+_END = re.compile(  # spaces and marks at the end
+    r"(?:\\(?:[,;:!> ]|$)|\\q?quad|[,;]|(?<!\.)\.|\s)+$"
+)
+
+
+class UnreadableError(ValueError):
+    """The text is no answer that a grader should spend time on."""
+
+
+def clean(text: str) -> str:
+    """The same answer in one way of writing.
+
+    Raises:
+        UnreadableError: Longer than `MAX_CHARS`, or brackets nested deeper than `MAX_DEPTH`.
+    """
+    if len(text) > MAX_CHARS:
+        raise UnreadableError("too long")
+    text = _ROOT.sub(lambda m: rf"\sqrt{{{m[1] or m[2]}}}", text)
+    text = _UP.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPT) + "}", text)
+    text = _DOWN.sub(lambda m: "_{" + m.group().translate(_SUBSCRIPT) + "}", text)
+    text = re.sub(r"\s+", " ", _ODD.sub(_folded, text))
+    if max(_depths(text), default=0) > MAX_DEPTH:
+        raise UnreadableError("unparsable")
+    text = _unwrap(text)
+    for needle, pattern, replacement in _REWRITTEN:
+        if needle in text:
+            text = pattern.sub(replacement, text)
+    text = text.strip()
+    while text and text[-1] in ".,;:!?" and not text.endswith("..."):
+        if text[-1] == "!" and not text[:-1].endswith(" "):
+            break  # a factorial
+        text = text[:-1].rstrip()
+    return text.lstrip(":= ").strip()
+
+
+def key(text: str) -> str:
+    """Cleaned text without spaces, but for those that end a command: equal keys, equal answers."""
+    return _KEPT_SPACE.sub(lambda m: m.group(1) or "", text.strip())
+
+
+def _depths(text: str, opening: str = "([{", closing: str = ")]}") -> list[int]:
+    """How many brackets are open after each character."""
+    return list(itertools.accumulate((c in opening) - (c in closing) for c in text))
+
+
+def _encloses(text: str) -> bool:
+    """Whether the bracket that a text begins with is closed by its last character."""
+    depths = _depths(text, "{", "}") if text.startswith("{") else _depths(text)
+    return 0 in depths and depths.index(0) == len(text) - 1
+
+
+def split_top(text: str, separators: str) -> list[str]:
+    """Split at separator characters that stand outside all brackets."""
+    outside = (at for at, depth in enumerate(_depths(text)) if not depth and text[at] in separators)
+    return [text[a + 1 : b] for a, b in itertools.pairwise([-1, *outside, len(text)])]
+
+
+def split_commas(text: str) -> list[str]:
+    """Split at commas outside all brackets, but not within numbers such as `1,000`.
+
+    Without a space after any comma `1,000` is still one number if that leaves a single part;
+    otherwise all commas part.
+    """
+    parts = split_top(without_separators(text), ",")
+    spaced = any(part[:1].isspace() for part in parts[1:])
+    return parts if len(parts) == 1 or spaced else split_top(text, ",")
+
+
+def without_separators(text: str) -> str:
+    """The text with `1,000` as `1000`."""
+    return _THOUSANDS.sub(lambda m: m.group().replace(",", ""), text)
+
+
+def _folded(odd: re.Match[str]) -> str:
+    """A character beyond ASCII, or a control character, in ASCII as far as there is a way."""
+    character = odd.group()
+    if character in _SIGNS:
+        return _SIGNS[character]
+    if (digit := unicodedata.decimal(character, None)) is not None:
+        return str(digit)
+    if unicodedata.category(character) in ("Cf", "Cc", "Cs", "Co", "Cn"):
+        return ""  # invisible: zero-width, control, lone surrogates
+    if unicodedata.decomposition(character).startswith("<fraction>"):
+        value = Fraction(unicodedata.numeric(character)).limit_denominator(10)
+        return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+    # Full-width and mathematical letters become plain ones; the rest stays.
+    return "".join(_SIGNS.get(c, c) for c in unicodedata.normalize("NFKC", character))
+
+
+def _unwrap(text: str) -> str:
+    """Delimiters, emphasis and boxes around the whole text off, however often they are nested."""
+    for _ in range(8):
+        before, text = text, _END.sub("", text.strip())
+        whole = next(filter(None, (pattern.fullmatch(text) for pattern in _WHOLE)), None)
+        text = whole.group("in") if whole else text
+        box = _WHOLE_BOX.match(text)
+        if box is not None and _encloses(text[box.end() :]):
+            text = text[box.end() + 1 : -1]
+        if text == before:
+            break
+    return text
+
+
+def _bare_formula(text: re.Match[str]) -> str:
+    """A formula in bold or roman letters without them: `\\mathbf{\\frac12}`."""
+    return text[2] if _encloses(text[1]) and _COMMAND.search(text[2]) else text.group()
+
+
+def _between(bounds: re.Match[str]) -> str:
+    """`1 < x < 3` of two bounds that hold both; as they stand where they point the same way."""
+    name, sign, bound, other_sign, other = bounds.groups()
+    above, other_above = sign in _MORE, other_sign in _MORE
+    if above == other_above:
+        return bounds.group()
+    if not above:
+        sign, bound, other_sign, other = other_sign, other, sign, bound
+    return f"{bound} {TURNED[sign]} {name} {other_sign} {other}"
+
+
+def _inward(interval: re.Match[str]) -> str:
+    before, opening, inside, closing = interval.groups()
+    if (opening, closing) == ("[", "]") or "," not in inside:
+        return interval.group()
+    return f"{before}{'(' if opening == ']' else '['}{inside}{')' if closing == '[' else ']'}"
+
+
+def _half_of_day(clock: re.Match[str]) -> str:
+    """A time with a.m. or p.m. as a unit."""
+    hour, half, word = clock.groups()
+    half = f"{half.lower()}m" if half else {"noon": "pm", "midnight": "am"}[word]
+    return rf"{hour}\text{{ {half}}}"
+
+
+def _degrees(arc: re.Match[str]) -> str:
+    """Degrees with minutes and seconds as one number of degrees."""
+    whole, minutes, seconds = (int(part or 0) for part in arc.groups())
+    return exact(whole + Fraction(minutes, 60) + Fraction(seconds, 3600)) + r"^\circ"
+
+
+def exact(value: Fraction) -> str:
+    """A fraction as LaTeX."""
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+_LESS, _MORE = ("<", "\\le"), (">", "\\ge")
+TURNED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+_ARGUMENT = r"\s*(\d|[a-zA-Z]|\\pi(?![a-zA-Z])|\\[a-zA-Z]+(?=[\s\d}]))"
+_BRACED = r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+_BOUND = r"([<>]|\\[lg]e(?![a-zA-Z]))"
+_LETTER_AT_END = re.compile(r"(?<!\\)[a-zA-Z]\)*$")
+# What is written in several ways, and the one it becomes, in order. A command ends with its name.
+_REWRITTEN: list[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (
+        "\\" if pattern.startswith(r"\\") else "",
+        re.compile(pattern + (r"(?![a-zA-Z])" if _LETTER_AT_END.search(pattern) else "")),
+        replacement,
+    )
     for pattern, replacement in [
+        # Fonts, sizes, boxes and spaces.
+        (
+            r"\\(?:text(?:rm|bf|it|normal|sf|tt|sc|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf"
+            r"|mathtt|boldsymbol|bm|operatorname\*?)\s*(?=\{)",
+            r"\\text",
+        ),
+        (r"\\text\{\s*(\\text\{[^{}]*\})\s*\}", r"\1"),
+        (r"^\s*\\text\{\s*([-+]?(?:\d|\.\d)[^{}]*)\}\s*$", r"\1"),  # \text{2.5 cm}
+        (r"^\s*\\text(\{(.*)\})\s*$", _bare_formula),
+        (
+            r"^\s*\\begin\{(?:cases|aligned|gathered)\}([^&]*)\\end\{\w+\}\s*$",
+            lambda m: ", ".join(m[1].split(r"\\")),
+        ),
+        (r"\{?\\(?:rm|bf|it)\s+([a-zA-Z]{1,20})\s*\}?", r"\\text{\1}"),
+        (r"(?<=\d)(?:,\\!|\{,\}(?:\\!)?)\s*(?=\d{3})", ""),
+        (r"(?:\\text)?\{:\}", ":"),
+        (
+            r"\\(?:left|right|middle|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|Biggl?|Biggr?"
+            r"|displaystyle|textstyle|limits|nolimits|mathord|hfill|strut|mathstrut|boxed|fbox"
+            r"|framebox|underline|tiny|small|large|Large|LARGE|huge|Huge)(?![a-zA-Z])"
+            r"|\\phantom\s*(?:\{[^{}]*\}|[^\s{}])|\\[hv]space\*?\{[^{}]*\}|\\!|\\label\{[^{}]*\}"
+            r"|\\(?:text)?color\s*\{[^{}]*\}",
+            "",
+        ),
+        (r"(?<=\d)\s*\\q?quad\s*(?=-?\d)", ", "),  # 2 \quad 3
+        (
+            r"(?<![\d.,{])\d{1,3}(?:(?:\\,|\\ | )\d{3})+(?!\d)",  # 10\,000
+            lambda m: re.sub(r"[^\d]", "", m.group()),
+        ),
+        (r"(?<!\\)\\(?:quad|qquad|enspace|thinspace|;|:|,|>| |\n)|~", " "),
+        (r"\s+", " "),
+        # Commands with several names, and names without their backslash.
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\[dt]binom", r"\\binom"),
         (r"\\(?:leqslant|leqq|leq)", r"\\le"),
@@ -82,7 +258,7 @@ _SYNONYMS = [
         (r"\\(?:langle|lparen)", "("),
         (r"\\(?:rangle|rparen)", ")"),
         (r"\\(?:lvert|rvert|vert|mid)", "|"),
-        (r"\\(?:backslash)", r"\\setminus"),
+        (r"\\backslash", r"\\setminus"),
         (r"\\bigcup", r"\\cup"),
         (r"\\varphi", r"\\phi"),
         (r"\\varepsilon", r"\\epsilon"),
@@ -103,296 +279,63 @@ _SYNONYMS = [
         (r"(?<![a-zA-Z\\])(?:pi|Pi)", r"\\pi"),
         (r"(?<![a-zA-Z\\])sqrt\s*\(([^()]{1,400})\)", r"\\sqrt{\1}"),
         (r"(?<![a-zA-Z\\])sqrt(?=\s*[\d{])", r"\\sqrt"),
+        (r"<=", r"\\le "),
+        (r">=", r"\\ge "),
+        (r"!=", r"\\ne "),
+        (r"\*\*", "^"),
+        (r"\+/-", r"\\pm "),
+        (r"\{,\}", ","),
+        (r"\\([%#])", r"\1"),
+        (r"\\&", " and "),
+        (r"\^(?: \\circ|\{\\circ ?\})", r"^\\circ"),
+        # What words say.
+        (
+            r"\s*(?:\\text\{\s*(?:percent|per cent|pct)\s*\}"
+            r"|(?<![a-zA-Z])(?:percent|pct)(?![a-zA-Z]))",
+            "%",
+        ),
+        (r"(?<=\w)\s*\\text\{\s*\(?(?:in )?base\s*\}?\s*(\d{1,2})\)?\s*\}?$", r"_{\1}"),
+        (r"(?<=\d)\s*(?:\^\s*\{?)?\s*(?:\\text\{\s*)?(?:st|nd|rd|th)[\s}]*$", ""),
+        (  # x > 1 and x < 3
+            rf"([a-zA-Z])\s*{_BOUND}([^<>=,]{{1,60}}?)(?:\\text\{{\s*and\s*\}}|(?<!\w)and(?!\w))\s*"
+            rf"\1\s*{_BOUND}([^<>=,]{{1,60}})$",
+            _between,
+        ),
+        (
+            r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*\}"
+            r"|(?<![\w\\])(?:and|or)(?!\w| (?:more|less|an?)\b))\s*",
+            ", ",
+        ),
+        (r"\\text\{\s*(\\?[a-zA-Z0-9.,%()+\-]|\d+(?:\.\d+)?|)\s*\}", r" \1"),
+        # Braces that are left out, or not needed.
+        (rf"\\(frac|binom)(?![a-zA-Z]){_ARGUMENT}{_ARGUMENT}", r"\\\1{\2}{\3}"),
+        (rf"\\(frac|binom)(?![a-zA-Z]){_ARGUMENT}\s*(?=\{{)", r"\\\1{\2}"),
+        (rf"\\(frac|binom)(?![a-zA-Z]){_BRACED}{_ARGUMENT}", r"\\\1{\2}{\3}"),
+        (rf"\\sqrt(?![a-zA-Z]){_ARGUMENT}", r"\\sqrt{\1}"),
+        (r"\\(frac|sqrt)(?![a-zA-Z])\s+(?=[{\[])", r"\\\1"),
+        (r"(\\frac\{[^{}]*\})\s+(?=\{)", r"\1"),
+        (
+            r"(?<![a-zA-Z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]\{?([-+]?\d{1,4})\}?(?![\w.])",
+            r"\1\\times 10^{\2}",
+        ),
+        (r"([\^_])\s*\{\s*([a-zA-Z0-9])\s*\}", r"\1\2"),
+        (r"(?<!\\)\$", ""),
+        # Times of day, degrees with minutes, conditions, and intervals as the French write them.
+        (  # `9 a.m.`, `9:30\text{ pm}`, but not the product `9am`
+            r"(?<![\w.:])(\d{1,2}(?::\d\d)?)(?:\s|(?<=:\d\d)|(?=\\text))\s*(?:\\text\{)?\s*"
+            r"(?:([apAP])\.?\s?[mM]\.?|(noon|midnight))\s*\}?$",
+            _half_of_day,
+        ),
+        (r"^(\d{1,9})\s?\^\\circ\s?(\d\d?)\s?'(?:\s?(\d\d?)\s?(?:''|\"))?$", _degrees),  # 30° 15'
+        (  # x = 2k\pi, k \in \mathbb{Z}
+            r"(?<=\S)\s*[,;]?\s*\(?(?:\\text\{\s*,?\s*(?:where|for|with)[^{}]{0,40}\}\s*)?"
+            r"[a-zA-Z]\s*\\in\s*\\mathbb\s?\{?[ZN]\}?(?:\^[+*]|_\+)?\s*\)?$",
+            "",
+        ),
+        (r"(^|\\cup\s*|\\in\s*)([\[\]])([^\[\]()]{1,100})([\[\]])", _inward),  # ]1, 2[
+        (r"\s+", " "),
     ]
 ]
-_WITHOUT_COMMANDS = [pair for pair in _SYNONYMS if not pair[0].pattern.startswith(r"\\")]
-_PLAIN = (
-    ("<=", r"\le "),
-    (">=", r"\ge "),
-    ("!=", r"\ne "),
-    ("**", "^"),
-    ("+/-", r"\pm "),
-    ("{,}", ","),
-    (r"\%", "%"),
-    (r"\#", "#"),
-    (r"\&", " and "),
-    ("^{\\circ}", "^\\circ"),
-    ("^{\\circ }", "^\\circ"),
-    ("^ \\circ", "^\\circ"),
-)
-_ARGUMENT = r"\s*(\d|[a-zA-Z]|\\pi(?![a-zA-Z])|\\[a-zA-Z]+(?=[\s\d}]))"
-_BRACED = r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
-_MISSING_BRACES = (
-    (
-        re.compile(r"\\(frac|binom)(?![a-zA-Z])" + _ARGUMENT + _ARGUMENT),
-        r"\\\1{\2}{\3}",
-    ),
-    (re.compile(r"\\(frac|binom)(?![a-zA-Z])" + _ARGUMENT + r"\s*(?=\{)"), r"\\\1{\2}"),
-    (re.compile(r"\\(frac|binom)(?![a-zA-Z])" + _BRACED + _ARGUMENT), r"\\\1{\2}{\3}"),
-    (re.compile(r"\\sqrt(?![a-zA-Z])" + _ARGUMENT), r"\\sqrt{\1}"),
-    (re.compile(r"\\(frac|sqrt)(?![a-zA-Z])\s+(?=[{\[])"), r"\\\1"),
-    (re.compile(r"(\\frac\{[^{}]*\})\s+(?=\{)"), r"\1"),
-)
-_SMALL_TEXT = re.compile(r"\\text\{\s*(\\?[a-zA-Z0-9.,%()+\-]|\d+(?:\.\d+)?|)\s*\}")
-_JOINING_TEXT = re.compile(
-    r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*\}"
-    r"|(?<![\w\\])(?:and|or)(?!\w| (?:more|less|an?)\b))\s*"
-)
-_ORDINAL = re.compile(r"(?<=\d)\s*(?:\^\s*\{?)?\s*(?:\\text\{\s*)?(?:st|nd|rd|th)[\s}]*$")
-_IN_BASE = re.compile(  # 101 \text{ base } 2
-    r"(?<=\w)\s*\\text\{\s*\(?(?:in )?base\s*\}?\s*(\d{1,2})\)?\s*\}?$"
-)
-_BOUND = r"(?:[<>]|\\[lg]e(?![a-zA-Z]))"
-_BOTH_BOUNDS = re.compile(  # x > 1 and x < 3
-    rf"([a-zA-Z])\s*({_BOUND})([^<>=,]{{1,60}}?)(?:\\text\{{\s*and\s*\}}|(?<!\w)and(?!\w))\s*"
-    rf"\1\s*({_BOUND})([^<>=,]{{1,60}})$"
-)
-_CONDITION = re.compile(  # x = 2k\pi, k \in \mathbb{Z}
-    r"(?<=\S)\s*[,;]?\s*\(?(?:\\text\{\s*,?\s*(?:where|for|with)[^{}]{0,40}\}\s*)?"
-    r"[a-zA-Z]\s*\\in\s*\\mathbb\s?\{?[ZN]\}?(?:\^[+*]|_\+)?\s*\)?$"
-)
-_OUTWARD = re.compile(  # ]1, 2[ as the French write it
-    r"(?P<before>^|\\cup\s*|\\in\s*)(?P<open>[\[\]])(?P<in>[^\[\]()]{1,100})(?P<close>[\[\]])"
-)
-_PERCENT = re.compile(
-    r"\s*(?:\\text\{\s*(?:percent|per cent|pct)\s*\}|(?<![a-zA-Z])(?:percent|pct)(?![a-zA-Z]))"
-)
-_SCIENTIFIC = re.compile(r"(?<![a-zA-Z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]\{?([-+]?\d{1,4})\}?(?![\w.])")
-_COMMA_IN_NUMBER = re.compile(r"(?<=\d)(?:,\\!|\{,\}(?:\\!)?)\s*(?=\d{3})")
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
-_GROUPED = re.compile(r"(?<![\d.,{])\d{1,3}(?:(?:\\,|\\ | )\d{3})+(?!\d)")  # 10\,000
-_KEPT_SPACE = re.compile(r"(\\[a-zA-Z]+ (?=\s*[a-zA-Z])|(?<=\d) (?=\s*\d))\s*|\s+")
-_CLOCK = re.compile(  # `9 a.m.`, `9:30\text{ pm}`, but not the product `9am`
-    r"(?<![\w.:])(\d{1,2}(?::\d\d)?)(?:\s|(?<=:\d\d)|(?=\\text))\s*(?:\\text\{)?\s*"
-    r"(?:([apAP])\.?\s?[mM]\.?|(noon|midnight))\s*\}?$"
-)
-_ARC = re.compile(r"^(\d{1,9})\s?\^\\circ\s?(\d\d?)\s?'(?:\s?(\d\d?)\s?(?:''|\"))?$")  # 30° 15'
-_SINGLE_BRACE = re.compile(r"([\^_])\s*\{\s*([a-zA-Z0-9])\s*\}")
-_WHOLE = (
-    re.compile(r"\$\$(?P<in>.*)\$\$", re.S),
-    re.compile(r"(?<!\\)\$(?P<in>(?:[^$\\]|\\.)*)\$", re.S),
-    re.compile(r"\\\((?P<in>.*)\\\)", re.S),
-    re.compile(r"\\\[(?P<in>.*)\\\]", re.S),
-    re.compile(r"\*\*(?P<in>.*)\*\*", re.S),
-    re.compile(r"`(?P<in>.*)`", re.S),
-    re.compile(r"\\begin\{(equation|align|gather|math)\*?\}(?P<in>.*)\\end\{\1\*?\}", re.S),
-)
-_WHOLE_BOX = re.compile(r"\\(?:boxed|fbox|framebox|ensuremath|displaylines)\s*(?=\{)")
-
-
-_END = re.compile(
-    r"(?:\\(?:[,;:!> ]|$)|\\q?quad|[,;]|(?<!\.)\.|\s)+$"
-)  # spaces and marks at the end
-
-
-class UnreadableError(ValueError):
-    """The text is no answer that a grader should spend time on."""
-
-
-def clean(text: str) -> str:
-    """The same answer in one way of writing.
-
-    Raises:
-        UnreadableError: Longer than `MAX_CHARS`, or brackets nested deeper than `MAX_DEPTH`.
-    """
-    if len(text) > MAX_CHARS:
-        raise UnreadableError("too long")
-    text = _RUN_OF_SPACES.sub(" ", _fold_unicode(text))
-    if _depth(text) > MAX_DEPTH:
-        raise UnreadableError("unparsable")
-    text = _unwrap(text)
-    text = _NESTED_TEXT.sub(r"\1", _TEXT_COMMAND.sub(r"\\text", text))
-    text = _bare_formula(_MEASURED_TEXT.sub(r"\1", text))
-    text = _CASES.sub(lambda m: ", ".join(re.split(r"\\\\", m.group(1))), text)
-    text = _OLD_FONT.sub(r"\\text{\1}", text)
-    text = _COMMA_IN_NUMBER.sub("", text).replace(r"\text{:}", ":").replace("{:}", ":")
-    text = _APART.sub(", ", _DROPPED.sub("", text))
-    text = _GROUPED.sub(lambda m: re.sub(r"[^\d]", "", m.group()), text)
-    text = _RUN_OF_SPACES.sub(" ", _SPACE.sub(" ", text))
-    for pattern, replacement in _SYNONYMS if "\\" in text else _WITHOUT_COMMANDS:
-        text = pattern.sub(replacement, text)
-    for old, new in _PLAIN:
-        text = text.replace(old, new)
-    text = _PERCENT.sub("%", text)
-    if "base" in text:
-        text = _IN_BASE.sub(r"_{\1}", text)
-    text = _ORDINAL.sub("", text)
-    text = _BOTH_BOUNDS.sub(_between, text)
-    text = _JOINING_TEXT.sub(", ", text)
-    text = _SMALL_TEXT.sub(r" \1", text)
-    for pattern, replacement in _MISSING_BRACES:
-        text = pattern.sub(replacement, text)
-    text = _SCIENTIFIC.sub(r"\1\\times 10^{\2}", text)
-    text = _SINGLE_BRACE.sub(r"\1\2", text)
-    text = re.sub(r"(?<!\\)\$", "", text)
-    text = _ARC.sub(_degrees, _CLOCK.sub(_half_of_day, text))
-    text = _OUTWARD.sub(_inward, _CONDITION.sub("", text))
-    return _trim(re.sub(r"\s+", " ", text))
-
-
-def key(text: str) -> str:
-    """Cleaned text without spaces, but for those that end a command: equal keys, equal answers."""
-    return _KEPT_SPACE.sub(lambda m: m.group(1) or "", text.strip())
-
-
-def split_top(text: str, separators: str) -> list[str]:
-    """Split at separator characters that stand outside all brackets."""
-    parts, depth, start, at = [], 0, 0, 0
-    while at < len(text):
-        character = text[at]
-        if character == "\\" and at + 1 < len(text):
-            if text[at + 1] in "{}":
-                depth += 1 if text[at + 1] == "{" else -1
-            at += 2
-            continue
-        if character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        elif depth == 0 and character in separators:
-            parts.append(text[start:at])
-            start = at + 1
-        at += 1
-    parts.append(text[start:])
-    return parts
-
-
-def split_commas(text: str) -> list[str]:
-    """Split at commas outside all brackets, but not within numbers such as `1,000`.
-
-    Without a space after any comma `1,000` is still one number if that leaves a single part;
-    otherwise all commas part.
-    """
-    parts = split_top(without_separators(text), ",")
-    spaced = any(part[:1].isspace() for part in parts[1:])
-    return parts if len(parts) == 1 or spaced else split_top(text, ",")
-
-
-def without_separators(text: str) -> str:
-    """The text with `1,000` as `1000`."""
-    return _THOUSANDS.sub(lambda m: m.group().replace(",", ""), text)
-
-
-def braced_end(text: str, start: int) -> int:
-    """Index after the brace that closes the one at `start`; -1 where none does."""
-    depth, at = 0, start
-    while at < len(text):
-        if text[at] == "\\":
-            at += 2
-            continue
-        if text[at] == "{":
-            depth += 1
-        elif text[at] == "}":
-            depth -= 1
-            if depth == 0:
-                return at + 1
-        at += 1
-    return -1
-
-
-def _fold_unicode(text: str) -> str:
-    if text.isascii():
-        return "".join(c if c >= " " or c in "\n\t" else "" for c in text)
-    for character, (above, below) in _VULGAR.items():
-        text = text.replace(character, rf"\frac{{{above}}}{{{below}}}")
-    text = _ROOT.sub(lambda m: rf"\sqrt{{{m.group(1) or m.group(2)}}}", text)
-    text = text.replace("√", r"\sqrt ")
-    text = _UP.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPT) + "}", text)
-    text = _DOWN.sub(lambda m: "_{" + m.group().translate(_SUBSCRIPT) + "}", text)
-    folded = []
-    for character in text:
-        if character in _SIGNS:
-            folded.append(_SIGNS[character])
-        elif character.isascii():
-            folded.append(character if character >= " " or character in "\n\t" else "")
-        elif (digit := unicodedata.decimal(character, None)) is not None:
-            folded.append(str(digit))
-        elif unicodedata.category(character) in ("Cf", "Cc", "Cs", "Co", "Cn"):
-            continue  # invisible: zero-width, control, lone surrogates
-        else:
-            # Full-width and mathematical letters become plain ones; the rest stays.
-            folded.append(unicodedata.normalize("NFKC", character))
-    return "".join(_SIGNS.get(c, c) for c in "".join(folded))
-
-
-def _bare_formula(text: str) -> str:
-    """A formula in bold or roman letters without them: `\\mathbf{\\frac12}`."""
-    inside = text.strip()
-    whole = inside.startswith(r"\text{") and braced_end(inside, len(r"\text")) == len(inside)
-    formula = whole and _COMMAND.search(inside, len(r"\text{"))
-    return inside[len(r"\text{") : -1] if formula else text
-
-
-def _between(bounds: re.Match[str]) -> str:
-    """`1 < x < 3` of two bounds that hold both; as they stand where they point the same way."""
-    name, sign, bound, other_sign, other = bounds.groups()
-    above, other_above = sign in (">", "\\ge"), other_sign in (">", "\\ge")
-    if above == other_above:
-        return bounds.group()
-    if not above:
-        sign, bound, other_sign, other = other_sign, other, sign, bound
-    return f"{bound} {'<' if sign == '>' else chr(92) + 'le'} {name} {other_sign} {other}"
-
-
-def _inward(interval: re.Match[str]) -> str:
-    before, opening, inside, closing = interval.group("before", "open", "in", "close")
-    if (opening, closing) == ("[", "]") or "," not in inside:
-        return interval.group()
-    return f"{before}{'(' if opening == ']' else '['}{inside}{')' if closing == '[' else ']'}"
-
-
-def _half_of_day(clock: re.Match[str]) -> str:
-    """A time with a.m. or p.m. as a unit."""
-    hour, half, word = clock.groups()
-    half = f"{half.lower()}m" if half else {"noon": "pm", "midnight": "am"}[word]
-    return rf"{hour}\text{{ {half}}}"
-
-
-def _degrees(arc: re.Match[str]) -> str:
-    """Degrees with minutes and seconds as one number of degrees."""
-    whole, minutes, seconds = (int(part or 0) for part in arc.groups())
-    value = whole + Fraction(minutes, 60) + Fraction(seconds, 3600)
-    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}^\circ"
-
-
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for character in text:
-        if character in "([{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in ")]}":
-            depth -= 1
-    return deepest
-
-
-def _trim(text: str) -> str:
-    """Spaces and sentence punctuation at the ends off."""
-    text = text.strip()
-    while text and text[-1] in ".,;:!?" and not text.endswith("..."):
-        if text[-1] == "!" and not text[:-1].endswith(" "):
-            break  # a factorial
-        text = text[:-1].rstrip()
-    return text.lstrip(":= ").strip()
-
-
-def _unwrap(text: str) -> str:
-    """Delimiters, emphasis and boxes around the whole text off, however often they are nested."""
-    for _ in range(8):
-        before = text
-        text = text.strip()
-        text = _END.sub("", text)
-        for pattern in _WHOLE:
-            match = pattern.fullmatch(text)
-            if match is not None:
-                text = match.group("in")
-                break
-        box = _WHOLE_BOX.match(text)
-        if box is not None and braced_end(text, box.end()) == len(text):
-            text = text[box.end() + 1 : -1]
-        if text == before:
-            break
-    return text
 
 
 # Texts that say that there is no answer, once folded.
@@ -531,6 +474,7 @@ _ENVIRONMENT = re.compile(
     re.S,
 )
 _SIGN = re.compile(r"\\(?:le|ge|ne|approx|equiv|in|lt|gt)(?![a-zA-Z])|[=<>]")
+_SAME_SIGN = {"\\lt": "<", "\\gt": ">", "\\equiv": "="}
 _NAME = re.compile(
     r"\\?[a-zA-Z]+(?:_\{?[\w,]+\}?)?'*(?:\([\w, \\]*\))?"  # x, a_n, f(x), \theta
     r"|\\(?:text|overline)\{[^{}]*\}"
@@ -569,7 +513,7 @@ def _read(text: str, depth: int) -> Form:
     if depth > 12:
         return Atom(text)
     if _ALL_REALS.fullmatch(text):
-        return Group("(", ")", (Atom("-\\infty"), Atom("\\infty")))
+        return Group("(", ")", (_LOWEST, _HIGHEST))
     words = read_words(text)
     if words is not None:
         return _meant(words)
@@ -595,7 +539,7 @@ def _read(text: str, depth: int) -> Form:
 
 
 def _strip_braces(text: str) -> str:
-    while text.startswith("{") and braced_end(text, 0) == len(text):
+    while text.startswith("{") and _encloses(text):
         text = text[1:-1].strip()
     return text
 
@@ -605,8 +549,7 @@ def _meant(words: Words) -> Form:
     if NOTHING.fullmatch(words.text):
         return Many((), braced=True)
     if words.text in NUMBERS:
-        value = NUMBERS.index(words.text)
-        return Atom(str(value), Number(Fraction(value)))
+        return _exact(Fraction(NUMBERS.index(words.text)))
     return words
 
 
@@ -625,7 +568,7 @@ def _read_quantity(text: str) -> Atom | None:
         return None
     value = sum(number.value * size for (number, _), size in zip(parts, sizes, strict=True))
     value /= sizes[-1]
-    return Atom(rf"\frac{{{value.numerator}}}{{{value.denominator}}}", Number(value), parts[-1][1])
+    return Atom(exact(value), Number(value), parts[-1][1])
 
 
 def _read_list(text: str, depth: int) -> Form | None:
@@ -645,46 +588,34 @@ def _read_list(text: str, depth: int) -> Form | None:
 
 def _both_signs(text: str) -> list[str]:
     """`a \\pm b` as its two values. Several ± stay one expression: they may or may not agree."""
-    if text.count("\\mp") == 1 and "\\pm" not in text:
+    if "\\pm" not in text and text.count("\\mp") == 1:
         text = text.replace("\\mp", "\\pm")
-    if len(_PLUS_MINUS.findall(text)) != 1 or "\\mp" in text:
+    listed = len(split_commas(text)) > 1 or text.startswith(("(", "[", "\\{"))
+    if len(_PLUS_MINUS.findall(text)) != 1 or "\\mp" in text or listed:
         return [text]
-    if len(split_commas(text)) > 1 or text.startswith(("(", "[", "\\{")):
-        return [text]
-    return [
-        _PLUS_MINUS.sub(lambda _: "+", text).lstrip("+ "),
-        _PLUS_MINUS.sub("-", text),
-    ]
+    return [_PLUS_MINUS.sub("+", text).lstrip("+ "), _PLUS_MINUS.sub("-", text)]
 
 
 def _shared_unit(items: list[Form]) -> tuple[Form, ...]:
     """`3, 4 \\text{ cm}`: the last unit stands for all."""
-    last = items[-1]
-    if isinstance(last, Atom) and last.unit is not None:
-        return tuple(
-            Atom(item.text, item.number, last.unit)
-            if isinstance(item, Atom) and item.unit is None
-            else item
-            for item in items
-        )
-    return tuple(items)
+    unit = items[-1].unit if isinstance(items[-1], Atom) else None
+    return tuple(
+        replace(item, unit=unit)
+        if unit is not None and isinstance(item, Atom) and item.unit is None
+        else item
+        for item in items
+    )
 
 
 def _read_relation(text: str, depth: int) -> Form | None:
     """Relations at the top level; `x \\in S` is S, bounds on one name are intervals."""
-    spans = list(_SIGN.finditer(text))
-    if not spans:
+    depths = _depths(text)
+    spans = [span for span in _SIGN.finditer(text) if depths[span.start()] == 0]
+    if not 1 <= len(spans) <= 7:
         return None
-    outside = _outside(text)
-    spans = [span for span in spans if outside[span.start()]]
-    if not spans or len(spans) > 7:
-        return None
-    texts, start = [], 0
-    for span in spans:
-        texts.append(text[start : span.start()].strip())
-        start = span.end()
-    texts.append(text[start:].strip())
-    signs = tuple(_plain_sign(span.group()) for span in spans)
+    starts, ends = [0, *(s.end() for s in spans)], [*(s.start() for s in spans), len(text)]
+    texts = [text[start:end].strip() for start, end in zip(starts, ends, strict=True)]
+    signs = tuple(_SAME_SIGN.get(span.group(), span.group()) for span in spans)
     if not all(texts[1:]):
         return None
     if signs == ("\\in",):
@@ -699,62 +630,27 @@ def _read_relation(text: str, depth: int) -> Form | None:
     return Relation(tuple(_read(part, depth) for part in texts), signs, tuple(texts))
 
 
-def _plain_sign(sign: str) -> str:
-    return {"\\lt": "<", "\\gt": ">", "\\equiv": "="}.get(sign, sign)
-
-
-def _outside(text: str) -> list[bool]:
-    """For each character, whether it stands outside all brackets."""
-    depth, outside = 0, []
-    for character in text:
-        if character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        outside.append(depth == 0)
-    return outside
-
-
-_LESS, _MORE = ("<", "\\le"), (">", "\\ge")
-TURNED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
-
-
-def _exact(value: Fraction) -> Atom:
-    text = str(value.numerator)
-    if value.denominator != 1:
-        text = rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
-    return Atom(text, Number(value))
-
-
 def _bounds(texts: list[str], signs: tuple[str, ...], depth: int) -> Form | None:
     """`-2 \\le x < 7`, `x > 3`, `x \\ne 1` as intervals; None where it is anything else."""
-    infinity, minus = Atom("\\infty"), Atom("-\\infty")
     if len(texts) == 3 and _SYMBOL.fullmatch(texts[1]):
-        low, high = texts[0], texts[2]
-        opening, closing = signs
+        low, high = _read(texts[0], depth), _read(texts[2], depth)
         if set(signs) <= set(_MORE):
-            low, high, opening, closing = high, low, closing, opening
+            low, high, signs = high, low, signs[::-1]
         elif not set(signs) <= set(_LESS):
             return None
-        open_low = "(" if opening in "<>" else "["
-        open_high = ")" if closing in "<>" else "]"
-        return Group(open_low, open_high, (_read(low, depth), _read(high, depth)))
+        return Group(_BRACKETS[signs[0]][0], _BRACKETS[signs[1]][1], (low, high))
     if len(texts) != 2:
         return None
-    name, bound = texts
-    sign = signs[0]
+    (name, bound), (sign,) = texts, signs
     if not _SYMBOL.fullmatch(name) and (read_number(name) or _SYMBOL.fullmatch(bound)):
         name, bound, sign = bound, name, TURNED.get(sign, sign)
     scaled, number = _SCALED.fullmatch(name), read_number(bound)
+    opening, closing = _BRACKETS.get(sign, "()")
     if re.fullmatch(r"\| ?[a-zA-Z] ?\|", name) and number is not None and number.value > 0:
-        ends = (_exact(-number.value), _exact(number.value))  # |x| < 2
+        low, high = _exact(-number.value), _exact(number.value)  # |x| < 2
         if sign in _LESS:
-            return Group("(", ")", ends) if sign == "<" else Group("[", "]", ends)
-        sides = (["(", ")"], [")", "("]) if sign == ">" else (["(", "]"], ["[", ")"])
-        outer = (
-            Group("(", sides[0][1], (minus, ends[0])),
-            Group(sides[1][0] if sign != ">" else "(", ")", (ends[1], infinity)),
-        )
+            return Group(opening, closing, (low, high))
+        outer = (Group("(", closing, (_LOWEST, low)), Group(opening, ")", (high, _HIGHEST)))
         return Union(outer) if sign in _MORE else None
     if scaled is not None and scaled.group(1) and number is not None:  # -x > 3, 2x > 6
         factor = read_number(scaled.group(1) + "1" if scaled.group(1) == "-" else scaled.group(1))
@@ -764,13 +660,18 @@ def _bounds(texts: list[str], signs: tuple[str, ...], depth: int) -> Form | None
     if not _SYMBOL.fullmatch(name) or re.search("[a-zA-Z]", key_letters(bound)):
         return None
     value = _read(bound, depth)
-    if sign in _LESS:
-        return Group("(", ")" if sign == "<" else "]", (minus, value))
-    if sign in _MORE:
-        return Group("(" if sign == ">" else "[", ")", (value, infinity))
-    if sign == "\\ne":
-        return Union((Group("(", ")", (minus, value)), Group("(", ")", (value, infinity))))
-    return None
+    below = Group("(", closing, (_LOWEST, value))
+    above = Group(opening, ")", (value, _HIGHEST))
+    kinds = {**dict.fromkeys(_LESS, below), **dict.fromkeys(_MORE, above)}
+    return Union((below, above)) if sign == "\\ne" else kinds.get(sign)
+
+
+_LOWEST, _HIGHEST = Atom("-\\infty"), Atom("\\infty")
+_BRACKETS = {"<": "()", ">": "()", "\\le": "[]", "\\ge": "[]"}
+
+
+def _exact(value: Fraction) -> Atom:
+    return Atom(str(value.numerator) if value.denominator == 1 else exact(value), Number(value))
 
 
 def key_letters(text: str) -> str:
@@ -787,7 +688,7 @@ def _read_union(text: str, depth: int) -> Form | None:
 
 def _joined(items: list[Form]) -> Form:
     """A union with the intervals joined that touch or overlap: `[2,3] \\cup [3,4]` is `[2,4]`."""
-    if all(_interval(item) for item in items):
+    if all(map(_interval, items)):
         items = sorted(items, key=lambda item: _interval(item)[0])
     joined = items[:1]
     for item in items[1:]:
@@ -797,12 +698,11 @@ def _joined(items: list[Form]) -> Form:
             (low, high), (other_low, other_high) = known
             closed = last.closing == "]" or item.opening == "["
             if other_low < high or (other_low == high and closed):
-                if low == other_low and item.opening == "[":
-                    last = Group("[", last.closing, last.items)
-                same = high == other_high and "]" in (last.closing, item.closing)
+                opening = item.opening if low == other_low and item.opening == "[" else last.opening
                 end = item if other_high > high else last
-                closing = "]" if same else end.closing
-                joined[-1] = Group(last.opening, closing, (last.items[0], end.items[1]))
+                same = high == other_high and "]" in (last.closing, item.closing)
+                ends = (last.items[0], end.items[1])
+                joined[-1] = Group(opening, "]" if same else end.closing, ends)
                 continue
         joined.append(item)
     return joined[0] if len(joined) == 1 else Union(tuple(joined))
@@ -836,8 +736,8 @@ def _read_complement(text: str, depth: int) -> Form | None:
     if not all(isinstance(p, Atom) and p.number is not None for p in points):
         return None
     points = sorted(points, key=lambda point: point.number.value)
-    ends = [Atom("-\\infty"), *points, Atom("\\infty")]
-    return Union(tuple(Group("(", ")", (a, b)) for a, b in zip(ends, ends[1:], strict=False)))
+    ends = itertools.pairwise([_LOWEST, *points, _HIGHEST])
+    return Union(tuple(Group("(", ")", pair) for pair in ends))
 
 
 def _read_enclosed(text: str, depth: int) -> Form | None:
@@ -858,30 +758,16 @@ def _read_enclosed(text: str, depth: int) -> Form | None:
     if text == "\\emptyset":
         return Many((), braced=True)
     text = _POINT_NAME.sub("", text)
-    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or not _closes_last(text):
+    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or not _encloses(text):
         return None
     parts = split_commas(text[1:-1])
     if len(parts) == 1:
         parts = split_top(text[1:-1], ",")  # "(100,101)" is a point
-    parts = [part.strip() for part in parts]
     if len(parts) == 1 and text[0] == "(" and text[-1] == ")":
         return _read(text[1:-1], depth)
-    if not all(parts) or len(parts) > MAX_ITEMS:
+    if not all(part.strip() for part in parts) or len(parts) > MAX_ITEMS:
         return None
     return Group(text[0], text[-1], tuple(_read(part, depth) for part in parts))
-
-
-def _closes_last(text: str) -> bool:
-    """Whether the first bracket is closed by the last character."""
-    depth = 0
-    for at, character in enumerate(text):
-        if character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-            if depth == 0:
-                return at == len(text) - 1
-    return False
 
 
 def _read_matrix(text: str, depth: int) -> Form | None:

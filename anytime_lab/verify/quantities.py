@@ -6,9 +6,11 @@ the answer alone; two units must measure the same thing, and then 5 m is 500 cm,
 """
 
 import re
+import tomllib
 from collections import Counter
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)"
 _PLAIN = re.compile(rf"({_UNSIGNED})")
@@ -138,95 +140,19 @@ def colons_equal(answer: str, gold: str) -> bool | None:
     return all(a * wanted[0] == b * given[0] for a, b in zip(given, wanted, strict=True))
 
 
-# Kind of quantity: unit names, then how many of the kind's base unit one is; and the next.
-_KINDS = r"""
-length: nanometer nanometre 1e-9 | micrometer micron 1e-6 | millimeter millimetre 1e-3
-length: cm centimeter centimetre 0.01 | m meter metre 1 | kilometer kilometre 1000
-length: in inch inches 0.0254 | ft foot feet 0.3048 | yd yard 0.9144 | mi mile 1609.344
-length: \AA angstrom 1e-10 | furlong 201.168 | ly lightyear 9460730472580800
-length: pc parsec 30857e12 | kiloparsec 30857e15 | megaparsec 30857e18 | AU 149597870700
-mass: milligram 1e-3 | g gram 1 | kilogram 1000 | lb lbs pound 453.59237 | oz ounce 28.349523125
-mass: ton 907184.74 | tonne 1e6
-time: millisecond 1e-3 | s sec second 1 | min minute 60 | h hr hour 3600 | day 86400 | week 604800
-time: month 2592000 | yr year 31536000
-money: dollar USD usd bucks US $ \$ US$ US\$ 1 | cent cents 0.01
-euro: euro EUR € 1
-sterling: GBP £ 1
-rupee: rupee INR Rs ₹ 1
-yen: yen JPY ¥ 1
-angle: degree deg 1 | arcminute 1/60 | arcsecond 1/3600
-radian: radian rad 1
-volume: ml milliliter cc 1e-3 | L l liter litre 1 | gal gallon 3.785411784 | quart 0.946352946
-volume: pint 0.473176473
-energy: J joule 1 | kilojoule 1000 | erg ergs 1e-7 | eV electronvolt 1602176634e-28
-energy: cal calorie 4.184 | kcal kilocalorie 4184 | kWh 3600000
-force: N newton 1 | dyne 1e-5
-power: W watt 1 | kilowatt 1000 | megawatt 1e6
-pressure: Pa pascal 1 | atm atmosphere 101325 | bar 1e5
-temperature: K kelvin 1
-celsius: celsius 1
-fahrenheit: fahrenheit 1
-frequency: Hz hertz 1
-voltage: V volt 1
-current: A amp ampere 1
-capacitance: F farad 1
-field: T tesla 1 | gauss 1e-4
-charge: C coulomb 1
-resistance: ohm \Omega 1 | kohm 1000
-amount: mol mole 1
-speed: mph 0.44704 | kmh kph 10/36
-area: acre 1 | hectare 2.47105
-"""
-# A kind that is made of others: how many of their base units its own one is, and their powers.
-_MADE_OF: dict[str, tuple[Fraction, dict[str, int]]] = {
-    "volume": (Fraction(1, 1000), {"length": 3}),
-    "area": (Fraction(40468564224, 10**7), {"length": 2}),
-    "speed": (Fraction(1), {"length": 1, "time": -1}),
-    "frequency": (Fraction(1), {"time": -1}),
-    "force": (Fraction(1000), {"mass": 1, "length": 1, "time": -2}),
-    "energy": (Fraction(1000), {"mass": 1, "length": 2, "time": -2}),
-    "power": (Fraction(1000), {"mass": 1, "length": 2, "time": -3}),
-    "pressure": (Fraction(1000), {"mass": 1, "length": -1, "time": -2}),
-    "charge": (Fraction(1), {"current": 1, "time": 1}),
-    "voltage": (Fraction(1000), {"mass": 1, "length": 2, "time": -3, "current": -1}),
-    "capacitance": (Fraction(1, 1000), {"mass": -1, "length": -2, "time": 4, "current": 2}),
-    "field": (Fraction(1000), {"mass": 1, "time": -2, "current": -1}),
-    "resistance": (Fraction(1000), {"mass": 1, "length": 2, "time": -3, "current": -2}),
-}
+_DATA = tomllib.loads(Path(__file__).with_name("units.toml").read_text(encoding="utf-8"))
 _NAMES = {
-    name: (line.partition(":")[0], Fraction(unit.split()[-1]))
-    for line in _KINDS.strip().splitlines()
-    for unit in line.partition(":")[2].split("|")
-    for name in unit.split()[:-1]
+    name: (kind, Fraction(factor))
+    for kind, units in _DATA["kinds"].items()
+    for names, factor in units.items()
+    for name in names.split()
 }
-_PREFIXES = {"f": -15, "p": -12, "n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12}
-# The symbols that take such a prefix, with those that they take.
-_PREFIXED = {
-    **dict.fromkeys(
-        ["J", "eV", "W", "Pa", "Hz", "V", "A", "N", r"\Omega", "C", "F", "T", "mol"], "fpnumkMGT"
-    ),
-    **{"m": "fpnumk", "g": "pnumk", "s": "fpnum", "L": "um", "pc": "kMG", "yr": "kMG"},
+# A kind that is made of others: how many of their base units its own one is, and their powers.
+_MADE_OF = {
+    kind: (Fraction(parts.pop("factor")), parts) for kind, parts in _DATA["made_of"].items()
 }
-_SCALES = {
-    "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
-    "trillion": 10**12,
-}  # fmt: skip
-_MODIFIERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
-# Words that say what is counted, and which of it; any other word may change the number.
-_COUNTED = """
-    unit people person man men woman women boy girl child children student teacher player team
-    member worker friend way case solution value number integer prime divisor term pair subset
-    element permutation combination arrangement outcome path route point line segment edge side face
-    vertex vertices corner diagonal angle triangle rectangle circle polygon region block tile sphere
-    step move game match revolution rotation cycle apple orange banana fruit egg cookie cake candy
-    candies pizza slice piece item object box bag basket bottle cup glass spoon coin stamp ticket
-    card dice ball marble bead toy pencil pen book page word letter note paper sheet photo picture
-    flower rose tree plant bird cat dog fish cow horse sheep chicken duck rabbit animal car bus
-    train truck bike bicycle wheel house room chair table shirt sock shoe hat button door window
-    question problem test class lesson course vote seat row column floor stair lap trip chapter song
-    movie different distinct red blue green yellow white black
-"""
-_COUNTED_WORDS = frozenset(_COUNTED.split())
+_PREFIXES, _PREFIXED, _SCALES = _DATA["prefixes"], _DATA["prefixed"], _DATA["scales"]
+_COUNTED = frozenset(_DATA["counted"]["words"].split())
 # Words after a number that make it another one, or no answer: `5 squared`, `5 \text{ or more}`.
 _CHANGING = re.compile(
     r"^\s?(?:\\text\{)?\s?(?:squared|cubed|factorial|halves|thirds"
@@ -383,8 +309,8 @@ def _read_unit(written: str, bare: bool) -> tuple[Unit | None, int]:
                 more = (int(match.group(1)) - 1) * how
                 powers[kind] += more
                 factor *= base**more
-        elif lower in _MODIFIERS:
-            modifier = _MODIFIERS[lower]
+        elif lower in _DATA["modifiers"]:
+            modifier = _DATA["modifiers"][lower]
         elif lower.removesuffix("s") in _SCALES:
             scale *= _SCALES[lower.removesuffix("s")]
         elif (known := _known(word)) is not None:
@@ -414,7 +340,7 @@ def _read_unit(written: str, bare: bool) -> tuple[Unit | None, int]:
 def _singular(word: str) -> str | None:
     """A word for what is counted, in the singular; None for any other word."""
     return next(
-        (w for w in (word, word.removesuffix("s"), word.removesuffix("es")) if w in _COUNTED_WORDS),
+        (w for w in (word, word.removesuffix("s"), word.removesuffix("es")) if w in _COUNTED),
         None,
     )
 
