@@ -2,22 +2,19 @@
 
 import csv
 import errno
-import itertools
 import json
 import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
 from datasets.exceptions import DataFilesNotFoundError
 from pyarrow import ArrowException
 
-MAX_ROW = 10_000_000  # characters of a row; a problem is a thousandth of that
-MAX_JSON = 4_000_000_000  # bytes of a .json file, which is read as a whole
 SPLIT = "split"  # a column of this name says to which split a row belongs
 Rows = list[tuple[int, dict[str, Any]]]
 
@@ -90,11 +87,6 @@ _LINES = "If each line is an object of its own, name the file .jsonl."
 
 
 def _json(path: Path, split: str | None) -> Iterator[tuple[int, Any]]:
-    if path.stat().st_size > MAX_JSON:
-        raise ValueError(
-            f"{path} is larger than {MAX_JSON:,} bytes, and a .json file is read as a whole. Write "
-            "it as .jsonl or .parquet."
-        )
     found = _loaded(path, path.read_text(encoding="utf-8-sig"))
     if isinstance(found, dict):
         found = _list_of(path, found, split)
@@ -153,23 +145,9 @@ def _lists(found: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, li
 
 def _jsonl(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
     with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(_lines(file, path), start=1):
+        for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, _loaded(path, line, number)
-
-
-def _lines(file: TextIO, path: Path) -> Iterator[str]:
-    """The lines of a file; one that never ends is not read into memory."""
-    for number in itertools.count(1):
-        line = file.readline(MAX_ROW + 1)
-        if len(line) > MAX_ROW:
-            raise ValueError(
-                f"{path}, line {number} is longer than {MAX_ROW:,} characters; expected one "
-                "problem a row. Is a quote or bracket never closed, or is it another kind of file?"
-            )
-        if not line:
-            return
-        yield line
 
 
 def _parquet(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
@@ -192,11 +170,11 @@ def _parquet(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
 
 
 def _csv(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
-    number, limit = 0, csv.field_size_limit(MAX_ROW)
+    number = 0
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             # Strict: a quote that is never closed would swallow the rest of the file.
-            table = csv.DictReader(_lines(file, path), strict=True)
+            table = csv.DictReader(file, strict=True)
             header = list(table.fieldnames or ())
             if twice := sorted({name for name in header if header.count(name) > 1}):
                 raise ValueError(
@@ -224,8 +202,6 @@ def _csv(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
             f"{path}, row {number + 1}: {error}. Is a closing quote missing, or a quote inside "
             "a field not doubled?"
         ) from None
-    finally:
-        csv.field_size_limit(limit)  # it holds for the whole process
 
 
 READERS = {".json": _json, ".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv}

@@ -5,27 +5,15 @@ unit where all of them are known. A unit in the gold alone is commentary, and so
 the answer alone; two units must measure the same thing, and then 5 m is 500 cm, not 5 cm.
 """
 
+import contextlib
 import re
 import tomllib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-_UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)"
-_PLAIN = re.compile(rf"({_UNSIGNED})")
-_FRACTION = re.compile(rf"\\frac\{{([-+]?{_UNSIGNED})\}}\{{([-+]?{_UNSIGNED})\}}")
-_SLASH = re.compile(rf"\(?([-+]?{_UNSIGNED})\)?\s*/\s*\(?({_UNSIGNED})\)?")
-_MIXED = re.compile(r"(\d+)\s*(?:\\frac\{(\d+)\}\{(\d+)\}|(?<=\s)(\d+)\s*/\s*(\d+))")
-_SCIENTIFIC = re.compile(
-    rf"(?:({_UNSIGNED})\s*(?:\\times|\\cdot|\*|x)\s*)?10\s*\^\s*(?:\{{\s*([-+]?\d{{1,3}})\s*\}}|(\d))"
-)
-_REMAINDER = re.compile(r"(\d{1,300})\s*(?:\\b?mod|mod)\s*(\d{1,300})")  # 7 \bmod 3
-_REPEATING = re.compile(
-    r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s?(?:\{(\d+)\}|(\d))"  # 0.1\overline{6}
-    r"|(\d{0,15})\.(\d{0,15}?)(?:(\d)\7{2,40}|(\d{2,12}?)\8{1,20})\.\.\."  # 0.1666...
-)
-_PREFIXED_BASE = re.compile(r"0[xX][0-9a-fA-F]{1,12}|0[bB][01]{1,48}")
 _COLONS = re.compile(r"[0-9]{1,9}(?: ?: ?[0-9]{1,9})+")
 _BASED = re.compile(r"([0-9a-zA-Z]+)_(?:\{(\d{1,2})\}|\{?\\text\{([a-z]+)\}\}?|(\d))")
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "ten": 10}
@@ -65,34 +53,55 @@ def read_number(text: str) -> Number | None:
 
 def _read_magnitude(text: str) -> Fraction | None:
     """The value of an unsigned number."""
-    if match := _PLAIN.fullmatch(text):
-        return _fraction(match.group(1))
-    if _PREFIXED_BASE.fullmatch(text):
-        return Fraction(int(text, 0))
-    if match := _REPEATING.fullmatch(text):
-        first = match.group(5) is None
-        whole, fixed = match.group(1, 2) if first else match.group(5, 6)
-        block = (match.group(3) or match.group(4)) if first else (match.group(7) or match.group(8))
-        repeated = Fraction(int(block), 10 ** len(block) - 1)
-        return (int(f"0{whole}{fixed}") + repeated) / 10 ** len(fixed)
-    if match := _FRACTION.fullmatch(text) or _SLASH.fullmatch(text):
-        below = _fraction(match.group(2))
-        return _fraction(match.group(1)) / below if below else None
-    if match := _REMAINDER.fullmatch(text):
-        left, by = int(match.group(1)), int(match.group(2))
-        return Fraction(left % by) if by else None
-    if match := _MIXED.fullmatch(text):
-        whole, a, b, c, d = match.groups()
-        above, below = int(a or c), int(b or d)
-        return int(whole) + Fraction(above, below) if below else None
-    if match := _SCIENTIFIC.fullmatch(text):
-        factor = _fraction(match.group(1)) if match.group(1) else Fraction(1)
-        return factor * Fraction(10) ** int(match.group(2) or match.group(3))
+    for pattern, value in _MAGNITUDES:
+        if match := pattern.fullmatch(text):
+            with contextlib.suppress(ZeroDivisionError):
+                return value(match)
     return None
 
 
 def _fraction(text: str) -> Fraction:
     return Fraction(text.replace(",", "").rstrip("."))
+
+
+def _repeating(decimal: re.Match[str]) -> Fraction:
+    whole, fixed, block, other = decimal.groups()
+    repeated = Fraction(int(block or other), 10 ** len(block or other) - 1)
+    return (int(f"0{whole}{fixed}") + repeated) / 10 ** len(fixed)
+
+
+def _ratio(match: re.Match[str]) -> Fraction:
+    return _fraction(match[1]) / _fraction(match[2])
+
+
+_UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)"
+_MAGNITUDES: list[tuple[re.Pattern[str], Callable[[re.Match[str]], Fraction]]] = [
+    (re.compile(pattern), value)
+    for pattern, value in [
+        (rf"({_UNSIGNED})", lambda m: _fraction(m[1])),
+        (r"0[xX][0-9a-fA-F]{1,12}|0[bB][01]{1,48}", lambda m: Fraction(int(m[0], 0))),
+        (r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s?(?:\{(\d+)\}|(\d))", _repeating),
+        (
+            r"(\d{0,15})\.(\d{0,15}?)(?:(\d)\3{2,40}|(\d{2,12}?)\4{1,20})\.\.\.",
+            _repeating,
+        ),  # 0.1666...
+        (rf"\\frac\{{([-+]?{_UNSIGNED})\}}\{{([-+]?{_UNSIGNED})\}}", _ratio),
+        (rf"\(?([-+]?{_UNSIGNED})\)?\s*/\s*\(?({_UNSIGNED})\)?", _ratio),
+        (
+            r"(\d{1,300})\s*(?:\\b?mod|mod)\s*(\d{1,300})",  # 7 \bmod 3
+            lambda m: Fraction(int(m[1]) % int(m[2])),
+        ),
+        (
+            r"(\d+)\s*(?:\\frac\{(\d+)\}\{(\d+)\}|(?<=\s)(\d+)\s*/\s*(\d+))",  # mixed
+            lambda m: int(m[1]) + Fraction(int(m[2] or m[4]), int(m[3] or m[5])),
+        ),
+        (
+            rf"(?:({_UNSIGNED})\s*(?:\\times|\\cdot|\*|x)\s*)?10\s*\^\s*"
+            r"(?:\{\s*([-+]?\d{1,3})\s*\}|(\d))",
+            lambda m: _fraction(m[1] or "1") * Fraction(10) ** int(m[2] or m[3]),
+        ),
+    ]
+]
 
 
 def numbers_equal(answer: Number, gold: Number) -> bool:
@@ -147,11 +156,6 @@ _NAMES = {
     for names, factor in units.items()
     for name in names.split()
 }
-# A kind that is made of others: how many of their base units its own one is, and their powers.
-_MADE_OF = {
-    kind: (Fraction(parts.pop("factor")), parts) for kind, parts in _DATA["made_of"].items()
-}
-_PREFIXES, _PREFIXED, _SCALES = _DATA["prefixes"], _DATA["prefixed"], _DATA["scales"]
 _COUNTED = frozenset(_DATA["counted"]["words"].split())
 # Words after a number that make it another one, or no answer: `5 squared`, `5 \text{ or more}`.
 _CHANGING = re.compile(
@@ -292,7 +296,7 @@ def _read_unit(written: str, bare: bool) -> tuple[Unit | None, int]:
     if _CHANGING.search(written):
         return None, 1
     written = written.replace(" squared", "^2").replace(" cubed", "^3")
-    powers: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     factor, scale, sign, modifier = Fraction(1), 1, 1, 1
     last: tuple[str, Fraction, int] | None = None
     others: list[str] = []
@@ -307,34 +311,33 @@ def _read_unit(written: str, bare: bool) -> tuple[Unit | None, int]:
             if last is not None:
                 kind, base, how = last
                 more = (int(match.group(1)) - 1) * how
-                powers[kind] += more
+                kinds[kind] += more
                 factor *= base**more
         elif lower in _DATA["modifiers"]:
             modifier = _DATA["modifiers"][lower]
-        elif lower.removesuffix("s") in _SCALES:
-            scale *= _SCALES[lower.removesuffix("s")]
+        elif lower.removesuffix("s") in _DATA["scales"]:
+            scale *= _DATA["scales"][lower.removesuffix("s")]
         elif (known := _known(word)) is not None:
             kind, base = known
-            powers[kind] += sign * modifier
+            kinds[kind] += sign * modifier
             factor *= base ** (sign * modifier)
             last, modifier = (kind, base, sign), 1
         elif bare and _singular(lower) is None and not _COMMENT.fullmatch(word):
             return None, scale
         else:
             others.append(lower)
-    if others or not powers or modifier != 1:
+    if others or not kinds or modifier != 1:
         known = all(_singular(word) for word in others)
         words = " ".join(_singular(word) or word for word in others)
         return Unit(words=words, known=known and sign == 1), scale
-    only = next(iter(powers.items())) if len(powers) == 1 else ("", 0)
-    for kind in [kind for kind in powers if kind in _MADE_OF]:
-        how_many, parts = _MADE_OF[kind]
-        power = powers.pop(kind)
-        factor *= how_many**power
-        for part, times in parts.items():
-            powers[part] += times * power
+    powers: Counter[str] = Counter()
+    for kind, power in kinds.items():
+        base = _DATA["made_of"].get(kind, {"factor": 1, kind: 1})
+        factor *= Fraction(base["factor"]) ** power
+        for part in base.keys() - {"factor"}:
+            powers[part] += base[part] * power
     parts = tuple(sorted((k, p) for k, p in powers.items() if p))
-    return Unit(parts, factor, kind=only[0] if only[1] == 1 else ""), scale
+    return Unit(parts, factor, kind=next(iter(kinds)) if [*kinds.values()] == [1] else ""), scale
 
 
 def _singular(word: str) -> str | None:
@@ -350,12 +353,10 @@ def _known(word: str) -> tuple[str, Fraction] | None:
     word = word.replace(" ", "").replace("\\mu", "u")
     if word in _NAMES:
         return _NAMES[word]
-    lower = word.lower()
     if len(word) == 3 and word[:2] in _NAMES and word[2] == "s":  # hrs, yrs, kms
         return _NAMES[word[:2]]
-    if word[:1] in _PREFIXES and word[:1] in _PREFIXED.get(word[1:], ()):
+    if word[:1] in _DATA["prefixed"].get(word[1:], ()):
         kind, factor = _NAMES[word[1:]]
-        return kind, factor * Fraction(10) ** _PREFIXES[word[0]]
-    if len(word) > 3:
-        return _NAMES.get(lower) or _NAMES.get(lower.removesuffix("s"))
-    return None
+        return kind, factor * Fraction(10) ** _DATA["prefixes"][word[0]]
+    lower = word.lower() if len(word) > 3 else ""
+    return _NAMES.get(lower) or _NAMES.get(lower.removesuffix("s"))
