@@ -5,7 +5,6 @@ goes on from what they left.
 """
 
 import contextlib
-import math
 import signal
 import threading
 import time
@@ -20,12 +19,11 @@ from rich.console import Console
 
 from anytime_lab.run.notebook import check_parameters
 from anytime_lab.run.places import LocalPlace, Place
-from anytime_lab.run.process import Needs, NotebookRun, RunFailed
-from anytime_lab.run.table import jobs_table, live_table, text
+from anytime_lab.run.process import REPLACED, Needs, NotebookRun, RunFailed
+from anytime_lab.run.table import live_table, text
 from anytime_lab.store.files import RunFolderError
 
 POLL = 0.25  # seconds between looks at the runs
-RELOOK = 10.0  # and at how long all still takes
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,7 @@ class Job:
     root: Path | None = None  # see `NotebookRun`
 
     def run(self, inputs: Mapping[str, str] | None = None) -> NotebookRun:
-        """The run with its parameters made.
-
-        Args:
-            inputs: Hashes of the runs of `after`, by name.
-        """
+        """The run with its parameters made; `inputs` are hashes of the runs of `after`, by name."""
         made = self.parameters() if callable(self.parameters) else self.parameters
         return NotebookRun(self.notebook, made, self.folder, self.root, inputs or {}, self.needs)
 
@@ -110,30 +104,17 @@ def run_jobs(
     console = console or Console()
     waited_for = Counter(name for job in jobs for name in job.after)
     by_need = sorted(states.values(), key=lambda state: -waited_for[state.job.name])
-
-    left, looked = None, -math.inf
-
-    def table() -> Any:
-        return jobs_table(list(states.values()), left)
-
-    with _stopping(states, place), live_table(table, console, list(states.values())) as draw:
-        while True:
+    with _stopping(place), live_table(list(states.values()), console, seconds_left) as draw:
+        while not all(state.ended for state in by_need):
             place.look()
             for state in by_need:
                 if state.future is not None:
                     _take_end(state)
-            for state in by_need:
-                if state.status == "waiting" and state.future is None:
+                elif not state.ended:
                     _start(state, states, place, retry_failed, console)
             draw()
-            if all(state.future is None and state.status != "waiting" for state in by_need):
-                left = None
-                break
-            if time.monotonic() - looked > RELOOK:
-                left, looked = seconds_left(), time.monotonic()
             time.sleep(POLL)
-    failed = [state for state in states.values() if not state.finished]
-    if failed:
+    if failed := [state for state in by_need if not state.finished]:
         raise JobsFailed("\n".join(f"{s.job.name}: {s.message or s.status}" for s in failed))
     return {name: state.result for name, state in states.items()}
 
@@ -174,7 +155,8 @@ def _start(
             state.end("failed earlier", reason)
         elif place.fits(state.job.needs):
             check_parameters(run.notebook, run.parameters)
-            if told := run.told_anew:
+            if changes := run.changes:
+                told = f"made anew ({changes}); the old files go to {run.folder / REPLACED}."
                 console.print(text(f"{state.job.name}: {told}"), soft_wrap=True)
             state.future = place.submit(run, state.job.needs)
     except (ValueError, OSError, RunFolderError) as error:  # such as results that are not there
@@ -182,7 +164,7 @@ def _start(
 
 
 @contextlib.contextmanager
-def _stopping(states: Mapping[str, State], place: Place) -> Iterator[None]:
+def _stopping(place: Place) -> Iterator[None]:
     """Whatever ends the block, no run goes on behind it."""
 
     def on_term(*_: Any) -> None:
@@ -193,6 +175,6 @@ def _stopping(states: Mapping[str, State], place: Place) -> Iterator[None]:
     try:
         yield
     finally:
-        place.stop([s.future for s in states.values() if s.future is not None])
+        place.stop()
         if main:
             signal.signal(signal.SIGTERM, before)

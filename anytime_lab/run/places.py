@@ -8,9 +8,8 @@ import math
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from anytime_lab.page import redacted
@@ -18,13 +17,9 @@ from anytime_lab.run.process import Needs, NotebookRun, RunFailed, finish_run, s
 
 
 class Place:
-    """Takes runs. What a place does not say otherwise holds as it stands here.
+    """Takes runs. What a place does not say otherwise holds as it stands here."""
 
-    Attributes:
-        width: About how many runs go at a time.
-    """
-
-    width = 1
+    width = 1  # about how many runs go at a time
 
     def check(self, needs: Needs) -> None:
         """Refuse, with a ValueError, what can never run here."""
@@ -40,8 +35,8 @@ class Place:
     def look(self) -> None:
         """Called often while runs go on."""
 
-    def stop(self, futures: Sequence[Future]) -> None:
-        """Stop runs; their files stay, for another call to go on from."""
+    def stop(self) -> None:
+        """Stop all runs; their files stay, for another call to go on from."""
 
     def close(self) -> None:
         """Let go of what the place holds; no run goes on."""
@@ -52,24 +47,17 @@ class LocalPlace(Place):
 
     Args:
         workers: Most runs at a time.
-        environment: For the runs; `OMP_NUM_THREADS` is the even share of the cores unless given
-            here, or less where this process's own environment says less.
         devices: CUDA devices to share out, see `cuda_devices`; with none, `CUDA_VISIBLE_DEVICES`
             is left as it is.
     """
 
-    def __init__(
-        self,
-        workers: int,
-        environment: Mapping[str, str] | None = None,
-        devices: Sequence[str] = (),
-    ):
+    def __init__(self, workers: int, devices: Sequence[str] = ()):
         if workers < 1:
             raise ValueError(f"{workers} runs at a time; expected at least 1.")
         self.width, self.devices = workers, devices
-        self.environment = environment or {}
-        self._shares: dict[Future, dict[str, float]] = {}
-        self._processes: dict[Future, subprocess.Popen] = {}
+        self._pool = ThreadPoolExecutor(workers)
+        self._shares: dict[Future, Mapping[str, float]] = {}
+        self._processes: list[subprocess.Popen] = []
         self._stopped = False
 
     def check(self, needs: Needs) -> None:
@@ -82,60 +70,49 @@ class LocalPlace(Place):
 
     def fits(self, needs: Needs) -> bool:
         """See `Place`."""
-        return len(self._running()) < self.width and self.share(needs) is not None
+        return len(self._going()) < self.width and self.share(needs) is not None
 
-    def _running(self) -> dict[Future, dict[str, float]]:
-        self._shares = {one: share for one, share in self._shares.items() if not one.done()}
-        return self._shares
+    def _going(self) -> list[Mapping[str, float]]:
+        return [share for future, share in self._shares.items() if not future.done()]
 
     def share(self, needs: Needs) -> dict[str, float] | None:
         """Device to the share of it that a run would get; None if it has to wait."""
-        if not self.devices:
-            return {}
-        wanted = needs.gpus
-        if wanted is None:
-            even = len(self.devices) / self.width
+        wanted, even = needs.gpus, len(self.devices) / self.width
+        if wanted is None and even:
             wanted = int(even) if even >= 1 else 1 / math.ceil(1 / even)
-        if wanted == 0:
+        if not wanted or not self.devices:
             return {}
-        used = dict.fromkeys(self.devices, 0.0)
-        for other in self._running().values():
-            for device, part in other.items():
-                used[device] += part
+        used = {name: sum(one.get(name, 0.0) for one in self._going()) for name in self.devices}
         count, part = (math.ceil(wanted), 1.0) if wanted >= 1 else (1, wanted)
         free = sorted((d for d in self.devices if used[d] + part < 1 + 1e-9), key=used.get)
         return dict.fromkeys(free[:count], part) if len(free) >= count else None
 
     def submit(self, run: NotebookRun, needs: Needs) -> Future:
-        """See `Place`."""
+        """See `Place`. `OMP_NUM_THREADS` of a run is its share of the cores."""
         share = self.share(needs)
-        threads = {"OMP_NUM_THREADS": str(threads_of(self.width))}
-        visible = {"CUDA_VISIBLE_DEVICES": ",".join(share)} if self.devices else {}
-        future: Future = Future()
-        future.set_running_or_notify_cancel()
+        environment = {"OMP_NUM_THREADS": str(threads_of(self.width))}
+        if self.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(share)
+        future = self._pool.submit(self._run, run, environment)
         self._shares[future] = share
-        surroundings = {**threads, **self.environment, **visible}
-        threading.Thread(target=self._run, args=(future, run, surroundings)).start()
         return future
 
-    def _run(self, future: Future, run: NotebookRun, environment: Mapping[str, str]) -> None:
-        try:
-            process = self._processes[future] = start_run(run, environment)
-            if self._stopped:
-                stop_run(process)
-            code = process.wait()
-            if self._stopped:
-                raise RunFailed("stopped")
-            future.set_result(finish_run(run, code, process))
-        except BaseException as error:
-            future.set_exception(error)
+    def _run(self, run: NotebookRun, environment: Mapping[str, str]) -> dict:
+        process = start_run(run, environment)
+        self._processes.append(process)
+        if self._stopped:
+            stop_run(process)
+        code = process.wait()
+        if self._stopped:
+            raise RunFailed("stopped")
+        return finish_run(run, code, process)
 
-    def stop(self, futures: Sequence[Future]) -> None:
-        """See `Place`."""
+    def stop(self) -> None:
+        """See `Place`; takes no more runs."""
         self._stopped = True
-        for process in list(self._processes.values()):
-            if process.poll() is None:
-                stop_run(process)
+        for process in self._processes:
+            stop_run(process)
+        self._pool.shutdown()
 
 
 def threads_of(workers: int) -> int:
@@ -162,14 +139,9 @@ def cuda_devices() -> list[str]:
         return [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
         return []
-    asked = subprocess.run(
-        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    lines = asked.stdout.split() if asked.returncode == 0 else []
-    return [line for line in lines if line.isdecimal()]
+    asked = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    said = subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout
+    return [line for line in said.split() if line.isdecimal()]
 
 
 def _local(out: Path, workers: int | None, storage: str | None) -> Place:
@@ -180,8 +152,7 @@ def _local(out: Path, workers: int | None, storage: str | None) -> Place:
         )
     # One run for each GPU; where there is none, one for two cores, and on two cores two.
     devices = cuda_devices()
-    usual = len(devices) or max(min(2, cores()), cores() // 2)
-    return LocalPlace(workers or usual, {"TOKENIZERS_PARALLELISM": "false"}, devices)
+    return LocalPlace(workers or len(devices) or max(min(2, cores()), cores() // 2), devices)
 
 
 def _ray(out: Path, workers: int | None, storage: str | None) -> Place:

@@ -86,7 +86,7 @@ class NotebookRun:
         return {
             "code": hashlib.sha256(json.dumps(code).encode()).hexdigest(),
             "parameters": json.loads(parameters.replace(json.dumps(root)[1:-1], "${root}")),
-            "versions": versions(),
+            "versions": versions_of(PACKAGES),
             "inputs": dict(self.inputs),
             "processes": self.needs.processes,
             "accelerate": dict(self.needs.accelerate or {}),
@@ -97,53 +97,46 @@ class NotebookRun:
         """Of `made_of`, as it was when this run was first asked."""
         return hashlib.sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()
 
+    def _left(self, file: str) -> dict[str, Any]:
+        """What the same run left in a file; nothing where another one did."""
+        found = read_or_nothing(self.folder / file)
+        return found if found.get("hash") == self.hash else {}
+
     @property
     def result(self) -> dict[str, Any] | None:
         """What a finished run with the same hash left; None if it has to run."""
-        result = read_or_nothing(self.folder / RESULT)
-        return result if result.get("hash") == self.hash else None
+        return self._left(RESULT) or None
 
     @property
     def failure(self) -> str | None:
         """Why the same run failed when it was last tried; None if it did not."""
-        failure = read_or_nothing(self.folder / FAILURE)
-        return failure["reason"] if failure.get("hash") == self.hash else None
+        return self._left(FAILURE).get("reason")
 
     @property
-    def changes(self) -> list[str] | None:
-        """How it differs from the run that the folder holds; None if that is the same, or none."""
+    def changes(self) -> str:
+        """How it differs from the run that the folder holds; empty if that is the same, or none."""
         before = read_or_nothing(self.folder / RUN)
         if not before or before.get("hash") == self.hash:
-            return None
+            return ""
         return told_changes(before.get("made_of", {}), self.made_of)
 
-    @property
-    def told_anew(self) -> str:
-        """What starting it will do to another run that its folder holds; empty if none does."""
-        if (changes := self.changes) is None:
-            return ""
-        return f"made anew ({'; '.join(changes)}); the old files go to {self.folder / REPLACED}."
 
-
-def told_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def told_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two `made_of`, in words: parameters and versions by name."""
     if not before:
-        return ["made by an older anytime_lab"]
+        return "made by an older anytime_lab"
     told = ["the notebook's code"] if before.get("code") != now["code"] else []
-
-    def differing(part: str) -> list[tuple[str, Any, Any]]:
+    for part in ("parameters", "versions", "inputs"):
         old, new = before.get(part, {}), now[part]
-        names = sorted({*old, *new})
-        return [(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)]
-
-    for part in ("parameters", "versions"):
-        told += [f"{name} {_told(old)} → {_told(new)}" for name, old, new in differing(part)]
-    told += [f"{name} changed" for name, _, _ in differing("inputs")]
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                change = f"{_told(old.get(name))} → {_told(new.get(name))}"
+                told.append(f"{name} {'changed' if part == 'inputs' else change}")
     if before.get("accelerate", {}) != now["accelerate"]:
         told.append("the settings of accelerate")
     if before.get("processes", 1) != now["processes"]:
         told.append(f"processes {before.get('processes')} → {now['processes']}")
-    return told
+    return "; ".join(told)
 
 
 def _told(value: Any) -> str:
@@ -157,11 +150,6 @@ def read_or_nothing(path: Path) -> dict[str, Any]:
     except RunFolderError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide a result."""
-    return versions_of(PACKAGES)
 
 
 # --- from outside --------------------------------------------------------------------------------
@@ -185,9 +173,9 @@ def start_run(run: NotebookRun, environment: Mapping[str, str] | None = None) ->
         "started": time.time(),
     }
     # The kernel named python3 shall be this environment's, whatever the user has installed.
-    surroundings = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", **(environment or {})}
+    surroundings = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false"}
     surroundings.pop("JUPYTER_PATH", None)
-    surroundings |= {MARK: str(run.folder), SECRETS: json.dumps(secrets)}
+    surroundings |= {MARK: str(run.folder), SECRETS: json.dumps(secrets), **(environment or {})}
     process = subprocess.Popen(
         [sys.executable, "-m", "anytime_lab.run.process", str(run.folder)],
         stdin=subprocess.PIPE,  # stays open: its end tells the child that this process is gone
@@ -239,17 +227,57 @@ def _reason(folder: Path, code: int) -> str:
     return (errors or [line for line in told if line] or [f"exit status {code}"])[-1][:500]
 
 
-def stop_run(process: subprocess.Popen, patience: float = 10.0) -> None:
+def stop_run(process: subprocess.Popen) -> None:
     """Stop a run with its kernel and whatever that started; files stay as they are."""
-    family = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(process.pid)
-        family = [parent, *parent.children(recursive=True)]
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.terminate()
-    _kill(psutil.wait_procs(family, timeout=patience)[1])
+    with contextlib.suppress(OSError):  # it has ended already
+        process.stdin.close()  # see `_watch_starter`
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(PATIENCE)
+    process.kill()
     process.wait()
+
+
+# --- from inside: python -m anytime_lab.run.process FOLDER ---------------------------------------
+
+
+def main(folder: Path, rank: bool) -> None:
+    """The process of a run, or of one of its ranks."""
+    signal.signal(signal.SIGTERM, lambda *_: _end(folder, 143))
+    if rank:
+        execute_notebook(folder, read_json(folder / RUN))
+        return
+    about = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_watch_starter, args=[folder], daemon=True).start()
+    try:
+        held = FileLock(folder / LOCK, timeout=PATIENCE).acquire()
+    except Timeout:
+        sys.exit(
+            f"{RunFailed.__name__}: another process is running in {folder}. Wait for it, or stop "
+            "it, then run the same command again."
+        )
+    with held:
+        _take_folder(folder, about)
+        _execute(folder, about)
+
+
+def _take_folder(folder: Path, about: Mapping[str, Any]) -> None:
+    """Put a different run's files out of the way, say what is to be done, and open the log."""
+    before = read_or_nothing(folder / RUN)
+    if before:  # its kernel may outlive its launcher by a second
+        known = [(one, one.info["environ"] or {}) for one in psutil.process_iter(["environ"])]
+        _kill(
+            [one for one, told in known if told.get(MARK) == str(folder) and one.pid != os.getpid()]
+        )
+    for stale in (RESULT, FAILURE):
+        (folder / stale).unlink(missing_ok=True)
+    if before and before.get("hash") != about["hash"]:
+        _set_aside(folder, str(before.get("hash"))[:12])
+    remove_leftovers(folder)  # of a writer that was killed
+    write_json(folder / RUN, about)
+    (folder / LOG).unlink(missing_ok=True)
+    with open(folder / LOG, "ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
 
 
 def _kill(processes: list[psutil.Process]) -> None:
@@ -257,47 +285,6 @@ def _kill(processes: list[psutil.Process]) -> None:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(processes, timeout=10)
-
-
-# --- from inside: python -m anytime_lab.run.process FOLDER ---------------------------------------
-
-
-def _begin(folder: Path) -> dict[str, Any]:
-    """Take the folder, put a different run's files out of the way, say what is to be done."""
-    about = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_watch_starter, daemon=True).start()
-    lock = FileLock(folder / LOCK, timeout=PATIENCE)
-    try:
-        lock.acquire()
-    except Timeout:
-        sys.exit(
-            f"{RunFailed.__name__}: another process is running in {folder}. Wait for it, or stop "
-            "it, then run the same command again."
-        )
-    about["lock"] = lock  # held as long as this process lives
-    before = read_or_nothing(folder / RUN)
-    if before:  # its kernel may outlive its launcher by a second
-        _kill(_leftovers(folder))
-    for stale in (RESULT, FAILURE):
-        (folder / stale).unlink(missing_ok=True)
-    if before and before.get("hash") != about["hash"]:
-        _set_aside(folder, str(before.get("hash"))[:12])
-    remove_leftovers(folder)  # of a writer that was killed
-    write_json(folder / RUN, {key: value for key, value in about.items() if key != "lock"})
-    (folder / LOG).unlink(missing_ok=True)
-    with open(folder / LOG, "ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    return about
-
-
-def _leftovers(folder: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == str(folder) and process.pid != os.getpid():
-                found.append(process)
-    return found
 
 
 def _set_aside(folder: Path, name: str) -> None:
@@ -312,11 +299,11 @@ def _set_aside(folder: Path, name: str) -> None:
         os.replace(path, target / path.name)
 
 
-def execute(folder: Path, about: Mapping[str, Any]) -> None:
+def _execute(folder: Path, about: Mapping[str, Any]) -> None:
     """Execute the run of a folder, in one process or several, and write its result."""
     started = time.time()
     if about["timeout"] is not None:
-        limit = threading.Timer(about["timeout"], _expire, [about["timeout"]])
+        limit = threading.Timer(about["timeout"], _expire, [folder, about["timeout"]])
         limit.daemon = True
         limit.start()
     try:
@@ -329,10 +316,10 @@ def execute(folder: Path, about: Mapping[str, Any]) -> None:
         sys.exit(1)
     finally:
         _remove_secrets(folder)
+    ended = time.time()
     kept = {key: about[key] for key in ("hash", "parameters", "made_of")}
-    seconds = time.time() - started
-    about = {"notebook": Path(about["notebook"]).name, "seconds": seconds, "finished": time.time()}
-    write_json(folder / RESULT, {**kept, **about})
+    times = {"seconds": ended - started, "finished": ended}
+    write_json(folder / RESULT, {**kept, "notebook": Path(about["notebook"]).name, **times})
 
 
 def execute_notebook(folder: Path, about: Mapping[str, Any]) -> None:
@@ -390,34 +377,25 @@ def _run_processes(folder: Path, about: Mapping[str, Any]) -> None:
         sys.exit(ended.returncode if ended.returncode > 0 else 128 - ended.returncode)
 
 
-def _expire(limit: float) -> None:
+def _expire(folder: Path, limit: float) -> None:
     print(f"TimeoutError: the run took longer than its limit of {limit:g} s", flush=True)
-    _end_family(124)
+    _end(folder, 124)
 
 
-def _end_family(code: int) -> None:
-    """Kill all that this process has started, then end it."""
-    _kill(psutil.Process().children(recursive=True))
-    sys.stdout.flush()
-    os._exit(code)
-
-
-def _watch_starter() -> None:
+def _watch_starter(folder: Path) -> None:
     """End when standard input does: the process that holds its other end has gone."""
     with contextlib.suppress(OSError):
         while os.read(0, 1024):
             pass
-    _end_family(1)
+    _end(folder, 1)
 
 
-def main(folder: Path, rank: bool) -> None:
-    """The process of a run, or of one of its ranks."""
-    # The kernel has to die with this process: SIGTERM becomes an exception that papermill sees.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if rank:
-        execute_notebook(folder, read_json(folder / RUN))
-    else:
-        execute(folder, _begin(folder))
+def _end(folder: Path, code: int) -> None:
+    """Kill all that this process has started, then end it."""
+    _kill(psutil.Process().children(recursive=True))
+    _remove_secrets(folder)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,12 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ray
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from anytime_lab.run.process import (
@@ -37,115 +36,81 @@ from anytime_lab.run.process import (
     NotebookRun,
     RunFailed,
     finish_run,
+    read_or_nothing,
     start_run,
     stop_run,
     told_changes,
 )
 from anytime_lab.run.storage import Storage
-from anytime_lab.store.files import PROGRESS, RunFolderError, read_json, write_json
+from anytime_lab.store.files import PROGRESS, write_json
 
-SEEN = ".seen-by-all"
+SEEN = ".seen-by-all"  # in the folder of a sweep: a node knows by it that it shares the folder
 LOOK = 1.0  # seconds between looks at the progress of runs
 VISIBLE = 60.0  # seconds that a shared file system may take to show a result to another machine
 STOP = 20.0  # seconds that a run gets to end
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A run as it travels: paths are relative to a root that may differ between machines."""
-
-    name: str
-    run: NotebookRun
-    made_of: Mapping[str, Any]
-    root: str
-    seen: str  # a file at the root, by which a node knows that it shares the root
-    url: str | None
-
-    @classmethod
-    def of(cls, run: NotebookRun, root: Path, url: str | None) -> "_Task":
-        """A run whose folder is below a root of this machine."""
-        name = run.folder.relative_to(root).as_posix()
-        return cls(name, run, run.made_of, str(root), str(root / SEEN), url)
-
-    def at(self, root: Path) -> NotebookRun:
-        """The run with its files below a root."""
-        here, there = (json.dumps(str(path))[1:-1] for path in (self.root, root))
-        parameters = json.loads(json.dumps(dict(self.run.parameters)).replace(here, there))
-        folder = root / self.name
-        run = replace(self.run, parameters=parameters, folder=folder, root=root)
-        if not run.notebook.is_file():
-            raise RunFailed(
-                f"node {_node()} has no {run.notebook}. Install the project on every "
-                "node at the same path."
-            )
-        if told := told_changes(self.made_of, run.made_of):
-            raise RunFailed(
-                f"node {_node()} would make it differently: {'; '.join(told)}. Install the same on "
-                "all."
-            )
-        return run
+def name_of(run: NotebookRun) -> str:
+    """Its folder from that of the sweep."""
+    return run.folder.relative_to(run.root).as_posix()
 
 
-def _node() -> str:
-    return ray.util.get_node_ip_address()
+def moved(run: NotebookRun, root: Path) -> NotebookRun:
+    """A run of another machine with its files below a root of this one.
 
-
-class _Board:
-    """Where runs tell how far they are."""
-
-    def __init__(self) -> None:
-        self.told: dict[str, Any] = {}
-
-    def tell(self, name: str, progress: Any) -> None:
-        self.told[name] = progress
-
-    def forget(self, name: str) -> None:
-        self.told.pop(name, None)
-
-    def all(self) -> dict[str, Any]:
-        return self.told
-
-
-def _run_on_node(task: _Task, board: Any) -> int:
-    """What a node does: the exit status of the run."""
-    board.tell.remote(task.name, None)
-    if task.url is not None:
-        with tempfile.TemporaryDirectory(prefix="anytime_lab-") as room:
-            return _run_by_storage(task, board, Path(room).resolve())
-    if not Path(task.seen).exists():
+    Raises:
+        RunFailed: its notebook is not here, or code, parameters or versions differ here.
+    """
+    here, there = (json.dumps(str(path))[1:-1] for path in (run.root, root))
+    parameters = json.loads(json.dumps(dict(run.parameters)).replace(here, there))
+    ours = replace(run, parameters=parameters, folder=root / name_of(run), root=root)
+    node = ray.util.get_node_ip_address()
+    if not run.notebook.is_file():
         raise RunFailed(
-            f"node {_node()} does not see {task.root}. Put "
-            "--out on a file system that all nodes share, or give --storage a URL."
+            f"node {node} has no {run.notebook}. Install the project on every node at the same "
+            "path."
         )
-    run = task.at(Path(task.root))
-    return 0 if run.result is not None else _watch(run, task.name, board)
+    if told := told_changes(run.made_of, ours.made_of):
+        raise RunFailed(f"node {node} would make it differently: {told}. Install the same on all.")
+    return ours
 
 
-def _run_by_storage(task: _Task, board: Any, root: Path) -> int:
-    storage = Storage(task.url)
-    run = task.at(root)
-    storage.set_aside(run, task.name)
-    storage.fetch(task.name, run.folder)
-    if run.result is not None:  # an earlier try ended with its node
-        return 0
-    for name in run.inputs:
-        storage.fetch(name, root / name)
-    try:
-        return _watch(run, task.name, board)
-    finally:
-        storage.keep(run, task.name)
+def _run_on_node(run: NotebookRun, url: str | None, told: Queue) -> int:
+    """What a node does: the exit status of the run."""
+    name = name_of(run)
+    told.put((name, {}))
+    if url is None:
+        if not (run.root / SEEN).exists():
+            raise RunFailed(
+                f"node {ray.util.get_node_ip_address()} does not see {run.root}. Put --out on a "
+                "file system that all nodes share, or give --storage a URL."
+            )
+        run = moved(run, run.root)
+        return 0 if run.result is not None else _watch(run, name, told)
+    with tempfile.TemporaryDirectory(prefix="anytime_lab-") as room:
+        root, storage = Path(room).resolve(), Storage(url)
+        run = moved(run, root)
+        storage.set_aside(run, name)
+        storage.fetch(name, run.folder)
+        if run.result is not None:  # an earlier try ended with its node
+            return 0
+        for other in run.inputs:
+            storage.fetch(other, root / other)
+        try:
+            return _watch(run, name, told)
+        finally:
+            storage.keep(run, name)
 
 
-def _watch(run: NotebookRun, name: str, board: Any) -> int:
+def _watch(run: NotebookRun, name: str, told: Queue) -> int:
     """Start a run and stay with it; it ends when this process does."""
     # Ray counts one core for each kernel of a run without devices.
-    process = start_run(run, {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+    process = start_run(run, {"OMP_NUM_THREADS": "1"})
     try:
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(LOOK)
-            with contextlib.suppress(RunFolderError):
-                board.tell.remote(name, read_json(run.folder / PROGRESS))
+            told.put((name, read_or_nothing(run.folder / PROGRESS)))
     except BaseException:
         stop_run(process)
         raise
@@ -161,29 +126,22 @@ class RayPlace:
         out: Folder of the sweep; on a file system that all nodes share unless `url` is given.
         workers: Most runs at a time; as many as the cluster takes if None.
         url: Where the results go if the nodes share no file system.
-        retries: Of a run whose node or worker was lost.
     """
 
-    def __init__(
-        self, out: Path, workers: int | None = None, url: str | None = None, retries: int = 3
-    ):
+    def __init__(self, out: Path, workers: int | None = None, url: str | None = None):
         self._mine = not ray.is_initialized()
         if self._mine:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(log_to_driver=False, logging_level="warning")
         self.out, self.url, self.workers = out, url, workers
+        # A run is tried again whose node or worker was lost.
         self._task = ray.remote(
-            max_retries=retries, retry_exceptions=False, scheduling_strategy="SPREAD"
+            max_retries=3, retry_exceptions=False, scheduling_strategy="SPREAD"
         )(_run_on_node)
-        here = ray.get_runtime_context().get_node_id()
-        self._board = (
-            ray.remote(_Board)
-            .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, False))
-            .remote()
-        )
-        self._going: dict[Future, tuple[_Task, ray.ObjectRef]] = {}
-        self._ended: set[Future] = set()
-        self._looked = 0.0
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), False)
+        # Where runs tell that they have begun, and how far they are
+        self._told = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        self._going: dict[str, tuple[Future, ray.ObjectRef]] = {}
 
     @property
     def width(self) -> int:
@@ -211,28 +169,27 @@ class RayPlace:
 
     def fits(self, needs: Needs) -> bool:
         """See `Place`; Ray queues what its nodes cannot take yet."""
-        going = sum(not future.done() for future in self._going)
+        going = sum(not future.done() for future, _ in self._going.values())
         return self.workers is None or going < self.workers
 
     def submit(self, run: NotebookRun, needs: Needs) -> Future:
         """See `Place`."""
         (self.out / SEEN).touch()
-        task = _Task.of(run, self.out, self.url)
-        ray.get(self._board.forget.remote(task.name))
-        ref = self._task.options(**self._asks(needs)).remote(task, self._board)
+        run.hash  # noqa: B018  what it is made of here travels with it
+        ref = self._task.options(**self._asks(needs)).remote(run, self.url, self._told)
         future: Future = Future()
-        self._going[future] = (task, ref)
+        self._going[name_of(run)] = (future, ref)
+        # In a thread of its own: files may have to be waited for.
+        waits = threading.Thread(target=self._end, args=(future, run, ref))
+        ref.future().add_done_callback(lambda _: waits.start())
         return future
 
-    def _end(self, future: Future, task: _Task, ref: ray.ObjectRef) -> None:
-        """Take the end of a task, in a thread of its own: files may have to be waited for."""
-        run = task.run
-        if not future.running():
-            future.set_running_or_notify_cancel()
+    def _end(self, future: Future, run: NotebookRun, ref: ray.ObjectRef) -> None:
+        """Take the end of a task."""
         try:
             code = ray.get(ref)
             if self.url is not None:
-                Storage(self.url).fetch(task.name, run.folder, told=True)
+                Storage(self.url).fetch(name_of(run), run.folder, told=True)
             deadline = time.monotonic() + VISIBLE
             while code == 0 and run.result is None and time.monotonic() < deadline:
                 time.sleep(LOOK)
@@ -248,29 +205,17 @@ class RayPlace:
             future.set_exception(error)
 
     def look(self) -> None:
-        """Note which runs have ended or begun, and how far those are that share no file system."""
-        refs = {ref: one for one, (_, ref) in self._going.items() if one not in self._ended}
-        for ref in ray.wait(list(refs), num_returns=len(refs), timeout=0)[0] if refs else ():
-            future = refs[ref]
-            self._ended.add(future)
-            threading.Thread(target=self._end, args=(future, *self._going[future])).start()
-        if time.monotonic() - self._looked < LOOK:
-            return
-        self._looked = time.monotonic()
-        told = {}
-        with contextlib.suppress(ray.exceptions.RayError):
-            told = ray.get(self._board.all.remote(), timeout=5)
-        for future, (task, _) in self._going.items():
-            if future in self._ended or task.name not in told:
-                continue
-            if not future.running():
+        """Note which runs have begun, and how far those are that share no file system."""
+        for name, progress in self._told.get_nowait_batch(self._told.qsize()):
+            future = self._going[name][0]
+            if not future.done() and not future.running():
                 future.set_running_or_notify_cancel()
-            if self.url is not None and told[task.name] is not None:
-                write_json(self.out / task.name / PROGRESS, told[task.name], durable=False)
+            if self.url is not None and progress and not future.done():
+                write_json(self.out / name / PROGRESS, progress, durable=False)
 
-    def stop(self, futures: Sequence[Future]) -> None:
+    def stop(self) -> None:
         """See `Place`."""
-        refs = [self._going[future][1] for future in futures if not future.done()]
+        refs = [ref for future, ref in self._going.values() if not future.done()]
         for ref in refs:
             ray.cancel(ref)  # the run is stopped, and what it has left is kept
         _, left = ray.wait(refs, num_returns=len(refs), timeout=STOP) if refs else ([], [])

@@ -8,7 +8,6 @@ in one archive, so that the next try finds the state of one moment or nothing.
 import json
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,7 @@ from typing import Any
 import fsspec
 
 from anytime_lab.page import redacted
-from anytime_lab.run.process import (
-    FAILURE,
-    LOCK,
-    LOG,
-    REPLACED,
-    RUN,
-    NotebookRun,
-    read_or_nothing,
-)
+from anytime_lab.run.process import FAILURE, LOCK, LOG, REPLACED, RUN, NotebookRun, read_or_nothing
 from anytime_lab.store.files import RESULT, write_json
 
 # Python before 3.11.4 has no filters; archives are our own.
@@ -32,7 +23,7 @@ SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 PARTIAL = "partial.tar"
 MIRROR = ".mirror.json"  # in a folder that only shows what is behind a URL
-TOLD = (RUN, LOG, FAILURE)  # of an unfinished run, for whoever asks why
+TOLD = {RUN, LOG, FAILURE}  # of an unfinished run, for whoever asks why
 HEAVY = ("model/", "checkpoint-")  # what a comparison does not read
 
 
@@ -55,31 +46,27 @@ class Storage:
             raise ValueError(redacted(f"{url} cannot be opened: {error}")) from None
         self.root = root.rstrip("/")
 
-    def _at(self, name: str, file: str = "") -> str:
-        return "/".join(filter(None, [self.root, name, file]))
+    def _at(self, name: str, file: str) -> str:
+        return f"{self.root}/{name}/{file}"
 
     def _files(self, name: str) -> list[str]:
         """Files of a run, relative to it, without what another run had left there."""
-        base = self._at(name)
         self.fs.invalidate_cache()
-        found = [path.removeprefix(f"{base}/") for path in self.fs.find(base)]
+        found = [path.removeprefix(self._at(name, "")) for path in self.fs.find(self._at(name, ""))]
         return sorted(file for file in found if not file.startswith(f"{REPLACED}/"))
+
+    def _read(self, name: str, file: str) -> dict[str, Any]:
+        return json.loads(self.fs.cat_file(self._at(name, file)))
 
     def _get(self, name: str, files: Iterable[str], folder: Path) -> None:
         for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             self.fs.get_file(self._at(name, file), str(folder / file))
 
-    def _read(self, name: str, file: str) -> dict[str, Any]:
-        return json.loads(self.fs.cat_file(self._at(name, file)))
-
-    def _put(self, path: Path, name: str, file: str, whole: bool = False) -> None:
-        """Upload; where it has to be whole, under another name first: not all write in one step."""
-        target = self._at(name, f"{file}.part" if whole else file)
-        self.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-        self.fs.put_file(str(path), target)
-        if whole:
-            self.fs.mv(target, self._at(name, file))
+    def _put(self, name: str, files: Iterable[str], folder: Path) -> None:
+        for file in files:
+            self.fs.makedirs(self._at(name, file).rpartition("/")[0], exist_ok=True)
+            self.fs.put_file(str(folder / file), self._at(name, file))
 
     def fetch(self, name: str, folder: Path, told: bool = False) -> None:
         """Make a folder hold what the storage holds of a run.
@@ -96,22 +83,22 @@ class Storage:
             if read_or_nothing(folder / RESULT) == result:
                 return
             _clear(folder)
-            heavy = HEAVY if told else ()
-            wanted = [file for file in files if file != RESULT and not file.startswith(heavy)]
-            self._get(name, wanted, folder)
+            left = (RESULT, *HEAVY) if told else RESULT
+            self._get(name, [file for file in files if not file.startswith(left)], folder)
             write_json(folder / RESULT, result)
             return
         (folder / RESULT).unlink(missing_ok=True)
         if told:
             (folder / FAILURE).unlink(missing_ok=True)
-            self._get(name, set(files) & set(TOLD), folder)
+            self._get(name, TOLD.intersection(files), folder)
         elif PARTIAL in files:
             _clear(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory() as room:
-                self._get(name, [PARTIAL], Path(room))
-                with tarfile.open(Path(room) / PARTIAL) as archive:
-                    archive.extractall(folder, **SAFELY)
+            with (
+                self.fs.open(self._at(name, PARTIAL)) as file,
+                tarfile.open(fileobj=file, mode="r|") as archive,
+            ):
+                archive.extractall(folder, **SAFELY)
 
     def set_aside(self, run: NotebookRun, name: str) -> None:
         """Move what other parameters or versions had made to `.replaced/`."""
@@ -122,62 +109,57 @@ class Storage:
         # What tells that they are another run's goes last, so that a kill repeats it.
         for file in sorted(files, key=lambda file: (file == RUN, file != RESULT)):
             target = self._at(name, f"{REPLACED}/{before[:12]}/{file}")
-            self.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
             self.fs.mv(self._at(name, file), target)
 
     def keep(self, run: NotebookRun, name: str) -> None:
         """Upload what a run has left: its files and then its result, or its state as it is."""
-        files = {
-            path.relative_to(run.folder).as_posix(): path
-            for path in sorted(run.folder.rglob("*"))
-            if path.is_file() and path.relative_to(run.folder).parts[0] not in (REPLACED, LOCK)
-        }
+        found = sorted(path for path in run.folder.rglob("*") if path.is_file())
+        files = [path.relative_to(run.folder).as_posix() for path in found]
+        files = [file for file in files if file.split("/")[0] not in (REPLACED, LOCK, RESULT)]
         if run.result is None:
-            if RUN in files:
-                self._put(files[RUN], name, RUN)
-            with tempfile.TemporaryDirectory() as room:
-                with tarfile.open(Path(room) / PARTIAL, "w") as archive:
-                    for file, path in files.items():
-                        archive.add(path, file)
-                self._put(Path(room) / PARTIAL, name, PARTIAL, whole=True)
-            for file in set(files) & {LOG, FAILURE}:
-                self._put(files[file], name, file)
+            self._put(name, {RUN}.intersection(files), run.folder)
+            # Moved into place when it is whole, where the file system does not write so anyway.
+            with (
+                self.fs.transaction,
+                self.fs.open(self._at(name, PARTIAL), "wb") as file,
+                tarfile.open(fileobj=file, mode="w|") as archive,
+            ):
+                for one in files:
+                    archive.add(run.folder / one, one)
+            self._put(name, {LOG, FAILURE}.intersection(files), run.folder)
             return
-        for file in sorted(files, key=lambda file: file == RESULT):
-            self._put(files[file], name, file, whole=file == RESULT)
-        for file in self._files(name):
-            if file not in files:  # of earlier tries
-                self.fs.rm(self._at(name, file))
+        self._put(name, files, run.folder)
+        with self.fs.transaction, self.fs.open(self._at(name, RESULT), "wb") as file:
+            file.write((run.folder / RESULT).read_bytes())
+        for old in set(self._files(name)).difference(files, [RESULT]):  # of earlier tries
+            self.fs.rm(self._at(name, old))
 
 
-def mirror(storage: Storage, out: Path, names: Iterable[str]) -> None:
+def mirror(storage: Storage | None, out: Path, names: Iterable[str]) -> None:
     """Make a local folder show what the storage holds, for the plan and the comparison.
 
-    Raises:
-        ValueError: the folder holds results of its own, or shows another URL.
-    """
-    check_mirror(out, storage.url)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / MIRROR, {"url": redacted(storage.url)})
-    for name in names:
-        storage.fetch(name, out / name, told=True)
-
-
-def check_mirror(out: Path, url: str | None) -> None:
-    """Refuse a folder that does not belong to a URL, or belongs to one if there is none.
+    Args:
+        storage: None where the results are in the folder itself, which is then only checked.
 
     Raises:
-        ValueError: as said.
+        ValueError: the folder holds results of its own and there is a storage, or shows another's.
     """
-    shows, url = read_or_nothing(out / MIRROR).get("url"), redacted(url)
+    shows = read_or_nothing(out / MIRROR).get("url")
+    url = redacted(storage.url) if storage else None
     if shows not in (url, None):
         raise ValueError(
             f"{out} shows results behind {shows}; give --storage {shows}, or choose another --out."
         )
-    if url is not None and shows is None and out.is_dir() and any(out.iterdir()):
+    if url is None:
+        return
+    if shows is None and out.is_dir() and any(out.iterdir()):
         raise ValueError(
             f"{out} holds results of its own; choose another --out to show those behind {url}."
         )
+    write_json(out / MIRROR, {"url": url})
+    for name in names:
+        storage.fetch(name, out / name, told=True)
 
 
 def _clear(folder: Path) -> None:

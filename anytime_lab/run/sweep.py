@@ -9,10 +9,11 @@ import fnmatch
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -33,21 +34,19 @@ from anytime_lab.run.jobs import Job, JobsFailed, run_jobs
 from anytime_lab.run.notebook import ROOT, declared_parameters
 from anytime_lab.run.places import Place, open_place
 from anytime_lab.run.process import RUN, NotebookRun, read_or_nothing
-from anytime_lab.run.storage import MIRROR, Storage, check_mirror, mirror
+from anytime_lab.run.storage import MIRROR, Storage, mirror
 from anytime_lab.run.sweep_file import Point, Sweep, load_sweep, sweep_jobs, told
 from anytime_lab.run.table import clock, text
 from anytime_lab.store.files import (
+    MANIFEST,
     METRICS,
     PROGRESS,
-    RESULT,
     RunFolderError,
     remove_leftovers,
     write_csv,
 )
-from anytime_lab.store.records import read_manifest
 
 PAGE, TABLE, LOCK = "comparison", "summary.csv", ".sweep.lock"
-STYLES = {"done": "green", "stale": "yellow", "begun": "cyan", "failed": "red"}
 
 
 # --- settings, before anything runs --------------------------------------------------------------
@@ -89,10 +88,6 @@ def _check_task(name: str) -> None:
         )
 
 
-# Parameters of a training notebook that are no settings of the training itself.
-_BESIDE_THE_CONFIG = ("model", "task", "task_options", "lora")
-
-
 def config_of(values: Mapping[str, Any], processes: int = 1) -> Any:
     """The config that a training notebook makes of its parameters.
 
@@ -102,42 +97,32 @@ def config_of(values: Mapping[str, Any], processes: int = 1) -> Any:
     """
     from anytime_lab.train.config import train_config
 
-    given = {name: value for name, value in values.items() if name not in _BESIDE_THE_CONFIG}
+    beside = ("model", "task", "task_options", "lora")  # no settings of the training itself
+    given = {name: value for name, value in values.items() if name not in beside}
     settings, key = dict(given.get("settings") or {}), "per_device_train_batch_size"
     if key in settings:
         settings[key] *= processes
-    return train_config(
-        **{**given, "settings": settings, "rows_per_batch": given["rows_per_batch"] * processes}
-    )
+    rows = given["rows_per_batch"] * processes
+    return train_config(**{**given, "settings": settings, "rows_per_batch": rows})
 
 
 # --- the plan ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A run and how it stands.
-
-    Attributes:
-        state: "done"; "stale": made by other parameters, code or versions, and will run anew;
-            "begun": will go on; "failed"; "new".
-        why: What changed, how far it is, or the reason of the failure.
-        expected: Seconds that it still takes, from finished siblings; None if nobody knows.
-    """
+class Planned(NamedTuple):
+    """A run and how it stands."""
 
     point: Point
     job: Job
+    # "done"; "stale": made by other parameters, code or versions, and will run anew; "begun": will
+    # go on; "failed"; "new"
     state: str
-    why: str
-    expected: float | None
+    why: str  # what changed, how far it is, or the reason of the failure
+    expected: float | None  # seconds that it still takes, by finished siblings; None: nobody knows
 
 
 def plan_sweep(jobs: Mapping[Point, Job]) -> list[Planned]:
-    """How each run stands, in order.
-
-    Args:
-        jobs: Of `sweep_jobs`.
-    """
+    """How each run of `sweep_jobs` stands, in order."""
     runs: dict[str, NotebookRun] = {}
     stands: dict[Point, tuple[str, str]] = {}
     for point, job in jobs.items():
@@ -148,19 +133,31 @@ def plan_sweep(jobs: Mapping[Point, Job]) -> list[Planned]:
             continue
         runs[job.name] = run
         stands[point] = _stands(run)
-    took = {point: float(read_or_nothing(job.folder / RESULT).get("seconds", 0))
-            for point, job in jobs.items() if stands[point][0] == "done"}  # fmt: skip
+    took = {point: runs[job.name].result["seconds"] for point, job in jobs.items()
+            if stands[point][0] == "done"}  # fmt: skip
+
+    def expected(point: Point, job: Job) -> float | None:
+        """As a run itself tells, or what siblings took; of its variant if there are any."""
+        state = stands[point][0]
+        if state == "done":
+            return 0.0
+        progress = read_or_nothing(job.folder / PROGRESS) if state == "begun" else {}
+        if (told := progress.get("seconds_left")) is not None:
+            return told
+        same_step = {other: spent for other, spent in took.items() if other.step == point.step}
+        closest = [spent for other, spent in same_step.items() if other.variant == point.variant]
+        return statistics.median(closest or same_step.values()) if same_step else None
+
     return [
-        Planned(point, job, *stands[point], _expected(point, job, stands[point][0], took))
-        for point, job in jobs.items()
+        Planned(point, job, *stands[point], expected(point, job)) for point, job in jobs.items()
     ]
 
 
 def _stands(run: NotebookRun) -> tuple[str, str]:
     if run.result is not None:
         return "done", ""
-    if (changes := run.changes) is not None:
-        return "stale", "; ".join(changes)
+    if changes := run.changes:
+        return "stale", changes
     if (reason := run.failure) is not None:
         return "failed", reason
     if (run.folder / RUN).exists():
@@ -170,25 +167,12 @@ def _stands(run: NotebookRun) -> tuple[str, str]:
     return "new", ""
 
 
-def _expected(point: Point, job: Job, state: str, took: Mapping[Point, float]) -> float | None:
-    """Seconds still to go: as a run itself tells, or what siblings took; of its variant if any."""
-    if state == "done":
-        return 0.0
-    progress = read_or_nothing(job.folder / PROGRESS) if state == "begun" else {}
-    if (told := progress.get("seconds_left")) is not None:
-        return told
-    same_step = {other: s for other, s in took.items() if other.step == point.step}
-    closest = [s for other, s in same_step.items() if other.variant == point.variant]
-    return statistics.median(closest or same_step.values()) if same_step else None
-
-
 def seconds_left(planned: Sequence[Planned], workers: int) -> float | None:
     """Expected time of all that is not done; None if a kind of run has never finished."""
     expected = [one.expected for one in planned]
     if any(seconds is None for seconds in expected):
         return None
-    longest = max(expected, default=0.0)
-    return max(longest, sum(expected) / max(1, workers))
+    return max([sum(expected) / max(1, workers), *expected])
 
 
 def plan_table(planned: Sequence[Planned], title: str) -> Table:
@@ -200,23 +184,25 @@ def plan_table(planned: Sequence[Planned], title: str) -> Table:
     table.add_column("state", no_wrap=True)
     table.add_column("time", no_wrap=True, justify="right")
     table.add_column("", overflow="fold")
+    styles = {"done": "green", "stale": "yellow", "begun": "cyan", "failed": "red"}
     for one in planned:
-        told = "" if not one.expected else f"~{clock(one.expected)}"
-        style = STYLES.get(one.state, "dim")
-        table.add_row(text(one.job.name), text(one.state, style), told, text(one.why))
+        told = f"~{clock(one.expected)}" if one.expected else ""
+        state = text(one.state, styles.get(one.state, "dim"))
+        table.add_row(text(one.job.name), state, told, text(one.why))
     return table
 
 
 def plan_line(planned: Sequence[Planned], workers: int) -> str:
     """The plan in a sentence."""
-    counts = {state: sum(one.state == state for one in planned)
-              for state in ("done", "stale", "begun", "failed", "new")}  # fmt: skip
-    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    counts = Counter(one.state for one in planned)
+    states = ("done", "stale", "begun", "failed", "new")
+    told = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
     left = seconds_left(planned, workers)
-    if left is None:
-        time = "The time is unknown until a run of every step has finished."
-    else:
-        time = f"About {clock(left)} to go, {workers} at a time, by what finished siblings took."
+    time = (
+        "The time is unknown until a run of every step has finished."
+        if left is None
+        else f"About {clock(left)} to go, {workers} at a time, by what finished siblings took."
+    )
     return f"{len(planned)} runs: {told}. {time}"
 
 
@@ -248,31 +234,34 @@ def compare(prepared: "Prepared") -> Compared | None:
     """Write pages and `summary.csv` over all runs that have a result; None if none evaluates."""
     sweep, out = prepared.sweep, prepared.out
     planned = plan_sweep(prepared.jobs)
-    done = {one.point: one.job.folder for one in planned if one.state == "done"}
-    evaluations = _by_step(done, _is_evaluation)
-    training = _by_step(done, lambda folder: (folder / METRICS).exists())
+    evaluations: dict[str, dict[str, list[Path]]] = {}  # step → variant → a folder for each seed
+    training: dict[str, dict[str, list[Path]]] = {}
+    for point, job, state, *_ in planned:
+        for found, what in ((evaluations, MANIFEST), (training, METRICS)):
+            if state == "done" and (job.folder / what).exists():
+                found.setdefault(point.step, {}).setdefault(point.variant, []).append(job.folder)
     trained = {name: folders for step in training.values() for name, folders in step.items()}
     notes = []
     for note in sweep.file.notes:
         with contextlib.suppress(ValueError, RunFolderError):  # of results that are not there
             notes.append(told(sweep, out, note, results=True))
-    if missing := len(planned) - len(done):
+    if missing := sum(one.state != "done" for one in planned):
         notes.append(f"{missing} of the sweep's runs have no result yet; they are not in the "
                      "numbers.")  # fmt: skip
     if len(training) > 1:
         notes.append("The training curves are those of the chain's last training step.")
     frames, pages, said = [], [], {}
+    alone = len(evaluations) == 1
     for step, runs in evaluations.items():
         reference = sweep.file.reference if sweep.file.reference in runs else next(iter(runs))
-        alone = len(evaluations) == 1
         page = out / (f"{PAGE}.html" if alone else f"{PAGE}-{step}.html")
         title = sweep.file.title if alone else f"{sweep.file.title}: {step}"
         settings = {"reference": reference, "training": trained, "title": title, "notes": notes}
         pages.append(write_report(runs, page, **settings))
         tables = read_seed_tables(runs)
-        frames.append(_summary(tables, reference, step))
-        pairs = paired_differences(mean_tables(tables), reference) if len(tables) > 1 else None
-        said[step] = [] if pairs is None else verdicts(pairs)
+        means = mean_tables(tables)
+        frames.append(_summary(tables, means, reference, step))
+        said[step] = verdicts(paired_differences(means, reference)) if len(tables) > 1 else []
     if not frames:
         return None
     summary = pd.concat(frames, ignore_index=True)
@@ -280,32 +269,12 @@ def compare(prepared: "Prepared") -> Compared | None:
     return Compared(summary, tuple(pages), said, sweep.file.title)
 
 
-def _by_step(
-    done: Mapping[Point, Path], wanted: Callable[[Path], bool]
-) -> dict[str, dict[str, list[Path]]]:
-    found: dict[str, dict[str, list[Path]]] = {}
-    for point, folder in done.items():
-        if wanted(folder):
-            found.setdefault(point.step, {}).setdefault(point.variant, []).append(folder)
-    return found
-
-
-def _is_evaluation(folder: Path) -> bool:
-    try:
-        read_manifest(folder)
-    except RunFolderError:
-        return False
-    return True
-
-
-def _summary(tables: Mapping[str, Sequence[Any]], reference: str, step: str) -> pd.DataFrame:
-    frame = summary_table(mean_tables(tables), reference)
+def _summary(tables: Mapping, means: Mapping, reference: str, step: str) -> pd.DataFrame:
+    frame = summary_table(means, reference)
     frame.insert(0, "step", step)
     frame.insert(2, "seeds", [len(tables[run]) for run in frame["run"]])
     spread = seed_frame(tables).groupby("run", sort=False)[["anytime", "final"]].std()
-    for measure in ("anytime", "final"):
-        frame[f"{measure}_seed_sd"] = spread[measure].reindex(frame["run"]).to_numpy()
-    return frame
+    return frame.join(spread.add_suffix("_seed_sd"), on="run")
 
 
 # --- running -------------------------------------------------------------------------------------
@@ -324,15 +293,14 @@ class Prepared:
 
     def plan(self) -> list[Planned]:
         """How each chosen run stands now."""
-        chosen = {job.name for job in self.chosen.values()}
-        return [one for one in plan_sweep(self.jobs) if one.job.name in chosen]
+        return [one for one in plan_sweep(self.jobs) if one.point in self.chosen]
 
     def show(self, workers: int | None = None, console: Console | None = None) -> None:
         """Print the plan."""
         console = console or Console()
         planned = self.plan()
-        with contextlib.closing(open_place("local", self.out)) as here:
-            workers = workers or here.width
+        if workers is None:
+            workers = open_place("local", self.out).width
         console.print(plan_table(planned, f"{self.sweep.file.title} → {self.out}"))
         console.print(plan_line(planned, workers), highlight=False)
         if self.sweep.file.takes and any(one.state != "done" for one in planned):
@@ -386,27 +354,19 @@ def prepare_sweep(
     jobs = sweep_jobs(sweep, out)
     check_settings(sweep, jobs)
     chosen = _choose(jobs, only)
-    if storage is None:
-        check_mirror(out, None)
-    else:
-        mirror(Storage(storage), out, [job.name for job in jobs.values()])
+    mirror(Storage(storage) if storage else None, out, [job.name for job in jobs.values()])
     return Prepared(sweep, out, jobs, chosen, storage)
 
 
 def _choose(jobs: Mapping[Point, Job], only: Sequence[str]) -> dict[Point, Job]:
-    if not only:
-        return dict(jobs)
-    wanted = {
-        job.name
-        for job in jobs.values()
-        if any(fnmatch.fnmatch(job.name, p) or fnmatch.fnmatch(job.name, f"{p}/*") for p in only)
-    }
+    patterns = [one for pattern in only or "*" for one in (pattern, f"{pattern}/*")]
+    wanted: set[str] = set()
+    for job in reversed(jobs.values()):  # what a job needs stands before it
+        if job.name in wanted or any(fnmatch.fnmatch(job.name, one) for one in patterns):
+            wanted |= {job.name, *job.after}
     if not wanted:
         names = ", ".join(job.name for job in list(jobs.values())[:6])
         raise ValueError(f"no run matches {', '.join(only)}; there are {names}, …")
-    for job in reversed(jobs.values()):  # what a job needs stands before it
-        if job.name in wanted:
-            wanted |= set(job.after)
     return {point: job for point, job in jobs.items() if job.name in wanted}
 
 
@@ -434,11 +394,10 @@ def run_sweep(
         BlockingIOError: another sweep is running in the folder.
     """
     console = console or Console()
-    failure = None
-    with _only_one(prepared.out), contextlib.ExitStack() as opened:
+    with _only_one(prepared.out), contextlib.ExitStack() as at_end:
         if isinstance(executor, str):
             executor = open_place(executor, prepared.out, workers, prepared.storage)
-            opened.callback(executor.close)
+            at_end.callback(executor.close)
         try:
             run_jobs(
                 list(prepared.chosen.values()),
@@ -447,6 +406,7 @@ def run_sweep(
                 retry_failed=retry_failed,
                 seconds_left=lambda: seconds_left(prepared.plan(), executor.width),
             )
+            failure = None
         except JobsFailed as failed:
             failure = failed
         compared = compare(prepared)
@@ -462,15 +422,12 @@ def run_sweep(
 @contextlib.contextmanager
 def _only_one(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / LOCK, timeout=0)
     try:
-        lock.acquire()
+        held = FileLock(out / LOCK, timeout=0).acquire()
     except Timeout:
         raise BlockingIOError(
             f"another sweep is running in {out}. Wait for it, stop it, or choose another --out."
         ) from None
-    try:
+    with held:
         remove_leftovers(out)  # of pages that a killed sweep was writing
         yield
-    finally:
-        lock.release()

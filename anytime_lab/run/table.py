@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,17 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from anytime_lab.page import plain, redacted
-from anytime_lab.store.files import PROGRESS, RunFolderError, read_json
+from anytime_lab.run.process import read_or_nothing
+from anytime_lab.store.files import PROGRESS
 
 REFRESH = 0.25  # seconds between drawings in a terminal
 REDRAW = 1.0  # in a notebook, where each one is a message to the page
+RELOOK = 10.0  # between looks at how long all still takes
 RETELL = 30.0  # between lines about a running job, where there is no terminal
 WIDTH = 110  # characters of the table in a notebook
 BAR = 16  # characters
 ROWS = 24  # jobs shown one by one; of more, those that say something
 STYLES = {"done": "green", "kept": "green", "failed": "red", "failed earlier": "red",
           "not run": "red"}  # fmt: skip
-NOTES = {"kept": "finished earlier"}
 
 
 def text(told: object, style: str = "") -> Text:
@@ -39,18 +41,17 @@ def jobs_table(states: Sequence[Any], seconds_left: float | None = None) -> Grou
         states: Of the jobs, in order; see `jobs.State`.
         seconds_left: Expected for all that is not finished; None if nobody knows.
     """
-    shown = list(states)
-    if len(shown) > ROWS:  # running and failed ones first, then the latest to end and next to come
-        rank = {"running": 0, "failed": 1, "failed earlier": 1}
-        by_need = sorted(shown, key=lambda s: (rank.get(s.status, 2), -s.ended))
-        chosen = {id(state) for state in by_need[:ROWS]}
-        shown = [state for state in shown if id(state) in chosen]
+    # Running and failed ones first, then the latest to end and next to come.
+    rank = {"running": 0, "failed": 1, "failed earlier": 1}
+    by_need = sorted(states, key=lambda state: (rank.get(state.status, 2), -state.ended))
+    chosen = {id(state) for state in by_need[:ROWS]}
     table = Table.grid(padding=(0, 2))
     for _ in range(4):
         table.add_column(no_wrap=True)
     table.add_column()  # where a terminal is narrow, this one gives way
-    for state in shown:
-        table.add_row(*_cells(state))
+    for state in states:
+        if id(state) in chosen:
+            table.add_row(*_cells(state))
     if len(states) <= 8 and seconds_left is None:
         return Group(table)
     counts = Counter(state.status for state in states)
@@ -61,42 +62,53 @@ def jobs_table(states: Sequence[Any], seconds_left: float | None = None) -> Grou
 
 @contextlib.contextmanager
 def live_table(
-    render: Callable[[], Any], console: Console, states: Sequence[Any]
+    states: Sequence[Any], console: Console, seconds_left: Callable[[], float | None]
 ) -> Iterator[Callable[[], None]]:
-    """Show what `render` makes, and keep it up to date while the block runs.
+    """Show the jobs' table, and keep it up to date while the block runs.
 
     Without a terminal, lines tell what begins and ends, and now and then how far it is.
 
     Yields:
-        To be called often in the block; draws when it is time to.
+        To be called often in the block; looks and draws when it is time to.
     """
-    if console.is_terminal and not console.is_jupyter:
-        with Live(console=console, refresh_per_second=1 / REFRESH, get_renderable=render):
-            yield lambda: None
-        return
-    if not console.is_jupyter:
-        told: dict[str, tuple[str, float]] = {}
+    left, looked = None, -math.inf
+    told: dict[str, tuple[str, float]] = {}
+    live, shown = None, None
+    if console.is_jupyter:
+        # Not rich's own way, an Output widget: papermill without widget state fails on those.
+        from IPython.display import HTML, display
+
+        shown = display(HTML(""), display_id=True)
+    elif console.is_terminal:
+        live = Live(
+            console=console,
+            refresh_per_second=1 / REFRESH,
+            get_renderable=lambda: jobs_table(states, left),
+        )
+
+    def draw(wait: float = REDRAW) -> None:
+        nonlocal left, looked, drawn
+        now = time.monotonic()
+        if now - looked > RELOOK:
+            left, looked = seconds_left(), now
+        if shown is not None and now - drawn >= wait:
+            page = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False)
+            page.print(jobs_table(states, left))
+            code = page.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+            shown.update(HTML(code))
+            drawn = now
+        elif shown is None and live is None:
+            _tell(states, told, console)
+
+    drawn = -math.inf
+    with live or contextlib.nullcontext():
         try:
-            yield lambda: _tell(states, told, console)
+            yield draw
         finally:
-            console.print(render())
-        return
-    # Not rich's own way, an Output widget: papermill without widget state fails on those.
-    from IPython.display import HTML, display
-
-    shown = display(HTML(_as_html(render())), display_id=True)
-    drawn = time.monotonic()
-
-    def draw() -> None:
-        nonlocal drawn
-        if time.monotonic() - drawn >= REDRAW:
-            shown.update(HTML(_as_html(render())))
-            drawn = time.monotonic()
-
-    try:
-        yield draw
-    finally:
-        shown.update(HTML(_as_html(render())))
+            left, looked = None, math.inf
+            draw(0.0)
+            if shown is None and live is None:
+                console.print(jobs_table(states))
 
 
 def _tell(states: Sequence[Any], told: dict[str, tuple[str, float]], console: Console) -> None:
@@ -113,43 +125,27 @@ def _tell(states: Sequence[Any], told: dict[str, tuple[str, float]], console: Co
         console.print(line, soft_wrap=True, highlight=False)
 
 
-def _as_html(renderable: Any) -> str:
-    page = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False)
-    page.print(renderable)
-    return page.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-
-
 def _cells(state: Any) -> tuple[Any, ...]:
     name = text(state.job.name)
-    if state.status == "running":
-        progress = _progress(state)
-        spent = clock(time.time() - state.started)
-        if progress is None:
-            return name, Text("starting"), ProgressBar(pulse=True, width=BAR), spent, Text("")
-        done, total = progress["done"], progress["total"]
-        left = progress.get("seconds_left")
-        told = f"{spent} < {clock(left)}" if left is not None else spent
-        where = text(f"{done:,}/{total:,} {progress['unit']}")
-        bar = ProgressBar(total=max(total, 1), completed=done, width=BAR)
-        return name, where, bar, told, _in_a_line(progress["message"], "dim")
-    told = clock(state.ended - state.started) if state.status == "done" else ""
-    message = _in_a_line(NOTES.get(state.status, state.message))
-    style = STYLES.get(state.status, "dim")
-    return name, Text(state.status, style=style), "", told, message
+    if state.status != "running":
+        told = clock(state.ended - state.started) if state.status == "done" else ""
+        message = "finished earlier" if state.status == "kept" else state.message
+        return name, Text(state.status, STYLES.get(state.status, "dim")), "", told, _line(message)
+    spent = clock(time.time() - state.started)
+    progress = read_or_nothing(state.job.folder / PROGRESS)
+    if progress.get("updated", 0) < state.started:  # of an earlier try, or not there yet
+        return name, Text("starting"), ProgressBar(pulse=True, width=BAR), spent, Text("")
+    done, total, left = progress["done"], progress["total"], progress.get("seconds_left")
+    told = f"{spent} < {clock(left)}" if left is not None else spent
+    where = text(f"{done:,}/{total:,} {progress['unit']}")
+    bar = ProgressBar(total=max(total, 1), completed=done, width=BAR)
+    return name, where, bar, told, _line(progress["message"], "dim")
 
 
-def _in_a_line(message: str, style: str = "") -> Text:
+def _line(message: str, style: str = "") -> Text:
     line = text(" ".join(message.split()), style)
     line.no_wrap, line.overflow = True, "ellipsis"
     return line
-
-
-def _progress(state: Any) -> dict[str, Any] | None:
-    try:
-        progress = read_json(state.job.folder / PROGRESS)
-    except RunFolderError:  # not there yet
-        return None
-    return progress if progress.get("updated", 0) >= state.started else None
 
 
 def clock(seconds: float) -> str:

@@ -49,8 +49,8 @@ def test_a_changed_notebook_and_a_moved_folder(tmp_path):
     source["cells"][1]["source"] = "pass"
     path.write_text(json.dumps(source))
     after = NotebookRun(path, {"output_dir": str(folder), "x": 2}, folder).made_of
-    assert told_changes(before, after) == ["the notebook's code"]
-    assert told_changes({}, after) == ["made by an older anytime_lab"]
+    assert told_changes(before, after) == "the notebook's code"
+    assert told_changes({}, after) == "made by an older anytime_lab"
     longer = NotebookRun(path, {"x": 2}, folder, needs=Needs(timeout=5)).made_of
     assert longer == NotebookRun(path, {"x": 2}, folder).made_of, "a limit changes no result"
 

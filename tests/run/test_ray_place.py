@@ -12,7 +12,7 @@ from made_notebooks import ROW_PARAMETERS, ROWS, notebook, row_notebook
 from anytime_lab.__main__ import main
 from anytime_lab.run.jobs import JobsFailed
 from anytime_lab.run.places import open_place
-from anytime_lab.run.process import REPLACED, Needs, NotebookRun, RunFailed, versions
+from anytime_lab.run.process import REPLACED, Needs, NotebookRun, RunFailed
 from anytime_lab.run.sweep import prepare_sweep, run_sweep
 from anytime_lab.store.files import read_json, read_jsonl
 
@@ -166,7 +166,7 @@ def test_a_stopped_run_goes_on_from_what_it_left_behind_a_url(cluster, tmp_path)
         assert not future.done()
         time.sleep(0.1)
     assert ray.available_resources()["GPU"] == 0.75
-    place.stop([future])
+    place.stop()
     (planned,) = prepare_sweep(path, out, storage=stored.as_uri()).plan()
     assert planned.state == "begun"
     archive = stored / job.name / "partial.tar"
@@ -181,7 +181,7 @@ def test_a_stopped_run_goes_on_from_what_it_left_behind_a_url(cluster, tmp_path)
 
 def test_a_run_is_the_same_one_on_another_node(tmp_path, monkeypatch):
     pytest.importorskip("ray")
-    from anytime_lab.run.ray_place import _Task
+    from anytime_lab.run.ray_place import moved
 
     path, here = row_notebook(tmp_path), tmp_path / "here"
     folder = here / "a/seed-0/train"
@@ -189,19 +189,18 @@ def test_a_run_is_the_same_one_on_another_node(tmp_path, monkeypatch):
     settings = {"distributed_type": "FSDP"}
     needs = Needs(None, 2, 9.0, settings)
     run = NotebookRun(path, parameters, folder, here, {"b": "hash"}, needs)
-    task = _Task.of(run, here, None)
-    moved = task.at(tmp_path / "there")
-    assert moved.folder == tmp_path / "there/a/seed-0/train"
-    assert moved.parameters == {"output_dir": str(moved.folder), "x": 2}
+    there = moved(run, tmp_path / "there")
+    assert there.folder == tmp_path / "there/a/seed-0/train"
+    assert there.parameters == {"output_dir": str(there.folder), "x": 2}
     same = ("hash", "inputs", "needs")
-    assert [getattr(moved, name) for name in same] == [getattr(run, name) for name in same]
-    told = {**versions(), "torch": "9.0"}
-    monkeypatch.setattr("anytime_lab.run.process.versions", lambda: told)
+    assert [getattr(there, name) for name in same] == [getattr(run, name) for name in same]
+    told = {**run.made_of["versions"], "torch": "9.0"}
+    monkeypatch.setattr("anytime_lab.run.process.versions_of", lambda _: told)
     with pytest.raises(RunFailed, match='would make it differently: torch ".*" → "9.0". Install'):
-        task.at(tmp_path / "there")
+        moved(run, tmp_path / "there")
     path.unlink()
     with pytest.raises(RunFailed, match="has no .*rows.ipynb. Install the project on every node"):
-        task.at(tmp_path / "there")
+        moved(run, tmp_path / "there")
 
 
 def test_ray_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch, capsys):

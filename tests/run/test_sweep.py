@@ -5,9 +5,10 @@ import re
 import pytest
 from made_notebooks import chain, notebook
 
-from anytime_lab.run.process import versions
+from anytime_lab.run.process import PACKAGES
 from anytime_lab.run.sweep import plan_line, plan_sweep, prepare_sweep
 from anytime_lab.store.files import write_json
+from anytime_lab.store.manifest import versions_of
 
 
 def finished(run, seconds=10.0):
@@ -47,7 +48,8 @@ def test_the_plan_tells_what_is_stale_and_which_parameter_changed(tmp_path, monk
     assert (now["p/seed-0/b"].state, now["p/seed-0/b"].why) == ("stale", "p/seed-0/a changed")
     path = chain(tmp_path, "list: [{name: p, x: 3}, {name: q, x: 4}]", steps)
     assert states(path, out)["p/seed-0/b"].state == "done"
-    monkeypatch.setattr("anytime_lab.run.process.versions", lambda: {**versions(), "torch": "9.0"})
+    other = {**versions_of(PACKAGES), "torch": "9.0"}
+    monkeypatch.setattr("anytime_lab.run.process.versions_of", lambda _: other)
     now = states(path, out)["p/seed-0/a"]
     assert now.state == "stale" and re.fullmatch('torch ".*" → "9.0"', now.why)
 
