@@ -9,6 +9,7 @@ import os
 import sys
 from argparse import REMAINDER, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 FAILED, WRONG, STOPPED = 1, 2, 130  # exit statuses
@@ -119,24 +120,6 @@ def _lab(given: Namespace) -> int:
     return _sweep(given)
 
 
-def _preflight(given: Namespace) -> int:
-    from anytime_lab.run.estimate import command
-
-    return command(given)
-
-
-def _doctor(given: Namespace) -> int:
-    from anytime_lab.run.doctor import command
-
-    return command(given.need)
-
-
-def _serve(given: Namespace) -> int:
-    from anytime_lab.run.serve import serve
-
-    return serve(given.notebook, given.options)
-
-
 def _pictures(given: Namespace) -> int:
     from anytime_lab.look.pictures import add_pictures
 
@@ -145,14 +128,26 @@ def _pictures(given: Namespace) -> int:
     return 0
 
 
+def _of(module: str) -> Callable[[Namespace], int]:
+    """The function `command` of a module, which is imported when it is called."""
+    return lambda given: import_module(module).command(given)
+
+
 VERBS: dict[str, tuple[str, dict[str, dict[str, Any]], Callable[[Namespace], int]]] = {
     "lab": ("train GRPO and AnytimeReasoner, evaluate and compare", LAB, _lab),
     "sweep": ("run what a YAML file says, and go on where it was", SWEEP, _sweep),
-    "preflight": ("what a training takes, and whether it fits", PREFLIGHT, _preflight),
-    "doctor": ("what this environment can do, and what to install", DOCTOR, _doctor),
-    "serve": ("a notebook as a page without its code, on this machine", SERVE, _serve),
+    "preflight": (
+        "what a training takes, and whether it fits", PREFLIGHT, _of("anytime_lab.run.estimate")
+    ),
+    "doctor": (
+        "what this environment can do, and what to install", DOCTOR, _of("anytime_lab.run.doctor")
+    ),
+    "serve": (
+        "a notebook as a page without its code, on this machine",
+        SERVE, _of("anytime_lab.run.serve"),
+    ),
     "pictures": ("a picture beside every figure of notebooks", PICTURES, _pictures),
-}
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

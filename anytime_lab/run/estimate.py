@@ -13,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import psutil
@@ -28,12 +28,15 @@ from anytime_lab.store.records import read_records
 from anytime_lab.tasks.problems import load_task
 from anytime_lab.train.config import BRPOConfig, train_config
 
+HEADROOM = 0.9  # of a device's memory: fragments, buffers of communication, the context
+BYTES_PER_TREE = 3  # of a packed token in saved rollouts and records, compressed
+# Share of a device's FLOP/s that training reaches, as is usual for a few billion parameters
+UTILISATION = 0.35
 SHARDINGS = ("none", "zero2", "zero3")
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Hardware:
+class Hardware(NamedTuple):
     """One device, as its data sheet has it, and how many of them there are."""
 
     name: str  # for the report
@@ -41,11 +44,9 @@ class Hardware:
     memory: float  # bytes of one device
     flops: float  # dense bf16 FLOP/s of one device
     bandwidth: float  # bytes/s of its memory
-    # Share of `flops` that training reaches; 0.35 is usual for a few billion parameters
-    utilisation: float = 0.35
 
 
-# Memory GiB, dense bf16 TFLOP/s, TB/s: the makers' data sheets.
+# Memory, dense bf16 FLOP/s, bytes/s: the makers' data sheets.
 DEVICES = {
     "h200": (141e9, 989e12, 4.8e12),
     "h100": (80e9, 989e12, 3.35e12),
@@ -56,8 +57,7 @@ DEVICES = {
 }
 
 
-@dataclass(frozen=True)
-class ModelSize:
+class ModelSize(NamedTuple):
     """What of a model decides its costs."""
 
     parameters: int
@@ -68,7 +68,7 @@ class ModelSize:
     q: int  # width of the queries over all heads
     kv: int  # and of the keys
     vocabulary: int
-    positions: int | None
+    positions: float  # infinite where the model has no limit
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "ModelSize":
@@ -78,20 +78,19 @@ class ModelSize:
         text = config.get_text_config()
         outside = [model.get_input_embeddings(), model.get_output_embeddings()]
         embeddings = {id(p) for module in outside if module for p in module.parameters()}
+        matrices = [p for p in model.parameters() if p.ndim > 1 and id(p) not in embeddings]
         heads = text.num_attention_heads
         head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
         return cls(
             parameters=sum(p.numel() for p in model.parameters()),
-            body=sum(
-                p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in embeddings
-            ),
+            body=sum(p.numel() for p in matrices),
             hidden=text.hidden_size,
             inner=text.intermediate_size,
             layers=text.num_hidden_layers,
             q=heads * head_size,
             kv=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
             vocabulary=text.vocab_size,
-            positions=getattr(text, "max_position_embeddings", None),
+            positions=getattr(text, "max_position_embeddings", None) or math.inf,
         )
 
 
@@ -185,12 +184,7 @@ class Costs:
         return 2 * self.size.layers * self.size.kv * self.width
 
 
-HEADROOM = 0.9  # of a device's memory: fragments, buffers of communication, the context
-BYTES_PER_TREE = 3  # of a packed token in saved rollouts and records, compressed
-
-
-@dataclass(frozen=True)
-class Observed:
+class Observed(NamedTuple):
     """What records say about a model on these problems."""
 
     lengths: tuple[int, ...]  # tokens of each thinking
@@ -225,24 +219,20 @@ def observe(folder: str | Path, largest: int, group: int) -> Observed:
     at = records[records.budget == records.budget[records.budget >= largest].min()]
     right = at.groupby(["problem_id", "sample"], observed=True).score.mean().dropna()
     flat, exact = _flat_share(right, group)
-    lengths = one.thinking_tokens.clip(upper=largest)
-    return Observed(
-        tuple(map(int, lengths)), float(early.mean()), float(records.summary_tokens.mean()),
-        flat, exact,
-    )  # fmt: skip
+    lengths = tuple(map(int, one.thinking_tokens.clip(upper=largest)))
+    return Observed(lengths, early.mean(), records.summary_tokens.mean(), flat, exact)
 
 
 def _flat_share(scores: pd.Series, group: int) -> tuple[float | None, bool]:
     """Expected share of prompts whose `group` scores at the largest budget are all equal."""
-    shares, exact = [], True
-    for _, own in scores.groupby(level=0, observed=True):
-        counts, n = own.value_counts().tolist(), len(own)
-        if n >= group:  # over all ways to take a group out of the samples
-            shares.append(sum(math.comb(c, group) for c in counts) / math.comb(n, group))
-        else:
-            shares.append(sum((c / n) ** group for c in counts))
-            exact = False
-    return (sum(shares) / len(shares) if shares else None), exact
+    counts = scores.groupby(level=0, observed=True).value_counts()
+    samples = counts.groupby(level=0, observed=True).transform("sum")
+    chances = [  # over all ways to take a group out of the samples, where there are enough
+        math.comb(count, group) / math.comb(n, group) if n >= group else (count / n) ** group
+        for count, n in zip(counts, samples, strict=True)
+    ]
+    prompts = counts.index.get_level_values(0).nunique()
+    return (sum(chances) / prompts if prompts else None), bool((samples >= group).all())
 
 
 @dataclass(frozen=True)
@@ -267,9 +257,8 @@ class Plan:
     @property
     def trees(self) -> int:
         """Of a generation, on all devices."""
-        args = self.config
-        rows = args.per_device_train_batch_size * args.steps_per_generation
-        return rows * self.hardware.devices
+        args, devices = self.config, self.hardware.devices
+        return args.per_device_train_batch_size * args.steps_per_generation * devices
 
     @property
     def steps(self) -> int:
@@ -345,7 +334,7 @@ class Plan:
         """
         costs, hardware = self.costs(), self.hardware
         rows = self.trees // hardware.devices
-        speed = hardware.flops * hardware.utilisation
+        speed = hardware.flops * UTILISATION
         steps = -(-rows // self.rollout_rows) * (costs.shape.thinking + costs.shape.summary)
         read = self.size.parameters * costs.width
         read += self.rollout_rows * (costs.shape.prompt + costs.shape.thinking / 2) * costs.cached
@@ -454,33 +443,33 @@ def this_machine(devices: int | None = None) -> Hardware:
 
 def refusals(plan: Plan) -> list[str]:
     """Why a plan cannot run, each with what could; empty if it can."""
-    told = []
-    args, longest = plan.config, plan.shape(longest=True)
-    needed = int(longest.prompt) + args.budgets[-1] + args.max_summary_tokens
-    if plan.size.positions and needed > plan.size.positions:
-        room = plan.size.positions - int(longest.prompt) - args.max_summary_tokens
-        told.append(
-            f"the longest prompt, thinking and summary take {needed:,} positions of "
-            f"{plan.size.positions:,}. Set the largest budget to {room:,} or less."
-        )
-    if plan.trees % args.num_generations:
-        told.append(
+    args, longest, positions = plan.config, plan.shape(longest=True), plan.size.positions
+    room = positions - int(longest.prompt) - args.max_summary_tokens
+    rows = [
+        (
+            args.budgets[-1] > room,
+            f"the longest prompt, thinking and summary take {positions - room + args.budgets[-1]:,}"
+            f" positions of {positions:,}. Set the largest budget to {room:,} or less.",
+        ),
+        (
+            plan.trees % args.num_generations,
             f"a generation has {plan.trees} trees on {plan.hardware.devices} devices, no whole "
             f"number of groups of {args.num_generations}. Change per_device_train_batch_size or "
-            "steps_per_generation."
-        )
-    if not plan.fits:
-        told.append(
+            "steps_per_generation.",
+        ),
+        (
+            not plan.fits,
             f"one device needs {plan.peak / GIB:.1f} GiB; it has "
             f"{plan.hardware.memory / GIB:.1f}, of which {HEADROOM:.0%} can be used. "
-            + _what_would_fit(plan)
-        )
-    if plan.disk > plan.disk_free:
-        told.append(
+            + _what_would_fit(plan),
+        ),
+        (
+            plan.disk > plan.disk_free,
             f"the run writes {plan.disk / GIB:.1f} GiB; {plan.disk_free / GIB:.1f} are free at "
-            f"{args.output_dir}. Set save_total_limit=2, a larger save_steps, or another folder."
-        )
-    return told
+            f"{args.output_dir}. Set save_total_limit=2, a larger save_steps, or another folder.",
+        ),
+    ]
+    return [told for wrong, told in rows if wrong]
 
 
 def _what_would_fit(plan: Plan) -> str:
@@ -493,21 +482,20 @@ def _what_would_fit(plan: Plan) -> str:
         ("ZeRO-2", {"sharding": "zero2"}),
         ("ZeRO-3 or FSDP", {"sharding": "zero3"}),
     ]
-    fitting = []
-    changed, names = plan, []
+    changed, names, fitting = plan, [], []
     for name, change in changes:
-        if any(getattr(plan, key) != value for key, value in change.items()):
-            alone = replace(plan, **change)
-            if alone.fits:
-                fitting.append(f"{name} ({alone.peak / GIB:.1f} GiB)")
-            changed, names = replace(changed, **change), [*names, name]
-            if not fitting and changed.fits:
-                fitting.append(f"{' with '.join(names)} ({changed.peak / GIB:.1f} GiB)")
+        alone = replace(plan, **change)
+        if alone == plan:
+            continue
+        changed, names = replace(changed, **change), [*names, name]
+        if alone.fits:
+            fitting.append(f"{name} ({alone.peak / GIB:.1f} GiB)")
+        elif not fitting and changed.fits:
+            fitting.append(f"{' with '.join(names)} ({changed.peak / GIB:.1f} GiB)")
     if fitting:
         return f"It would fit with {', or '.join(fitting)}."
-    for name in DEVICES:
-        larger = replace(plan.hardware, name=name, memory=DEVICES[name][0])
-        if replace(changed, hardware=larger).fits:
+    for name, (memory, *_) in DEVICES.items():
+        if replace(changed, hardware=plan.hardware._replace(memory=memory)).fits:
             return f"It would fit with {', '.join(names) or 'nothing else'} on {name} devices."
     return "Take shorter budgets, fewer summaries, more devices or a smaller model."
 
@@ -533,11 +521,14 @@ def report(plan: Plan) -> list[tuple[str, str, str]]:
     rows += [(what, f"{amount / GIB:.2f} GiB", "") for what, amount in plan.memory.items()]
     rows.append(("peak", f"{plan.peak / GIB:.2f} GiB", f"of {plan.hardware.memory / GIB:.2f}"))
     seen = plan.observed
-    finished = ("unknown", "give --records") if seen is None else (f"{seen.finished:.1%}", "")
-    flat = finished
-    if seen is not None:
-        note = "" if seen.exact else "upper estimate: fewer samples than a group"
-        flat = ("unknown" if seen.flat is None else f"{seen.flat:.1%}", note)
+    if seen is None:
+        finished = flat = ("unknown", "give --records")
+    else:
+        finished = (f"{seen.finished:.1%}", "")
+        flat = (
+            "unknown" if seen.flat is None else f"{seen.flat:.1%}",
+            "" if seen.exact else "upper estimate: fewer samples than a group",
+        )
     rows.append(("thinkings finished before the end", *finished))
     rows.append(("prompts without variance", *flat))
     return rows
@@ -553,12 +544,11 @@ def command(asked: Namespace) -> int:
     """Print the report of `python -m anytime_lab preflight`; 1 if the run cannot fit."""
     if asked.device not in (*DEVICES, None):
         raise ValueError(f"--device is {asked.device!r}; choose one of {', '.join(DEVICES)}.")
+    hardware = this_machine(asked.devices)
     if asked.device:
         hardware = Hardware(asked.device, asked.devices or 1, *DEVICES[asked.device])
-    else:
-        hardware = this_machine(asked.devices)
     if asked.memory:
-        hardware = replace(hardware, memory=asked.memory * GIB)
+        hardware = hardware._replace(memory=asked.memory * GIB)
     config = train_config(
         asked.preset,
         asked.budgets,
@@ -580,4 +570,4 @@ def command(asked: Namespace) -> int:
     told = refusals(plan)
     for reason in told:
         print(f"Refused: {reason}", file=sys.stderr)
-    return 1 if told else 0
+    return int(bool(told))

@@ -13,11 +13,13 @@ however the notebook was started. Three rules hold for all notebooks:
 """
 
 import ast
+import contextlib
 import difflib
+import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 SECRETS = "ANYTIME_LAB_SECRETS"  # in the environment of a run: JSON, placeholder → secret
 TAKES = "take_parameters"
-_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
+_TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "list": (list,),
+          "dict": (dict,), "None": (type(None),)}  # fmt: skip
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -98,6 +101,17 @@ def _check_name(where: str, name: str, known: Mapping[str, Any]) -> None:
         raise ValueError(f"{where} has no parameter {name!r}; {nearest(name, known)}")
 
 
+# What is usually given in place of a kind, and what to write instead.
+_FIXES: Sequence[tuple[type, str, str]] = (
+    (str, "int", " Write a number, without quotes or underscores."),
+    (str, "float", " Write a number, without quotes or underscores."),
+    (str, "list", " Write a list in brackets: [1, 2]."),
+    (str, "dict", ' Write names with values in braces: {{"high": 12}}.'),
+    (str, "bool", " Write true or false, without quotes."),
+    (float, "int", " Write {0:.0f}."),
+)
+
+
 def _check_value(where: str, value: Any, kind: str, default: Any) -> None:
     """Refuse what is no JSON, or of another type than declared."""
     try:
@@ -110,34 +124,18 @@ def _check_value(where: str, value: Any, kind: str, default: Any) -> None:
             "strings, true and false, lists and dicts with string keys."
         )
     kinds = re.split(r"\s*\|\s*", kind)
-    if any(one not in (*_TYPES, "None") for one in kinds):
+    allowed = tuple(_TYPES[one] for one in kinds if one in _TYPES)
+    if len(allowed) < len(kinds) or type(value) in itertools.chain(*allowed):
         return
-    if not any(_is(value, one) for one in kinds):
-        raise ValueError(
-            f"{where} is {redacted(value)!r} ({type(value).__name__}); expected "
-            f"{' or '.join(kinds)}, such as {default!r}.{_fix(value, kinds)}"
-        )
-
-
-def _is(value: Any, kind: str) -> bool:
-    if kind == "None":
-        return value is None
-    return isinstance(value, _TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
-
-
-def _fix(value: Any, kinds: Sequence[str]) -> str:
-    """What to write instead, where the slip is a usual one."""
-    if isinstance(value, str) and {"int", "float"} & set(kinds):
-        return " Write a number, without quotes or underscores."
-    if isinstance(value, str) and "list" in kinds:
-        return " Write a list in brackets: [1, 2]."
-    if isinstance(value, str) and "dict" in kinds:
-        return ' Write names with values in braces: {"high": 12}.'
-    if isinstance(value, str) and "bool" in kinds:
-        return " Write true or false, without quotes."
-    if isinstance(value, float) and "int" in kinds and value.is_integer():
-        return f" Write {int(value)}."
-    return ""
+    fits = (
+        fix.format(value)
+        for given, wanted, fix in _FIXES
+        if isinstance(value, given) and wanted in kinds and (given is str or value == int(value))
+    )
+    raise ValueError(
+        f"{where} is {redacted(value)!r} ({type(value).__name__}); expected "
+        f"{' or '.join(kinds)}, such as {default!r}.{next(fits, '')}"
+    )
 
 
 def take_parameters(room: dict[str, Any]) -> None:
@@ -150,25 +148,24 @@ def take_parameters(room: dict[str, Any]) -> None:
         ValueError: a parameter is unknown, of another type than declared, or a secret that
             papermill has written into the notebook; the message says what to write instead.
     """
-    cells = [cell for cell in room.get("In", ()) if isinstance(cell, str)]
     known = {name: getattr(kind, "__name__", str(kind)) for name, kind in
              room.get("__annotations__", {}).items()}  # fmt: skip
     given: dict[str, Any] = {}
-    for cell in cells:
-        if cell.lstrip().startswith("# Parameters"):  # papermill's
+    for cell in room.get("In", ()):
+        if isinstance(cell, str) and cell.lstrip().startswith("# Parameters"):  # papermill's
             given |= {name: value for name, (_, value) in declared(cell).items()}
     for name in given:
         _check_name("this notebook", name, known)
-    if secret := [name for name in given if hide_secrets({name: given[name]})[1]]:
-        raise ValueError(
-            f"{secret[0]} holds a secret, and papermill writes parameters into the notebook that "
-            "it makes: remove that file. Put the secret into the environment and give env:NAME, "
-            "the variable's name, in its place."
-        )
+        if hide_secrets({name: given[name]})[1]:
+            raise ValueError(
+                f"{name} holds a secret, and papermill writes parameters into the notebook that "
+                "it makes: remove that file. Put the secret into the environment and give "
+                "env:NAME, the variable's name, in its place."
+            )
     kept = json.loads(os.environ.get(SECRETS, "{}"))
     for name, kind in known.items():
-        value = _each_text(_from_text(room[name], kind), lambda text: _in_place(text, kept))
-        _check_value(name, value, kind, room[name] if name not in given else given[name])
+        value = _in_place(_from_text(room[name], kind), kept)
+        _check_value(name, value, kind, given.get(name, room[name]))
         room[name] = value
     if (ROOT / "notebooks").is_dir() and Path.cwd().is_relative_to(ROOT):
         os.chdir(ROOT)
@@ -181,31 +178,26 @@ def _from_text(value: Any, kind: str) -> Any:
     if value.strip().lower() in _WORDS:
         return _WORDS[value.strip().lower()]
     for read in (json.loads, ast.literal_eval):
-        try:
+        with contextlib.suppress(ValueError, SyntaxError):
             return read(value)
-        except (ValueError, SyntaxError):
-            continue
     return value
 
 
-def _each_text(value: Any, change: Callable[[str], str]) -> Any:
-    """The value with each text in it changed, at any depth."""
+def _in_place(value: Any, kept: Mapping[str, str]) -> Any:
+    """The value with secrets, variables of the environment and `~` in place, at any depth."""
     if isinstance(value, Mapping):
-        return {key: _each_text(one, change) for key, one in value.items()}
+        return {key: _in_place(one, kept) for key, one in value.items()}
     if isinstance(value, list):
-        return [_each_text(one, change) for one in value]
-    return change(value) if isinstance(value, str) else value
-
-
-def _in_place(text: str, kept: Mapping[str, str]) -> str:
-    """Text with its secrets, its variable of the environment and its `~` in place."""
+        return [_in_place(one, kept) for one in value]
+    if not isinstance(value, str):
+        return value
     for placeholder, secret in kept.items():
-        text = text.replace(placeholder, secret)
-    if text.startswith("env:"):
-        if (name := text.removeprefix("env:")) not in os.environ:
-            raise ValueError(f"{text}: the environment has no variable {name}; export it first.")
+        value = value.replace(placeholder, secret)
+    if value.startswith("env:"):
+        if (name := value.removeprefix("env:")) not in os.environ:
+            raise ValueError(f"{value}: the environment has no variable {name}; export it first.")
         return os.environ[name]
-    return os.path.expanduser(text) if text.startswith("~") else text
+    return os.path.expanduser(value) if value.startswith("~") else value
 
 
 def hide_secrets(parameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -7,6 +7,7 @@ that asks nobody.
 
 import os
 import re
+from argparse import Namespace
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
@@ -41,10 +42,10 @@ def arguments_for_voila(notebook: str, options: Sequence[str]) -> list[str]:
     return [notebook, *options, *mine, "--Voila.ip=127.0.0.1", f"--template={TEMPLATE}"]
 
 
-def serve(notebook: str, options: Sequence[str]) -> int:
+def command(asked: Namespace) -> int:
     """Serve until it is stopped; voila prints the address with its token."""
-    if not Path(notebook).is_file():
-        raise FileNotFoundError(f"there is no notebook {notebook}.")
+    if not Path(asked.notebook).is_file():
+        raise FileNotFoundError(f"there is no notebook {asked.notebook}.")
     try:
         from voila.app import Voila
     except ImportError:
@@ -52,5 +53,5 @@ def serve(notebook: str, options: Sequence[str]) -> int:
             "voila is not installed here; install it with: pip install voila"
         ) from None
     prepare(os.environ)
-    Voila.launch_instance(arguments_for_voila(notebook, options))
+    Voila.launch_instance(arguments_for_voila(asked.notebook, asked.options))
     return 0

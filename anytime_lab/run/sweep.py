@@ -10,13 +10,12 @@ import json
 import shutil
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
@@ -41,12 +40,14 @@ from anytime_lab.store.files import (
     MANIFEST,
     METRICS,
     PROGRESS,
+    WRITING,
     RunFolderError,
+    only_writer,
     remove_leftovers,
     write_csv,
 )
 
-PAGE, TABLE, LOCK = "comparison", "summary.csv", ".sweep.lock"
+PAGE, TABLE = "comparison", "summary.csv"
 
 
 # --- settings, before anything runs --------------------------------------------------------------
@@ -316,7 +317,7 @@ class Prepared:
         Raises:
             ValueError: the folder holds other things.
         """
-        ours = {LOCK, MIRROR, TABLE, ".seen-by-all"}
+        ours = {WRITING, MIRROR, TABLE, ".seen-by-all", ".sweep.lock"}
         ours |= {job.name.split("/")[0] for job in self.jobs.values()}
         found = sorted(path.name for path in self.out.iterdir()) if self.out.is_dir() else []
         strange = [n for n in found if n not in ours and not fnmatch.fnmatch(n, f"{PAGE}*.html")]
@@ -325,7 +326,7 @@ class Prepared:
                 f"{self.out} holds {', '.join(strange[:5])}, which this sweep did not make; "
                 "--fresh would remove it. Choose another --out."
             )
-        with _only_one(self.out):
+        with only_writer(self.out):
             shutil.rmtree(self.out)
 
 
@@ -391,10 +392,11 @@ def run_sweep(
 
     Raises:
         JobsFailed: some runs failed; the comparison of the others was written.
-        BlockingIOError: another sweep is running in the folder.
+        RunFolderError: another sweep is running in the folder.
     """
     console = console or Console()
-    with _only_one(prepared.out), contextlib.ExitStack() as at_end:
+    with only_writer(prepared.out), contextlib.ExitStack() as at_end:
+        remove_leftovers(prepared.out)  # of pages that a killed sweep was writing
         if isinstance(executor, str):
             executor = open_place(executor, prepared.out, workers, prepared.storage)
             at_end.callback(executor.close)
@@ -417,17 +419,3 @@ def run_sweep(
     if then := prepared.sweep.file.then:
         console.print(text(told(prepared.sweep, prepared.out, then)), highlight=False)
     return compared
-
-
-@contextlib.contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        held = FileLock(out / LOCK, timeout=0).acquire()
-    except Timeout:
-        raise BlockingIOError(
-            f"another sweep is running in {out}. Wait for it, stop it, or choose another --out."
-        ) from None
-    with held:
-        remove_leftovers(out)  # of pages that a killed sweep was writing
-        yield

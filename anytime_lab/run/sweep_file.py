@@ -24,6 +24,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -147,29 +148,22 @@ class Step(NamedTuple):
     needs: Needs
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """One point of the grid or entry of the list."""
 
     name: str  # also of its folder
     values: Mapping[str, Any]  # what references stand for
-    skip: frozenset[str]  # steps that it does without
-    seeds: tuple[int, ...]  # its own, or the sweep's
+    skip: Sequence[str]  # steps that it does without
+    seeds: Sequence[int]  # its own, or the sweep's
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(NamedTuple):
     """A checked file, with its defaults in place."""
 
     name: str
     file: SweepFile
     steps: Mapping[str, Step]
     variants: Mapping[str, Variant]
-
-    @property
-    def chained(self) -> bool:
-        """Whether it has steps, to which parameters refer."""
-        return self.file.steps is not None
 
 
 def load_sweep(
@@ -196,36 +190,28 @@ def load_sweep(
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(said, dict):
         raise ValueError(f"{path} holds {said!r}; expected keys such as notebook and grid.")
+    name = path.stem if scale is None else f"{path.stem}-{scale}"
     try:
         file = _read(SweepFile, said)
-        if scale is not None:
-            file.base |= _named("scale", scale, file.scales)
-        for name in values or {}:
-            _named("value of base", name, file.base)
-        file.base |= values or {}
+        named = [("scale", scale, file.scales)] if scale is not None else []
+        named += [("value of base", one, file.base) for one in values or ()]
+        for kind, one, known in named:
+            if one not in known:
+                raise ValueError(f"there is no {kind} {one!r}; {nearest(one, known)}")
+        file.base |= file.scales.get(scale, {}) | (values or {})
         if seeds is not None:
             file.seeds = _read(SweepFile, {"seeds": list(seeds)}).seeds
-        name = path.stem if scale is None else f"{path.stem}-{scale}"
         return _sweep(path, name, file)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
 
 
-def _named(kind: str, name: str, known: Mapping[str, Any]) -> Any:
-    if name not in known:
-        raise ValueError(f"there is no {kind} {name!r}; {nearest(name, known)}")
-    return known[name]
-
-
 def _sweep(path: Path, name: str, file: SweepFile) -> Sweep:
     if (file.notebook is None) == (file.steps is None):
         raise ValueError("give either `notebook` (one) or `steps` (a chain).")
-    chained = file.steps is not None
-    if chained:
-        steps = {step: _step(path, step, said) for step, said in file.steps.items()}
-    else:
-        only = re.sub(r"^\d+_", "", Path(file.notebook).stem)
-        steps = {only: _step(path, only, file)}
+    only = re.sub(r"^\d+_", "", Path(file.notebook or "").stem)
+    said = {only: file} if file.steps is None else file.steps
+    steps = {step: _step(path, step, one) for step, one in said.items()}
     count = math.prod(map(len, file.grid.values())) * len(file.entries) * len(file.seeds)
     if count * len(steps) > MOST_RUNS:
         raise ValueError(
@@ -233,27 +219,25 @@ def _sweep(path: Path, name: str, file: SweepFile) -> Sweep:
             f"{MOST_RUNS:,}. Try fewer values, or share them out over several files."
         )
     variants: dict[str, Variant] = {}
-    for entry in file.entries:
-        for point in itertools.product(*file.grid.values()):
-            chosen = dict(zip(file.grid, point, strict=True))
-            variant = _variant(file, entry, chosen, steps)
-            if variant.name in variants:
-                raise ValueError(
-                    f"two runs would be called {variant.name!r}; give the entries of list a name "
-                    "of their own."
-                )
-            variants[variant.name] = variant
+    for entry, point in itertools.product(file.entries, itertools.product(*file.grid.values())):
+        variant = _variant(file, entry, dict(zip(file.grid, point, strict=True)), steps)
+        if variant.name in variants:
+            raise ValueError(
+                f"two runs would be called {variant.name!r}; give the entries of list a name of "
+                "their own."
+            )
+        variants[variant.name] = variant
     file.reference = file.reference or next(iter(variants))
     if file.reference not in variants:
         raise ValueError(f"reference is {file.reference!r}; the runs are {', '.join(variants)}.")
     file.title = file.title or path.stem.replace("_", " ")
-    file.folder = file.folder or (CHAIN if chained else SINGLE)
+    file.folder = file.folder or (CHAIN if file.steps else SINGLE)
     return Sweep(name, file, steps, variants)
 
 
 def _variant(file: SweepFile, entry: Mapping, chosen: Mapping, steps: Mapping) -> Variant:
     said = _read(_Entry, entry, "list: ")
-    own = {key: value for key, value in entry.items() if key not in _Entry.model_fields}
+    own = said.model_extra
     if both := sorted(own.keys() & chosen.keys()):
         raise ValueError(f"{', '.join(both)} stands in grid and in list; keep one of them.")
     values = {**file.base, **own, **chosen}
@@ -269,7 +253,7 @@ def _variant(file: SweepFile, entry: Mapping, chosen: Mapping, steps: Mapping) -
     _check_name(f"a run would be called {name!r}", name)
     if not set(said.skip) <= set(steps):
         raise ValueError(f"{name}: skip is {said.skip!r}; the steps are {', '.join(steps)}.")
-    return Variant(name, values, frozenset(said.skip), tuple(said.seeds or file.seeds))
+    return Variant(name, values, said.skip, said.seeds or file.seeds)
 
 
 def _check_name(told: str, name: str) -> None:
@@ -364,19 +348,16 @@ def model_within(run: Path, seconds: float) -> str:
     return {**declared_parameters(about["notebook"]), **about["parameters"]}["model"]
 
 
-# Read from the folder of a finished step; what stands in brackets is a value's name.
-FACTS: Mapping[str, tuple[str, Callable[..., Any]]] = {
-    "training_seconds": ("how long all of its updates took", training_seconds),
-    "updates_within": ("updates that it had made and saved by then", updates_within),
-    "model_within": ("the model that it had saved by then", model_within),
+# Read from the folder of a finished step; its argument is a value's name in brackets.
+FACTS: Mapping[str, Callable[..., Any]] = {
+    fact.__name__: fact for fact in (training_seconds, updates_within, model_within)
 }
 
 
 # --- references ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """Where in the sweep a job stands."""
 
     variant: str
@@ -411,13 +392,16 @@ class Scope:
             return self.look_up(whole[1], depth)
         if "${" in _REFERENCE.sub("", value):
             raise ValueError(f"{value!r} has a ${{ that does not end; expected ${{name}}.")
-        return _REFERENCE.sub(lambda found: self._text(found[1], value, depth), value)
 
-    def _text(self, name: str, within: str, depth: int) -> str:
-        value = self.look_up(name, depth)
-        if not isinstance(value, str | int | float | None):
-            raise ValueError(f"{within!r}: {name} is {value!r}, which cannot stand inside a text.")
-        return str(value)
+        def as_text(found: re.Match) -> str:
+            told = self.look_up(found[1], depth)
+            if not isinstance(told, str | int | float | None):
+                raise ValueError(
+                    f"{value!r}: {found[1]} is {told!r}, which cannot stand inside a text."
+                )
+            return str(told)
+
+        return _REFERENCE.sub(as_text, value)
 
     def look_up(self, name: str, depth: int = 0) -> Any:
         """What one reference stands for."""
@@ -430,34 +414,14 @@ class Scope:
             return self.fill(values[name], depth + 1)
         path, _, variant = name.partition("@")
         step, *fields = path.split(".")
-        if step not in self.sweep.steps or not self.sweep.chained:
-            known = [*named, *values, *(self.sweep.steps if self.sweep.chained else ())]
-            said = nearest(f"${{{name}}}", [f"${{{one}}}" for one in known])
-            raise ValueError(f"${{{name}}} is unknown; {said}")
+        steps = self.sweep.file.steps or {}
+        if step not in steps:
+            known = [f"${{{one}}}" for one in (*named, *values, *steps)]
+            raise ValueError(f"${{{name}}} is unknown; {nearest(f'${{{name}}}', known)}")
         other = self._other(name, step, variant)
         self.after[other] = None
         folder = self.out / folder_of(self.sweep, other)
-        return self._field(folder, fields, depth) if fields else str(folder)
-
-    def _field(self, folder: Path, fields: list[str], depth: int) -> Any:
-        """A fact of training, or a field of the result, once that is there."""
-        self.deferred = True
-        fact = re.fullmatch(r"(\w+)(?:\((\w+)\))?", fields[0])
-        known = fact is not None and fact[1] in FACTS
-        arguments = [self.look_up(fact[2], depth + 1)] if known and fact[2] else []
-        if not self.results:
-            return None
-        value = read_json(folder / RESULT)
-        if known:
-            return FACTS[fact[1]][1](folder, *arguments)
-        for name in fields:
-            if not isinstance(value, dict) or name not in value:
-                raise ValueError(
-                    f"{folder / RESULT} has no {'.'.join(fields)}, and the facts of training are "
-                    f"{', '.join(FACTS)}."
-                )
-            value = value[name]
-        return value
+        return self._result(folder, fields, depth) if fields else str(folder)
 
     def _other(self, name: str, step: str, variant: str) -> Point:
         other = variant or self.point.variant
@@ -469,15 +433,34 @@ class Scope:
                 f"${{{name}}}: {other} skips {step}. Give it a value of its own, as "
                 f"`list: [{{name: {other}, skip: [{step}], model: ...}}]` does for ${{model}}."
             )
-        if not variant:
-            order = list(self.sweep.steps)
-            if order.index(step) >= order.index(self.point.step):
-                raise ValueError(
-                    f"${{{name}}}: {self.point.step} does not come after {step}. List the steps in "
-                    "the order in which they run."
-                )
+        order = list(self.sweep.steps)
+        if not variant and order.index(step) >= order.index(self.point.step):
+            raise ValueError(
+                f"${{{name}}}: {self.point.step} does not come after {step}. List the steps in "
+                "the order in which they run."
+            )
         seed = self.point.seed if self.point.seed in about.seeds else about.seeds[0]
         return Point(other, seed, step)
+
+    def _result(self, folder: Path, fields: list[str], depth: int) -> Any:
+        """A fact of training, or a field of the result, once that is there."""
+        self.deferred = True
+        called = re.fullmatch(r"(\w+)(?:\((\w+)\))?", fields[0])
+        fact = FACTS.get(called[1]) if called else None
+        arguments = [self.look_up(called[2], depth + 1)] if fact and called[2] else []
+        if not self.results:
+            return None
+        value = read_json(folder / RESULT)
+        if fact:
+            return fact(folder, *arguments)
+        for name in fields:
+            if not isinstance(value, dict) or name not in value:
+                raise ValueError(
+                    f"{folder / RESULT} has no {'.'.join(fields)}, and the facts of training are "
+                    f"{', '.join(FACTS)}."
+                )
+            value = value[name]
+        return value
 
 
 def folder_of(sweep: Sweep, point: Point) -> str:
@@ -511,15 +494,15 @@ def sweep_jobs(sweep: Sweep, out: str | Path) -> dict[Point, Job]:
         if step not in variant.skip
     ]
     scopes = {point: Scope(sweep, out, point) for point in wanted}
-    names: dict[str, Point] = {}
     made: dict[Point, Job] = {}
+    names: set[str] = set()
     for point, scope in scopes.items():
         name = scope.fill(sweep.file.folder)
         for part in name.split("/"):
             _check_name(f"a run would lie in {name!r}", part)
         if name in names:
             raise ValueError(f"two runs would lie in {name}; name them apart in `folder`.")
-        names[name] = point
+        names.add(name)
         try:
             made[point] = _job(scope, name, declared[sweep.steps[point.step].notebook])
         except ValueError as error:
@@ -544,7 +527,7 @@ def sweep_jobs(sweep: Sweep, out: str | Path) -> dict[Point, Job]:
 def _job(scope: Scope, name: str, declared: Mapping[str, Any]) -> Job:
     sweep, step = scope.sweep, scope.sweep.steps[scope.point.step]
     values = sweep.variants[scope.point.variant].values
-    said = dict(step.parameters) if sweep.chained else dict(values)
+    said = step.parameters if sweep.file.steps else values
     if "output_dir" in said:
         raise ValueError("output_dir is the run's own folder; leave it out.")
     folder = scope.out / name
@@ -552,20 +535,15 @@ def _job(scope: Scope, name: str, declared: Mapping[str, Any]) -> Job:
         raise ValueError("its path is longer than file systems take; choose a shorter --out.")
     own = {"output_dir": str(folder), "seed": scope.point.seed}
     said = {**{one: value for one, value in own.items() if one in declared}, **said}
-    filled, late = {}, set()
+    parameters, late = {}, {}
     for one, value in said.items():
         scope.deferred = False
-        filled[one] = scope.fill(value)
-        late |= {one} if scope.deferred else set()
-    check_parameters(step.notebook, {**filled, **{one: declared.get(one) for one in late}})
-    parameters: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = filled
-    if late:
-        # A scope of its own: filling notes what was asked for.
-        results = Scope(sweep, scope.out, scope.point, results=True)
-
-        def parameters() -> dict[str, Any]:
-            return {one: results.fill(value) for one, value in said.items()}
-
+        parameters[one] = scope.fill(value)
+        if scope.deferred:
+            late[one] = declared.get(one)
+    check_parameters(step.notebook, {**parameters, **late})
+    if late:  # in a scope of its own: filling notes what was asked for
+        parameters = partial(Scope(sweep, scope.out, scope.point, results=True).fill, said)
     after = tuple(folder_of(sweep, other) for other in scope.after)
     return Job(name, step.notebook, parameters, folder, after, step.needs, scope.out)
 
@@ -574,7 +552,7 @@ def _check_all_used(sweep: Sweep, scopes: Sequence[Scope]) -> None:
     texts = Scope(sweep, scopes[-1].out, scopes[-1].point)
     for text in (*sweep.file.notes, sweep.file.takes, sweep.file.then):
         texts.fill(text)
-    if not sweep.chained:
+    if sweep.file.steps is None:
         return
     used = set().union(*(scope.used for scope in (*scopes, texts)))
     given = {name for variant in sweep.variants.values() for name in variant.values}

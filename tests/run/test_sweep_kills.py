@@ -24,7 +24,7 @@ from anytime_lab.run.process import (
     start_run,
 )
 from anytime_lab.run.sweep import prepare_sweep, run_sweep
-from anytime_lab.store.files import read_json, read_jsonl
+from anytime_lab.store.files import RunFolderError, read_json, read_jsonl
 
 pytestmark = pytest.mark.slow  # every run starts a kernel
 KILLS = 10
@@ -162,7 +162,7 @@ def test_a_second_sweep_is_refused_and_nothing_goes_on_behind_a_killed_one(tmp_p
     out = tmp_path / "out"
     sweep = start_sweep(path, out)
     wait_for_rows(out, sweep)
-    with pytest.raises(BlockingIOError, match="another sweep is running"):
+    with pytest.raises(RunFolderError, match="another run writes into .*out now"):
         run_sweep(prepare_sweep(path, out), 1)
     assert sweep.poll() is None
     assert len(processes_of(out)) >= 2  # the launcher and its kernel
