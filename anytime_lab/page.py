@@ -84,11 +84,11 @@ def paragraph(text: object, kind: str = "") -> str:
 def table(
     header: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", kind: str = ""
 ) -> str:
-    """A table whose first column names its rows; everything is escaped."""
+    """A table whose first column names its rows; all is escaped but cells that are `Markup`."""
     head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
     body = "".join(
         f'<tr><th scope="row">{escaped(first)}</th>'
-        + "".join(f"<td>{escaped(cell)}</td>" for cell in rest)
+        + "".join(f"<td>{_cell(cell)}</td>" for cell in rest)
         + "</tr>"
         for first, *rest in rows
     )
@@ -97,6 +97,15 @@ def table(
         f'<div class="wide"><table class="{html.escape(kind)}">{told}<thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _cell(cell: object) -> str:
+    return cell.__html__() if hasattr(cell, "__html__") else escaped(cell)
+
+
+def folded(words: str, inner: str) -> str:
+    """Finished HTML behind its words, which open it."""
+    return f"<details><summary>{escaped(words)}</summary>{inner}</details>"
 
 
 def region(label: str, parts: Iterable[str]) -> str:

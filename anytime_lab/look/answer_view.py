@@ -19,10 +19,11 @@ import traitlets
 from plotly.subplots import make_subplots
 
 from anytime_lab.engines.thoughts import Prompt, Thinker, ThinkingError, Thought
-from anytime_lab.look.live import JS, LiveFigure, described, row, text
-from anytime_lab.look.style import COLOURS, base, faded, safe_text, short_text
+from anytime_lab.look.figures import told_line
+from anytime_lab.look.live import JS, LiveFigure, Text, button, described, row
+from anytime_lab.look.style import COLOURS, RunStyle, base, faded, safe_text, short_text
 from anytime_lab.look.view import View
-from anytime_lab.page import NO_MATHS, block, escaped, paragraph, plain, region, short, table
+from anytime_lab.page import NO_MATHS, escaped, folded, paragraph, plain, region, short, table
 from anytime_lab.verify.verifiers import Verifier, find_answer
 
 NO_GOLD = "not graded"
@@ -36,9 +37,9 @@ class Asked:
     Attributes:
         tokens: How long the thinking was.
         end: How it had ended, if it had.
-        summaries: One row for each: answer (None: none was found), verdict, reason, text, length
-            (tokens), finished, logprob (nats; NaN: not told), probability, per_token (the geometric
-            mean over its tokens).
+        summaries: One row for each: answer (None: none was found), verdict, reason, text, tokens,
+            finished, logprob (nats; NaN: not told), probability, per_token (the geometric mean
+            over its tokens).
     """
 
     tokens: int
@@ -83,25 +84,18 @@ def ask(thought: Thought, count: int, verifier: Verifier | None, gold: Any = Non
     texts = [thought.text + a.forced + a.text for a in answers]
     if verifier is not None and gold is not None:
         grades = verifier.grade(texts, [gold] * len(texts))
-        told = [(g.answer, _verdict(g.score), g.reason) for g in grades]
+        found, reasons = [g.answer for g in grades], [g.reason for g in grades]
+        verdicts = [
+            "abstained" if g.score is None else "right" if g.score >= 1 else "wrong" for g in grades
+        ]
     else:
-        find = getattr(verifier, "find", find_answer)
-        told = [(find(text), NO_GOLD, "") for text in texts]
-    frame = pd.DataFrame(told, columns=["answer", "verdict", "reason"])
-    frame["answer"] = _objects(frame["answer"])
-    frame["text"] = [a.text for a in answers]
-    frame["length"] = [a.tokens for a in answers]
-    frame["finished"] = [a.finished for a in answers]
-    frame["logprob"] = [math.nan if a.logprob is None else a.logprob for a in answers]
+        found = [getattr(verifier, "find", find_answer)(text) for text in texts]
+        verdicts, reasons = NO_GOLD, ""
+    frame = pd.DataFrame(answers).drop(columns="forced").astype({"logprob": float})
+    frame = frame.assign(answer=_objects(found), verdict=verdicts, reason=reasons)
     frame["probability"] = np.exp(frame["logprob"])
-    frame["per_token"] = np.exp(frame["logprob"] / frame["length"].clip(lower=1))
+    frame["per_token"] = np.exp(frame["logprob"] / frame["tokens"].clip(lower=1))
     return Asked(thought.length, thought.end, frame)
-
-
-def _verdict(score: float | None) -> str:
-    if score is None:
-        return "abstained"
-    return "right" if score >= 1 else "wrong"
 
 
 def ask_along(
@@ -125,24 +119,17 @@ def ask_along(
 def history(asked: Sequence[Asked]) -> pd.DataFrame:
     """The leading answer at each point that was asked at (one or more), shortest first.
 
-    Returns columns tokens, answer (None: no answer), share (of the summaries), right (of the
-    leading answer; None where it is not graded), share_right (NaN where nothing is graded). Where
-    one length was asked at twice, the last time counts.
+    Returns columns tokens, answer (None: no answer), share (of the summaries), verdict (of the
+    leading answer), share_right (NaN where nothing is graded). Where one length was asked at twice,
+    the last time counts.
     """
     rows = {}
     for point in sorted(asked, key=lambda a: a.tokens):
-        lead = point.spread.iloc[0]
-        graded = point.summaries["verdict"].isin(["right", "wrong"])
-        right = point.summaries["verdict"] == "right"
-        rows[point.tokens] = {
-            "tokens": point.tokens,
-            "answer": lead["answer"],
-            "share": lead["share"],
-            "right": {"right": True, "wrong": False}.get(lead["verdict"]),
-            "share_right": right.sum() / graded.sum() if graded.any() else math.nan,
-        }
+        known = point.summaries["verdict"].map({"right": 1.0, "wrong": 0.0})
+        lead = point.spread.loc[0, ["answer", "share", "verdict"]]
+        rows[point.tokens] = {"tokens": point.tokens, **lead, "share_right": known.mean()}
     frame = pd.DataFrame(rows.values())
-    return frame.assign(**{column: _objects(frame[column]) for column in ("answer", "right")})
+    return frame.assign(answer=_objects(frame["answer"]))
 
 
 # --- in words ------------------------------------------------------------------------------------
@@ -160,20 +147,22 @@ def told_probability(value: float) -> str:
     return f"{value:.0%}" if value >= 0.1 else f"{value:.2g}"
 
 
+def told_verdict(verdict: str) -> str:
+    """A verdict, to be appended; nothing where none was given."""
+    return "" if verdict == NO_GOLD else f", {verdict}"
+
+
 def told_asked(asked: Asked) -> str:
     """The leading answer of a question, in a sentence; not escaped."""
-    spread = asked.spread
-    lead = spread.iloc[0]
+    lead, others = asked.spread.iloc[0], len(asked.spread) - 1
     where = f"After {asked.tokens:,} tokens"
     if asked.end:
         how = {"closed": "closed by itself", "eos": "ended in EOS", "length": "its limit"}
         where += f", at the end ({how.get(asked.end, asked.end)})"
-    others = len(spread) - 1
     rest = "all alike" if not others else f"{others} other answer{'' if others == 1 else 's'}"
-    verdict = "" if lead["verdict"] == NO_GOLD else f", {lead['verdict']}"
     return (
-        f"{where}: {told_answer(lead['answer'])}{verdict}; {lead['count']} of "
-        f"{len(asked.summaries)} summaries, {rest}; probability of such a summary "
+        f"{where}: {told_answer(lead['answer'])}{told_verdict(lead['verdict'])}; {lead['count']} "
+        f"of {len(asked.summaries)} summaries, {rest}; probability of such a summary "
         f"{told_probability(lead['probability'])}."
     )
 
@@ -183,41 +172,40 @@ def asked_html(asked: Asked) -> str:
     total = len(asked.summaries)
     spread = [
         (
-            told_answer(row["answer"], 80),
-            f"{row['count']} of {total}",
-            told_probability(row["probability"]),
-            told_probability(row["per_token"]),
-            row["verdict"],
+            told_answer(row.answer, 80),
+            f"{row.count} of {total}",
+            told_probability(row.probability),
+            told_probability(row.per_token),
+            row.verdict,
         )
-        for row in asked.spread.to_dict("records")
+        for row in asked.spread.itertuples()
     ]
     header = ["answer", "summaries", "mean probability", "per token", "verdict"]
-    caption = f"Answers after {asked.tokens:,} tokens"
     rows = []
     for number, drawn in enumerate(asked.summaries.head(TEXTS).itertuples(), start=1):
         logprob = "not told" if math.isnan(drawn.logprob) else f"{drawn.logprob:.2f}"
-        finish = "ended" if drawn.finished else "cut off"
         reason = "" if drawn.reason in ("", "correct", "wrong") else f" ({short(drawn.reason, 40)})"
-        length = f"{drawn.length:,} ({finish})"
-        verdict, logprob = drawn.verdict + reason, logprob.replace("-", "−")
-        rows.append((number, verdict, logprob, length, short(drawn.text, 400)))
+        length = f"{drawn.tokens:,} ({'ended' if drawn.finished else 'cut off'})"
+        told = (drawn.verdict + reason, logprob.replace("-", "−"), length, short(drawn.text, 400))
+        rows.append((number, *told))
     shown = f"Its summaries, the first {TEXTS} of {total}" if total > TEXTS else "Its summaries"
     each = table(["summary", "verdict", "log-prob", "tokens", "text"], rows, shown, "text")
     return (
         paragraph(told_asked(asked))
-        + table(header, spread, caption, "text")
-        + f"<details><summary>{escaped(shown)}</summary>{each}</details>"
+        + table(header, spread, f"Answers after {asked.tokens:,} tokens", "text")
+        + folded(shown, each)
     )
 
 
-RIGHT, WRONG, OTHER = COLOURS[2], COLOURS[1], COLOURS[0]
-VERDICTS = {"right": (RIGHT, ""), "wrong": (WRONG, "/")}  # colour, and hatching beside it
+OTHER = RunStyle(COLOURS[0], "solid", "circle")
+VERDICTS = {  # colour and mark, and hatching beside them
+    "right": (RunStyle(COLOURS[2], "solid", "circle"), ""),
+    "wrong": (RunStyle(COLOURS[1], "solid", "x"), "/"),
+}
 FILL = 0.3  # opacity of a bar, on which the page's own text is read, light and dark
 
 
-def plot_asked(
-    asked: Sequence[Asked], title: str = "", template: str = "plotly_white"
-) -> go.Figure:
+def plot_asked(asked: Sequence[Asked], title: str = "") -> go.Figure:
     """One thinking's own anytime curve, and the spread of its answers at each point.
 
     Args:
@@ -234,7 +222,7 @@ def plot_asked(
     )
     figure.add_traces(_history_traces(history(asked)), rows=1, cols=1)
     figure.add_trace(_column_trace(asked), row=1, col=2)
-    base(figure, 320 + (44 if title else 0), title, template, barmode="overlay", bargap=0.12)
+    base(figure, 320 + (44 if title else 0), title, barmode="overlay", bargap=0.12)
     figure.update_layout(margin={"t": 108 if title else 64}, legend={"y": 1.1})
     figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"})
     figure.update_xaxes(title="Thinking (tokens)", title_standoff=4, zeroline=False)
@@ -245,35 +233,19 @@ def plot_asked(
 
 def _history_traces(points: pd.DataFrame) -> list[dict]:
     """The share of the leading answer at each point asked at, and of right summaries."""
-    told = {True: ", right", False: ", wrong", None: ""}
-    words = [short_text(told_answer(a)) + told[r]
-             for a, r in zip(points["answer"], points["right"], strict=True)]  # fmt: skip
-    graded = points[points["share_right"].notna()]
-    lead = {
-        "type": "scatter",
-        "x": points["tokens"].tolist(),
-        "y": points["share"].tolist(),
-        "customdata": [[word] for word in words],
-        "mode": "lines+markers",
-        "name": "leading answer",
-        "line": {"color": OTHER, "width": 2},
-        "marker": {
-            "size": 11,
-            "color": [{True: RIGHT, False: WRONG, None: OTHER}[r] for r in points["right"]],
-            "symbol": ["x" if r is False else "circle" for r in points["right"]],
-        },
-        "hovertemplate": "%{x:,d} tokens: %{customdata[0]} (%{y:.0%} of summaries)<extra></extra>",
-    }
-    share = {
-        "type": "scatter",
-        "x": graded["tokens"].tolist(),
-        "y": graded["share_right"].tolist(),
-        "mode": "lines+markers",
-        "name": "right summaries",
-        "line": {"color": RIGHT, "width": 2, "dash": "dash"},
-        "marker": {"size": 7, "symbol": "diamond-open", "color": RIGHT},
-        "hovertemplate": "%{x:,d} tokens: %{y:.0%} of summaries right<extra></extra>",
-    }
+    said = [
+        f"{p.tokens:,} tokens: {short_text(told_answer(p.answer))}{told_verdict(p.verdict)} "
+        f"({p.share:.0%} of summaries)"
+        for p in points.itertuples()
+    ]
+    styles = [VERDICTS.get(verdict, (OTHER, ""))[0] for verdict in points["verdict"]]
+    marks = {"size": 11, "color": [s.colour for s in styles], "symbol": [s.marker for s in styles]}
+    lead = told_line(points["tokens"], points["share"], said, "leading answer", OTHER, marker=marks)
+    graded, right = points.dropna(subset=["share_right"]), VERDICTS["right"][0]
+    share = told_line(
+        graded["tokens"], graded["share_right"], "%{x:,d} tokens: %{y:.0%} of summaries right",
+        "right summaries", right, line={"dash": "dash"}, marker={"symbol": "diamond-open"},
+    )  # fmt: skip
     return [lead, share]
 
 
@@ -286,16 +258,16 @@ def _column_trace(asked: Sequence[Asked]) -> dict:
     )
     names = [short_text(told_answer(answer), 28) for answer in frame["answer"]]
     kinds = [VERDICTS.get(verdict, (OTHER, "")) for verdict in frame["verdict"]]
-    colours = [colour for colour, _ in kinds]
+    colours = [style.colour for style, _ in kinds]
     wide = len(spreads) <= 8  # the answer fits into the column
-    shown = frame["share"].ge(0.1) & wide
+    fits = frame["share"].ge(0.1) & wide
     return {
         "type": "bar",
         "x": frame["tokens"].tolist(),
         "y": frame["share"].tolist(),
         "base": frame["base"].tolist(),
-        "customdata": list(zip(names, map(_told_bar, frame.to_dict("records")), strict=True)),
-        "text": [name if fits else "" for name, fits in zip(names, shown, strict=True)],
+        "customdata": list(zip(names, map(_told_bar, frame.itertuples()), strict=True)),
+        "text": [name if fit else "" for name, fit in zip(names, fits, strict=True)],
         "textposition": "inside",
         "textangle": 0,
         "insidetextanchor": "middle",
@@ -315,11 +287,10 @@ def _column_trace(asked: Sequence[Asked]) -> dict:
     }
 
 
-def _told_bar(row: Mapping[str, Any]) -> str:
-    verdict = "" if row["verdict"] == NO_GOLD else f", {row['verdict']}"
-    told = told_probability(row["probability"])
+def _told_bar(row: Any) -> str:
+    told = told_probability(row.probability)
     probability = "" if told == "not told" else f", p {told}"
-    return safe_text(f"{row['share']:.0%}{verdict}{probability}")
+    return safe_text(f"{row.share:.0%}{told_verdict(row.verdict)}{probability}")
 
 
 SHOWN = 40_000  # characters at the end of the text that the page holds
@@ -351,40 +322,26 @@ class StreamPane(anywidget.AnyWidget):
         """The text without its marks."""
         return "".join(text for kind, text in self.parts if not kind)
 
-    def append(self, text: str) -> None:
-        """Add text at the end."""
+    def append(self, text: str, kind: str = "") -> None:
+        """Adds text at the end; with classes of the page's style as its kind, a mark."""
         if text:
-            self._add("", plain(text[-SHOWN:]))
-
-    def mark(self, text: str, kind: str = "asked") -> None:
-        """Add a mark at the end.
-
-        Args:
-            kind: Classes of the page's style, such as `right`.
-        """
-        self._add(kind, plain(text))
+            self.parts.append((kind, plain(text[-SHOWN:])))
+            self.send({"at": self._sent, "part": self.parts[-1]})
+            self._sent += 1
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Begins anew."""
         self.parts, self._sent = [], self._sent + 1
         self._send_whole()
-
-    def _add(self, kind: str, text: str) -> None:
-        if not kind and self.parts and not self.parts[-1][0] and len(self.parts[-1][1]) < 2_000:
-            self.parts[-1] = ("", self.parts[-1][1] + text)
-        else:
-            self.parts.append((kind, text))
-        self.send({"at": self._sent, "part": [kind, text]})
-        self._sent += 1
 
     def _send_whole(self) -> None:
         parts: list[tuple[str, str]] = []
         left = SHOWN
         for kind, piece in reversed(self.parts):
-            parts.insert(0, (kind, piece[-left:]))
-            left -= len(piece)
             if left <= 0:
                 break
+            parts.insert(0, (kind, piece[-left:]))
+            left -= len(piece)
         self.send({"whole": parts, "next": self._sent})
 
     def _heard(self, _widget: object, content: dict, _buffers: object) -> None:
@@ -426,15 +383,12 @@ class Session:
         tell: Callable[[Session, str, Any], None],
         rate: float = 0,
     ) -> None:
-        self._begin, self._question, self._told = begin, question, tell
-        self.rate = rate
+        self._begin, self._question, self._tell = begin, question, tell
         self.state, self.length = THINKING, 0
-        self._changed = threading.Condition()
-        self._closed = False
+        self._changed, self._closed = threading.Condition(), False
         self._thought: Thought | None = None
-        self._pieces: list[str] = []
-        self._told_at = 0.0
-        self._due = time.monotonic()
+        self._piece, self._told_at = "", 0.0
+        self.set_rate(rate)
         self._thread = threading.Thread(target=self._run, name="thinking", daemon=False)
         self._thread.start()
 
@@ -449,14 +403,11 @@ class Session:
     def set_rate(self, rate: float) -> None:
         """Let it think at another speed from now on."""
         with self._changed:
-            self.rate, self._due = rate, 0.0
+            self._rate, self._due = rate, 0.0
             self._changed.notify_all()
 
-    def close(self, timeout: float | None = None) -> bool:
-        """End it wherever it is.
-
-        Args:
-            timeout: Seconds to wait for the thread; None does not wait.
+    def close(self, timeout: float = 0.0) -> bool:
+        """End it wherever it is; wait so many seconds for its thread.
 
         Returns:
             Whether the thread has ended.
@@ -466,7 +417,7 @@ class Session:
             self._changed.notify_all()
         if self._thought is not None:
             self._thought.close()
-        if timeout is not None and self._thread is not threading.current_thread():
+        if self._thread is not threading.current_thread():
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -486,82 +437,58 @@ class Session:
         return self._closed
 
     def _run(self) -> None:
-        while not self._over():
+        while self.state != ENDED and not self._over():
             try:
-                self._work()
-                break
-            except Exception as error:  # told in a sentence; the thought may go on later
-                if self._over():
-                    break
-                self._tell()
-                self._settle(ENDED if self._thought is None else PAUSED)
-                self._told(self, "wrong", sentence(error))
                 if self._thought is None:
-                    break
+                    self._thought = self._begin()
+                self._act(self._thought)
+            except Exception as error:  # told in a sentence; the thought may go on later
+                if not self._over():
+                    self._settle(ENDED if self._thought is None else PAUSED)
+                    self._tell(self, "wrong", sentence(error))
         if self._thought is not None:
             self._thought.close()
 
-    def _work(self) -> None:
-        if self._thought is None:
-            self._thought = self._begin()
-        while not self._over():
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self.state != PAUSED, LOOK)
-                state = self.state
-            if self._closed or state == PAUSED:
-                continue
-            if state == THINKING and not self._thought.end:
-                self._think()
-                continue
-            if state == THINKING:  # at its end it answers unasked
-                self._settle(ANSWERING)
-            self._answer()
-            if self.state == ENDED:
-                return
+    def _act(self, thought: Thought) -> None:
+        """The next thing to do in this state."""
+        if self.state == PAUSED:
+            self._rest(PAUSED, LOOK)
+        elif self.state == ANSWERING:
+            self._tell_thought()
+            asked = self._question(thought)
+            if not self._closed:
+                self._tell(self, "asked", asked)
+                self._settle(ENDED if thought.end else PAUSED)
+        elif thought.end:  # it answers unasked
+            self._settle(ANSWERING)
+        else:
+            now = time.monotonic()
+            if now >= self._told_at + PERIOD:
+                self._tell_thought()
+            if self._rate and self._due > now:
+                return self._rest(THINKING, min(self._due - now, PERIOD))
+            self._piece += thought.step()
+            if self._rate:  # one that was at rest, or is slower, has nothing to catch up
+                self._due = max(self._due, now) + 1 / self._rate
 
-    def _think(self) -> None:
-        if self.rate > 0 and not self._wait(self.rate):
-            return
-        piece = self._thought.step()
-        if piece:
-            self._pieces.append(piece)
-        if self._thought.end or time.monotonic() >= self._told_at + PERIOD:
-            self._tell()
-
-    def _wait(self, rate: float) -> bool:
-        """Wait for the next token to be due. False if there is something else to do by then."""
-        now = time.monotonic()
-        if self._due > now and now >= self._told_at + PERIOD:
-            self._tell()
-        # a thinking that was at rest, or is slower than its rate, has nothing to catch up
-        due = max(self._due, now)
+    def _rest(self, state: str, seconds: float) -> None:
+        """Wait, unless the state is another one meanwhile."""
         with self._changed:
-            stopped = self._changed.wait_for(
-                lambda: self._closed or self.state != THINKING or self.rate != rate, due - now
-            )
-        if not stopped:
-            self._due = due + 1 / rate
-        return not stopped
+            if self.state == state and not self._closed:
+                self._changed.wait(seconds)
 
-    def _answer(self) -> None:
-        self._tell()
-        asked = self._question(self._thought)
-        if not self._closed:
-            self._told(self, "asked", asked)
-            self._settle(ENDED if self._thought.end else PAUSED)
-
-    def _tell(self) -> None:
-        if self._closed or self._thought is None:
-            return
-        piece, self._pieces = "".join(self._pieces), []
-        self.length, self._told_at = self._thought.length, time.monotonic()
-        self._told(self, "thought", piece)
+    def _tell_thought(self) -> None:
+        if not self._closed and self._thought is not None:
+            piece, self._piece = self._piece, ""
+            self.length, self._told_at = self._thought.length, time.monotonic()
+            self._tell(self, "thought", piece)
 
     def _settle(self, state: str) -> None:
+        self._tell_thought()
         with self._changed:
             self.state = state
         if not self._closed:
-            self._told(self, "state", state)
+            self._tell(self, "state", state)
 
 
 def sentence(error: Exception) -> str:
@@ -635,33 +562,28 @@ class AnswerNow(View):
         self.suffix = suffix
         self.asked: list[Asked] = []
         self._lock = threading.RLock()  # the page's events and the thinking's thread both draw
-        listed = list(range(min(total, LISTED))) + ([problem] if problem >= LISTED else [])
+        listed = sorted({*range(min(total, LISTED)), problem}) if total else []
         options = [(f"{i}: {short(_question(problems[i]), 70)}", i) for i in listed]
-        self.problem = described(
-            widgets.Dropdown, "Problem", "32em", options=[*options, ("your own: type it", OWN)],
-            value=problem if total else OWN,
-        )  # fmt: skip
+        options.append(("your own: type it", OWN))
+        number, first = widgets.BoundedIntText, problem if total else OWN
+        self.problem = described(widgets.Dropdown, "Problem", "32em", options=options, value=first)
         self.own = described(widgets.Textarea, "Your problem", "44em", rows=3)
         self.own_gold = described(widgets.Text, "Right answer, if you know it")
-        self.count = described(
-            widgets.BoundedIntText, "Summaries", "10em", value=num_summaries, min=1, max=MOST
-        )
+        self.count = described(number, "Summaries", "10em", value=num_summaries, min=1, max=MOST)
         self.temperature = described(
             widgets.FloatSlider, "Temperature", "18em", value=temperature, min=0, max=2, step=0.1
         )
-        self.seed = described(
-            widgets.BoundedIntText, "Seed", "10em", value=seed, min=0, max=2**31 - 1
-        )
+        self.seed = described(number, "Seed", "10em", value=seed, min=0, max=2**31 - 1)
         rates = [(f"{r} tokens a second" if r else "as fast as it can", r) for r in RATES]
         self.rate = described(widgets.SelectionSlider, "Speed", "26em", options=rates, value=rate)
-        self.go = widgets.Button(
+        self.go = button(
+            "Start", self.press, "Start; then stop at this token and answer; then think on",
             button_style="primary",
-            tooltip="Start; then stop at this token and answer; then think on",
+        )  # fmt: skip
+        self.again = button(
+            "Restart", self.restart, "Begin this problem anew, with the settings as they are"
         )
-        self.again = widgets.Button(
-            description="Restart", tooltip="Begin this problem anew, with the settings as they are"
-        )
-        self.question, self.position, self.spread = text(), text(), text(live=True)
+        self.question, self.position, self.spread = Text(), Text(), Text(live=True)
         self.live = LiveFigure()
         self.pane = StreamPane(
             self.press,
@@ -677,27 +599,35 @@ class AnswerNow(View):
             self.spread,
         )
         self._problem_chosen()
-        self.go.on_click(self.press)
-        self.again.on_click(self.restart)
         self.on((self.problem, self.own_gold), self._problem_chosen)
-        self.on(self.rate, self._rate_chosen)
+        self.on(self.rate, lambda: self.session and self.session.set_rate(self.rate.value))
         if ask_at:
             self._show_example(ask_at)
 
-    def press(self, _button: object = None) -> None:
+    def press(self) -> None:
         """The main button, and its key: start, answer now, or think on."""
         with self._lock:
-            session = self.session
-            if session is None or session.state == ENDED:
-                self._start()
-            elif session.ask() or session.go_on():
+            if self.session is None or self.session.state == ENDED:
+                self.restart()
+            elif self.session.ask() or self.session.go_on():
                 self.say()
             self._show_state()
 
-    def restart(self, _button: object = None) -> None:
+    def restart(self) -> None:
         """Begin the same problem anew, with the settings as they are now."""
         with self._lock:
-            self._start()
+            self._clear()
+            try:
+                prompt, gold = self._chosen()
+            except ValueError as error:
+                return self.say(str(error))
+            temperature, seed = self.temperature.value, self.seed.value
+            self.session = Session(
+                begin=lambda: self.thinker.think(prompt, temperature, seed),
+                question=lambda thought: ask(thought, self.count.value, self.verifier, gold),
+                tell=self._heard,
+                rate=self.rate.value,
+            )
             self._show_state()
 
     def close(self) -> None:
@@ -730,54 +660,22 @@ class AnswerNow(View):
         return [{"role": "user", "content": asked + self.suffix}], gold
 
     def _told_question(self) -> str:
-        if self.problem.value == OWN:
-            return self.own.value
-        return _question(self.problems[self.problem.value])
+        own = self.problem.value == OWN
+        return self.own.value if own else _question(self.problems[self.problem.value])
 
     def _problem_chosen(self) -> None:
         with self._lock:
-            self._end()
             self._clear()
             own = self.problem.value == OWN
             for control in (self.own, self.own_gold):
                 control.layout.display = None if own else "none"
-            self.question.value = block() if own else self._question_html()
+            said = [] if own else [region("problem", [escaped(self._told_question(), QUESTION)])]
+            if not own and (gold := self._chosen()[1]) is not None:
+                said.append(folded("Right answer", paragraph(short(gold, 200))))
+            self.question.show(*said)
             self._show_state()
 
-    def _question_html(self) -> str:
-        said = region("problem", [escaped(self._told_question(), QUESTION)])
-        _, gold = self._chosen()
-        if gold is None:
-            return block(said)
-        told = f"<details><summary>Right answer</summary>{paragraph(short(gold, 200))}</details>"
-        return block(said, told)
-
-    def _rate_chosen(self) -> None:
-        if (session := self.session) is not None:
-            session.set_rate(self.rate.value)
-
     # --- the thinking ----------------------------------------------------------------------------
-
-    def _end(self) -> None:
-        session, self.session = self.session, None
-        if session is not None:
-            session.close()  # not waited for: a forward pass may be long, and it tells no more
-
-    def _start(self) -> None:
-        self._end()
-        self._clear()
-        try:
-            prompt, gold = self._chosen()
-        except ValueError as error:
-            self.say(str(error))
-            return
-        temperature, seed = self.temperature.value, self.seed.value
-        self.session = Session(
-            begin=lambda: self.thinker.think(prompt, temperature, seed),
-            question=lambda thought: ask(thought, self.count.value, self.verifier, gold),
-            tell=self._heard,
-            rate=self.rate.value,
-        )
 
     def _show_example(self, ask_at: Sequence[int]) -> None:
         try:
@@ -797,21 +695,23 @@ class AnswerNow(View):
             self.say(f"There is no example: {sentence(error)}")
 
     def _clear(self) -> None:
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()  # not waited for: a forward pass may be long, and it tells no more
         self.asked = []
         self.pane.clear()
         self.say()
-        self.spread.value = block(live=True)
+        self.spread.show()
         self.live.layout.display = "none"  # until it is asked
 
     def _show_state(self) -> None:
         session = self.session
-        label, words = WORDS[None if session is None else session.state]
-        if self.go.description != label:
-            self.go.description = label
+        self.go.description, words = WORDS[None if session is None else session.state]
         length = 0 if session is None else session.length
-        told = f"{length:,} token{'' if length == 1 else 's'} thought, {words}. Space or Enter, "
-        told += "here or in the text below, answers now and thinks on."
-        self.position.value = block(paragraph(told))
+        self.position.say(
+            f"{length:,} token{'' if length == 1 else 's'} thought, {words}. Space or Enter, here "
+            "or in the text below, answers now and thinks on."
+        )
 
     def _mark(self, asked: Asked) -> None:
         self.asked.append(asked)
@@ -820,10 +720,10 @@ class AnswerNow(View):
         verdict = "" if kind == "asked" else f", {kind}"
         share = f"{lead['count']} of {len(asked.summaries)}{verdict}"
         answer = told_answer(lead["answer"], 40)
-        self.pane.mark(f"▼ {asked.tokens:,} tokens: {answer} ({share})", kind)
+        self.pane.append(f"▼ {asked.tokens:,} tokens: {answer} ({share})", kind)
 
     def _show_asked(self) -> None:
-        self.spread.value = block(asked_html(self.asked[-1]), live=True)
+        self.spread.show(asked_html(self.asked[-1]))
         self.live.update_from(plot_asked(self.asked), told_asked(self.asked[-1]))
         self.live.layout.display = None
 
@@ -838,7 +738,7 @@ class AnswerNow(View):
                 self._mark(value)
                 self._show_asked()
             elif event == "wrong":
-                self.notes.value = block(paragraph(value, "wrong"), live=True)
+                self.notes.say(value, kind="wrong")
             self._show_state()
 
 

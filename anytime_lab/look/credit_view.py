@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
+from markupsafe import Markup
 from plotly.subplots import make_subplots
 
-from anytime_lab.look.figures import GAIN, LOSS, plot_tree
-from anytime_lab.look.live import LiveFigure, described, row, text
+from anytime_lab.look.figures import GAIN, LOSS, plot_tree, told_line
+from anytime_lab.look.live import LiveFigure, Text, chooser, described, row
 from anytime_lab.look.style import (
     QUIET,
     axis_span,
@@ -21,7 +22,7 @@ from anytime_lab.look.style import (
     safe_text,
 )
 from anytime_lab.look.view import View
-from anytime_lab.page import block, escaped, paragraph, region, short, table
+from anytime_lab.page import escaped, folded, paragraph, region, short, table
 from anytime_lab.read.credit import (
     METHOD_WORDS,
     NOTHING,
@@ -79,13 +80,10 @@ def tokens_html(tree: pd.Series, frame: pd.DataFrame, method: str, words: str, l
         value = getattr(line, f"{ADVANTAGE}{method}")
         told = f"{told_tokens(line.start, line.end)}: advantage {signed(value, 3)}"
         here = ' class="here"' if line.budget == budget else ""
-        parts.append(
-            f'<span style="{tint(value, largest)}" title="{told}"{here}>'
-            f"{escaped(said, limit)}</span>"
-        )
         score = "" if line.score != line.score else f", score {line.score:.2f}"
         parts.append(
-            f'<span class="mark">{line.end:,} tokens{score}, A {escaped(signed(value))}</span>'
+            f'<span style="{tint(value, largest)}" title="{told}"{here}>{escaped(said, limit)}'
+            f'</span><span class="mark">{line.end:,} tokens{score}, A {signed(value)}</span>'
         )
     if len(stretches) < len(frame):
         parts.append('<span class="mark">ended: later budgets train no token here</span>')
@@ -95,11 +93,10 @@ def tokens_html(tree: pd.Series, frame: pd.DataFrame, method: str, words: str, l
 
 def legend_html(largest: float) -> str:
     """The colour scale with its numbers."""
-    steps = [] if largest < NOTHING else [-1, -0.5, 0, 0.5, 1]
-    cells = "".join(
-        f'<span style="{tint(k * largest, largest)}; padding: 1px 10px">'
-        f"{escaped(signed(k * largest))}</span> "
-        for k in steps
+    steps = [] if largest < NOTHING else [k * largest for k in (-1, -0.5, 0, 0.5, 1)]
+    cells = " ".join(
+        f'<span style="{tint(step, largest)}; padding: 1px 10px">{signed(step)}</span>'
+        for step in steps
     )
     said = "dotted orange: less likely; solid blue: more likely; one scale for both"
     return f"<p>Advantage: {cells or 'all are 0.00'} <span class='note'>({said})</span></p>"
@@ -108,19 +105,14 @@ def legend_html(largest: float) -> str:
 def numbers_html(frame: pd.DataFrame, methods: Mapping[str, str]) -> str:
     """All numbers of the figure as a table."""
     header = ["budget", "prior", "score r", "return R", "V1 progress", "V2 group", "V BRPO"]
-    rows = []
-    for line in frame.to_dict("records"):
-        ended = line["end"] == line["start"]
-        numbers = [line[c] for c in ("score", "return", "progress", "group", "brpo")]
-        rows.append(
-            [
-                f"{line['budget']:,}",
-                f"{line['prior']:.2f}",
-                *("—" if value != value else f"{value:.3f}" for value in numbers),
-                *("no token" if ended else signed(line[f"{ADVANTAGE}{m}"], 3) for m in methods),
-            ]
-        )
     header += [f"A {words}" for words in methods.values()]
+    told = frame[["score", "return", "progress", "group", "brpo"]].map("{:.3f}".format)
+    told.insert(0, "prior", frame["prior"].map("{:.2f}".format))
+    told.insert(0, "budget", frame["budget"].map("{:,}".format))
+    for method in methods:
+        told[method] = frame[f"{ADVANTAGE}{method}"].map(lambda value: signed(value, 3))
+        told.loc[frame["end"] == frame["start"], method] = "no token"
+    rows = told.replace("nan", "—").itertuples(index=False)
     return table(header, rows, "This thinking, budget by budget")
 
 
@@ -128,30 +120,21 @@ def leaves_html(tree: pd.Series, place: int, budget: int) -> str:
     """The summaries at a budget with their scores and the advantages that they were trained on."""
     every = [abs(float(v)) for row in tree["summary_advantages"] for v in row]
     largest = max((v for v in every if v == v), default=0.0)
-    lines = []
-    told = zip(tree["summaries"][place], tree["scores"][place], tree["summary_advantages"][place],
-               strict=True)  # fmt: skip
-    for number, (summary, score, value) in enumerate(told):
-        lines.append(
-            f'<tr><th scope="row">{number}</th><td>{_told_score(score)}</td>'
-            f'<td><span style="{tint(value, largest)}">{escaped(signed(value, 3))}</span></td>'
-            f"<td>{escaped(short(summary, SUMMARY))}</td></tr>"
+    of = (tree[column][place] for column in ("scores", "summary_advantages", "summaries"))
+    rows = [
+        (
+            number,
+            "abstained" if score != score else f"{score:.2f}",
+            Markup('<span style="{}">{}</span>').format(tint(value, largest), signed(value, 3)),
+            short(summary, SUMMARY),
         )
-    head = "".join(f'<th scope="col">{c}</th>' for c in ("summary", "score", "advantage", "text"))
-    return (
-        f'<div class="wide"><table class="text"><caption>Summaries at {budget:,} tokens, with the '
-        f"advantage that this run trained them on</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
+        for number, (score, value, summary) in enumerate(zip(*of, strict=True))
+    ]
+    caption = f"Summaries at {budget:,} tokens, with the advantage that this run trained them on"
+    return table(["summary", "score", "advantage", "text"], rows, caption, "text")
 
 
-def _told_score(score: float) -> str:
-    return "abstained" if score != score else f"{score:.2f}"
-
-
-def plot_credit(
-    frame: pd.DataFrame, methods: Mapping[str, str], title: str = "", template: str = "plotly_white"
-) -> go.Figure:
+def plot_credit(frame: pd.DataFrame, methods: Mapping[str, str], title: str = "") -> go.Figure:
     """R, V1, V2, V and the advantages that methods give to the tokens of one thinking.
 
     Args:
@@ -160,52 +143,40 @@ def plot_credit(
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.56, 0.44],
                            vertical_spacing=0.08)  # fmt: skip
-    columns = {**LINES, **{f"{ADVANTAGE}{name}": words for name, words in methods.items()}}
+    advantages = {f"{ADVANTAGE}{name}": words for name, words in methods.items()}
     budgets, trained = frame["budget"].tolist(), frame[frame["end"] > frame["start"]]
-    drawn = 0
-    for column, style in run_styles(list(columns)).items():
-        name, above = safe_text(columns[column]), column in LINES
-        at = frame[column].where(above | (frame["end"] > frame["start"]))
-        riding = [
-            None if v != v else [b, v, f"{v:.2f}" if above else signed(v)]
-            for b, v in zip(budgets, at, strict=True)
-        ]
-        common = {
-            "line": {"color": style.colour, "dash": style.dash, "width": 2.2},
-            "name": name if above else f"advantage, {name}",
-            "meta": {"riding": riding},
-        }
+    for column, style in run_styles([*LINES, *advantages]).items():
+        above = column in LINES
+        told = "{:.2f}".format if above else signed
+        rows = frame if above else trained
+        riding = dict.fromkeys(budgets)
+        for budget, value in rows[["budget", column]].dropna().itertuples(index=False):
+            riding[budget] = [budget, value, told(value)]
+        riding = list(riding.values())
         if above:
-            figure.add_scatter(
-                x=budgets, y=frame[column].tolist(), mode="lines+markers",
-                marker={"symbol": style.marker, "size": 8}, **common,
-                hovertemplate=f"{name} at %{{x:,d}} tokens: %{{y:.3f}}<extra></extra>",
-                row=1, col=1,
-            )  # fmt: skip
+            said = f"{LINES[column]} at %{{x:,d}} tokens: %{{y:.3f}}"
+            line = told_line(budgets, rows[column], said, LINES[column], style, riding)
         else:
-            common["line"] |= {"shape": "hv", "dash": "dash" if drawn else "solid", "width": 3}
-            drawn += 1
-            values = trained[column].tolist()
-            figure.add_scatter(
-                x=[*trained["start"].tolist(), *trained["end"].tolist()[-1:]],
-                y=[*values, *values[-1:]], mode="lines", **common,
-                hovertemplate=f"{name} from token %{{x:,d}}: %{{y:+.3f}}<extra></extra>",
-                row=2, col=1,
+            words, values = advantages[column], rows[column].tolist()
+            said = f"{safe_text(words)} from token %{{x:,d}}: %{{y:+.3f}}"
+            solid = column == next(iter(advantages))
+            line = told_line(
+                [*rows["start"], *rows["end"][-1:]], [*values, *values[-1:]], said,
+                f"advantage, {words}", style, riding, mode="lines",
+                line={"shape": "hv", "dash": "solid" if solid else "dash", "width": 3},
             )  # fmt: skip
+        figure.add_trace(line, row=1 if above else 2, col=1)
     ended, last = int(frame["end"].max()), int(frame["budget"].max())
     if ended < last:
         figure.add_vline(ended, line={"color": QUIET, "width": 1.5, "dash": "dot"})
         figure.add_annotation(x=ended, y=1, yref="paper", text="ended", showarrow=False,
                               xanchor="left", yanchor="top", font={"size": 12})  # fmt: skip
-    base(figure, 380 + (44 if title else 0), title, template)
-    figure.update_layout(margin={"t": 96 if title else 52})
+    base(figure, 380 + (44 if title else 0), title, margin={"t": 96 if title else 52})
     span = [-0.01 * last, 1.05 * last]
     figure.update_xaxes(range=span, zeroline=False, **budget_ticks(budgets))
     figure.update_xaxes(title="Thinking (tokens)", title_standoff=4, row=2)
-    for number, (words, part) in enumerate(
-        (("Reward", list(LINES)), ("Advantage", [f"{ADVANTAGE}{m}" for m in methods])), start=1
-    ):
-        span = axis_span(frame[part].assign(zero=0.0), -1e9, 1e9)
+    for number, (words, part) in enumerate((("Reward", LINES), ("Advantage", advantages)), start=1):
+        span = axis_span(frame[list(part)].assign(zero=0.0), -1e9, 1e9)
         figure.update_yaxes(title=words, range=span, row=number)
     return figure.update_yaxes(zeroline=True, zerolinecolor=QUIET, row=2)
 
@@ -231,28 +202,23 @@ class Credit(View):
         if not self.folders:
             self.say(*(self.complaints or ["No run folders were given."]))
             return
-        names = [(short(name), name) for name in self.folders]
-        self.run = described(widgets.Dropdown, "Run", options=names)
+        self.run = chooser("Run", self.folders)
         self.step = described(widgets.SelectionSlider, "Update", "24em", options=[("—", 0)])
         self.problem = described(widgets.Dropdown, "Problem", options=[])
         self.thinking = described(widgets.Select, "Thinking", "30em", options=[], rows=5)
         words = [(word, name) for name, word in METHOD_WORDS.items()]
         self.left = described(widgets.Dropdown, "Compare", options=words)
         self.right = described(widgets.Dropdown, "with", options=words)
-        self.sentence, self.prompt, self.leaves, self.numbers = (text() for _ in range(4))
-        self.tokens, self.position = text(), text(live=True)
+        self.sentence, self.prompt, self.leaves, self.numbers = (Text(live=not i) for i in range(4))
+        self.tokens, self.position = Text(), Text(live=True)
         self.trees, self.live = LiveFigure(moves="Budget"), LiveFigure(moves="Budget")
         self.sentence.layout.flex = "1 1 24em"
+        self._opened = [self.trees, self.position, self.tokens, self.live, self.leaves]
+        self._opened += [self.numbers, self.prompt]
         self.compose(
             row(self.run, self.step, self.problem, self.left, self.right),
             row(self.thinking, self.sentence),
-            self.trees,
-            self.position,
-            self.tokens,
-            self.live,
-            self.leaves,
-            self.numbers,
-            self.prompt,
+            *self._opened,
         )
         self._wanted = tuple(methods)
         self._run_chosen()
@@ -343,19 +309,15 @@ class Credit(View):
         self._thinking_chosen()
 
     def _thinking_chosen(self) -> None:
-        parts = (self.prompt, self.sentence, self.tokens, self.position, self.numbers, self.leaves,
-                 self.trees, self.live)  # fmt: skip
         self.tree = self.table = None
         if self.rollouts is not None and self.thinking.value is not None:
             self.tree = self.group[self.group["sample"] == self.thinking.value].iloc[0]
             self.table = credit_frame(self.rollouts, self.tree)
-        for part in parts:
-            part.layout.display = "none" if self.tree is None else None
-        if self.tree is not None:
             prompt = region("prompt", [escaped(self.tree["prompt"], PROMPT)])
-            told = "The prompt, as the model was given it"
-            self.prompt.value = block(f"<details><summary>{told}</summary>{prompt}</details>")
-            self._show()
+            self.prompt.show(folded("The prompt, as the model was given it", prompt))
+        for part in (self.sentence, *self._opened):
+            part.layout.display = "none" if self.tree is None else None
+        self._show()
 
     # --- showing it ------------------------------------------------------------------------------
 
@@ -364,17 +326,15 @@ class Credit(View):
             return
         end = ENDS.get(self.tree["end"], short(self.tree["end"]))
         told = told_credit(self.table, self.methods)
-        self.sentence.value = block(
+        self.sentence.show(
             paragraph(f"Problem: {short(question_of(self.tree['prompt']), 400)}"),
             paragraph(
                 f"Thinking {self.tree['sample']} of {len(self.group)}: {self.tree['tokens']:,} "
                 f"tokens, {end}. The run trained with baseline {self.rollouts.baseline!r}.", "note"
             ),
             paragraph(told),
-            live=True,
         )  # fmt: skip
-        numbers = numbers_html(self.table, self.methods)
-        self.numbers.value = block(f"<details><summary>All numbers</summary>{numbers}</details>")
+        self.numbers.show(folded("All numbers", numbers_html(self.table, self.methods)))
         stops = [(b, f"{b:,} tokens") for b in self.rollouts.budgets]
         opened = self.trees.stop is None
         with self.quiet():
@@ -401,8 +361,6 @@ class Credit(View):
             tokens_html(self.tree, self.table, method, words, largest, budget)
             for method, words in self.methods.items()
         )
-        self.tokens.value = block(legend_html(largest), f'<div class="beside">{columns}</div>')
-        self.position.value = block(
-            paragraph(told_budget(self.table, budget, self.methods)), live=True
-        )
-        self.leaves.value = block(leaves_html(self.tree, moved.at, budget))
+        self.tokens.show(legend_html(largest), f'<div class="beside">{columns}</div>')
+        self.position.say(told_budget(self.table, budget, self.methods))
+        self.leaves.show(leaves_html(self.tree, moved.at, budget))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,12 +26,13 @@ from anytime_lab.look.style import (
 )
 from anytime_lab.page import plain, short
 from anytime_lab.priors import Prior
+from anytime_lab.read.credit import signed
 from anytime_lab.read.policies import FIXED, MAJORITY, RULES
 from anytime_lab.read.told import BUDGETS, SOURCE
 
-CURVES = {  # a panel of the curves: column, bounds, title of its axis, a value in words
-    "accuracy": ("accuracy", "", (0.0, 1.0), "Accuracy", "{:.1f} %"),
-    "difference": ("difference", "difference_", (-1.0, 1.0), "Points to {}", "{:+.1f}"),
+CURVES = {  # a panel of the curves: before its bounds, what is possible, its axis, a value in words
+    "accuracy": ("", (0.0, 1.0), "Accuracy", "{:.1f} %"),
+    "difference": ("difference_", (-1.0, 1.0), "Points to {}", "{:+.1f}"),
 }
 OVER = {  # what the curves are drawn over: column, words
     "budget": "Thinking budget (tokens allowed)",
@@ -56,10 +56,9 @@ def plot_curves(
     """Accuracy against the thinking budget; below it, on the same axis, what the frame has more of.
 
     Args:
-        curves: columns budget (tokens), accuracy, low, high; run where there are several; with
-            difference, difference_low, difference_high the panel of differences to `reference`
-            is drawn; with spent the curves can be drawn over it; with told a
-            sentence of its own is said of each point.
+        curves: columns run, budget (tokens), accuracy, low, high; with difference, difference_low,
+            difference_high the panel of differences to `reference` is drawn; with spent the curves
+            can be drawn over it; with told a sentence of its own is said of each point.
         runs: all runs of the study in order, which gives their colours; those in `curves` if None.
         over: one of OVER.
         prior: drawn as bars under the budgets.
@@ -68,86 +67,74 @@ def plot_curves(
 
     Returns traces named "RUN 95 %" (bands), RUN (lines), for each panel, and "prior".
     """
-    curves = _with_runs(curves, ["budget", "accuracy", "low", "high"])
-    order = _order(curves, runs)
-    styles = {run: s for run, s in run_styles(order).items() if run in set(curves["run"])}
-    compared = "difference" in curves and curves["difference"].notna().any()
-    panels = ["accuracy", *(["difference"] if compared else [])]
-    domains = _domains(len(panels), prior is not None)
-    named = list(styles) != ["accuracy"]
+    wanted = ["run", "budget", "accuracy", "low", "high"]
+    if missing := [column for column in wanted if column not in curves]:
+        raise ValueError(f"the frame lacks the columns {missing}; it has {list(curves.columns)}.")
+    if not len(curves):
+        raise ValueError("the frame is empty; there is nothing to draw.")
+    found = list(dict.fromkeys(curves["run"]))
+    styles = run_styles(runs or found)
+    if missing := [run for run in found if run not in styles]:
+        raise ValueError(f"the frame holds runs that `runs` does not name: {missing}.")
+    compared = "difference" in curves and bool(curves["difference"].notna().any())
+    bottom = STRIP + GAP if prior else 0.0
+    middle = bottom + 0.42 * (1 - bottom) if compared else bottom - GAP
+    domains = [(middle + GAP, 1.0), *[(bottom, middle)] * compared, *[(0.0, STRIP)] * bool(prior)]
     figure = base(
         go.Figure(), height, title,
         showlegend=published is not None, dragmode=False, hoverdistance=30,
-        margin={"r": names_width(styles) if named else 24, "t": 56 if title else 20, "b": 48},
+        margin={"r": names_width(found), "t": 56 if title else 20, "b": 48},
     )  # fmt: skip
     stops = sorted(set(curves["budget"]))
-    for place, panel in enumerate(panels):
-        rows = _panel_rows(curves, panel)
-        span = _panel_span(rows, panel, None if place else published)
-        parts = {run: rows[rows["run"] == run].sort_values(over) for run in styles}
-        traces = [band(part, over, styles[run], run) for run, part in parts.items() if len(part)]
-        traces += [
-            curve_trace(part, over, styles[run], run, CURVES[panel][4], stops)
-            for run, part in parts.items()
-            if len(part)
-        ]
-        figure.add_traces([{**t, "yaxis": f"y{place + 1 if place else ''}"} for t in traces])
-        axis = {"title": {"text": CURVES[panel][3].format(short_text(reference, 24))}}
+    for place, (panel, number) in enumerate([("accuracy", ""), ("difference", 2)][: 1 + compared]):
+        prefix, possible, words, value = CURVES[panel]
+        bounds = {bound: curves[prefix + bound] for bound in ("low", "high")}
+        rows = curves.assign(value=curves[panel], **bounds).dropna(subset="value").sort_values(over)
+        parts = {run: rows[rows["run"] == run] for run in styles if run in set(rows["run"])}
+        traces = [band(part, over, styles[run], run) for run, part in parts.items()]
+        for run, part in parts.items():
+            traces.append(curve_trace(part, over, styles[run], run, value, stops))
+        figure.add_traces([{**trace, "yaxis": f"y{number}"} for trace in traces])
+        values = rows[["value", "low", "high"]]
+        if place:
+            values = values.assign(zero=0.0)  # always in sight
+        elif published is not None:
+            values = pd.concat([values, published[["final", "anytime"]]])
+        span = axis_span(values, *possible)
+        axis = {"title": {"text": words.format(short_text(reference, 24))}}
         axis |= {"range": span, "domain": domains[place]}
         if place:
             axis |= {"zeroline": True, "zerolinecolor": QUIET, "zerolinewidth": 1.5}
         axis |= point_ticks(*span) if place else {"tickformat": ".0%"}
-        figure.update_layout({f"yaxis{place + 1 if place else ''}": axis})
-    if named:
-        rows = curves.sort_values(over).groupby("run", sort=False)["accuracy"].last()
-        pixels = height - figure.layout.margin.t - figure.layout.margin.b
-        pixels *= domains[0][1] - domains[0][0]
-        figure.layout.annotations = end_names(rows, styles, figure.layout.yaxis.range, pixels)
+        figure.update_layout({f"yaxis{number}": axis})
+    ends = curves.sort_values(over).groupby("run", sort=False)["accuracy"].last()
+    pixels = height - figure.layout.margin.t - figure.layout.margin.b
+    pixels *= domains[0][1] - domains[0][0]
+    figure.layout.annotations = end_names(ends, styles, figure.layout.yaxis.range, pixels)
+    last = len(domains) if len(domains) > 1 else ""
     if prior is not None:
         places = curves.groupby("budget")[over].mean()
-        figure.add_trace({**prior_trace(prior, places), "yaxis": f"y{len(domains)}"})
-        strip = {
-            "title": {"text": "Prior"},
-            "tickformat": ".0%",
-            "nticks": 3,
-            "domain": domains[-1],
-        }
-        strip |= {"range": [0, 1.25 * max(prior.weights)], "zeroline": True}
-        figure.update_layout({f"yaxis{len(domains)}": strip})
-    if published is not None:
-        figure.add_traces(published_traces(published, order))
-    ticks = _curve_ticks(curves, over, log, published is not None)
-    last = f"y{len(domains) if len(domains) > 1 else ''}"
-    return figure.update_xaxes(title=OVER[over], anchor=last, **ticks)
+        figure.add_trace({**prior_trace(prior, places), "yaxis": f"y{last}"})
+        strip = {"title": {"text": "Prior"}, "tickformat": ".0%", "nticks": 3, "zeroline": True}
+        strip |= {"domain": domains[-1], "range": [0, 1.25 * max(prior.weights)]}
+        figure.update_layout({f"yaxis{last}": strip})
+    axis = _curve_axis(curves[over], over, log)
+    if published is not None:  # its points may lie further out
+        figure.add_traces(published_traces(published, list(styles)))
+        axis = {"type": axis["type"], "tickformat": ",d"}
+    return figure.update_xaxes(title=OVER[over], anchor=f"y{last}", **axis)
 
 
-def _panel_rows(curves: pd.DataFrame, panel: str) -> pd.DataFrame:
-    """The curves with the columns value, low, high of one panel."""
-    column, prefix = CURVES[panel][:2]
-    low, high = curves[f"{prefix}low"], curves[f"{prefix}high"]
-    return curves.assign(value=curves[column], low=low, high=high).dropna(subset=["value"])
-
-
-def _panel_span(
-    rows: pd.DataFrame, panel: str, published: pd.DataFrame | None
-) -> tuple[float, float]:
-    values = rows[["value", "low", "high"]]
-    if panel == "difference":
-        values = values.assign(zero=0.0)  # always in sight
-    low, high = axis_span(values, *CURVES[panel][2])
-    if published is not None:
-        told = published[["final", "anytime"]].stack()
-        low, high = min(low, told.min() - 0.02), max(high, told.max() + 0.02)
-    return low, high
-
-
-def _domains(panels: int, strip: bool) -> list[tuple[float, float]]:
-    """The shares of the height of each panel, from above; the strip of the prior last."""
-    bottom = STRIP + GAP if strip else 0.0
-    if panels == 1:
-        return [(bottom, 1.0), *([(0.0, STRIP)] if strip else [])]
-    upper = bottom + 0.42 * (1 - bottom)
-    return [(upper + GAP, 1.0), (bottom, upper), *([(0.0, STRIP)] if strip else [])]
+def _curve_axis(places: pd.Series, over: str, log: bool) -> dict:
+    """Ticks at the budgets where they are what is drawn over, and a range that ends with them."""
+    places = sorted(set(places.dropna()))
+    if over != "budget":
+        ticks = {"tickformat": ",d" if places[-1] > 10 else None}
+    else:
+        ticks = log_ticks(places) if log else budget_ticks(places)
+    least, most = np.log10([places[0], places[-1]]) if log else (places[0], places[-1])
+    room = 0.02 * (most - least or most or 1)
+    return {"type": "log" if log else "linear", "range": [least - room, most + room], **ticks}
 
 
 def curve_trace(
@@ -177,24 +164,34 @@ def curve_trace(
 def told_line(
     x: Iterable[float],
     y: Iterable[float],
-    said: Sequence[str],
+    said: str | Sequence[str],
     name: str,
     style: RunStyle,
     riding: Sequence[list | None] = (),
+    **more: Any,
 ) -> dict:
-    """A line with markers; said: of each point, safe for plotly; riding: of each stop, or None."""
+    """A line with markers, as a trace.
+
+    Args:
+        said: of each point, safe for plotly; or a hover template for all.
+        riding: of each stop where a line may stand: x, y and words, or None.
+        more: of the trace, in place of what it has; of its line and marker, beside that.
+    """
+    told, template = (None, said) if isinstance(said, str) else (list(said), "%{customdata}")
+    line = {"color": style.colour, "dash": style.dash, "width": 2.4}
     return {
         "type": "scatter",
         "x": list(x),
         "y": list(y),
-        "customdata": list(said),
-        "hovertemplate": "%{customdata}<extra></extra>",
+        "customdata": told,
+        "hovertemplate": f"{template}<extra></extra>",
         "mode": "lines+markers",
         "name": safe_text(name),
         "legendgroup": safe_text(name),
-        "line": {"color": style.colour, "dash": style.dash, "width": 2.4},
-        "marker": {"symbol": style.marker, "size": 7},
-        "meta": {"riding": list(riding), "name": plain(name)},
+        "meta": {"riding": list(riding), "name": plain(name)} if riding else None,
+        **more,
+        "line": line | more.get("line", {}),
+        "marker": {"symbol": style.marker, "size": 7} | more.get("marker", {}),
     }
 
 
@@ -218,46 +215,6 @@ def prior_trace(prior: Prior, places: pd.Series) -> dict:
         "hovertemplate": "%{customdata}<extra></extra>",
         "meta": {"paint": heights},
     }
-
-
-def _curve_ticks(curves: pd.DataFrame, over: str, log: bool, wide: bool) -> dict:
-    """Ticks at the budgets where they are what is drawn over, and a range that ends with them."""
-    places = sorted(set(curves[over].dropna()))
-    if over != "budget":
-        ticks = {"tickformat": ",d" if places[-1] > 10 else None}
-    else:
-        ticks = log_ticks(places) if log else budget_ticks(places)
-    if wide:  # published points may lie further out
-        return {"type": "log" if log else "linear", "tickformat": ",d"}
-    least, most = (
-        (math.log10(places[0]), math.log10(places[-1])) if log else (places[0], places[-1])
-    )
-    room = 0.02 * (most - least or most or 1)
-    return {"type": "log" if log else "linear", "range": [least - room, most + room], **ticks}
-
-
-# --- parts ---------------------------------------------------------------------------------------
-
-
-def _check(frame: pd.DataFrame, columns: Sequence[str]) -> None:
-    if missing := [c for c in columns if c not in frame]:
-        raise ValueError(f"the frame lacks the columns {missing}; it has {list(frame.columns)}.")
-    if not len(frame):
-        raise ValueError("the frame is empty; there is nothing to draw.")
-
-
-def _with_runs(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    _check(frame, columns)
-    return frame if "run" in frame else frame.assign(run="accuracy")
-
-
-def _order(frame: pd.DataFrame, runs: Sequence[str] | None) -> list[str]:
-    found = list(dict.fromkeys(frame["run"]))
-    if runs is None:
-        return found
-    if missing := [run for run in found if run not in runs]:
-        raise ValueError(f"the frame holds runs that `runs` does not name: {missing}.")
-    return list(runs)
 
 
 MARKS = {  # a turn of the answer, the most telling first: words, symbol
@@ -289,32 +246,28 @@ def plot_policies(
 
     Returns traces named "fixed budget 95 %" and, per rule, its name.
     """
-    _check(policies, ["policy", "setting", "value", "tokens", "accuracy", "low", "high"])
     figure = base(go.Figure(), 460, title, dragmode=False)
-    shown = policies if beyond else policies[policies["tokens"] <= most_tokens(policies)]
+    shown = policy_points(policies, beyond)
     places = {row: place for place, row in enumerate(policy_stops(policies, beyond).index)}
-    lines = policy_lines(shown)
-    styles = run_styles(list(policy_lines(policies)))
-    fixed = lines.get(FIXED)
-    if fixed is not None:
-        figure.add_trace(band(fixed, "tokens", styles[FIXED], FIXED))
-    for name, part in lines.items():
-        figure.add_trace(policy_trace(part, name, styles[name], places))
+    lines, styles = policy_lines(shown), run_styles(list(policy_lines(policies)))
+    if FIXED in lines:
+        figure.add_trace(band(lines[FIXED], "tokens", styles[FIXED], FIXED))
+    figure.add_traces([policy_trace(lines[name], name, styles[name], places) for name in lines])
     span = axis_span(shown[["accuracy", "low", "high"]], 0.0, 1.0)
     figure.update_yaxes(title="Accuracy", tickformat=".0%", range=span)
     return figure.update_xaxes(title=COUNT_WORDS[count], **token_axis(shown["tokens"], log_tokens))
 
 
+def policy_points(policies: pd.DataFrame, beyond: bool) -> pd.DataFrame:
+    """What is drawn: unless `beyond`, what costs no more than the dearest fixed budget."""
+    fixed = policies.loc[policies["policy"] == FIXED, "tokens"]
+    return policies if beyond else policies[policies["tokens"] <= 1.05 * fixed.max()]
+
+
 def policy_stops(policies: pd.DataFrame, beyond: bool) -> pd.DataFrame:
     """The rules' settings, one after another, where a line may stand."""
-    rules = policies[policies["policy"] != FIXED]
-    return rules if beyond else rules[rules["tokens"] <= most_tokens(policies)]
-
-
-def most_tokens(policies: pd.DataFrame) -> float:
-    """What the dearest fixed budget costs, with a little room."""
-    fixed = policies.loc[policies["policy"] == FIXED, "tokens"]
-    return float((fixed if len(fixed) else policies["tokens"]).max()) * 1.05
+    points = policy_points(policies, beyond)
+    return points[points["policy"] != FIXED]
 
 
 def token_axis(tokens: pd.Series, log: bool) -> dict:
@@ -376,7 +329,6 @@ def plot_calibration(
     Args:
         calibration: columns confidence, accuracy, low, high, answers.
     """
-    _check(calibration, ["confidence", "accuracy", "low", "high", "answers"])
     figure = base(go.Figure(), 380, title, showlegend=False, margin={"t": 56})
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", name="perfectly calibrated", hoverinfo="skip",
@@ -408,7 +360,6 @@ def plot_thinking(
     """
     figure = base(go.Figure(), 250, title, dragmode=False, margin={"b": 48})
     for row, (run, path) in enumerate(paths.items()):
-        _check(path, ["budget", "answer", "share_right", "right", *MARKS])
         figure.add_traces(thinking_traces(path, run, run_styles(list(paths))[run], row))
     budgets = [budget for path in paths.values() for budget in path["budget"]]
     figure.update_xaxes(title="Thinking budget (tokens)", **budget_ticks(budgets))
@@ -420,37 +371,23 @@ def plot_thinking(
 
 def thinking_traces(path: pd.DataFrame, run: str, style: RunStyle, row: int) -> list[dict]:
     """The curve of one thinking, and its marks in a row of their own above."""
-    answers = ["no answer" if a is None else a for a in path["answer"]]
-    right = path["right"].to_numpy(dtype=bool)
-    budgets, shares = path["budget"].tolist(), path["share_right"].tolist()
-    marks = [_mark(line) for line in path.to_dict("records")]
-    said = [
-        f"{short_text(run)} at {b:,} tokens: {short_text(a)}"
-        for b, a in zip(budgets, answers, strict=True)
-    ]
-    riding = [[b, s, short(a, 24)] for b, s, a in zip(budgets, shares, answers, strict=True)]
-    rights = [f"{told} ({share:.0%} right)" for told, share in zip(said, shares, strict=True)]
-    line = told_line(budgets, shares, rights, run, style, riding)
-    line["line"]["shape"] = "hv"
-    symbols = ["circle" if r else "circle-open" for r in right]
-    marked = [(b, f"{t}, {m[0]}", m[1]) for b, t, m in zip(budgets, said, marks, strict=True) if m]
-    turns = told_line(
-        [b for b, _, _ in marked],
-        [1.18 + 0.2 * row] * len(marked),
-        [told for _, told, _ in marked],
-        f"{run}, turns",
-        style,
-    )
-    mark = {"size": 12, "color": style.colour, "symbol": [symbol for *_, symbol in marked]}
-    return [
-        {**line, "marker": {"size": 9, "color": style.colour, "symbol": symbols}},
-        {**turns, "mode": "markers", "showlegend": False, "marker": mark},
-    ]
-
-
-def _mark(line: Mapping[str, Any]) -> tuple[str, str] | None:
-    """How a turn of the answer is marked: its words and symbol."""
-    return next((mark for column, mark in MARKS.items() if line[column]), None)
+    said, riding, turns = [], [], []
+    for line in path.to_dict("records"):
+        answer = "no answer" if line["answer"] is None else line["answer"]
+        told = f"{short_text(run)} at {line['budget']:,} tokens: {short_text(answer)}"
+        said.append(f"{told} ({line['share_right']:.0%} right)")
+        riding.append([line["budget"], line["share_right"], short(answer, 24)])
+        if mark := next((mark for column, mark in MARKS.items() if line[column]), None):
+            turns.append((line["budget"], 1.18 + 0.2 * row, f"{told}, {mark[0]}", mark[1]))
+    filled = {"size": 9, "symbol": np.where(path["right"], "circle", "circle-open").tolist()}
+    curve = told_line(path["budget"], path["share_right"], said, run, style, riding, marker=filled)
+    curve["line"]["shape"] = "hv"
+    budgets, heights, said, symbols = zip(*turns, strict=True) if turns else ((),) * 4
+    marks = told_line(
+        budgets, heights, said, f"{run}, turns", style, mode="markers", showlegend=False,
+        marker={"size": 12, "color": style.colour, "symbol": list(symbols)},
+    )  # fmt: skip
+    return [curve, marks]
 
 
 def published_traces(published: pd.DataFrame, runs: Sequence[str]) -> list[dict]:
@@ -459,17 +396,20 @@ def published_traces(published: pd.DataFrame, runs: Sequence[str]) -> list[dict]
     styles = run_styles([*runs, *names])
     traces = []
     for name, row in zip(names, published.itertuples(), strict=True):
-        style, told = styles[name], f"{safe_text(name)}, {safe_text(row.benchmark)}"
-        said = f"%{{y:.1%}} ({SOURCE})<extra></extra>"
-        ring = {"symbol": f"{style.marker}-open", "size": 11, "color": style.colour}
-        shared = {"type": "scatter", "legendgroup": name}
-        anytime = {"x": [BUDGETS[0], BUDGETS[-1]], "y": [row.anytime] * 2, "mode": "lines"}
-        anytime |= {"line": {"color": style.colour, "dash": "dot", "width": 1.2}}
-        anytime |= {"name": f"{safe_text(name)}, anytime", "showlegend": False}
-        final = {"x": [BUDGETS[-1]], "y": [row.final], "mode": "markers"}
-        final |= {"marker": {**ring, "line": {"width": 2}}, "name": safe_text(name)}
-        traces.append({**shared, **anytime, "hovertemplate": f"{told}: anytime {said}"})
-        traces.append({**shared, **final, "hovertemplate": f"{told}: final {said}"})
+        told, said = f"{safe_text(name)}, {safe_text(row.benchmark)}", f"%{{y:.1%}} ({SOURCE})"
+        line = {"dash": "dot", "width": 1.2}
+        ring = {"symbol": f"{styles[name].marker}-open", "size": 11, "line": {"width": 2}}
+        traces += [
+            told_line(
+                [BUDGETS[0], BUDGETS[-1]], [row.anytime] * 2, f"{told}: anytime {said}",
+                f"{name}, anytime", styles[name], mode="lines", line=line, showlegend=False,
+                legendgroup=safe_text(name),
+            ),
+            told_line(
+                [BUDGETS[-1]], [row.final], f"{told}: final {said}", name, styles[name],
+                mode="markers", marker={**ring, "color": styles[name].colour},
+            ),
+        ]  # fmt: skip
     return traces
 
 
@@ -493,10 +433,8 @@ def plot_tree(
     budgets: Sequence[int],
     cuts: Sequence[int],
     scores: Sequence[Sequence[float]],
-    trunks: Mapping[str, Sequence[float]] | None = None,
-    summaries: Sequence[Sequence[str]] | None = None,
-    title: str = "",
-    template: str = "plotly_white",
+    trunks: Mapping[str, Sequence[float]],
+    summaries: Sequence[Sequence[str]],
 ) -> go.Figure:
     """One thinking as a tree: a trunk along its tokens, and at each budget its summaries as leaves.
 
@@ -509,35 +447,31 @@ def plot_tree(
         cuts: (J,) tokens of thinking that the summaries at a budget stand on.
         scores: (J, S) of the summaries, NaN where the verifier abstained.
         trunks: name → (J,) advantage of the tokens that lead to a budget, as colour and width;
-            one below the other. None: one trunk without.
+            one below the other.
         summaries: (J, S) what a leaf says when it is pointed at.
     """
     figure, last, ended = go.Figure(), max(budgets), max(cuts)
-    named = trunks or {"thinking": [0.0] * len(budgets)}
-    largest = max((abs(a) for trunk in named.values() for a in trunk if a == a), default=0.0)
-    for level, (name, trunk) in enumerate(named.items()):
+    largest = max((abs(a) for trunk in trunks.values() for a in trunk if a == a), default=0.0)
+    for level, (name, trunk) in enumerate(trunks.items()):
         for start, end, value in zip([0, *cuts[:-1]], cuts, trunk, strict=True):
             if end <= start:
                 continue
-            told = f"{safe_text(name)}, tokens {start + 1:,}–{end:,}"
-            told += f": {value:+.3f}".replace("-", "−") if trunks else ""
+            told = f"{safe_text(name)}, tokens {start + 1:,}–{end:,}: {signed(value, 3)}"
             share = abs(value) / largest if largest and value == value else 0.0
             figure.add_scatter(
                 x=[start, (start + end) / 2, end], y=[-level] * 3, name=safe_text(name),
-                mode="lines",
+                mode="lines", hovertemplate=f"{told}<extra></extra>",
                 line={"color": advantage_colour(value, largest), "width": 3 + 11 * share},
-                hovertemplate=f"{told}<extra></extra>",
             )  # fmt: skip
-    line = {"color": QUIET, "width": 1}
+    quiet = {"mode": "lines", "hoverinfo": "skip", "line": {"color": QUIET, "width": 1}}
     if ended < last:
-        figure.add_scatter(x=[ended, last], y=[0, 0], mode="lines", name="ended", hoverinfo="skip",
-                           line={**line, "dash": "dot"})  # fmt: skip
+        figure.add_scatter(x=[ended, last], y=[0, 0], name="ended", **quiet, line_dash="dot")
     leaves = _leaves(budgets, scores, summaries)
-    branches = {"x": [], "y": []}
-    for leaf in leaves.itertuples():
-        branches["x"] += [leaf.budget, leaf.x, None]
-        branches["y"] += [0, leaf.y, None]
-    figure.add_scatter(**branches, mode="lines", name="branches", hoverinfo="skip", line=line)
+    branches = np.full((len(leaves), 3, 2), None)
+    branches[:, 0] = leaves[["budget"]].assign(y=0)
+    branches[:, 1] = leaves[["x", "y"]]
+    x, y = branches.reshape(-1, 2).T.tolist()
+    figure.add_scatter(x=x, y=y, name="branches", **quiet)
     figure.add_scatter(
         x=leaves["x"].tolist(), y=leaves["y"].tolist(), mode="markers", name="summaries",
         customdata=leaves["told"].tolist(), hovertemplate="%{customdata}<extra></extra>",
@@ -548,17 +482,16 @@ def plot_tree(
             "line": {"color": leaves["colour"].tolist(), "width": 2},
         },
     )  # fmt: skip
-    top = {"t": 60 if title else 10}
-    base(figure, 140 + 24 * len(named) + top["t"], title, template, showlegend=False)
-    figure.update_layout(margin={**top, "b": 48, "l": 8})
+    margin = {"t": 10, "b": 48, "l": 8}
+    base(figure, 150 + 24 * len(trunks), showlegend=False, margin=margin)
     figure.update_xaxes(
         title="Thinking (tokens)", range=[-0.01 * last, 1.05 * last], zeroline=False,
         title_standoff=4, **budget_ticks(budgets),
     )  # fmt: skip
     return figure.update_yaxes(
-        range=[0.4 - len(named), 4.6], showgrid=False, zeroline=False, automargin=True,
-        tickmode="array", tickvals=[-i for i in range(len(named))],
-        ticktext=[safe_text(name) for name in named],
+        range=[0.4 - len(trunks), 4.6], showgrid=False, zeroline=False, automargin=True,
+        tickmode="array", tickvals=[-i for i in range(len(trunks))],
+        ticktext=[safe_text(name) for name in trunks],
     )  # fmt: skip
 
 
@@ -571,8 +504,7 @@ def _leaves(budgets, scores, summaries) -> pd.DataFrame:
         for place, s in enumerate(order):
             known = "right" if scores[j][s] >= 0.5 else "wrong"
             verdict = "abstained" if np.isnan(scores[j][s]) else known
-            told = f"{budget:,} tokens, summary {s}: {verdict}"
-            told += f"<br>{short_text(summaries[j][s])}" if summaries is not None else ""
+            told = f"{budget:,} tokens, summary {s}: {verdict}<br>{short_text(summaries[j][s])}"
             y = 1 + 3.2 * (place + 0.5) / len(order)
             rows.append((budget, budget + aside, y, told, *LEAVES[verdict]))
     return pd.DataFrame(rows, columns=["budget", "x", "y", "told", "symbol", "colour"])

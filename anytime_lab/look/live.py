@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import traitlets
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
-from anytime_lab.page import block
+from anytime_lab.page import block, paragraph, short
 
 JS = Path(__file__).parent / "js"
 CLEAR = "rgba(0,0,0,0)"
@@ -50,10 +50,8 @@ class LiveFigure(anywidget.AnyWidget):
         stops: Sequence[tuple[float, str]] = (),
         moves: str = "Thinking budget",
     ) -> None:
-        self._heard: dict[str, list[Callable]] = {"click": [], "painted": []}
         super().__init__(_source=_plotly().model_id, _moves=moves)
         self.update_from(figure or go.Figure(layout={"height": 200}), label, stops)
-        self.on_msg(self._told)
 
     def update_from(
         self,
@@ -99,19 +97,18 @@ class LiveFigure(anywidget.AnyWidget):
         places = [stop for stop, _ in self._stops]
         self.at = places.index(x) if x in places else len(places) // 2
 
-    def on_click(self, then: Callable[[str, float, float], None]) -> None:
-        """Has `then(name of the trace, x, y)` called for every point that is clicked."""
-        self._heard["click"].append(then)
+    def hear(self, kind: str, then: Callable[[list], None]) -> None:
+        """Has `then` called with what the page tells of this kind.
 
-    def on_paint(self, then: Callable[[list[float]], None]) -> None:
-        """Has `then(heights)` called when bars were drawn by hand (a trace with meta "paint")."""
-        self._heard["painted"].append(lambda *heights: then(list(heights)))
+        "click": the name of a trace, x and y of the point of it that was clicked. "painted": the
+        heights of bars that were drawn by hand (of a trace with meta "paint").
+        """
 
-    def _told(self, _widget: object, message: object, _buffers: object) -> None:
-        for kind, heard in self._heard.items():
+        def told(_widget: object, message: object, _buffers: object) -> None:
             if isinstance(message, dict) and isinstance(message.get(kind), list):
-                for then in heard:
-                    then(*message[kind])
+                then(message[kind])
+
+        self.on_msg(told)
 
 
 @cache
@@ -156,9 +153,29 @@ def row(*controls: widgets.Widget) -> widgets.HBox:
     return widgets.HBox(list(controls), layout={"flex_flow": "row wrap", "grid_gap": "4px 16px"})
 
 
-def text(*parts: str, live: bool = False) -> widgets.HTML:
-    """Finished HTML in the views' style."""
-    return widgets.HTML(block(*parts, live=live), layout={"width": "auto"})
+def beside(left: Sequence[widgets.Widget], right: widgets.VBox, share: str) -> widgets.HBox:
+    """A figure and what stands beside it, below it on a narrow page; share: of it, to 1."""
+    left = widgets.VBox(list(left), layout={"flex": f"{share} 1 480px", "min_width": "0"})
+    right.layout = {"flex": "1 1 320px", "min_width": "0"}
+    both = widgets.HBox([left, right], layout={"flex_flow": "row wrap"})
+    return both.add_class("beside-figure")
+
+
+class Text(widgets.HTML):
+    """Finished HTML in the views' style; of a live one screen readers tell its changes."""
+
+    def __init__(self, *parts: str, live: bool = False) -> None:
+        super().__init__(layout={"width": "auto"})
+        self._live = live
+        self.show(*parts)
+
+    def show(self, *parts: str) -> None:
+        """Shows these parts instead."""
+        self.value = block(*parts, live=self._live)
+
+    def say(self, *sentences: str, kind: str = "") -> None:
+        """Shows these sentences instead, each a paragraph."""
+        self.show(*(paragraph(sentence, kind) for sentence in sentences))
 
 
 def described(
@@ -168,3 +185,24 @@ def described(
     if width:
         settings["layout"] = {"width": width, "max_width": "100%"}
     return kind(description=description, style=LABEL, **settings)
+
+
+def chooser(description: str, names: Iterable[str], width: str = "", **settings: Any):
+    """A menu of names, which may be long."""
+    options = [(short(name), name) for name in names]
+    return described(widgets.Dropdown, description, width, options=options, **settings)
+
+
+def ticked(description: str, value: bool = False) -> widgets.Checkbox:
+    """A box to tick, with its whole description beside it."""
+    return widgets.Checkbox(value, description=description, indent=False, layout={"width": "auto"})
+
+
+def button(
+    description: str, then: Callable[[], object], tooltip: str = "", **settings: Any
+) -> widgets.Button:
+    """A button as wide as its words, which calls `then()`."""
+    settings |= {"description": description, "tooltip": tooltip}
+    made = widgets.Button(layout={"width": "auto"}, **settings)
+    made.on_click(lambda _button: then())
+    return made

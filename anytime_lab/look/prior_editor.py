@@ -8,8 +8,8 @@ import ipywidgets as widgets
 import numpy as np
 import traitlets
 
-from anytime_lab.look.live import described, text
-from anytime_lab.page import block, paragraph
+from anytime_lab.look.live import described
+from anytime_lab.look.view import View
 from anytime_lab.priors import PRIORS, Prior
 
 HAND, GEOMETRIC = "by hand", "geometric"
@@ -17,7 +17,7 @@ KINDS = {name: words for name, (words, _) in PRIORS.items()}
 KINDS[HAND] = "drawn over the bars, or set below"
 
 
-class PriorEditor(widgets.VBox):
+class PriorEditor(View):
     """Controls for a prior over budgets; observe `prior`, which is None without budgets.
 
     The bars are drawn elsewhere: `draw` takes what was drawn over them by hand, and `stand_at`
@@ -27,11 +27,10 @@ class PriorEditor(widgets.VBox):
     prior = traitlets.Instance(Prior, allow_none=True)
 
     def __init__(self, budgets: Sequence[int]) -> None:
-        super().__init__()
+        super().__init__(style=False)
         self.budgets: tuple[int, ...] = ()
         self._hand = np.zeros(0)  # relative weights, the greatest 1
         self._place = 0  # of the budget whose weight the slider sets
-        self._setting = False  # controls are being set by the editor itself
         kinds = [(f"{name}: {words}", name) for name, words in KINDS.items()]
         self.kind = described(widgets.Dropdown, "Prior", "100%", options=kinds, value="uniform")
         self.ratio = described(
@@ -40,11 +39,10 @@ class PriorEditor(widgets.VBox):
         self.weight = described(
             widgets.FloatSlider, "Weight here", "100%", value=1, min=0, max=1, step=0.01
         )
-        self.told = text(live=True)
-        self.kind.observe(self._kind_chosen, "value")
-        self.ratio.observe(self._changed, "value")
-        self.weight.observe(self._weight_set, "value")
-        self.children = [self.kind, self.ratio, self.weight, self.told]
+        self.children = [self.kind, self.ratio, self.weight, self.notes]
+        self.on(self.kind, self._kind_chosen)
+        self.on(self.ratio, self._changed)
+        self.on(self.weight, self._weight_set)
         self._changed()
         self.set_budgets(budgets)
 
@@ -54,13 +52,11 @@ class PriorEditor(widgets.VBox):
         if budgets == self.budgets:
             return
         old, self.budgets = self._hand, budgets
+        self._hand = np.ones(len(budgets))
         if len(old) and len(budgets):
-            places = np.linspace(0, 1, len(budgets))
-            self._hand = np.interp(places, np.linspace(0, 1, len(old)), old)
-        else:
-            self._hand = np.ones(len(budgets))
-        if len(budgets) and not self._hand.max() > 0:
-            self._hand = np.ones(len(budgets))
+            places, before = (np.linspace(0, 1, n) for n in (len(budgets), len(old)))
+            kept = np.interp(places, before, old)
+            self._hand = kept if kept.max() > 0 else self._hand
         self._place = min(self._place, max(len(budgets) - 1, 0))
         self._changed()
 
@@ -79,54 +75,47 @@ class PriorEditor(widgets.VBox):
 
     def _set_hand(self, weights: np.ndarray) -> None:
         if not weights.max() > 0:
-            said = "At least one weight must be above 0; the prior is left as it was."
-            self.told.value = block(paragraph(said), live=True)
-            return
+            return self.say("At least one weight must be above 0; the prior is left as it was.")
         self._hand = weights / weights.max()
-        self._setting = True
-        self.kind.value = HAND
-        self._setting = False
+        with self.quiet():
+            self.kind.value = HAND
         self._changed()
 
-    def _kind_chosen(self, _change: object) -> None:
-        if not self._setting and self.kind.value == HAND and self.prior is not None:
-            weights = np.asarray(self.prior.weights)  # go on from what is shown
-            self._hand = weights / weights.max()
+    def _shown(self) -> np.ndarray:
+        """The weights as they are, the greatest 1."""
+        return np.asarray(self.prior.weights) / max(self.prior.weights)
+
+    def _kind_chosen(self) -> None:
+        if self.kind.value == HAND and self.prior is not None:
+            self._hand = self._shown()  # go on from what is shown
         self._changed()
 
-    def _weight_set(self, _change: object) -> None:
-        if self._setting or self.prior is None:
-            return
-        weights = np.asarray(self.prior.weights) / max(self.prior.weights)
-        weights[self._place] = self.weight.value
-        self._set_hand(weights)
+    def _weight_set(self) -> None:
+        if self.prior is not None:
+            weights = self._shown()
+            weights[self._place] = self.weight.value
+            self._set_hand(weights)
 
     def _show_weight(self) -> None:
-        if self.prior is None:
-            return
-        self._setting = True
-        weights = self.prior.weights
-        self.weight.description = f"Weight of {self.budgets[self._place]:,}"
-        self.weight.value = round(weights[self._place] / max(weights), 2)
-        self._setting = False
+        if self.prior is not None:
+            with self.quiet():
+                self.weight.description = f"Weight of {self.budgets[self._place]:,}"
+                self.weight.value = round(self._shown()[self._place], 2)
 
-    def _changed(self, _change: object = None) -> None:
-        if self._setting:
-            return
+    def _changed(self) -> None:
+        kind, weights = self.kind.value, self._hand
         for control in (self.kind, self.ratio, self.weight):
             control.disabled = not self.budgets
-        self.ratio.layout.display = None if self.kind.value == GEOMETRIC else "none"
-        self.weight.layout.display = None if self.kind.value == HAND else "none"
-        self.told.value = block(paragraph(self._words(), "note"), live=True)
-        self.prior = self._made() if self.budgets else None
-        self._show_weight()
-
-    def _made(self) -> Prior:
-        if self.kind.value == HAND:
-            return Prior.of(self.budgets, self._hand / self._hand.sum())
-        return PRIORS[self.kind.value][1](self.budgets, self.ratio.value)
-
-    def _words(self) -> str:
+        self.ratio.layout.display = None if kind == GEOMETRIC else "none"
+        self.weight.layout.display = None if kind == HAND else "none"
+        said = "Draw over the bars below the curves to set it by hand."
         if not self.budgets:
-            return "No budget is common to the runs shown, so there is no prior to set."
-        return "Draw over the bars below the curves to set it by hand."
+            said = "No budget is common to the runs shown, so there is no prior to set."
+        self.notes.say(said, kind="note")
+        if not self.budgets:
+            self.prior = None
+        elif kind == HAND:
+            self.prior = Prior.of(self.budgets, weights / weights.sum())
+        else:
+            self.prior = PRIORS[kind][1](self.budgets, self.ratio.value)
+        self._show_weight()

@@ -173,13 +173,11 @@ def apart(wanted: Sequence[float], sizes: Sequence[float], low: float, high: flo
     return [edge + size / 2 for edge, size in zip(edges, sizes, strict=True)]
 
 
-def base(
-    figure: go.Figure, height: int, title: str = "", template: str = "plotly_white", **layout: Any
-) -> go.Figure:
+def base(figure: go.Figure, height: int, title: str = "", **layout: Any) -> go.Figure:
     """What all figures share: size, margins, a heading, a legend above; `layout` goes last."""
     heading = {"text": safe_text(title), "x": 0, "xref": "paper", "xanchor": "left"}
     return figure.update_layout(
-        template=template,
+        template="plotly_white",
         title=heading if title else None,
         height=height,
         hovermode="closest",
@@ -202,40 +200,33 @@ def told_figure(sentence: str) -> go.Figure:
     return figure.update_yaxes(visible=False)
 
 
-FIGURES, TABLES = ("html", "png", "svg"), ("csv", "tex")
+KINDS = ("html", "png", "svg", "csv", "tex")
 PIXELS = {"width": 960, "scale": 2}
 
 
-def export(figure: go.Figure, frame: pd.DataFrame, path: str | Path) -> Path:
+def export(figure: go.Figure, frame: pd.DataFrame, path: Path) -> None:
     """Writes the figure (html, png, svg) or the frame (csv, tex), by the ending of `path`.
 
     Raises:
-        ValueError: the ending is none of these.
         RuntimeError: an image was wanted and no browser could draw it.
         RunFolderError: the file cannot be written.
     """
-    path = Path(path)
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in FIGURES + TABLES:
-        raise ValueError(
-            f"cannot export to {path.name!r}; end it in one of {', '.join(FIGURES + TABLES)}."
-        )
+    kind = path.suffix.lstrip(".")
     if kind == "html":
         config = {"displaylogo": False, "responsive": True, "plotlyServerURL": ""}
         page = figure.to_html(include_plotlyjs=True, config=config)
-        title = escaped(figure.layout.title.text or "Accuracy by thinking budget")
-        write_text(path, page.replace("<head>", f"<head><title>{title}</title>", 1))
+        title = f"<head><title>{escaped(figure.layout.title.text)}</title>"
+        write_text(path, page.replace("<head>", title, 1))
     elif kind == "csv":
         write_csv(path, frame)
     elif kind == "tex":
         write_text(path, latex_table(frame))
     else:
         write_text(path, *draw([figure.to_dict()], kind, **PIXELS))
-    return path
 
 
-def latex_table(frame: pd.DataFrame, digits: int = 3) -> str:
+def latex_table(frame: pd.DataFrame) -> str:
     """The frame as a booktabs tabular; numbers rounded, text escaped, missing values a dash."""
-    numbers = {c: f"${{:.{digits}f}}$".format for c in frame.select_dtypes("float")}
+    numbers = dict.fromkeys(frame.select_dtypes("float"), "${:.3f}$".format)
     styled = frame.style.format(numbers, na_rep="--", escape="latex").hide(axis="index")
     return styled.format_index(escape="latex", axis=1).to_latex(hrules=True)

@@ -12,7 +12,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from anytime_lab.look.live import LiveFigure, described, row, text
+from anytime_lab.look.figures import told_line
+from anytime_lab.look.live import LiveFigure, Text, chooser, described, row
 from anytime_lab.look.style import (
     QUIET,
     axis_span,
@@ -24,7 +25,7 @@ from anytime_lab.look.style import (
     short_text,
 )
 from anytime_lab.look.view import View
-from anytime_lab.page import block, paragraph, short, table
+from anytime_lab.page import short, table
 from anytime_lab.read.runs import Runs
 from anytime_lab.read.training import (
     BASELINE_NAMES,
@@ -50,10 +51,6 @@ def thinned(count: int) -> np.ndarray:
     return np.arange(count - 1, -1, -step)[::-1]
 
 
-def _mode(part: pd.DataFrame) -> str:
-    return "lines" if len(part) > 1 else "markers"  # a line of one point is not seen
-
-
 def plot_training(
     training: pd.DataFrame,
     runs: list[str] | None = None,
@@ -61,7 +58,6 @@ def plot_training(
     scores: Mapping[str, pd.DataFrame] | None = None,
     detail: str = "",
     variance: pd.DataFrame | None = None,
-    template: str = "plotly_white",
 ) -> go.Figure:
     """The paper's three panels; below them, where given, scores by budget, and the variance figure.
 
@@ -74,11 +70,11 @@ def plot_training(
         detail: the run whose scores are followed over its updates, and whose variance is given.
         variance: the frame of variance_frame().
     """
-    runs = runs or list(dict.fromkeys(training["run"]))
+    styles = run_styles(runs or list(dict.fromkeys(training["run"])))
     panels = list(dict.fromkeys(training["measure"]))
-    named = f"Score at each budget, {short_text(detail, 24)}"
     titles = [[m.capitalize() + ("" if "accuracy" in m else " (tokens)") for m in panels]]
     if scores:
+        named = f"Score at each budget, {short_text(detail, 24)}"
         titles.append(["Score by budget, latest mean", named])
     if variance is not None and len(variance):
         titles.append(list(MEASURES.values()))
@@ -92,17 +88,16 @@ def plot_training(
         horizontal_spacing=0.045,
         vertical_spacing=GAP / plotted if len(titles) > 1 else 0,
     )  # fmt: skip
-    base(figure, plotted + 76 + 56, template=template, margin={"t": 76})
+    base(figure, plotted + 76 + 56, margin={"t": 76})
     for number in range(len(titles)):
         legend = {"orientation": "h", "x": 0, "yanchor": "bottom"}
         legend["y"] = 1 - (number * (ROW + GAP) - 24) / plotted
         if number == 1:  # of the right panel: the left one has the runs
             legend |= {"x": 1, "xanchor": "right"}
         figure.update_layout({f"legend{number + 1 if number else ''}": legend})
-    styles = run_styles(runs)
     for place, measure in enumerate(panels):
         part = training[training["measure"] == measure]
-        _add_measure(figure, part, styles, over, (1, 1 + place * (6 // len(panels))))
+        _add_measure(figure, part, styles, over, {"row": 1, "col": 1 + place * (6 // len(panels))})
     if scores:
         _add_scores(figure, scores, styles, detail)
     if len(titles) == 3:
@@ -110,84 +105,67 @@ def plot_training(
     return figure.update_xaxes(title_standoff=4, zeroline=False)
 
 
-def _add_measure(figure, training: pd.DataFrame, styles, over: str, at: tuple[int, int]) -> None:
-    where = {"row": at[0], "col": at[1]}
-    measure = training["measure"].iloc[0]
-    unit = "%{y:.1%}" if "accuracy" in measure else "%{y:.1f} tokens"
+def _line(part: pd.DataFrame, x: str, y: str, said: str, name: str, style, **more) -> dict:
+    part = part.iloc[thinned(len(part))]
+    mode = "lines" if len(part) > 1 else "markers"  # a line of one point is not seen
+    return told_line(part[x], part[y], said, name, style, **{"mode": mode, **more})
+
+
+def _add_measure(figure, training: pd.DataFrame, styles, over: str, where: dict) -> None:
+    share = "accuracy" in training["measure"].iloc[0]
+    unit = "%{y:.1%}" if share else "%{y:.1f} tokens"
     for run, part in training.groupby("run", sort=False):
-        part = part.sort_values(over).iloc[thinned(len(part))]
-        style, name = styles[run], safe_text(run)
-        common = {"x": part[over], "mode": _mode(part), "legendgroup": name}
-        faint = faded(style.colour, 0.3)
-        figure.add_scatter(
-            y=part["value"], name=f"{name}, each step", showlegend=False,
-            line={"color": faint, "width": 1}, hoverinfo="skip", **common, **where,
-        )  # fmt: skip
-        figure.add_scatter(
-            y=part["smooth"], name=name,
-            showlegend=not any(trace.showlegend and trace.name == name for trace in figure.data),
-            line={"color": style.colour, "dash": style.dash, "width": 2.2},
-            hovertemplate=f"{short_text(run)}: {unit}<extra></extra>", **common, **where,
-        )  # fmt: skip
+        part, style = part.sort_values(over), styles[run]
+        first = not any(trace.legendgroup == safe_text(run) for trace in figure.data)
+        faint = {"color": faded(style.colour, 0.3), "width": 1, "dash": "solid"}
+        more = {"legendgroup": safe_text(run), "showlegend": False}
+        each = _line(part, over, "value", "", f"{run}, each step", style, line=faint, **more)
+        mean = _line(part, over, "smooth", f"{short_text(run)}: {unit}", run, style)
+        figure.add_trace({**each, "hoverinfo": "skip", "hovertemplate": None}, **where)
+        figure.add_trace({**mean, "showlegend": first}, **where)
     figure.update_xaxes(title="Update" if over == "step" else "Seconds of training", **where)
     values = training[["value", "smooth"]]
-    if "accuracy" in measure and values.notna().any(axis=None):
+    if share and values.notna().any(axis=None):
         figure.update_yaxes(tickformat=".0%", range=axis_span(values, 0.0, 1.0), **where)
 
 
 def _add_scores(figure, scores: Mapping[str, pd.DataFrame], styles, detail: str) -> None:
+    left, right = {"row": 2, "col": 1}, {"row": 2, "col": 4}
     for run, frame in scores.items():
         last = frame.groupby("budget", as_index=False).last()
-        style = styles[run]
-        figure.add_scatter(
-            x=last["budget"], y=last["smooth"], mode="lines+markers",
-            name=safe_text(run), legendgroup=safe_text(run), showlegend=False,
-            line={"color": style.colour, "dash": style.dash, "width": 2.2},
-            marker={"symbol": style.marker, "size": 8},
-            hovertemplate=f"{short_text(run)} at %{{x:,d}} tokens: %{{y:.1%}}<extra></extra>",
-            row=2, col=1,
-        )  # fmt: skip
+        said, more = f"{short_text(run)} at %{{x:,d}} tokens: %{{y:.1%}}", {"showlegend": False}
+        line = told_line(last["budget"], last["smooth"], said, run, styles[run], **more)
+        figure.add_trace(line, **left)
     every = sorted({b for frame in scores.values() for b in frame["budget"]})
-    figure.update_xaxes(title="Thinking budget (tokens)", **budget_ticks(every, 8), row=2, col=1)
+    figure.update_xaxes(title="Thinking budget (tokens)", **budget_ticks(every, 8), **left)
     mine = scores.get(detail)
     budgets = [] if mine is None else sorted(set(mine["budget"]))
     chosen = np.unique(np.linspace(0, len(budgets) - 1, BUDGETS).round()) if budgets else []
     for budget, style in run_styles([budgets[int(i)] for i in chosen]).items():
-        part = mine[mine["budget"] == budget]
-        part = part.iloc[thinned(len(part))]
-        figure.add_scatter(
-            x=part["step"], y=part["smooth"], mode=_mode(part), legend="legend2",
-            name=f"{budget:,} tokens",
-            line={"color": style.colour, "dash": style.dash, "width": 2.2},
-            hovertemplate=f"{budget:,} tokens: %{{y:.1%}}<extra></extra>", row=2, col=4,
-        )  # fmt: skip
-    figure.update_xaxes(title="Update", row=2, col=4)
+        part, name = mine[mine["budget"] == budget], f"{budget:,} tokens"
+        line = _line(part, "step", "smooth", f"{name}: %{{y:.1%}}", name, style, legend="legend2")
+        figure.add_trace(line, **right)
+    figure.update_xaxes(title="Update", **right)
     figure.update_yaxes(tickformat=".0%", row=2)
 
 
 def _add_variance(figure, variance: pd.DataFrame) -> None:
-    names = {b: BASELINE_NAMES.get(b, b) for b in dict.fromkeys(variance["baseline"])}
-    for baseline, style in run_styles(list(names)).items():
-        for column, measure in zip((1, 4), MEASURES, strict=True):
-            mine = (variance["baseline"] == baseline) & (variance["measure"] == measure)
-            part = variance[mine].sort_values("budget")
-            label = safe_text(names[baseline])
-            figure.add_scatter(
-                x=part["budget"], y=part["value"], mode="lines+markers",
-                name=label, legendgroup=baseline, legend="legend3", showlegend=column == 1,
-                line={"color": style.colour, "dash": style.dash, "width": 2.2},
-                marker={"symbol": style.marker, "size": 8},
-                hovertemplate=f"{label} at %{{x:,d}} tokens: %{{y:.2f}}<extra></extra>",
-                row=3, col=column,
-            )  # fmt: skip
-    figure.update_xaxes(
-        title="Thinking budget (tokens)", **budget_ticks(variance["budget"], 8), row=3
-    )
+    styles = run_styles(list(dict.fromkeys(variance["baseline"])))
+    for (baseline, measure), part in variance.groupby(["baseline", "measure"], sort=False):
+        column, name = 1 + 3 * list(MEASURES).index(measure), BASELINE_NAMES.get(baseline, baseline)
+        part, said = (
+            part.sort_values("budget"),
+            f"{safe_text(name)} at %{{x:,d}} tokens: %{{y:.2f}}",
+        )
+        more = {"legend": "legend3", "showlegend": column == 1}
+        line = told_line(part["budget"], part["value"], said, name, styles[baseline], **more)
+        figure.add_trace(line, row=3, col=column)
+    ticks = budget_ticks(variance["budget"], 8)
+    figure.update_xaxes(title="Thinking budget (tokens)", **ticks, row=3)
     figure.update_yaxes(rangemode="tozero", row=3, col=4)
     one = {"line": {"color": QUIET, "width": 1.5}, "layer": "below"}
-    figure.add_hline(
-        1, row=3, col=4, annotation_text="no baseline", annotation_position="top right", **one
-    )
+    note = {"annotation_text": "no baseline", "annotation_position": "top right"}
+    figure.add_hline(1, row=3, col=4, **one, **note)
 
 
 class Training(View):
@@ -228,9 +206,8 @@ class Training(View):
         self.follow = widgets.ToggleButton(
             description="Follow", icon="refresh", tooltip="Look at the files again and again"
         )
-        self.over = described(
-            widgets.Dropdown, "Over", "11em", options=[("updates", "step"), ("seconds", "seconds")]
-        )
+        axes = [("updates", "step"), ("seconds", "seconds")]
+        self.over = described(widgets.Dropdown, "Over", "11em", options=axes)
         self.window = described(
             widgets.BoundedIntText, "Mean of updates", "12em", value=window, min=1, max=10_000
         )
@@ -238,8 +215,8 @@ class Training(View):
             widgets.SelectMultiple, "Runs", "22em", options=names, value=list(self.tails),
             rows=min(len(names), 4),
         )  # fmt: skip
-        self.detail = described(widgets.Dropdown, "Run in detail", "20em", options=names)
-        self.state, self.variance, self.live = text(), text(), LiveFigure()
+        self.detail = chooser("Run in detail", self.tails, "20em")
+        self.state, self.variance, self.live = Text(), Text(), LiveFigure()
         self.compose(
             row(self.follow, self.over, self.window, self.runs, self.detail),
             self.state,
@@ -260,15 +237,9 @@ class Training(View):
         return self._figure(self.frame())
 
     def _figure(self, training: pd.DataFrame) -> go.Figure:
-        window, detail = self.window.value, self.detail.value
-        return plot_training(
-            training,
-            list(self.tails),
-            self.over.value,
-            {name: score_frame(frame, window) for name, frame in self._shown().items()},
-            detail,
-            self._variance(),
-        )
+        over, detail, window = self.over.value, self.detail.value, self.window.value
+        scores = {name: score_frame(frame, window) for name, frame in self._shown().items()}
+        return plot_training(training, list(self.tails), over, scores, detail, self._variance())
 
     def _variance(self) -> pd.DataFrame | None:
         metrics = self._frames.get(self.detail.value)
@@ -312,24 +283,19 @@ class Training(View):
     def _watch(self, stop: threading.Event) -> None:
         """Refresh until all runs are finished, Follow is off, or the view is closed.
 
-        The thread is no daemon, which would be torn out of native code when the interpreter ends.
+        The thread is no daemon, which would be torn out of native code when the interpreter ends:
+        it looks by itself whether that is about to happen.
         """
-        while self._waited(stop):
-            self.refresh()
-            if not self.unfinished():
-                self.follow.value = False
-                return
-
-    def _waited(self, stop: threading.Event) -> bool:
-        """Wait for the next look. False if there is none, such as when the interpreter ends."""
-        look = time.monotonic() + self.seconds
+        due = time.monotonic() + self.seconds
         while threading.main_thread().is_alive():
-            left = look - time.monotonic()
-            if stop.wait(max(0.0, min(left, 0.25))):
-                return False
-            if left <= 0.25:
-                return True
-        return False
+            if stop.wait(min(max(due - time.monotonic(), 0.0), 0.25)):
+                return
+            if time.monotonic() >= due:
+                self.refresh()
+                if not self.unfinished():
+                    self.follow.value = False
+                    return
+                due = time.monotonic() + self.seconds
 
     def close(self) -> None:
         """Stop following, and go."""
@@ -364,7 +330,7 @@ class Training(View):
             if variance is not None:
                 last = f"Medians of the last {5 * self.window.value} updates."
                 said = [*([last] if len(variance) else []), *told_variance(variance)]
-            self.variance.value = block(paragraph(" ".join(said), "note"))
+            self.variance.say(" ".join(said), kind="note")
             self._tell()
 
     def _rows(self) -> list[list[str]]:
@@ -379,4 +345,4 @@ class Training(View):
         self.say(*said, *filter(None, [told_compared(shown) if shown else NO_STEP]))
         header = ["run", "updates", "anytime accuracy", "final accuracy", "thinking length"]
         caption = f"Means of the last {self.window.value} updates, as the strong lines"
-        self.state.value = block(table(header, self._rows(), caption))
+        self.state.show(table(header, self._rows(), caption))

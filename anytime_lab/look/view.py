@@ -9,15 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ipywidgets as widgets
-import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import display
 from plotly.io.json import to_json_plotly
 
-from anytime_lab.look.live import LABEL, StyleSheet, row, text
+from anytime_lab.look.live import StyleSheet, Text, button, described, row
 from anytime_lab.look.pictures import FIGURE
-from anytime_lab.look.style import FIGURES, TABLES, export, told_figure
-from anytime_lab.page import block, paragraph
+from anytime_lab.look.style import KINDS, export, told_figure
 from anytime_lab.read.curves import ProblemTable
 from anytime_lab.read.runs import Evaluation, Runs, Tables, find_evaluations
 
@@ -33,7 +31,7 @@ class View(widgets.VBox):
 
     def __init__(self, style: bool = True) -> None:
         super().__init__()
-        self.notes, self.status = text(live=True), text(live=True)
+        self.notes, self.status = Text(live=True), Text(live=True)
         self._sheet = [StyleSheet(layout={"display": "none"})] if style else []
         self._quiet = False  # controls are being set by the view itself
         self.compose()
@@ -44,7 +42,7 @@ class View(widgets.VBox):
 
     def say(self, *sentences: str) -> None:
         """Puts sentences above the view, where screen readers tell them."""
-        self.notes.value = block(*map(paragraph, sentences), live=True)
+        self.notes.say(*sentences)
 
     # --- controls --------------------------------------------------------------------------------
 
@@ -84,10 +82,6 @@ class View(widgets.VBox):
         """The static figure of what is shown."""
         raise NotImplementedError
 
-    def frame(self) -> pd.DataFrame:
-        """The tidy table of what is shown."""
-        raise NotImplementedError
-
     def picture(self) -> go.Figure:
         """The static figure, or a sentence that says why there is none."""
         try:
@@ -104,26 +98,22 @@ class View(widgets.VBox):
             display({FIGURE: told, "text/plain": "a figure"}, raw=True)
         display(self._repr_mimebundle_(), raw=True)
 
-    def exporter(self, name: str, folder: str | Path) -> widgets.Widget:
-        """A menu that writes the figure or the table into a folder; `status` tells of it."""
-        self._export_name = name
-        self.folder = widgets.Text(value=str(folder), description="Export to folder", style=LABEL)
-        words = {"tex": "LaTeX"}
-        kinds = [(words.get(kind, kind.upper()), kind) for kind in FIGURES + TABLES]
-        self.kind = widgets.Dropdown(options=kinds, description="as", style=LABEL)
-        self.write = widgets.Button(description="Export", tooltip="Write the figure or the table")
-        self.write.on_click(lambda _button: self.save(self.kind.value))
-        return row(self.folder, self.kind, self.write)
+    def exporter(self, folder: str | Path) -> widgets.Widget:
+        """A menu that writes figure() or the tidy frame() into a folder; `status` tells of it."""
+        self.folder = described(widgets.Text, "Export to folder", value=str(folder))
+        kinds = [("LaTeX" if kind == "tex" else kind.upper(), kind) for kind in KINDS]
+        self.kind = described(widgets.Dropdown, "as", options=kinds)
+        self.write = button("Export", lambda: self.save(self.kind.value))
+        return row(self.folder, self.kind, self.write, self.status)
 
     def save(self, kind: str) -> Path | None:
-        """Writes the figure (html, png, svg) or the tidy table (csv, tex); says what came of it."""
+        """Writes one of KINDS into the folder; says what came of it."""
         try:
-            path = Path(self.folder.value or ".") / f"{self._export_name}.{kind}"
+            path = Path(self.folder.value or ".") / f"{self.name}.{kind}"
             export(self.figure(), self.frame(), path)
         except Exception as error:  # a full disk, no browser, nothing shown: told, not thrown
-            self.status.value = block(paragraph(f"Not exported: {error}"), live=True)
-            return None
-        self.status.value = block(paragraph(f"Wrote {path.resolve()}"), live=True)
+            return self.status.say(f"Not exported: {error}")
+        self.status.say(f"Wrote {path.resolve()}")
         return path
 
 
@@ -165,12 +155,12 @@ class RunsView(View):
         """What is wrong or unfinished with the folders, and with these runs, in sentences."""
         said = list(self.catalogue.complaints)
         for name in names:
-            evaluation = self.names[name]
-            if evaluation.path in self.tables.complaints:
-                said.append(self.tables.complaints[evaluation.path])
-            elif evaluation.partial:
+            found = self.names[name]
+            if found.path in self.tables.complaints:
+                said.append(self.tables.complaints[found.path])
+            elif found.partial:
                 said.append(
-                    f"{name} is still being written, or was stopped: {evaluation.done} of "
-                    f"{evaluation.chunks} parts are read."
+                    f"{name} is still being written, or was stopped: {found.done} of "
+                    f"{found.chunks} parts are read."
                 )
         return said

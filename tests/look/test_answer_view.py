@@ -100,7 +100,7 @@ def test_without_a_gold_nothing_is_graded():
     told = asked(("7", 0.5), ("7", 0.5), gold=None)
     assert told.spread["verdict"].tolist() == ["not graded"]
     row = history([told]).iloc[0]
-    assert row["right"] is None and math.isnan(row["share_right"]) and row["share"] == 1
+    assert row["verdict"] == "not graded" and math.isnan(row["share_right"]) and row["share"] == 1
     assert "not graded" not in told_asked(told) and "all alike" in told_asked(told)
 
 
@@ -116,9 +116,9 @@ def test_history_is_in_the_order_of_tokens_and_keeps_the_last_of_a_length():
     points = [asked(("8", 0.5), tokens=5), asked(("7", 0.5), tokens=2), asked(("7", 0.5), tokens=5)]
     frame = history(points)
     assert frame["tokens"].tolist() == [2, 5]
-    assert frame["right"].tolist() == [True, True]
+    assert frame["verdict"].tolist() == ["right", "right"]
     assert frame["share_right"].tolist() == [1.0, 1.0]
-    assert frame.columns.tolist() == ["tokens", "answer", "share", "right", "share_right"]
+    assert frame.columns.tolist() == ["tokens", "answer", "share", "verdict", "share_right"]
 
 
 def test_asking_along_stops_at_the_end_of_the_thinking():
@@ -320,7 +320,7 @@ def test_a_page_that_opens_late_gets_all_text_and_its_marks(opened, monkeypatch)
     assert "".join(text for kind, text in message["whole"] if not kind) == view.pane.text
     assert message["whole"][-1] == ("asked", "▼ 400 tokens: 7 (8 of 8)")
     view.pane.append("more")
-    assert sent[-1] == {"at": message["next"], "part": ["", "more"]}
+    assert sent[-1] == {"at": message["next"], "part": ("", "more")}
 
 
 def test_the_page_holds_the_end_of_a_text_of_megabytes(opened, monkeypatch):

@@ -29,7 +29,7 @@ def test_weights_are_set_by_key_where_the_line_stands():
         assert editor.weight.description == f"Weight of {budget}"
         editor.weight.value = 0.0
     assert editor.prior.weights == pytest.approx((1, 0, 0))
-    assert "At least one weight" in editor.told.value
+    assert "At least one weight" in editor.notes.value
 
 
 @pytest.mark.parametrize("bars", [[], [0, 0, 0], [1, 2], [float("nan"), 1, 1], [-1, -2, 0]])
@@ -52,6 +52,6 @@ def test_no_budgets_leave_no_prior():
     assert editor.prior is None and editor.kind.disabled
     editor.draw([])
     editor.kind.value = "base"
-    assert "No budget" in editor.told.value
+    assert "No budget" in editor.notes.value
     editor.set_budgets([10, 20])
     assert editor.prior.weights == (0, 1) and not editor.kind.disabled
