@@ -12,12 +12,22 @@ import plotly.graph_objects as go
 import traitlets
 
 from anytime_lab.look.figures import OVER, plot_curves, prior_trace
-from anytime_lab.look.live import JS, LiveFigure, described, row, text
+from anytime_lab.look.live import (
+    JS,
+    LiveFigure,
+    Text,
+    beside,
+    button,
+    chooser,
+    described,
+    row,
+    ticked,
+)
 from anytime_lab.look.prior_editor import PriorEditor
 from anytime_lab.look.problem_view import InsideProblem
 from anytime_lab.look.style import run_styles
 from anytime_lab.look.view import RunsView
-from anytime_lab.page import block, paragraph, plain, short, table
+from anytime_lab.page import plain, short, table
 from anytime_lab.read import told
 from anytime_lab.read.curves import Estimate, ProblemTable
 from anytime_lab.read.runs import Runs, find_evaluations
@@ -25,7 +35,6 @@ from anytime_lab.read.runs import Runs, find_evaluations
 AT_FIRST = 6  # runs that are shown before any is chosen
 NO_BENCHMARK = "none"
 HEIGHT = 520
-WIDE, NARROW = {"flex": "2 1 480px", "min_width": "0"}, {"flex": "1 1 320px", "min_width": "0"}
 FAINT = 0.25  # opacity of the others while one run is pointed at
 
 
@@ -57,6 +66,8 @@ class BudgetCurves(RunsView):
             headline.
     """
 
+    name = "budget-curves"
+
     def __init__(
         self,
         runs: Runs,
@@ -66,12 +77,12 @@ class BudgetCurves(RunsView):
     ) -> None:
         super().__init__(runs)
         self._wanted, self._equal_time = reference, dict(equal_time or {})
-        self._pairs: dict[tuple[Path, Path], ProblemTable | None] = {}
+        self._pairs: dict[tuple[str, str], ProblemTable | None] = {}
         if not self.names:
             return
         self.live = LiveFigure()
-        self.runs, self.prior, self.score = RunList(), PriorEditor([]), text(live=True)
-        self.story, self.published_table = text(live=True), text()
+        self.runs, self.prior, self.published_table = RunList(), PriorEditor([]), Text()
+        self.story, self.score, self.reach = (Text(live=True) for _ in range(3))
         self._make_controls(str(export_dir))
         self._dataset_chosen()
         self._observe()
@@ -84,10 +95,18 @@ class BudgetCurves(RunsView):
         tables = {name: self.table(name) for name in self._here if name in self.runs.ticked}
         return {name: table for name, table in tables.items() if table is not None}
 
+    @property
+    def pairs(self) -> dict[str, ProblemTable | None]:
+        """The paired differences of the others to the reference, each worked out once."""
+        shown, reference = self.shown, self.runs.reference
+        for pair in ((name, reference) for name in shown):
+            if pair not in self._pairs and reference in shown:
+                self._pairs[pair] = told.difference_table(*(shown[name] for name in pair))
+        return {name: self._pairs[name, reference] for name in shown if name != reference}
+
     def frame(self) -> pd.DataFrame:
         """The tidy table of what is shown: accuracy by budget and the paired difference."""
-        shown = self.shown
-        frame = told.tidy_curves(shown, {name: self._difference(name) for name in shown})
+        frame = told.tidy_curves(self.shown, self.pairs)
         frame.insert(1, "dataset", self.dataset.value)
         frame.insert(2, "step", [self.names[name].step for name in frame["run"]])
         return frame.assign(reference=self.runs.reference)
@@ -121,47 +140,40 @@ class BudgetCurves(RunsView):
     # --- parts -----------------------------------------------------------------------------------
 
     def _make_controls(self, folder: str) -> None:
-        datasets = [(short(d), d) for d in self.catalogue.datasets]
-        self.dataset = described(widgets.Dropdown, "Dataset", options=datasets)
+        self.dataset = chooser("Dataset", self.catalogue.datasets)
         self.common = described(widgets.Dropdown, "Score over", "100%", options=[("", "")])
         over = [(words, column) for column, words in OVER.items()]
         self.over = described(widgets.Dropdown, "Drawn over", options=over)
-        self.log_axis = widgets.Checkbox(description="Logarithmic axis", indent=False)
+        self.log_axis = ticked("Logarithmic axis")
         self.level = described(
             widgets.FloatSlider, "Tokens to accuracy", "28em",
             value=0.5, min=0, max=1, step=0.01, readout_format=".0%",
         )  # fmt: skip
-        self.reach = text(live=True)
-        self.published = described(
-            widgets.Dropdown, "Published values (BRPO)", options=[NO_BENCHMARK, *told.BENCHMARKS]
+        self.published = chooser("Published values (BRPO)", [NO_BENCHMARK, *told.BENCHMARKS])
+        self.again = button("Read the folders again", self._read_again)
+        self.back = button("Back to the runs", self._show_runs, icon="arrow-left")
+        self.inside = button(
+            "Problems behind the line",
+            lambda: self._look_inside(self._other()),
+            "What the runs answered there; a click on a point of a curve does the same",
         )
-        self.again = widgets.Button(description="Read the folders again", layout={"width": "auto"})
-        self.back = widgets.Button(
-            description="Back to the runs", icon="arrow-left", layout={"width": "auto"}
-        )
-        self.inside = widgets.Button(
-            description="Problems behind the line",
-            tooltip="What the runs answered there; a click on a point of a curve does the same",
-            layout={"width": "auto"},
-        )
-        self._more = widgets.VBox(
+        self.more = widgets.ToggleButton(description="More", icon="ellipsis-h")
+        more = widgets.VBox(
             [
                 row(self.over, self.log_axis, self.published, self.again),
                 self.published_table,
                 row(self.level, self.reach),
-                self.exporter("budget-curves", folder),
-                self.status,
+                self.exporter(folder),
             ],
             layout={"display": "none"},
         )
-        self.more = widgets.ToggleButton(description="More", icon="ellipsis-h")
+        self.on(
+            self.more, lambda: more.layout.set_trait("display", "" if self.more.value else "none")
+        )
         several = [self.dataset] if len(self.catalogue.datasets) > 1 else []
         self._aside = [*several, self.runs, self.inside, self.common, self.prior, self.score]
-        self.aside = widgets.VBox(self._aside, layout=NARROW)
-        left = widgets.VBox([self.live], layout=WIDE)
-        both = widgets.HBox([left, self.aside], layout={"flex_flow": "row wrap"})
-        both.add_class("beside-figure")
-        self.compose(self.story, both, self.more, self._more)
+        self.aside = widgets.VBox(self._aside)
+        self.compose(self.story, beside([self.live], self.aside, 2), self.more, more)
 
     def _observe(self) -> None:
         self.on(self.dataset, self._dataset_chosen)
@@ -173,12 +185,8 @@ class BudgetCurves(RunsView):
         self.on(self.prior, self._prior_chosen, "prior")
         self.on(self.live, self._line_moved, "at")
         self.on(self.level, self._read_reach)
-        self.on(self.more, self._open_more)
-        self.live.on_click(self._point_clicked)
-        self.live.on_paint(self._painted)
-        self.again.on_click(lambda _: self._read_again())
-        self.back.on_click(lambda _: self._show_runs())
-        self.inside.on_click(lambda _: self._look_inside(self._other()))
+        self.live.hear("click", lambda point: self._point_clicked(*point))
+        self.live.hear("painted", self._painted)
 
     # --- choices ---------------------------------------------------------------------------------
 
@@ -249,9 +257,6 @@ class BudgetCurves(RunsView):
         else:
             self._draw()
 
-    def _open_more(self) -> None:
-        self._more.layout.display = None if self.more.value else "none"
-
     def _read_again(self) -> None:
         """Looks at the folders anew: runs that were written further, and new ones."""
         self.find()
@@ -303,14 +308,11 @@ class BudgetCurves(RunsView):
     def _tell_story(self) -> None:
         """Puts the result in one sentence above the figure."""
         if not self.shown:
-            self.story.value = ""
-            return
-        reference, shown = self.runs.reference, self.shown
-        pairs = {name: self._difference(name) for name in shown if name != reference}
-        story = told.told_story(shown, pairs, reference, self.prior.prior)
+            return self.story.show()
+        story = told.told_story(self.shown, self.pairs, self.runs.reference, self.prior.prior)
         timed = self._timed() if self._equal_time else ""
         story += f"; at equal training time {timed}" if timed else ""
-        self.story.value = block(paragraph(story, "story"), live=True)
+        self.story.say(story, kind="story")
         self.live.label = f"Accuracy by thinking budget. {story}"
 
     def _timed(self) -> str:
@@ -329,8 +331,7 @@ class BudgetCurves(RunsView):
     def _draw_published(self) -> None:
         benchmark = self.published.value
         if benchmark == NO_BENCHMARK:
-            self.published_table.value = ""
-            return
+            return self.published_table.show()
         note = (
             f"{told.SOURCE}: its tables' final accuracy (a mark at 8,000 tokens) and anytime "
             "accuracy (a dotted line; the mean over 32 budgets to there). Without intervals; it "
@@ -343,7 +344,7 @@ class BudgetCurves(RunsView):
             for r in told.published_table(benchmark).itertuples()
         ]
         header = ["published run", f"final, {benchmark}", "anytime"]
-        self.published_table.value = block(table(header, percent, note))
+        self.published_table.show(table(header, percent, note))
 
     def _point_at(self) -> None:
         """Makes the other runs faint while one is pointed at."""
@@ -358,17 +359,6 @@ class BudgetCurves(RunsView):
 
     # --- reading ---------------------------------------------------------------------------------
 
-    def _difference(self, name: str) -> ProblemTable | None:
-        """The paired difference to the reference, worked out once per pair of folders."""
-        reference = self.runs.reference
-        if name == reference or reference not in self.names:
-            return None
-        pair = (self.names[name].path, self.names[reference].path)
-        if pair not in self._pairs:
-            a, b = self.table(name), self.table(reference)
-            self._pairs[pair] = None if a is None or b is None else told.difference_table(a, b)
-        return self._pairs[pair]
-
     def _line_moved(self) -> None:
         self.prior.stand_at(self.budget)
         self._read()
@@ -377,54 +367,52 @@ class BudgetCurves(RunsView):
 
     def _read(self) -> None:
         """The numbers where the line stands, and those under the prior."""
-        prior, reference, shown = self.prior.prior, self.runs.reference, self.shown
+        prior, reference, shown, pairs = (
+            self.prior.prior,
+            self.runs.reference,
+            self.shown,
+            self.pairs,
+        )
         rows, scores = [], []
         for name, style in run_styles(self._here).items():
-            run, pair = shown.get(name), self._difference(name) if name in shown else None
-            here = told.at_budget(run, self.budget) if run else told.NOTHING
-            apart = told.at_budget(pair, self.budget) if pair else told.NOTHING
-            rows.append(
-                {
-                    "name": name, "label": plain(name), "shown": name in shown,
-                    "colour": style.colour, "dash": style.dash, "glyph": style.glyph,
-                    **_cells("here", here, told.told_percent),
-                    **_cells("difference", apart, told.told_points),
-                }
-            )  # fmt: skip
-            if run is None:
+            run, pair = shown.get(name), pairs.get(name)
+            here, apart = (
+                told.at_budget(t, self.budget) if t else told.NOTHING for t in (run, pair)
+            )
+            line = {"colour": style.colour, "dash": style.dash, "glyph": style.glyph}
+            line |= _cells("here", here, told.told_percent)
+            line |= _cells("difference", apart, told.told_points)
+            rows.append({"name": name, "label": plain(name), "shown": bool(run), **line})
+            if not run:
                 continue
             if not here.n_problems:
                 rows[-1]["here"] = "not measured"
-            against = "nothing in common"
+            score, lead = (
+                told.under_prior(t, prior) if t and prior else told.NOTHING for t in (run, pair)
+            )
+            against = told.told_difference(lead) if pair else "nothing in common"
             if name == reference:
                 against = rows[-1]["difference"] = "reference"
-            elif pair is not None:
-                score = told.under_prior(pair, prior) if prior else told.NOTHING
-                against = told.told_difference(score)
-            score = told.under_prior(run, prior) if prior else told.NOTHING
             scores.append((name, told.told_value(score), against))
-        head = ["", "", "run", f"at {self.budget:,} tokens", "difference", "ref."]
-        self.runs.fill(head, rows)
+        self.runs.fill(["", "", "run", f"at {self.budget:,} tokens", "difference", "ref."], rows)
         header = ["anytime score, under the prior", "", f"to {short(reference, 24)}"]
-        self.score.value = block(table(header, scores, kind="score"), live=True) if scores else ""
+        self.score.show(*([table(header, scores, kind="score")] if scores else []))
 
     def _read_reach(self) -> None:
         level = self.level.value
         said = [f"{n}: {told.told_reach(table, level)}" for n, table in self.shown.items()]
-        self.reach.value = block(paragraph(f"To {level:.0%}: {'; '.join(said)}."), live=True)
+        self.reach.say(f"To {level:.0%}: {'; '.join(said)}.")
 
     # --- looking inside --------------------------------------------------------------------------
 
     def _other(self) -> str:
         """The run whose problems are of most interest: the furthest above the reference here."""
-
-        def lead(name: str) -> float:
-            pair = self._difference(name)
-            value = told.at_budget(pair, self.budget).value if pair else float("nan")
-            return value if value == value else -2.0
-
-        others = [name for name in self.shown if name != self.runs.reference]
-        return max(others, key=lead, default=self.runs.reference)
+        leads = {
+            n: told.at_budget(p, self.budget).value if p else -2 for n, p in self.pairs.items()
+        }
+        return max(
+            leads, key=lambda n: (leads[n] == leads[n], leads[n]), default=self.runs.reference
+        )
 
     def _point_clicked(self, trace: str, _x: float, _y: float) -> None:
         names = {t.name: _group(t) for t in self.live.figure.data}

@@ -10,10 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from anytime_lab.look.figures import COUNT_WORDS, plot_calibration, plot_policies, policy_stops
-from anytime_lab.look.live import LiveFigure, described, row, text
+from anytime_lab.look.live import LiveFigure, Text, beside, chooser, described, row, ticked
 from anytime_lab.look.style import told_figure
 from anytime_lab.look.view import RunsView
-from anytime_lab.page import block, paragraph, short
+from anytime_lab.page import short
 from anytime_lab.read.policies import (
     COUNTS,
     REPLAY_COLUMNS,
@@ -32,7 +32,6 @@ from anytime_lab.read.told import told_percent, told_points, told_side
 from anytime_lab.store.records import read_records
 
 CONFIDENCES = [("of the whole summary", False), ("of its mean token", True)]
-WIDE, NARROW = {"flex": "3 1 480px", "min_width": "0"}, {"flex": "2 1 320px", "min_width": "0"}
 
 
 class Policies(RunsView):
@@ -63,11 +62,9 @@ class Policies(RunsView):
             return
         self._make_controls()
         self.live, self.reliability = LiveFigure(moves="Rule and setting"), LiveFigure()
-        self.read_out, self.calibrated = text(live=True), text(live=True)
-        left = widgets.VBox([self.live, self.read_out], layout=WIDE)
-        right = widgets.VBox([self.at, self.reliability, self.calibrated], layout=NARROW)
-        both = widgets.HBox([left, right], layout={"flex_flow": "row wrap"})
-        both.add_class("beside-figure")
+        self.read_out, self.calibrated = Text(live=True), Text(live=True)
+        right = widgets.VBox([self.at, self.reliability, self.calibrated])
+        both = beside([self.live, self.read_out], right, 1.5)
         controls = row(self.run, self.count, self.confidence, self.log_axis, self.beyond)
         self.compose(controls, both)
         self._run_chosen()
@@ -114,21 +111,14 @@ class Policies(RunsView):
         return f"No run is open. {' '.join(said)}"
 
     def _make_controls(self) -> None:
-        names = [(short(name), name) for name in self.names]
-        self.run = described(widgets.Dropdown, "Run", options=names)
+        self.run = chooser("Run", self.names)
         counts = [(COUNT_WORDS[c].partition(" (")[0], c) for c in COUNTS]
         self.count = described(widgets.Dropdown, "Count", options=counts)
         self.confidence = described(
             widgets.Dropdown, "Confidence: probability", "26em", options=CONFIDENCES
         )
-        self.log_axis = widgets.Checkbox(
-            value=True, description="Logarithmic token axis", indent=False
-        )
-        self.beyond = widgets.Checkbox(
-            description="Also what costs more than the largest budget",
-            indent=False,
-            layout={"width": "auto"},
-        )
+        self.log_axis = ticked("Logarithmic token axis", True)
+        self.beyond = ticked("Also what costs more than the largest budget")
         self.at = described(
             widgets.SelectionSlider, "Calibration at", "100%", options=[("all budgets", 0)]
         )
@@ -174,8 +164,8 @@ class Policies(RunsView):
         if self.replay is None:
             self.points = pd.DataFrame()
             self.live.update_from(self.picture(), "No run is open.", [])
-            self.read_out.value = self.calibrated.value = ""
-            return
+            self.calibrated.show()
+            return self.read_out.show()
         self.points = policy_frame(self._replayed(), self.count.value)
         before = self._setting()
         self._stops = policy_stops(self.points, self.beyond.value)
@@ -192,10 +182,8 @@ class Policies(RunsView):
 
     def _read(self) -> None:
         if self.replay is None or not len(self._stops):
-            self.read_out.value = ""
-            return
-        line = self._stops.iloc[self.live.at]
-        self.read_out.value = block(paragraph(_told_point(line)), live=True)
+            return self.read_out.show()
+        self.read_out.say(_told_point(self._stops.iloc[self.live.at]))
 
     def _calibration(self) -> tuple[pd.DataFrame, str]:
         key = (self.run.value, self.at.value, self.confidence.value)
@@ -210,7 +198,7 @@ class Policies(RunsView):
             return
         said = self._calibration()[1]
         self.reliability.update_from(self.calibration_figure(), said)
-        self.calibrated.value = block(paragraph(said), live=True)
+        self.calibrated.say(said)
 
 
 def _told_calibration(told: pd.DataFrame, budget: int, area: float) -> str:

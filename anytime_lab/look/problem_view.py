@@ -10,9 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from anytime_lab.look.figures import plot_thinking
-from anytime_lab.look.live import LiveFigure, described, row, text
-from anytime_lab.look.view import RunsView
-from anytime_lab.page import block, escaped, paragraph, region, short, table
+from anytime_lab.look.live import LiveFigure, Text, button, chooser, described, row, ticked
+from anytime_lab.look.view import RunsView, View
+from anytime_lab.page import escaped, folded, paragraph, region, short, table
 from anytime_lab.read.curves import ProblemTable
 from anytime_lab.read.runs import (
     ORDERS,
@@ -38,7 +38,7 @@ def thinking_html(thought: Thought, path: pd.DataFrame, budget: int) -> str:
     text = thought.thinking
     first, last = max(0, cut - BEFORE), min(len(text), cut + AFTER)
     turns = [
-        (thought.characters(row.cut), _marks(row))
+        (thought.characters(row.cut), _mark(row))
         for row in path.itertuples()
         if row.flip or row.first_right or row.lost
     ]
@@ -46,38 +46,29 @@ def thinking_html(thought: Thought, path: pd.DataFrame, budget: int) -> str:
     for start, stop, kind in ((first, cut, "kept"), (cut, last, "rest")):
         # a mark at the cut belongs to what was thought by then
         at_start = kind == "kept" and first == 0
-        inside = [t for t in turns if start < t[0] <= stop or (at_start and t[0] == 0)]
         parts.append(f'<span class="{kind}">')
-        for place, marks in inside:
-            parts += [escaped(text[start:place], len(text) + 1), marks]
-            start = place
+        for place, mark in turns:
+            if start < place <= stop or (at_start and place == 0):
+                parts += [escaped(text[start:place], len(text) + 1), mark]
+                start = place
         parts += [escaped(text[start:stop], len(text) + 1), "</span>"]
     parts.append(_left_out(len(text) - last, "after"))
-    label = f"thinking of sample {thought.sample}, strong up to {budget:,} tokens"
-    return (
-        f'<div class="model" tabindex="0" role="region" aria-label="{label}">{"".join(parts)}</div>'
-    )
+    return region(f"thinking of sample {thought.sample}, strong up to {budget:,} tokens", parts)
 
 
-def _marks(row) -> str:
-    told = []
+def _mark(row) -> str:
     answer = "no answer" if row.answer is None else short(row.answer, 40)
+    kind, words = "right" if row.right else "", "▼"
     if row.first_right:
-        told.append(("right", f"★ first right: {answer}"))
+        words = "★ first right:"
     elif row.lost:
-        told.append(("wrong", f"✗ lost: {answer}"))
-    elif row.flip:
-        told.append(("right" if row.right else "", f"▼ {answer}"))
-    return "".join(
-        f'<span class="mark {kind}">{row.budget:,} tokens {escaped(words)}</span>'
-        for kind, words in told
-    )
+        kind, words = "wrong", "✗ lost:"
+    return f'<span class="mark {kind}">{row.budget:,} tokens {words} {escaped(answer)}</span>'
 
 
 def _left_out(count: int, where: str) -> str:
-    if count <= 0:
-        return ""
-    return f'<span class="mark">{count:,} characters {where} are not shown</span>'
+    said = f'<span class="mark">{count:,} characters {where} are not shown</span>'
+    return said if count > 0 else ""
 
 
 def position_html(thought: Thought, path: pd.DataFrame, budget: int) -> str:
@@ -86,16 +77,15 @@ def position_html(thought: Thought, path: pd.DataFrame, budget: int) -> str:
     if not len(here):
         return paragraph(f"This thinking was not measured at {budget:,} tokens.")
     row = here.iloc[0]
-    ended = row["cut"] >= thought.tokens
     how = {"closed": "closed by itself", "eos": "ended in EOS", "length": "cut by its limit"}
     place = f"{row['cut']:,} of {thought.tokens:,} tokens"
-    if ended:
+    if row["cut"] >= thought.tokens:
         place += f", the whole thinking ({how.get(thought.end, thought.end)})"
     answer = "no answer" if row["answer"] is None else f"answer {short(row['answer'], 60)}"
-    verdict = "right" if row["right"] else "not right"
+    kind, verdict = ("right", "right") if row["right"] else ("wrong", "not right")
     return (
         f"<p>At {budget:,} tokens ({escaped(place)}): {escaped(answer)}, "
-        f'<strong class="{"right" if row["right"] else "wrong"}">{verdict}</strong>; '
+        f'<strong class="{kind}">{verdict}</strong>; '
         f"{row['share_right']:.0%} of the summaries are right.</p>"
     )
 
@@ -109,22 +99,14 @@ def summaries_html(thought: Thought, budget: int) -> str:
         logprob = "—" if pd.isna(record.logprob) else f"{record.logprob:.2f}".replace("-", "−")
         verdict = "abstained" if pd.isna(record.score) else ("right" if record.correct else "wrong")
         reason = "" if record.reason in ("correct", "wrong") else f" ({short(record.reason, 40)})"
-        rows.append(
-            (
-                record.summary,
-                answer,
-                verdict + reason,
-                logprob,
-                f"{record.summary_tokens:,} ({record.finish})",
-                short(record.summary_text, 400),
-            )
-        )
+        length = f"{record.summary_tokens:,} ({record.finish})"
+        told = (answer, verdict + reason, logprob, length, short(record.summary_text, 400))
+        rows.append((record.summary, *told))
     caption = f"Summaries at {budget:,} tokens"
     if len(part) > SUMMARIES:
         caption += f", the first {SUMMARIES} of {len(part)}"
     header = ["summary", "answer", "verdict", "log-prob", "tokens (end)", "text"]
-    inner = table(header, rows, kind="text")
-    return f"<details><summary>{caption}</summary>{inner}</details>"
+    return folded(caption, table(header, rows, kind="text"))
 
 
 def told_path(path: pd.DataFrame) -> str:
@@ -145,7 +127,7 @@ QUESTION = 6_000  # characters
 LEGEND = "★ first right, ✗ right before and lost, ▼ another answer; filled: right"
 
 
-class Side(widgets.VBox):
+class Side(View):
     """What one run thought about a problem, a sample at a time.
 
     Args:
@@ -154,19 +136,17 @@ class Side(widgets.VBox):
     """
 
     def __init__(self, letter: str, changed: Callable[[], object]) -> None:
-        super().__init__(layout={"flex": "1 1 280px", "min_width": "0"})
-        self.name = ""
+        super().__init__(style=False)
+        self.layout = {"flex": "1 1 280px", "min_width": "0"}
+        self.name, self.said = "", ""  # of its run, and what went wrong
         self.thought: Thought | None = None
         self.path: pd.DataFrame | None = None
-        self.said = ""  # what went wrong
         self._problem: str | None = None
         self._store: ThinkingStore | None = None
-        self._records = pd.DataFrame()
-        self._changed, self._quiet = changed, False
         self.sample = described(widgets.Dropdown, f"Sample of {letter}", "100%", options=[])
-        self.position, self.thinking, self.summaries = text(live=True), text(), text()
-        self.sample.observe(self._sample_chosen, "value")
+        self.position, self.thinking, self.summaries = Text(live=True), Text(), Text()
         self.children = [self.sample, self.position, self.thinking, self.summaries]
+        self.on(self.sample, lambda: [self._open_sample(), changed()])
 
     def take(self, name: str | None, evaluation: Evaluation | None) -> None:
         """Shows this run from now on."""
@@ -180,56 +160,42 @@ class Side(widgets.VBox):
         Args:
             right: whether one that is right at the budget shows more than one that is not.
         """
-        self._problem, self.said, shares = problem, "", pd.DataFrame()
+        self._problem, said, of = problem, "", {}
         if problem is not None and self.name:
             try:
                 self._store = self._store or find_thinkings(self._evaluation.path)
                 self._records = self._store.records(problem)
                 by = self._records.groupby(["sample", "budget"])["correct"]
-                shares = by.mean().astype(float).unstack()
+                of = dict((by.mean().astype(float).unstack() >= 0.5).iterrows())
             except Exception as error:  # damaged, moved or half-written: told, not thrown
-                self.said = told_error(self._evaluation.path, error)
-        self._quiet = True
-        of = {sample: row >= 0.5 for sample, row in shares.iterrows()}
-        self.sample.options = [
-            (f"{sample} · right at {row.sum()} of {len(row)} budgets", sample)
-            for sample, row in of.items()
+                said = told_error(self._evaluation.path, error)
+        options = [
+            (f"{k} · right at {row.sum()} of {len(row)} budgets", k) for k, row in of.items()
         ]
-        if of:
-            self.sample.value = max(of, key=lambda k: _telling(of[k], budget, right))
-        self._quiet = False
+        best = max(of, key=lambda k: _telling(of[k], budget, right), default=None)
+        self.refill(self.sample, options, best)
         self._open_sample()
-
-    def _sample_chosen(self, _change: object) -> None:
-        if not self._quiet:
-            self.said = ""
-            self._open_sample()
-            self._changed()
+        self.said = said or self.said
 
     def _open_sample(self) -> None:
-        self._show(None)
+        self.thought, self.path, self.said = None, None, ""
+        for part in (self.position, self.thinking, self.summaries):
+            part.show()
         if self.sample.value is None:
             return
         try:
-            self._show(self._store.thought(self._problem, self.sample.value, self._records))
+            self.thought = self._store.thought(self._problem, self.sample.value, self._records)
+            self.path = answer_path(self.thought.records)
         except Exception as error:
             self.said = told_error(self._evaluation.path, error)
 
-    def _show(self, thought: Thought | None) -> None:
-        self.thought = thought
-        self.path = None if thought is None else answer_path(thought.records)
-        if thought is None:
-            self.position.value = self.thinking.value = self.summaries.value = ""
-
     def read(self, budget: int) -> None:
         """Shows the thinking up to this budget."""
-        if self.thought is None:
-            return
-        position = position_html(self.thought, self.path, budget)
-        name = f"<b>{escaped(short(self.name, 60))}</b> "
-        self.position.value = block(name, position, live=True)
-        self.thinking.value = block(thinking_html(self.thought, self.path, budget))
-        self.summaries.value = block(summaries_html(self.thought, budget))
+        if self.path is not None:
+            of = self.thought, self.path, budget
+            self.position.show(f"<b>{escaped(short(self.name, 60))}</b> ", position_html(*of))
+            self.thinking.show(thinking_html(*of))
+            self.summaries.show(summaries_html(self.thought, budget))
 
 
 def _telling(rights: pd.Series, budget: int, right: bool) -> tuple[bool, int]:
@@ -260,11 +226,10 @@ class InsideProblem(RunsView):
         self._make_controls()
         self.live = LiveFigure()
         both = widgets.HBox(self.sides, layout={"flex_flow": "row wrap", "grid_gap": "0 18px"})
-        choices = row(self.apart, self.relist, self.order) if beside else row(
-            self.a, self.b, self.order, self.apart, self.relist, self.play
-        )  # fmt: skip
-        parts = [choices, self.problem, self.question]
-        self.compose(*parts, *([] if beside else [self.live, self.legend]), both)
+        choices = [self.a, self.b, self.order, self.apart, self.relist, self.play]
+        figure = [] if beside else [self.live, Text(paragraph(LEGEND, "note"))]
+        choices = row(*choices[2:5] if beside else choices)
+        self.compose(choices, self.problem, self.question, *figure, both)
         self._runs_chosen(budget)
         self._observe()
 
@@ -293,20 +258,17 @@ class InsideProblem(RunsView):
     # --- parts -----------------------------------------------------------------------------------
 
     def _make_controls(self) -> None:
-        names = [(short(name), name) for name in self.names]
-        second = names[1][1] if len(names) > 1 else None
-        self.a = described(widgets.Dropdown, "Run A", options=names)
-        self.b = described(
-            widgets.Dropdown, "Run B", options=[(NOBODY, None), *names], value=second
-        )
+        self.a, self.b = chooser("Run A", self.names), chooser("Run B", self.names)
+        self.b.options = [(NOBODY, None), *self.b.options]
+        self.b.value = next(iter([*self.names][1:]), None)
         self.order = described(widgets.Dropdown, "Order", options=ORDERS)
-        self.apart = widgets.Checkbox(description="only where they disagree", indent=False)
+        self.apart = ticked("only where they disagree")
         self.problem = described(widgets.Select, "Problem", "100%", options=[], rows=4)
         self.play = widgets.ToggleButton(description="Play the budgets", icon="play")
-        self.relist = widgets.Button(
-            description="List", tooltip="Order the problems by the answers at the line"
+        self.relist = button(
+            "List", self._list_problems, "Order the problems by the answers at the line"
         )
-        self.question, self.legend = text(), text(paragraph(LEGEND, "note"))
+        self.question = Text()
 
     def _observe(self) -> None:
         self.on([self.a, self.b], self._runs_chosen)
@@ -314,7 +276,6 @@ class InsideProblem(RunsView):
         self.on(self.problem, self._problem_chosen)
         self.on(self.live, self._budget_moved, "at")
         widgets.link((self.play, "value"), (self.live, "playing"))
-        self.relist.on_click(lambda _button: self._list_problems())
 
     # --- from runs to a thinking -----------------------------------------------------------------
 
@@ -352,14 +313,14 @@ class InsideProblem(RunsView):
         if not self._rows and self.apart.value:
             said.append("They disagree on no problem at this budget.")
         self.say(*said)
-        open_ = next((side for side in self.sides if side.thought is not None), None)
-        if open_ is None:
-            self.question.value = ""
-        else:
-            told = [f"{s.name}: {told_path(s.path)}" for s in self.sides if s.path is not None]
-            self.question.value = block(
-                region("question", [escaped(open_.thought.question, QUESTION)]),
-                paragraph(f"Right answer: {short(open_.thought.gold, 200)}. {' '.join(told)}"),
+        opened = [side for side in self.sides if side.path is not None]
+        self.question.show()
+        if opened:
+            thought = opened[0].thought
+            told = " ".join(f"{side.name}: {told_path(side.path)}" for side in opened)
+            self.question.show(
+                region("question", [escaped(thought.question, QUESTION)]),
+                paragraph(f"Right answer: {short(thought.gold, 200)}. {told}"),
             )
         self.live.update_from(self.picture(), "Share of right summaries along the thinkings.")
         self._budget_moved()

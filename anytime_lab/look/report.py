@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,14 +9,16 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from anytime_lab.look.figures import plot_curves
 from anytime_lab.look.live import JS
 from anytime_lab.look.training_view import plot_training
-from anytime_lab.page import escaped, paragraph, plain, table
+from anytime_lab.page import escaped, plain, table
 from anytime_lab.priors import Prior
-from anytime_lab.read.curves import accuracy_curve, paired_differences
+from anytime_lab.read.curves import ProblemTable, accuracy_curve, paired_differences
 from anytime_lab.read.told import (
     ABOUT_SEEDS,
     Folders,
@@ -39,14 +40,10 @@ from anytime_lab.read.told import (
 )
 from anytime_lab.read.training import told_compared, training_frame
 from anytime_lab.store.files import write_text
-from anytime_lab.store.records import finished_chunks, read_manifest
+from anytime_lab.store.records import read_manifest
 
-NUMBERS = "The numbers at every budget"
-NO_SCRIPT = "The figures are drawn by a script inside this page; without it the tables remain."
 SMOOTHED = 10  # updates that a point of a strong training curve averages
-CSP = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-)
+RESAMPLES = 2000  # of the bootstrap
 
 
 def write_report(
@@ -54,15 +51,11 @@ def write_report(
     path: str | Path,
     *,
     reference: str | None = None,
-    prior: Prior | None = None,
     training: Mapping[str, Folders] | None = None,
     equal_time: Mapping[str, Folders] | None = None,
     equal_time_note: str = "",
     title: str = "Accuracy at every thinking budget",
     notes: Sequence[str] = (),
-    allow_partial: bool = False,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> Path:
     """Writes the comparison of evaluated runs as one self-contained HTML page.
 
@@ -71,15 +64,12 @@ def write_report(
             Their mean is drawn, and how far the seeds are apart is told.
         path: the page; written in one step.
         reference: the run that the others are compared with; the first if None.
-        prior: weights of the anytime accuracy; None is the plain mean over the budgets.
         training: name → output folder of a training run (its metrics.jsonl), or a list. Use
             the names of `runs`, so that colours agree.
         equal_time: name → run folder of evaluations after equal wall time of training, the
             reference among them (under its name in `runs`).
         equal_time_note: a sentence on how the times were made equal.
         notes: paragraphs below the title.
-        allow_partial: take runs that are still being written; the page then says so.
-        resamples, seed: of the bootstrap.
 
     Returns:
         path.
@@ -93,28 +83,34 @@ def write_report(
     runs, training, equal_time = _named(runs), _named(training or {}), _named(equal_time or {})
     reference = next(iter(runs)) if reference is None else plain(reference)
     names = list(dict.fromkeys([*runs, *training, *equal_time]))
-    seeds = read_seed_tables(runs, allow_partial)
-    tables = mean_tables(seeds)
-    body = [_heading(1, title), *(paragraph(note) for note in notes)]
-    body += _comparison(tables, reference, prior, names, resamples, seed)
-    if max(map(len, seeds.values())) > 1:
-        body += [_heading(2, "Training seeds"), paragraph(ABOUT_SEEDS)]
-        body.append(_table(told_seeds(seed_frame(seeds, prior)), "Percent; mean ± SD over seeds."))
-    if training:
-        body.append(_heading(2, "Training"))
-        body += _training({name: mean_metrics(run) for name, run in training.items()}, names)
-    if equal_time:
-        body.append(_heading(2, "At equal wall time of training"))
-        if equal_time_note:
-            body.append(paragraph(equal_time_note))
-        timed = mean_tables(read_seed_tables(equal_time, allow_partial))
-        body += _comparison(timed, reference, prior, names, resamples, seed, level=3)
-    body.append(_heading(2, "How this was measured"))
-    timed_apart = {
-        f"{name} (equal time)": run for name, run in equal_time.items() if run != runs.get(name)
-    }
-    body += _method({**runs, **timed_apart}, prior, resamples)
-    write_text(path, _page(title, body))
+    seeds = read_seed_tables(runs)
+    metrics = {name: mean_metrics(run) for name, run in training.items()}
+    timed = mean_tables(read_seed_tables(equal_time)) if equal_time else {}
+    apart = {f"{n} (equal time)": run for n, run in equal_time.items() if run != runs.get(n)}
+    same, differ = _settings({**runs, **apart})
+    several = max(map(len, seeds.values())) > 1
+    pages = Environment(
+        loader=FileSystemLoader(JS), autoescape=True, undefined=StrictUndefined, finalize=_finished
+    )
+    told = pages.get_template("report.html").render(
+        title=title,
+        notes=notes,
+        main=_compared(mean_tables(seeds), reference, names),
+        seeds=told_seeds(seed_frame(seeds)) if several else None,
+        about_seeds=ABOUT_SEEDS,
+        training=_trained(training_frame(metrics, SMOOTHED), names) if metrics else [],
+        smoothed=SMOOTHED,
+        left_out=told_compared(metrics) if metrics else "",
+        timed=_compared(timed, reference, names) if timed else None,
+        equal_time_note=equal_time_note,
+        resamples=RESAMPLES,
+        same=same,
+        differ=differ,
+        table=_table,
+        data=_data,
+        plotly=Markup(get_plotlyjs()),
+    )
+    write_text(path, told)
     return Path(path)
 
 
@@ -129,128 +125,81 @@ def _named(folders: Mapping[str, Folders]) -> dict[str, list[Path]]:
     return named
 
 
-def _comparison(tables, reference, prior, names, resamples, seed, level: int = 2) -> list[str]:
+def _compared(
+    tables: Mapping[str, ProblemTable], reference: str, names: Sequence[str]
+) -> dict[str, Any]:
     """The story, headline table, curves and paired differences of one set of runs."""
-    many = len(tables) > 1
-    pairs = paired_differences(tables, reference, prior, resamples, seed) if many else None
-    summary = summary_table(tables, reference if many else None, prior, resamples, seed)
-    others = [name for name in tables if name != reference]
-    apart = {name: difference_table(tables[name], tables[reference]) for name in others}
+    against = reference if len(tables) > 1 else None
+    pairs = paired_differences(tables, against, resamples=RESAMPLES) if against else None
+    apart = {n: difference_table(t, tables[against]) for n, t in tables.items() if n != reference}
     budgets = common_budgets(list(tables.values()))
-    weights = prior or (Prior.uniform(budgets) if budgets else None)
-    parts = [paragraph(told_story(tables, apart, reference, weights) + ".", "story")]
-    caption = "95 % intervals in brackets, clustered by problem; thinking tokens: mean at the "
-    caption += "largest budget."
-    if many:
-        caption += f" Differences to {reference} in percentage points, paired over problems."
-    parts.append(_table(told_table(summary), caption))
-    if level == 2:
-        parts.append(_heading(2, "Accuracy by thinking budget"))
-    label = "Accuracy by thinking budget"
-    label += f", and its paired difference to {reference}" if many else ""
+    story = told_story(tables, apart, reference, Prior.uniform(budgets) if budgets else None)
+    height = 640 if against else 440
     curves = tidy_curves(tables, apart)
-    height = 640 if many else 440
-    figure = plot_curves(curves, names, reference=reference, title="", height=height)
-    parts.append(_figure(figure, label))
-    if not many:
-        curve = accuracy_curve(*tables.values())
-        told = {"accuracy": (told_percent, ["accuracy", "low", "high"])}
-        parts.append(_details(NUMBERS, _by_budget(curve, told, "")))
-    else:
-        parts += [paragraph(sentence) for sentence in verdicts(pairs)]
-        curves = pairs[pairs["measure"] == "accuracy"].groupby("run", sort=False)
-        inner = [
-            _by_budget(
-                curve, PAIRED, f"{run} against {reference}, {curve['n_problems'].max():,} problems."
-            )
-            for run, curve in curves
-        ]
-        parts.append(_details(NUMBERS, "".join(inner)))
-    return parts
+    numbers = [("", _by_budget(accuracy_curve(*tables.values()), ALONE))] if not against else [
+        (f"{run} against {against}, {curve['n_problems'].max():,} problems.",
+         _by_budget(curve, PAIRED))
+        for run, curve in pairs[pairs["measure"] == "accuracy"].groupby("run", sort=False)
+    ]  # fmt: skip
+    return {
+        "against": against,
+        "story": story,
+        "summary": told_table(summary_table(tables, against)),
+        "figure": plot_curves(curves, names, reference=reference, title="", height=height),
+        "verdicts": verdicts(pairs) if against else [],
+        "numbers": numbers,
+    }
 
 
-def _training(metrics: Mapping[str, pd.DataFrame], names: Sequence[str]) -> list[str]:
-    frame = training_frame(metrics, SMOOTHED)
-    said = f"Scores of the training rollouts at each update; strong: mean of {SMOOTHED} updates."
-    said = f"{said} {told_compared(metrics)}".strip()
-    parts = [paragraph(said), _figure(plot_training(frame, names), "Training by update")]
-    if frame["seconds"].notna().all():
-        parts.append(paragraph("The same against the wall time of training."))
-        timed = plot_training(frame, names, over="seconds")
-        parts.append(_figure(timed, "Training by wall time"))
-    return parts
+def _trained(frame: pd.DataFrame, names: Sequence[str]) -> list[go.Figure | None]:
+    """Training by update, and by wall time where all runs have told it."""
+    timed = frame["seconds"].notna().all()
+    by_time = plot_training(frame, names, over="seconds") if timed else None
+    return [plot_training(frame, names), by_time]
 
 
-def _by_budget(curve: pd.DataFrame, columns: Mapping[str, tuple], caption: str) -> str:
+def _by_budget(curve: pd.DataFrame, columns: Mapping[str, tuple]) -> pd.DataFrame:
     """The numbers at every budget, told for a reader; columns: title → (told, columns of it)."""
-    told = {"budget": [f"{b:,}" for b in curve["budget"]]}
-    for title, (words, of) in columns.items():
-        rows = curve[[*of, *[of[0]] * (3 - len(of))]].to_numpy(dtype=float)
-        told[title] = [words(*row) for row in rows]
-    return _table(pd.DataFrame(told), caption)
+    frame = pd.DataFrame({"budget": curve["budget"].map("{:,}".format)})
+    for title, (told, of) in columns.items():
+        frame[title] = [told(*row) for row in curve[of].to_numpy(dtype=float)]
+    return frame
 
 
-def _value(value: float, _low: float, _high: float) -> str:
+def _value(value: float) -> str:
     return told_percent(value, math.nan, math.nan)
 
 
-def _bounds(value: float, low: float, high: float) -> str:
-    return told_points(value, low, high).partition(" ")[2]
+def _bounds(low: float, high: float) -> str:
+    return told_points(0.0, low, high).partition(" ")[2]
 
 
+ALONE = {"accuracy": (told_percent, ["accuracy", "low", "high"])}
 PAIRED = {
     "accuracy": (_value, ["accuracy_a"]),
     "reference": (_value, ["accuracy_b"]),
     "difference": (told_points, ["difference", "low", "high"]),
-    "by bootstrap": (_bounds, ["difference", "boot_low", "boot_high"]),
+    "by bootstrap": (_bounds, ["boot_low", "boot_high"]),
 }
 
 
 # --- how it was measured -------------------------------------------------------------------------
 
 
-def _method(runs: Mapping[str, list[Path]], prior: Prior | None, resamples: int) -> list[str]:
+def _settings(runs: Mapping[str, list[Path]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the manifests say: what is the same in all runs, and what differs, run by run."""
     manifests = {name: [read_manifest(run) for run in several] for name, several in runs.items()}
-    rows = {
-        label: ["; ".join(dict.fromkeys(_fact(get, m) for m in of)) for of in manifests.values()]
-        for label, get in _FACTS.items()
-    }
-    same = {label: values[0] for label, values in rows.items() if len(set(values)) == 1}
-    differ = {label: values for label, values in rows.items() if label not in same}
-    weights = "the plain mean over the budgets"
-    if prior is not None:
-        told = ", ".join(f"{b}: {w:.3g}" for b, w in zip(prior.budgets, prior.weights, strict=True))
-        weights = f"the mean under the budget prior {told}"
-    said = [
-        "Each sample is one thinking of the largest budget, cut at every budget, so all points of "
-        "a curve come from the same thinkings. Anytime accuracy is " + weights + "; final accuracy "
-        "is that at the largest budget.",
-        "The problem is the unit of uncertainty: its samples are averaged first. Intervals "
-        "of the table and the bands are Student-t over problems, those of differences are paired "
-        f"over the same problems; the bootstrap draws problems {resamples:,} times, jointly for "
-        "all budgets. The bands are for each budget by itself. They hold what another draw of "
-        "problems would change, not what another training seed would.",
-    ]
-    if "dataset hash" in differ:
-        said.append(
-            "The runs were not all evaluated on the same set of problems; differences are over the "
-            "problems that two runs share by their id."
-        )
-    for name, several in manifests.items():
-        done = sum(len(finished_chunks(run)) for run in runs[name])
-        chunks = sum(manifest["chunks"] for manifest in several)
-        if done < chunks:
-            said.append(f"{name} was still being written: {done} of {chunks} parts were read.")
-    parts = [paragraph(text) for text in said]
-    if same:
-        frame = pd.DataFrame({"setting": list(same), "value": list(same.values())})
-        caption = "The same in all runs." if len(runs) > 1 else "Settings of the run."
-        parts.append(_table(frame, caption, text=True))
-    if differ:
-        columns = {name: [v[i] for v in differ.values()] for i, name in enumerate(manifests)}
-        frame = pd.DataFrame({"setting": list(differ), **columns})
-        parts.append(_table(frame, "Different between runs.", text=True))
-    return parts
+    told = pd.DataFrame(
+        {
+            name: [
+                "; ".join(dict.fromkeys(_fact(get, m) for m in several)) for get in _FACTS.values()
+            ]
+            for name, several in manifests.items()
+        }
+    )
+    alike = told.nunique(axis=1) == 1
+    told.insert(0, "setting", list(_FACTS))
+    return told.loc[alike].iloc[:, :2].set_axis(["setting", "value"], axis=1), told[~alike]
 
 
 def _fact(get: Callable[[Mapping[str, Any]], str], manifest: Mapping[str, Any]) -> str:
@@ -296,42 +245,22 @@ _FACTS = {
 # --- HTML ----------------------------------------------------------------------------------------
 
 
-def _heading(level: int, text: str) -> str:
-    return f"<h{level}>{escaped(text)}</h{level}>"
+def _finished(value: object) -> Markup:
+    """What the page's template writes out: text, escaped as everywhere, or finished HTML."""
+    return value if isinstance(value, Markup) else Markup(escaped(value))
 
 
-def _details(summary: str, inner: str) -> str:
-    return f"<details><summary>{escaped(summary)}</summary>{inner}</details>"
+def _table(frame: pd.DataFrame, caption: str, kind: str = "") -> Markup:
+    wordy = " wordy" if frame.columns[0] in ("run", "setting") else ""
+    told = table(list(frame.columns), frame.itertuples(index=False), caption, kind + wordy)
+    return Markup(told if kind else told.replace(" [", "<br>["))  # the interval below its value
 
 
-def _table(frame: pd.DataFrame, caption: str, text: bool = False) -> str:
-    wordy = frame.columns[0] in ("run", "setting")
-    kind = " ".join(["text"] * text + ["wordy"] * wordy)
-    told = table(list(frame.columns), frame.itertuples(index=False), caption, kind)
-    return told if text else told.replace(" [", "<br>[")  # the interval below its value
-
-
-def _figure(figure: go.Figure, label: str) -> str:
-    """A place for the figure and its JSON, which no text inside can end early."""
+def _data(figure: go.Figure) -> Markup:
+    """The figure as JSON, which no text inside can end early."""
     figure.update_layout(template="none")  # the page's script gives the colours, light or dark
     figure.update_traces(meta=None)
-    data = json.dumps(json.loads(figure.to_json()), ensure_ascii=True)
-    data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return (
-        f'<div class="wide"><div class="figure" aria-label="{escaped(label)}" role="figure" '
-        f'style="height:{figure.layout.height}px"></div>'
-        f'<script type="application/json" class="figure-data">{data}</script></div>'
-    )
-
-
-def _page(title: str, body: Sequence[str]) -> str:
-    inner = "\n".join(body)
-    css, draw = ((JS / f"report.{kind}").read_text() for kind in ("css", "js"))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{CSP}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{escaped(title)}</title>'
-        f"<style>{css}</style><script>{get_plotlyjs()}</script></head>\n"
-        f"<body>\n<noscript><p>{NO_SCRIPT}</p></noscript>\n{inner}\n<script>{draw}</script></body></html>\n"
-    )
+    data = figure.to_json().encode("ascii", "backslashreplace").decode()
+    for sign in "<>&":
+        data = data.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(data)

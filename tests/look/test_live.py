@@ -72,11 +72,11 @@ def test_the_line_stays_at_its_budget_where_that_is_left():
 
 def test_the_page_tells_clicks_and_bars_and_nothing_else():
     live, heard = LiveFigure(figure()), []
-    live.on_click(lambda *point: heard.append(point))
-    live.on_paint(lambda heights: heard.append(heights))
+    live.hear("click", heard.append)
+    live.hear("painted", heard.append)
     for message in ({"click": ["ar", 24, 0.5]}, {"painted": [0.1, 0.2]}, "odd", {"click": 3}, None):
-        live._told(live, message, [])
-    assert heard == [("ar", 24, 0.5), [0.1, 0.2]]
+        live._handle_custom_msg(message, [])
+    assert heard == [["ar", 24, 0.5], [0.1, 0.2]]
 
 
 def test_plotly_is_sent_once_for_all_figures():

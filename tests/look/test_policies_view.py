@@ -109,7 +109,7 @@ def test_runs_that_cannot_be_replayed_are_sentences(runs, tmp_path):
     view.run.value = "ar"
     assert "damaged" not in view.notes.value and len(view.frame())
     view.run.value = "torn"
-    assert view.read_out.value == "" and view.live.stop is None
+    assert "<p" not in view.read_out.value and view.live.stop is None
     (tmp_path / "empty").mkdir()
     assert "is empty" in Policies([tmp_path / "empty"]).notes.value
 

@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
 
 from anytime_lab.look.style import (
@@ -15,7 +14,6 @@ from anytime_lab.look.style import (
     MARKERS,
     apart,
     budget_ticks,
-    export,
     label_lines,
     latex_table,
     log_ticks,
@@ -117,8 +115,3 @@ def test_latex_text_is_escaped():
     frame = pd.DataFrame({"run": ["a_b & 50% \\x{}"], "accuracy": [0.12345], "step": [None]})
     body = latex_table(frame).splitlines()[4]
     assert body == r"a\_b \& 50\% \textbackslash x\{\} & $0.123$ & -- \\"
-
-
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="end it in one of"):
-        export(go.Figure(), pd.DataFrame(), tmp_path / "figure.gif")
