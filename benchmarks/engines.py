@@ -12,6 +12,8 @@ import json
 import os
 import time
 
+from common import number, ratio, tell
+
 from anytime_lab.engines.base import Engine, Sampling
 from anytime_lab.engines.load import load_engine, load_tokens
 from anytime_lab.prompts import prompt_ids
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--summaries", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--options", type=json.loads, default={}, help='{"vllm": {…}}')
+    parser.add_argument("--json", default="", help="write the numbers to this file, too")
     args = parser.parse_args()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     tokens = load_tokens(args.model)
@@ -59,17 +62,16 @@ def main() -> None:
         name: load_engine(name, args.model, tokens, **args.options.get(name, {}))
         for name in args.engines
     }
-    sums = {name: [0, 0.0] for name in engines}
+    sums: dict[str, list[float]] = {name: [] for name in engines}
     for turn in range(args.rounds + 1):
         for name, engine in engines.items():
             told = time_engine(engine, prompts, args.budgets, args.summaries, turn)
             if turn:  # the first is the warm-up
-                sums[name] = [a + b for a, b in zip(sums[name], told, strict=True)]
-    first = None
-    for name, (count, seconds) in sums.items():
-        rate = count / seconds
-        first = first or rate
-        print(f"{name:24} {count:9,} tokens  {rate:9,.0f} tokens/s  {rate / first:5.2f}x")
+                sums[name].append(told[0] / told[1])
+    numbers = [number(f"sampling by {name}", rate, "tokens/s") for name, rate in sums.items()]
+    first, *others = sums
+    numbers += [ratio(f"sampling, {name} over {first}", sums[name], sums[first]) for name in others]
+    tell("engines", {**vars(args), "engines": list(sums)}, numbers, args.json)
 
 
 if __name__ == "__main__":

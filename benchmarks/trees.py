@@ -1,57 +1,33 @@
 """What a tree saves over one row per summary: `python benchmarks/trees.py [--thinking 512 …]`.
 
-Update: log-probs, loss and gradients of the same trees by each backend of the trainer; sampling:
-summaries in one row on the cache of their thinking, and by `generate` from each prefix. The ways
-take turns in one process after a warm-up, so that ratios hold where the machine is not quiet; peak
-memory is above that of weights and gradients, on a CPU in a process of its own. The model is a
-random Qwen2. All ways give the same log-probs, which is checked to 1e-3 in float32.
+Log-probs, loss and gradients of the same trees by each backend of the trainer, by sequence packing
+and with the prompt alone shared, beside a plain causal pass over as many tokens and the time that
+their FLOPs take at this machine's pace. Peak memory is above that of weights and gradients, on a
+CPU in a process of its own. All ways give the same log-probs, which is checked first (float32).
 """
 
 import argparse
-import json
+import functools
+import math
 import multiprocessing
 import random
 import resource
+import statistics
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from unittest import mock
 
 import psutil
 import torch
-from engines import sampled_tokens
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from common import TOKENS, Number, budgets, make_model, number, parse, ratio, seconds_of, tell
 from trl.trainer.utils import add_fused_lm_head
 
-from anytime_lab.engines.base import Sampling
-from anytime_lab.engines.hf import HFEngine
-from anytime_lab.engines.load import load_tokenizer
-from anytime_lab.prompts import COUNTDOWN, resolve_tokens
+from anytime_lab.train import attention, scoring
 from anytime_lab.train.scoring import TreeRows, choose_backend, score_rows, stack_rows
-from anytime_lab.tree import Leaf, Tree, pack
+from anytime_lab.tree import Leaf, Tree, pack, tree_mask, unroll
 
 BACKENDS = ("segmented", "dense", "unrolled")
-TOKENS = resolve_tokens(load_tokenizer("embedded"), COUNTDOWN)
-
-
-def make_model(args: argparse.Namespace) -> Qwen2ForCausalLM:
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=args.vocab,
-        hidden_size=args.hidden,
-        intermediate_size=4 * args.hidden,
-        num_hidden_layers=args.layers,
-        num_attention_heads=max(1, args.hidden // 64),
-        num_key_value_heads=max(1, args.hidden // 256),
-        max_position_embeddings=2 * (args.prompt + args.thinking + args.summary),
-    )
-    model = Qwen2ForCausalLM(config).to(args.device, getattr(torch, args.dtype))
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    return model
-
-
-def budgets(args: argparse.Namespace) -> list[int]:
-    return [args.thinking * (j + 1) // args.budgets for j in range(args.budgets)]
 
 
 def make_trees(args: argparse.Namespace) -> list[Tree]:
@@ -74,63 +50,134 @@ def make_trees(args: argparse.Namespace) -> list[Tree]:
     return trees
 
 
-def make_update(args: argparse.Namespace) -> Callable[[str], torch.Tensor]:
-    """From a backend's name to the log-probs of one update of the trees."""
+@dataclass(frozen=True)
+class Update:
+    """One update of the same trees, in several ways.
+
+    Attributes:
+        ways: Name → function that gives the log-probs of one pass and adds to the gradients.
+        packed: Columns of the packed rows, prompts included.
+        computed: Name → tokens that it runs through the model, padding included.
+        flops: Fewest of forward and backward pass over packed rows.
+    """
+
+    ways: dict[str, Callable[[], torch.Tensor]]
+    packed: int
+    computed: dict[str, int]
+    flops: float
+
+
+def make_update(args: argparse.Namespace) -> Update:
+    """The ways to the log-probs and gradients of one update of the trees.
+
+    Besides the trainer's backends: sequence packing (each summary's row whole, rows of one length
+    together, so that nothing is padded and none attends to another), the prompt alone shared (what
+    AReaL and others do: prompt once, each summary with its own copy of the thinking), and a plain
+    causal pass over as many tokens.
+    """
     model = make_model(args)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
     add_fused_lm_head(model, temperature=1.0, outputs=("log_probs", "entropy"))
+    for backend in (*args.backends, "segmented"):  # whose attention is SDPA where no tree is
+        choose_backend(model, backend)
     trees = make_trees(args)
     packed = [pack(tree) for tree in trees]  # all of one length
-    rows: TreeRows = stack_rows(packed, torch.device(args.device))
-    ids = torch.tensor(
-        [[*tree.prompt, *row.ids] for tree, row in zip(trees, packed, strict=True)],
-        device=args.device,
-    )
-    mask = torch.ones_like(ids)
-    weights = torch.linspace(-1, 1, rows.trained.numel(), device=args.device)
+    device = torch.device(args.device)
+    rows: TreeRows = stack_rows(packed, device)
+    prompts = torch.tensor([tree.prompt for tree in trees], device=device)
+    ids = torch.cat([prompts, torch.tensor([row.ids for row in packed], device=device)], dim=1)
+    mask, columns = torch.ones_like(ids), rows.leaf.shape[1]
+    weights = torch.linspace(-1, 1, rows.trained.numel(), device=device)
     weights = weights.view_as(rows.trained) * rows.trained
+    taken = unroll(prompts, mask[:, : args.prompt], ids[:, args.prompt :], rows.leaf, rows.branch)
+    trained = (taken.source >= 0) & rows.trained.flatten()[taken.source.clamp(min=0)].bool()
+    lengths = taken.mask.sum(1)
 
-    prepared = [""]
+    def finish(log_probs: torch.Tensor) -> torch.Tensor:
+        (log_probs * weights).sum().backward()
+        return log_probs.detach() * rows.trained
 
-    def update(backend: str) -> torch.Tensor:
-        if prepared[-1] != backend:  # it tries the backend, which is no part of an update
-            prepared.append(choose_backend(model, backend)[0])
-        scored = score_rows(model, backend, ids, mask, rows)
-        (scored.log_probs * weights).sum().backward()
-        return scored.log_probs.detach() * rows.trained
+    def by_backend(backend: str) -> torch.Tensor:
+        return finish(score_rows(model, backend, ids, mask, rows).log_probs)
 
-    return update
+    def back(log_probs: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        flat = log_probs.new_zeros(rows.leaf.numel())
+        return flat.index_put((source,), log_probs).view_as(rows.trained)
+
+    def sequence_packing() -> torch.Tensor:
+        told = torch.zeros(rows.leaf.shape, device=device)
+        for length in lengths.unique().tolist():
+            some = lengths == length
+            source = taken.source[some][:, :length]
+            log_probs, _, scored = scoring._head(
+                model, lambda m: m, taken.ids[some, :length], trained[some][:, :length]
+            )
+            told = told + back(log_probs, source[scored])
+        return finish(told)
+
+    def prompt_shared() -> torch.Tensor:
+        per_tree = len(taken.ids) // len(trees)
+        copies, numbers, scored, sources = [], [], [], []
+        for tree in range(len(trees)):
+            mine = range(tree * per_tree, (tree + 1) * per_tree)
+            bodies = [torch.arange(args.prompt, int(lengths[n]), device=device) for n in mine]
+            copies.append(torch.cat([taken.ids[n, b] for n, b in zip(mine, bodies, strict=True)]))
+            scored.append(torch.cat([trained[n, b] for n, b in zip(mine, bodies, strict=True)]))
+            sources.append(
+                torch.cat([taken.source[n, b] for n, b in zip(mine, bodies, strict=True)])
+            )
+            numbers.append(torch.cat([torch.full_like(b, n) for n, b in enumerate(bodies)]))
+        layout = TreeRows(
+            torch.stack(numbers), torch.zeros_like(torch.stack(numbers)), torch.stack(scored).long()
+        )
+        every = [(n, n) for n in range(per_tree)]  # each copy attends to itself and the prompt
+        with mock.patch.object(attention, "_segment_bounds", lambda leaf, branch: every):
+            row = torch.cat([prompts, torch.stack(copies)], dim=1)
+            told = score_rows(model, "segmented", row, torch.ones_like(row), layout).log_probs
+        kept = layout.trained.bool()
+        return finish(back(told[kept], torch.stack(sources)[kept]))
+
+    def plain_causal() -> torch.Tensor:
+        sampled = torch.cat([torch.zeros_like(prompts), rows.trained], dim=1).bool()
+        scoring._head(model, lambda m: m, ids, sampled)[0].sum().backward()
+        return torch.zeros(())
+
+    ways = {name: functools.partial(by_backend, name) for name in args.backends}
+    ways |= {
+        "sequence packing": sequence_packing,
+        "prompt shared": prompt_shared,
+        "plain causal": plain_causal,
+    }
+    copied = int((lengths - args.prompt).sum()) + args.prompt * len(trees)
+    computed = dict.fromkeys(ways, ids.numel())
+    computed |= {"unrolled": taken.ids.numel(), "sequence packing": int(lengths.sum())}
+    computed["prompt shared"] = copied
+    seen = tree_mask(rows.leaf, rows.branch, mask[:, :-columns]).sum().item()
+    inside = sum(p.numel() for p in model.model.layers.parameters() if p.ndim > 1)
+    head = args.vocab * args.hidden * int(rows.trained.sum())
+    flops = 6 * (inside * ids.numel() + head) + 12 * seen * args.hidden * args.layers
+    return Update(ways, ids.numel(), computed, flops)
 
 
-def make_samplers(args: argparse.Namespace) -> dict[str, Callable[[int], list[Tree]]]:
-    """The two ways to sample the same trees, from a seed."""
-    model = make_model(args).eval()
-    prompts = [list(tree.prompt) for tree in make_trees(args)]
-    sampling = Sampling(max_summary_tokens=args.summary)
-    engine, plain = HFEngine(model, TOKENS), HFEngine(model, TOKENS, branches=False)
-    wanted = budgets(args)
-
-    def on_the_cache(seed: int) -> list[Tree]:
-        return engine.sample_trees(prompts, wanted, args.summaries, sampling, seed=seed)
-
-    def by_generate(seed: int) -> list[Tree]:
-        return plain.sample_trees(prompts, wanted, args.summaries, sampling, seed=seed)
-
-    return {"on the cache": on_the_cache, "by generate": by_generate}
-
-
-def synchronise(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
+def matmul_rate(args: argparse.Namespace, tokens: int) -> float:
+    """FLOPs a second of the model's widest matrix product on as many tokens: the machine's pace."""
+    rows = torch.randn(tokens, args.hidden, device=args.device, dtype=getattr(torch, args.dtype))
+    weight = torch.randn(
+        args.hidden, 4 * args.hidden, device=args.device, dtype=getattr(torch, args.dtype)
+    )
+    spent = seconds_of({"product": lambda turn: [rows @ weight for _ in range(10)]}, 5)["product"]
+    return 20 * tokens * args.hidden * 4 * args.hidden / statistics.median(spent)
 
 
 def peak_mib(args: argparse.Namespace, backend: str) -> float:
     """Most memory of an update above what lay there before, in MiB."""
     if args.device != "cpu":
-        update = make_update(args)
-        update(backend)
+        update = make_update(args).ways[backend]
+        update()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        update(backend)
+        update()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
@@ -139,74 +186,72 @@ def peak_mib(args: argparse.Namespace, backend: str) -> float:
 
 def _peak_of_this_process(args: argparse.Namespace, backend: str) -> float:
     short = {"thinking": 4 * args.budgets, "summary": 2, "trees": 1, "prompt": 4}
-    make_update(argparse.Namespace(**{**vars(args), **short}))(backend)  # loads what is needed
-    update = make_update(args)
+    # A small one loads what is needed.
+    make_update(argparse.Namespace(**{**vars(args), **short})).ways[backend]()
+    update = make_update(args).ways[backend]
     before = psutil.Process().memory_info().rss
-    update(backend)
+    update()
     unit = 1 if sys.platform == "darwin" else 1024
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before) / 2**20
 
 
-def time_updates(args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of an update by each backend."""
+def check_alike(update: Update, args: argparse.Namespace) -> None:
+    """All ways give the log-probs of the first, to 1e-3 in float32."""
+    first = update.ways[args.backends[0]]()
+    for name, way in update.ways.items():
+        if name != "plain causal" and args.dtype == "float32":
+            torch.testing.assert_close(way(), first, rtol=0, atol=1e-3, msg=lambda m, n=name: n + m)
+    print(f"log-probs of {', '.join(n for n in update.ways if n != 'plain causal')} agree")
+
+
+def time_updates(args: argparse.Namespace) -> list[Number]:
+    """Ratios of the first backend's update to the other ways'."""
     update = make_update(args)
-    seconds = dict.fromkeys(args.backends, 0.0)
-    for turn in range(args.rounds + 1):
-        first = None
-        for backend in args.backends:
-            start = time.perf_counter()
-            logps = update(backend)
-            synchronise(args.device)
-            if turn:  # the first is the warm-up
-                seconds[backend] += (time.perf_counter() - start) / args.rounds
-            elif first is None:
-                first = logps
-            elif args.dtype == "float32":
-                torch.testing.assert_close(logps, first, rtol=0, atol=1e-3)
-    return seconds
+    check_alike(update, args)
+    first = args.backends[0]
+    spent = seconds_of({n: lambda turn, w=w: w() for n, w in update.ways.items()}, args.rounds)
+    told = [number(f"update, {first}", spent[first], "s")]
+    for name in [n for n in update.ways if n not in (first, "plain causal")]:
+        words = f"update, {name} over {first} ({update.computed[name]:,} tokens)"
+        told.append(ratio(words, spent[name], spent[first]))
+    told.append(ratio(f"update, {first} over plain causal", spent[first], spent["plain causal"]))
+    floor = update.flops / matmul_rate(args, update.packed)
+    told.append(number(f"update, {first} over its FLOPs", [s / floor for s in spent[first]]))
+    return told
 
 
-def time_sampling(args: argparse.Namespace) -> dict[str, float]:
-    """Sampled tokens a second of each way."""
-    samplers = make_samplers(args)
-    sums = {name: [0, 0.0] for name in samplers}
-    for turn in range(args.rounds + 1):
-        for name, sample in samplers.items():
-            start = time.perf_counter()
-            count = sampled_tokens(sample(turn))
-            synchronise(args.device)
-            if turn:
-                sums[name] = [sums[name][0] + count, sums[name][1] + time.perf_counter() - start]
-    return {name: count / spent for name, (count, spent) in sums.items()}
+def growth(args: argparse.Namespace) -> list[Number]:
+    """Exponents of an update's time and memory along each axis: 1 is linear, attention's is 2."""
+    told, first = [], args.backends[0]
+    axes = {"thinking": (args.thinking, 4 * args.thinking)}
+    axes |= dict.fromkeys(("summaries", "budgets", "trees"), (2, 8))
+    for axis, (small, large) in axes.items():
+        sizes = [argparse.Namespace(**{**vars(args), axis: size}) for size in (small, large)]
+        ways = {str(n): make_update(size).ways[first] for n, size in enumerate(sizes)}
+        spent = seconds_of({n: lambda turn, w=w: w() for n, w in ways.items()}, args.rounds)
+        memory = [[peak_mib(size, first)] for size in sizes]
+        for what, (less, more) in {"time": spent.values(), "memory": memory}.items():
+            power = [math.log(b / a, large / small) for a, b in zip(less, more, strict=True)]
+            told.append(number(f"{what} with {axis}, {small} to {large}", power, "exponent"))
+    return told
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (
-        ("layers", 4), ("hidden", 256), ("vocab", 4096), ("trees", 4), ("prompt", 32),
-        ("thinking", 512), ("budgets", 4), ("summaries", 4), ("summary", 16), ("rounds", 3),
-    ):  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
-    args = parser.parse_args()
-    if args.vocab < 200:
-        parser.error(f"--vocab is {args.vocab}; expected at least 200, for the forced tokens.")
-    print(json.dumps(vars(args)))
+    parser.add_argument("--growth", action="store_true", help="exponents in T, S, budgets, trees")
+    args = parse(parser, trees=4, prompt=200, rounds=5)
     # Memory first: a new process is told its parent's peak as its own.
     memory = {backend: peak_mib(args, backend) for backend in args.backends}
-    seconds = time_updates(args)
-    slow, large = seconds[args.backends[-1]], memory[args.backends[-1]]
+    first = args.backends[0]
+    numbers = time_updates(args)
     for name in args.backends:
-        print(
-            f"update, {name:14} {seconds[name]:9.3f} s  {slow / seconds[name]:5.1f}x faster"
-            f"  {memory[name]:8,.0f} MiB  {large / memory[name]:5.1f}x less"
-        )
-    rates = time_sampling(args)
-    slow = rates["by generate"]
-    for name, rate in rates.items():
-        print(f"sampling, {name:12} {rate:9,.0f} tokens/s  {rate / slow:5.1f}x")
+        words = f"memory of an update, {first}" if name == first else f"memory, {name} over {first}"
+        value = memory[name] if name == first else memory[name] / max(memory[first], 1)
+        numbers.append(number(words, [value], "MiB" if name == first else "x"))
+    if args.growth:
+        numbers += growth(args)
+    tell("trees", vars(args), numbers, args.json)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from anytime_lab.store.files import write_json
 from anytime_lab.store.records import COLUMNS, FORMAT, part_path, schema_of
 from anytime_lab.store.rollouts import ROLLOUT_SCHEMA, rollout_path, write_rollouts
 
+MEASURED: list[tuple[str, list[float], float | None]] = []  # step, milliseconds of CPU, limit
 TEXT = "Let me try another way, and check it. "
 
 
@@ -158,6 +159,7 @@ def timed(what: str, act, limit: float | None = None) -> None:
         f"cpu {statistics.median(works):5.0f}, worst {max(works):5.0f}   "
         f"{statistics.median(sizes):7,.0f} KiB{wanted}"
     )
+    MEASURED.append((what, works, limit))
 
 
 @contextmanager
@@ -201,13 +203,15 @@ def main() -> None:
     for name, default in (("problems", 1000), ("budgets", 32), ("samples", 16), ("runs", 6)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--part", type=int, default=64, help="thinkings per parquet part")
+    parser.add_argument("--json", default="", help="write the numbers to this file, too")
     size = parser.parse_args()
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     from anytime_lab.look.curves_view import BudgetCurves
     from anytime_lab.look.policies_view import Policies
     from anytime_lab.look.problem_view import InsideProblem
 
     print(f"{'import of the views':<48}{1000 * (time.perf_counter() - started):8.0f} ms")
+    MEASURED.append(("import of the views", [1000 * (time.process_time() - worked)], 1000))
     assert "torch" not in sys.modules
     with tempfile.TemporaryDirectory() as place:
         runs = [Path(place) / f"run{i}" for i in range(size.runs)]
@@ -260,6 +264,14 @@ def main() -> None:
         timed("rules: another count of tokens", lambda: slide(rules.count), 200)
         timed("rules: another run", lambda: slide(rules.run)[:2])
         time_training(Path(place), size.runs, paint, views)
+    from common import number, tell
+
+    told = [
+        number(what, works, "ms", f"<= {limit:g}" if limit else "")
+        for what, works, limit in MEASURED
+    ]
+    print("of the processor:")
+    tell("views", vars(size), told, size.json)
 
 
 def time_training(place: Path, count: int, paint, views: dict) -> None:

@@ -17,7 +17,7 @@ from anytime_lab.store.files import RECORDS, THINKINGS, RunFolderError, append_j
 from anytime_lab.store.records import finished_chunks, part_path, read_records, read_thinkings
 from anytime_lab.train.recording import last_complete_checkpoint, missing_parts, read_state
 
-KILLS = 20
+KILLS = 10
 
 
 def unbroken(job, folder):
@@ -76,7 +76,7 @@ def check_checkpoints(folder):
 
 
 @pytest.mark.slow
-def test_a_trainer_killed_twenty_times_ends_as_an_unbroken_one(tmp_path):
+def test_a_trainer_killed_ten_times_ends_as_an_unbroken_one(tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     length = unbroken(killable.train, whole)
     random.seed(int(length * 1e6))  # another set of moments each time
@@ -105,7 +105,7 @@ def assert_same_run(whole, run):
 
 
 @pytest.mark.slow
-def test_an_evaluation_killed_twenty_times_has_the_records_of_an_unbroken_one(tmp_path):
+def test_an_evaluation_killed_ten_times_has_the_records_of_an_unbroken_one(tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     length = unbroken(killable.evaluate_tiny, whole)
     random.seed(int(length * 1e6))

@@ -156,7 +156,7 @@ def test_the_next_gold_of_the_list_is_wrong(verifier):
 def test_each_line_that_plain_math_verify_grades_otherwise_is_a_named_one(capsys):
     agree = asked = 0
     unnamed, named = [], Counter()
-    for gold, right, wrong, differs in GOLDS:
+    for gold, right, wrong, differs in GOLDS[::3]:  # each takes some 0.1 s
         verdicts = [plainly_equal(a, gold) for a in [gold, *right]]
         verdicts += [not plainly_equal(a, gold) for a in wrong]
         agree, asked = agree + sum(verdicts), asked + len(verdicts)

@@ -273,18 +273,18 @@ def test_forty_hostile_answers_do_no_harm(tmp_path):
 
 
 @pytest.mark.slow
-def test_twelve_hundred_hostile_answers_do_no_harm(tmp_path):
-    reasons, took, peak = check(1200, tmp_path)
-    assert len(reasons) == 1200
+def test_six_hundred_hostile_answers_do_no_harm(tmp_path):
+    reasons, took, peak = check(600, tmp_path)
+    assert len(reasons) == 600
     assert {"unparsable", "too long"} <= set(reasons)
     counts = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
-    print(f"\n1200 hostile answers in {took:.0f} s, at most {peak:.0f} MiB: {counts}")
+    print(f"\n600 hostile answers in {took:.0f} s, at most {peak:.0f} MiB: {counts}")
 
 
 @pytest.mark.slow
 def test_hostile_golds_do_no_harm(tmp_path):
     marker = tmp_path / "ran"
-    strings = hostile_strings(300, marker, seed=2)
+    strings = hostile_strings(150, marker, seed=2)
     verifier = MathVerifier(workers=2, seconds=SECONDS, memory_mb=MEMORY_MB)
     grades = verifier.grade_answers(["x+12"] * len(strings), strings)
     assert {grade.score for grade in grades} <= {0.0, None}

@@ -1,0 +1,104 @@
+"""All benchmarks, and one picture of their ratios: `python benchmarks/all.py [--quick]`.
+
+Each script checks its own correctness first and prints its numbers; JSON of each and a plot of what
+has an aim go to benchmarks/results. `--quick` takes about ten minutes on two quiet cores.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# Name of the result → script and arguments; those of --quick, and what the whole run takes instead.
+RUNS: dict[str, tuple[str, str, str]] = {
+    "update": (
+        "trees", "--rounds 3 --trees 2 --backends segmented unrolled", "--rounds 5 --growth"
+    ),
+    "update-2048": (
+        "trees",
+        "--rounds 1 --trees 1 --thinking 2048 --backends segmented unrolled",
+        "--rounds 3 --trees 2 --thinking 2048 --backends segmented unrolled",
+    ),
+    "iteration-96": (
+        "iteration",
+        "--thinking 96 --rounds 3 --updates 4 --vocab 256",
+        "--thinking 96 --rounds 5 --updates 8 --vocab 256",
+    ),
+    "iteration-1024": (
+        "iteration", "--rounds 1 --updates 2 --group 4", "--rounds 3 --updates 3"
+    ),
+    "sampling": (
+        "sampling",
+        "--rounds 1 --thinking 256 --rows 4",
+        "--rounds 3 --thinking 2048 --prompt 200 --growth",
+    ),
+    "engines": ("engines", "hf --rounds 2 --problems 16", "hf"),
+    "grading": ("grading", "--quick", ""),
+    "views": ("views", "--problems 200 --samples 4", ""),
+}  # fmt: skip
+
+
+def draw(folder: Path) -> None:
+    """How far each number with an aim is from it, 1 being the aim, with its quartiles."""
+    import plotly.graph_objects as go
+
+    shown = []
+    for path in sorted(folder.glob("*.json")):
+        told = json.loads(path.read_text())
+        for one in told["numbers"]:
+            if one["target"]:
+                sign, aim = one["target"].split()
+                better = [one[key] / float(aim) for key in ("low", "median", "high")]
+                better = better if sign == ">=" else [1 / max(b, 1e-9) for b in reversed(better)]
+                shown.append((f"{path.stem}: {one['name']}", *better))
+    shown = shown[::-1]
+    names, low, middle, high = zip(*shown, strict=True)
+    error = {
+        "type": "data",
+        "symmetric": False,
+        "array": [h - m for h, m in zip(high, middle, strict=True)],
+        "arrayminus": [m - lo for lo, m in zip(low, middle, strict=True)],
+    }
+    colours = ["#0072B2" if value >= 1 else "#D55E00" for value in middle]
+    dots = go.Scatter(
+        x=middle, y=names, error_x=error, mode="markers", marker={"color": colours, "size": 9}
+    )
+    figure = go.Figure(dots)
+    figure.add_vline(x=1, line_dash="dot", line_color="#555")
+    figure.update_xaxes(type="log", title="times the aim (right of 1: reached)")
+    figure.update_layout(
+        template="simple_white", width=1000, height=120 + 24 * len(names), showlegend=False
+    )
+    figure.write_html(folder / "aims.html", include_plotlyjs="cdn")
+    try:
+        figure.write_image(folder / "aims.png", scale=2)
+    except Exception as error:  # kaleido finds no browser
+        print(f"no aims.png ({error}); aims.html holds the plot")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes: about ten minutes")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
+    options = parser.parse_args()
+    failed = []
+    for name in options.only:
+        script, quick, whole = RUNS[name]
+        arguments = (quick if options.quick else whole).split()
+        print(f"== {name}: python benchmarks/{script}.py {' '.join(arguments)}", flush=True)
+        start = time.perf_counter()
+        command = [sys.executable, str(HERE / f"{script}.py"), *arguments]
+        status = subprocess.run([*command, "--json", str(options.out / f"{name}.json")]).returncode
+        failed += [name] if status else []
+        print(f"== {name}: {time.perf_counter() - start:.0f} s\n", flush=True)
+    draw(options.out)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; the lines above say why.")
+
+
+if __name__ == "__main__":
+    main()

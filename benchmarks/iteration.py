@@ -1,0 +1,108 @@
+"""A whole update of AnytimeReasoner over one of GRPO: `python benchmarks/iteration.py`.
+
+Both train the same random model with the trainer of notebook 02 on thinkings that all reach the
+largest budget, so that their thinking tokens are equal: GRPO with a summary at the end,
+AnytimeReasoner with 4 budgets x 4 summaries. Rewards are noise, so that nearly every summary has a
+gradient: the dear case. They take turns, some updates each; seconds on a CPU are of one thread.
+"""
+
+import argparse
+import math
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from common import Number, budgets, end_after, make_model, number, parse, ratio, tell
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from anytime_lab.engines.load import load_tokenizer
+from anytime_lab.store.files import read_jsonl
+from anytime_lab.train.config import train_config
+from anytime_lab.train.trainer import BRPOTrainer
+
+
+class Clock(TrainerCallback):
+    """Seconds of each update."""
+
+    def __init__(self):
+        self.clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.start = self.clock()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds.append(self.clock() - self.start)
+
+
+def noise(prompts, completions, **columns) -> list[float]:
+    """A reward by chance."""
+    return [float(random.random() < 0.5) for _ in completions]
+
+
+def updates(args: argparse.Namespace, preset: str, folder: Path) -> tuple[list[float], list[float]]:
+    """Seconds of each update but the first, and the share that is neither model nor reward."""
+    model = make_model(args)
+    config = train_config(
+        preset,
+        budgets(args),
+        output_dir=str(folder),
+        max_steps=args.updates + 1,
+        problems_per_step=args.problems,
+        num_generations=args.group,
+        max_summary_tokens=args.summary,
+        save_steps=10_000,
+        report_to="none",
+        settings={"disable_tqdm": True, "use_cpu": args.device == "cpu"},
+    )
+    text = "1 " * (args.prompt // 2)
+    problems = Dataset.from_dict(
+        {"prompt": [text] * args.problems, "answer": ["1"] * args.problems}
+    )
+    clock = Clock()
+    trainer = BRPOTrainer(
+        model, noise, config, Dataset.from_list(problems), callbacks=[clock],
+        processing_class=load_tokenizer("embedded"),
+    )  # fmt: skip
+    end_after(model, math.inf)
+    trainer.train()
+    lines = read_jsonl(folder / "metrics.jsonl")[1:]
+    assert {line["thinking/length"] for line in lines} == {args.thinking}, "a thinking ended early"
+    own = [
+        1 - sum(line.get(f"time/{part}", 0.0) for part in ("generation", "scoring", "update"))
+        / line["time/step"]
+        for line in lines
+    ]  # fmt: skip
+    return clock.seconds[1:], own
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problems", type=int, default=1, help="of an update")
+    parser.add_argument("--group", type=int, default=8, help="thinkings of a problem")
+    parser.add_argument("--updates", type=int, default=2, help="in a turn")
+    args = parse(parser, thinking=1024)
+    torch.set_num_threads(1)
+    spent: dict[str, list[float]] = {"grpo": [], "ar_uniform": []}
+    own: dict[str, list[float]] = {"grpo": [], "ar_uniform": []}
+    with tempfile.TemporaryDirectory() as place:
+        for turn in range(args.rounds):
+            for preset in spent:
+                seconds, share = updates(args, preset, Path(place) / f"{preset}{turn}")
+                spent[preset].append(statistics.median(seconds))
+                own[preset] += share
+    limit = "<= 1.05" if args.thinking >= 1024 else "<= 1.6"
+    numbers: list[Number] = [
+        number("an update of GRPO", spent["grpo"], "s"),
+        ratio("an update of AnytimeReasoner over GRPO", spent["ar_uniform"], spent["grpo"], limit),
+        number("own bookkeeping of AnytimeReasoner", own["ar_uniform"], "share", "<= 0.03"),
+    ]
+    tell("iteration", vars(args), numbers, args.json)
+
+
+if __name__ == "__main__":
+    main()
