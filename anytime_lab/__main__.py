@@ -54,10 +54,12 @@ PREFLIGHT = {
     "--device": {"help": "of the data sheets, such as a100; what is here by default"},
     "--devices": {"type": int, "help": "how many share the run"},
     "--memory": {"type": float, "help": "GiB of one device, instead of the data sheet's"},
-    "--sharding": {"default": "none", "help": "none, zero2, or zero3 (FSDP)"},
+    "--sharding": {
+        "default": "none", "choices": ("none", "zero2", "zero3"), "help": "FSDP is zero3"
+    },
     "--dtype": {"default": "bfloat16", "choices": ("bfloat16", "float16", "float32")},
     "--trainable": {"type": int, "help": "parameters of an adapter; all weights by default"},
-}
+}  # fmt: skip
 DOCTOR = {"--need": {"nargs": "+", "help": "what has to be ready; by default all not at choice"}}
 SERVE = {
     "notebook": {},

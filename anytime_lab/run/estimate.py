@@ -32,7 +32,6 @@ HEADROOM = 0.9  # of a device's memory: fragments, buffers of communication, the
 BYTES_PER_TREE = 3  # of a packed token in saved rollouts and records, compressed
 # Share of a device's FLOP/s that training reaches, as is usual for a few billion parameters
 UTILISATION = 0.35
-SHARDINGS = ("none", "zero2", "zero3")
 GIB = 2**30
 
 
@@ -94,8 +93,7 @@ class ModelSize(NamedTuple):
         )
 
 
-@dataclass(frozen=True)
-class TreeShape:
+class TreeShape(NamedTuple):
     """Mean lengths of a rollout tree, in tokens."""
 
     prompt: float
@@ -105,83 +103,55 @@ class TreeShape:
     forced: float
     summary: float
 
-    @property
-    def leaf(self) -> float:
-        """Forced text and summary."""
-        return self.forced + self.summary
 
-    @property
-    def trained(self) -> float:
-        """Sampled tokens, which are also those that are trained."""
-        return self.thinking + len(self.cuts) * self.summaries * self.summary
+class Costs(NamedTuple):
+    """What the packed row of a tree takes of a model."""
 
-    @property
-    def packed(self) -> float:
-        """The row: prompt, thinking, leaves."""
-        return self.prompt + self.thinking + len(self.cuts) * self.summaries * self.leaf
-
-    @property
-    def copied(self) -> float:
-        """Keys that the segments of leaves copy: each takes the trunk up to its cut and itself."""
-        return sum(self.prompt + cut + self.summaries * self.leaf for cut in self.cuts)
-
-    @property
-    def pairs(self) -> float:
-        """(query, key) pairs of the tree attention, in whole blocks."""
-        trunk = self.prompt + self.thinking
-        segment = self.summaries * self.leaf
-        return trunk**2 + sum(segment * (self.prompt + cut + segment) for cut in self.cuts)
+    trained: float  # sampled tokens, which are also those that are trained and scored
+    packed: float  # tokens of the row: prompt, thinking, leaves
+    forward: float  # FLOPs
+    update: float  # FLOPs of a forward and a backward pass
+    rollout: float  # FLOPs of sampling: each token once, the leaves on the trunk's cache
+    activations: float  # bytes kept for the backward pass (SDPA, gated MLP, RMSNorm)
+    cached: float  # bytes of keys and values of a token
+    width: int  # bytes of an activation
 
 
-@dataclass(frozen=True)
-class Costs:
-    """FLOPs and bytes of packed rows through a model."""
+def costs_of(size: ModelSize, shape: TreeShape, width: int = 2, again: bool = False) -> Costs:
+    """Count FLOPs and bytes.
 
-    size: ModelSize  # of the model
-    shape: TreeShape  # of a row
-    width: int = 2  # bytes of an activation
-    # Keep the inputs of the blocks, and make their activations anew one at a time
-    checkpointing: bool = False
-
-    def forward(self, scored: float) -> float:
-        """FLOPs of one row, with logits at `scored` positions."""
-        size, shape = self.size, self.shape
-        attention = 4 * size.layers * size.q * shape.pairs
-        return 2 * size.body * shape.packed + attention + 2 * size.hidden * size.vocabulary * scored
-
-    def update(self, scored: float | None = None) -> float:
-        """FLOPs of a forward and a backward pass over one row."""
-        forward = self.forward(self.shape.trained if scored is None else scored)
-        return 3 * forward + (self.forward(0) if self.checkpointing else 0.0)
-
-    def rollout(self) -> float:
-        """FLOPs of sampling one tree: each token once, its leaves on the trunk's cache."""
-        size, shape = self.size, self.shape
-        leaf_pairs = sum(
-            shape.summaries * shape.leaf * (shape.prompt + cut + shape.leaf / 2)
-            for cut in shape.cuts
-        )
-        pairs = (shape.prompt + shape.thinking) ** 2 / 2 + leaf_pairs
-        head = 2 * size.hidden * size.vocabulary * shape.trained
-        return 2 * size.body * shape.packed + 4 * size.layers * size.q * pairs + head
-
-    def activations(self, rows: int, scored: float) -> float:
-        """Bytes kept for the backward pass of rows (SDPA, gated MLP, RMSNorm)."""
-        size, shape, width = self.size, self.shape, self.width
-        # Norms keep their input in fp32 and the normalised value; q and k before and after
-        # rotation, keys and values repeated to all heads, the output; gate, up, product, input.
-        token = width * (4 * size.hidden + 9 * size.q + 3 * size.kv + 4 * size.inner)
-        token += 8 * size.hidden
-        block = shape.packed * token + shape.copied * 2 * width * size.q
-        inputs = size.layers * shape.packed * width * size.hidden
-        kept = inputs + block if self.checkpointing else size.layers * block
+    Args:
+        width: Bytes of an activation.
+        again: Checkpointing: keep the inputs of the blocks only, and make their activations anew.
+    """
+    trunk, leaf = shape.prompt + shape.thinking, shape.forced + shape.summary
+    segment = shape.summaries * leaf  # the leaves of a budget, which see the trunk up to its cut
+    seen = [shape.prompt + cut for cut in shape.cuts]
+    trained = shape.thinking + len(seen) * shape.summaries * shape.summary
+    packed = trunk + len(seen) * segment
+    pairs = trunk**2 + sum(segment * (keys + segment) for keys in seen)  # in whole blocks
+    sampled_pairs = trunk**2 / 2 + sum(segment * (keys + leaf / 2) for keys in seen)
+    matrices, attention = 2 * size.body * packed, 4 * size.layers * size.q
+    head = 2 * size.hidden * size.vocabulary * trained
+    body = matrices + attention * pairs
+    # Norms keep their input in fp32 and the normalised value; q and k before and after rotation,
+    # keys and values repeated to all heads, the output; gate, up, product, input.
+    token = width * (4 * size.hidden + 9 * size.q + 3 * size.kv + 4 * size.inner) + 8 * size.hidden
+    # A segment copies the keys of the trunk up to its cut, and its own.
+    block = packed * token + sum(keys + segment for keys in seen) * 2 * width * size.q
+    inputs = size.layers * packed * width * size.hidden
+    return Costs(
+        trained=trained,
+        packed=packed,
+        forward=body + head,
+        update=3 * (body + head) + (body if again else 0.0),
+        rollout=matrices + attention * sampled_pairs + head,
         # The masks of the leaves take a byte a pair and serve all layers.
-        return rows * (kept + shape.pairs + 2 * width * size.hidden * scored)
-
-    @property
-    def cached(self) -> float:
-        """Bytes of keys and values of a token."""
-        return 2 * self.size.layers * self.size.kv * self.width
+        activations=(inputs + block if again else size.layers * block)
+        + pairs + 2 * width * size.hidden * trained,
+        cached=2 * size.layers * size.kv * width,
+        width=width,
+    )  # fmt: skip
 
 
 class Observed(NamedTuple):
@@ -246,13 +216,13 @@ class Plan:
     problems: int  # in the whole dataset
     forced: int
     observed: Observed | None
-    sharding: str
-    trainable: int | None
     weight_width: int
     disk_free: float
     rows: int
     rollout_rows: int
     checkpointing: bool
+    sharding: str = "none"  # or `zero2`, or `zero3` (FSDP that reshards is `zero3`)
+    trainable: int | None = None  # trained parameters of an adapter; None trains all
 
     @property
     def trees(self) -> int:
@@ -290,8 +260,9 @@ class Plan:
 
     def costs(self, longest: bool = False) -> Costs:
         """Of the mean or the longest tree."""
-        width = 2 if self.half else self.weight_width
-        return Costs(self.size, self.shape(longest), width, self.checkpointing)
+        half = self.config.bf16 or self.config.fp16
+        width = 2 if half else self.weight_width
+        return costs_of(self.size, self.shape(longest), width, self.checkpointing)
 
     @property
     def memory(self) -> dict[str, float]:
@@ -307,15 +278,14 @@ class Plan:
             weights += trained * width
         if costs.width < width:  # autocast keeps a narrow copy during a step
             weights += size.body * costs.width / weight_parts
-        scored = costs.shape.trained
-        logits = 3 * 4 * min(self.rows * scored, 4096) * size.vocabulary  # a chunk of them
-        cache = self.rollout_rows * (costs.shape.packed * costs.cached + 8 * size.vocabulary)
+        logits = 3 * 4 * min(self.rows * costs.trained, 4096) * size.vocabulary  # a chunk of them
+        cache = self.rollout_rows * (costs.packed * costs.cached + 8 * size.vocabulary)
         if self.sharding == "zero3":  # weights are gathered to sample
             cache += size.parameters * costs.width
         return {
             "memory a device: weights": weights,
             "gradients and optimizer": 3 * trained * width / parts,
-            "activations, longest trees": costs.activations(self.rows, scored) + logits,
+            "activations, longest trees": self.rows * costs.activations + logits,
             "rollout cache, longest trees": cache,
         }
 
@@ -332,19 +302,14 @@ class Plan:
         A decoding step reads all weights and the caches once, or takes its FLOPs, whichever is
         longer.
         """
-        costs, hardware = self.costs(), self.hardware
+        costs, shape, hardware = self.costs(), self.shape(), self.hardware
         rows = self.trees // hardware.devices
         speed = hardware.flops * UTILISATION
-        steps = -(-rows // self.rollout_rows) * (costs.shape.thinking + costs.shape.summary)
+        steps = -(-rows // self.rollout_rows) * (shape.thinking + shape.summary)
         read = self.size.parameters * costs.width
-        read += self.rollout_rows * (costs.shape.prompt + costs.shape.thinking / 2) * costs.cached
-        sampling = max(steps * read / hardware.bandwidth, rows * costs.rollout() / speed)
-        return sampling, self.config.num_iterations * rows * costs.update() / speed
-
-    @property
-    def half(self) -> bool:
-        """Whether activations take two bytes."""
-        return bool(self.config.bf16 or self.config.fp16) or self.weight_width == 2
+        read += self.rollout_rows * (shape.prompt + shape.thinking / 2) * costs.cached
+        sampling = max(steps * read / hardware.bandwidth, rows * costs.rollout / speed)
+        return sampling, self.config.num_iterations * rows * costs.update / speed
 
     @property
     def fits(self) -> bool:
@@ -359,7 +324,7 @@ class Plan:
         saves = 0 if args.save_strategy == "no" else self.steps // max(1, int(args.save_steps))
         kept = min(saves, args.save_total_limit) + 1 if args.save_total_limit else saves
         final = self.weight_width * trained
-        rollouts = BYTES_PER_TREE * self.shape().packed * self.trees * self.steps / self.updates
+        rollouts = BYTES_PER_TREE * self.costs().packed * self.trees * self.steps / self.updates
         return kept * one + final + rollouts
 
 
@@ -371,10 +336,9 @@ def make_plan(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     records: str | Path | None = None,
-    sharding: str = "none",
-    trainable: int | None = None,
     weight_dtype: str = "bfloat16",
     problems: int | None = None,
+    **shared: Any,
 ) -> Plan:
     """Gather what the estimate needs.
 
@@ -385,13 +349,10 @@ def make_plan(
         hardware: Devices that share the run.
         tokenizer: Of the model; by default loaded by its name.
         records: Run folder of an evaluation of this model on such problems.
-        sharding: `none`, `zero2` or `zero3` (FSDP that reshards is `zero3`).
-        trainable: Trained parameters of an adapter; None trains all.
         weight_dtype: Of the stored weights.
         problems: In the whole dataset; by default as many as `prompts`.
+        **shared: `sharding` and `trainable` of `Plan`.
     """
-    if sharding not in SHARDINGS:
-        raise ValueError(f"sharding is {sharding!r}; choose one of {', '.join(SHARDINGS)}.")
     if not prompts:
         raise ValueError("prompts is empty; give a sample of the dataset's prompts.")
     tokenizer = tokenizer or load_tokenizer(str(model))
@@ -403,7 +364,6 @@ def make_plan(
         for p in prompts
     )
     rows = config.per_device_train_batch_size
-    trees = rows * config.steps_per_generation
     folder = Path(config.output_dir).absolute()
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     return Plan(
@@ -414,13 +374,12 @@ def make_plan(
         problems=problems or len(prompts),
         forced=tokens.longest_forced,
         observed=observe(records, config.budgets[-1], config.num_generations) if records else None,
-        sharding=sharding,
-        trainable=trainable,
         weight_width=torch.empty(0, dtype=getattr(torch, weight_dtype)).element_size(),
         disk_free=shutil.disk_usage(existing).free,
         rows=rows,
-        rollout_rows=config.rollout_batch_size or trees,
+        rollout_rows=config.rollout_batch_size or rows * config.steps_per_generation,
         checkpointing=bool(config.gradient_checkpointing),
+        **shared,
     )
 
 
@@ -502,15 +461,15 @@ def _what_would_fit(plan: Plan) -> str:
 
 def report(plan: Plan) -> list[tuple[str, str, str]]:
     """Rows of (what, per step, in all)."""
-    shape, trees, times = plan.shape(), plan.trees, plan.config.num_iterations
-    generations, costs = plan.steps / plan.updates, plan.costs()
+    shape, costs, trees, times = plan.shape(), plan.costs(), plan.trees, plan.config.num_iterations
+    generations = plan.steps / plan.updates
     sampling, updating = plan.seconds
     of_a_generation: list[tuple[str, float, Callable[[float], str]]] = [
         ("thinkings", trees, "{:,.0f}".format),
         ("thinking tokens", trees * shape.thinking, "{:,.0f}".format),
-        ("summary tokens", trees * (shape.trained - shape.thinking), "{:,.0f}".format),
-        ("packed tokens trained", trees * shape.packed * times, "{:,.0f}".format),
-        ("FLOPs", trees * (costs.rollout() + times * costs.update()), "{:.3g}".format),
+        ("summary tokens", trees * (costs.trained - shape.thinking), "{:,.0f}".format),
+        ("packed tokens trained", trees * costs.packed * times, "{:,.0f}".format),
+        ("FLOPs", trees * (costs.rollout + times * costs.update), "{:.3g}".format),
         ("time sampling", sampling, _clock),
         ("time training", updating, _clock),
     ]

@@ -8,12 +8,14 @@ import math
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 from anytime_lab.page import redacted
-from anytime_lab.run.process import Needs, NotebookRun, RunFailed, finish_run, start_run, stop_run
+from anytime_lab.run.process import Needs, NotebookRun, RunFailed, run_to_end
 
 
 class Place:
@@ -57,11 +59,9 @@ class LocalPlace(Place):
         self.width, self.devices = workers, devices
         self._pool = ThreadPoolExecutor(workers)
         self._shares: dict[Future, Mapping[str, float]] = {}
-        self._processes: list[subprocess.Popen] = []
-        self._stopped = False
+        self._stopped = threading.Event()
 
     def check(self, needs: Needs) -> None:
-        """See `Place`."""
         if needs.gpus is not None and needs.gpus > len(self.devices):
             raise ValueError(
                 f"a run asks for {needs.gpus:g} GPUs and this machine has {len(self.devices)}. Run "
@@ -69,7 +69,6 @@ class LocalPlace(Place):
             )
 
     def fits(self, needs: Needs) -> bool:
-        """See `Place`."""
         return len(self._going()) < self.width and self.share(needs) is not None
 
     def _going(self) -> list[Mapping[str, float]]:
@@ -88,30 +87,20 @@ class LocalPlace(Place):
         return dict.fromkeys(free[:count], part) if len(free) >= count else None
 
     def submit(self, run: NotebookRun, needs: Needs) -> Future:
-        """See `Place`. `OMP_NUM_THREADS` of a run is its share of the cores."""
         share = self.share(needs)
         environment = {"OMP_NUM_THREADS": str(threads_of(self.width))}
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(share)
-        future = self._pool.submit(self._run, run, environment)
+        future = self._pool.submit(run_to_end, run, environment, self._look)
         self._shares[future] = share
         return future
 
-    def _run(self, run: NotebookRun, environment: Mapping[str, str]) -> dict:
-        process = start_run(run, environment)
-        self._processes.append(process)
-        if self._stopped:
-            stop_run(process)
-        code = process.wait()
-        if self._stopped:
+    def _look(self) -> None:
+        if self._stopped.is_set():
             raise RunFailed("stopped")
-        return finish_run(run, code, process)
 
     def stop(self) -> None:
-        """See `Place`; takes no more runs."""
-        self._stopped = True
-        for process in self._processes:
-            stop_run(process)
+        self._stopped.set()
         self._pool.shutdown()
 
 
@@ -157,12 +146,12 @@ def _local(out: Path, workers: int | None, storage: str | None) -> Place:
 
 def _ray(out: Path, workers: int | None, storage: str | None) -> Place:
     try:
-        from anytime_lab.run.ray_place import RayPlace
+        ray_place = import_module("anytime_lab.run.ray_place")  # which imports this module
     except ModuleNotFoundError as error:
         raise ValueError(
             f"a Ray cluster needs Ray ({error}): pip install 'anytime-lab[ray]'."
         ) from error
-    return RayPlace(out, workers, storage)
+    return ray_place.RayPlace(out, workers, storage)
 
 
 # How a place is opened: folder of the sweep, most runs at a time (None: what the place takes), and

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ ACCELERATE = "accelerate.yaml"  # in the folder of a run that accelerate launche
 MARK = "ANYTIME_LAB_RUN"  # in the environment of every process of a run: its folder
 PACKAGES = ("anytime-lab", "torch", "transformers", "trl", "datasets", "vllm")
 PATIENCE = 30  # seconds in which processes that a killed session left behind end
+LOOK = 1.0  # seconds between looks at a run
 KERNEL_START = 300  # seconds; a busy machine takes longer than papermill's 60
 
 
@@ -113,6 +114,11 @@ class NotebookRun:
         return self._left(FAILURE).get("reason")
 
     @property
+    def told_failure(self) -> str:
+        """The same as a sentence that says where its log is."""
+        return f"{(self.failure or '').rstrip('.')}. Log: {self.folder / LOG}"
+
+    @property
     def changes(self) -> str:
         """How it differs from the run that the folder holds; empty if that is the same, or none."""
         before = read_or_nothing(self.folder / RUN)
@@ -155,12 +161,22 @@ def read_or_nothing(path: Path) -> dict[str, Any]:
 # --- from outside --------------------------------------------------------------------------------
 
 
-def start_run(run: NotebookRun, environment: Mapping[str, str] | None = None) -> subprocess.Popen:
-    """Start a run in a process group of its own; `finish_run` takes its end.
+def run_to_end(
+    run: NotebookRun,
+    environment: Mapping[str, str] | None = None,
+    look: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Run a notebook in a process of its own, wait for it, and give its result.
+
+    Whatever ends this function early ends the run, with its kernel and all that this has started.
 
     Args:
         run: Checked beforehand.
         environment: Added to this process's own, such as `OMP_NUM_THREADS`.
+        look: Called every second while it runs; what it raises ends the run.
+
+    Raises:
+        RunFailed: it ended without a result; the reason is kept in `failure.json`.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     shown, secrets = hide_secrets(run.parameters)
@@ -184,30 +200,41 @@ def start_run(run: NotebookRun, environment: Mapping[str, str] | None = None) ->
         env=surroundings,
         start_new_session=True,
     )
-    with contextlib.suppress(BrokenPipeError):  # it has ended already, and will say why
-        process.stdin.write(json.dumps(about).encode() + b"\n")
-        process.stdin.flush()
-    return process
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, and will say why
+            process.stdin.write(json.dumps(about).encode() + b"\n")
+            process.stdin.flush()
+        while process.poll() is None:
+            look()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK)
+    finally:
+        with contextlib.suppress(OSError):  # it has ended already
+            process.stdin.close()  # see `_watch_starter`
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+        process.kill()
+        code = process.wait()
+    return finish_run(run, code, process.stderr.read().decode(errors="replace").strip())
 
 
-def finish_run(run: NotebookRun, code: int, process: subprocess.Popen | None = None) -> dict:
+def finish_run(run: NotebookRun, code: int, told: str = "") -> dict[str, Any]:
     """The result of a run whose process has ended; being written last, it counts however that was.
 
     Args:
         code: Its exit status.
-        process: Where it ran here: tells what it said before it had a log.
+        told: What it said before it had a log.
 
     Raises:
         RunFailed: it ended without a result; the reason is kept in `failure.json`.
     """
     if (result := run.result) is not None:
         return result
-    told = process.stderr.read().decode(errors="replace").strip() if process else ""
     if told.startswith(RunFailed.__name__):  # the folder is another's
         raise RunFailed(told.partition(": ")[2])
     reason = redacted(told.splitlines()[-1] if told else _reason(run.folder, code))
     write_json(run.folder / FAILURE, {"hash": run.hash, "reason": reason, "finished": time.time()})
-    raise RunFailed(f"{reason.rstrip('.')}. Log: {run.folder / LOG}")
+    raise RunFailed(run.told_failure)
 
 
 _ERROR = re.compile(r"[\w.]*(Error|Exception|Died|Interrupt|Failed)\b")
@@ -225,16 +252,6 @@ def _reason(folder: Path, code: int) -> str:
     told = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in lines]
     errors = [line for line in told if _ERROR.match(line)]
     return (errors or [line for line in told if line] or [f"exit status {code}"])[-1][:500]
-
-
-def stop_run(process: subprocess.Popen) -> None:
-    """Stop a run with its kernel and whatever that started; files stay as they are."""
-    with contextlib.suppress(OSError):  # it has ended already
-        process.stdin.close()  # see `_watch_starter`
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(PATIENCE)
-    process.kill()
-    process.wait()
 
 
 # --- from inside: python -m anytime_lab.run.process FOLDER ---------------------------------------

@@ -15,37 +15,34 @@ nodes, with the project's environment active:
         python -m anytime_lab sweep experiments/paper_main.yaml --executor ray --out /shared/runs/x
 """
 
-import contextlib
 import json
 import os
-import subprocess
 import tempfile
 import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import ray
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from anytime_lab.run.places import Place
 from anytime_lab.run.process import (
-    LOG,
+    LOOK,
     Needs,
     NotebookRun,
     RunFailed,
-    finish_run,
     read_or_nothing,
-    start_run,
-    stop_run,
+    run_to_end,
     told_changes,
 )
 from anytime_lab.run.storage import Storage
 from anytime_lab.store.files import PROGRESS, write_json
 
 SEEN = ".seen-by-all"  # in the folder of a sweep: a node knows by it that it shares the folder
-LOOK = 1.0  # seconds between looks at the progress of runs
 VISIBLE = 60.0  # seconds that a shared file system may take to show a result to another machine
 STOP = 20.0  # seconds that a run gets to end
 
@@ -75,8 +72,8 @@ def moved(run: NotebookRun, root: Path) -> NotebookRun:
     return ours
 
 
-def _run_on_node(run: NotebookRun, url: str | None, told: Queue) -> int:
-    """What a node does: the exit status of the run."""
+def _run_on_node(run: NotebookRun, url: str | None, told: Queue) -> None:
+    """What a node does."""
     name = name_of(run)
     told.put((name, {}))
     if url is None:
@@ -86,41 +83,36 @@ def _run_on_node(run: NotebookRun, url: str | None, told: Queue) -> int:
                 "file system that all nodes share, or give --storage a URL."
             )
         run = moved(run, run.root)
-        return 0 if run.result is not None else _watch(run, name, told)
+        if run.result is None:
+            _run_here(run, name, told)
+        return
     with tempfile.TemporaryDirectory(prefix="anytime_lab-") as room:
         root, storage = Path(room).resolve(), Storage(url)
         run = moved(run, root)
         storage.set_aside(run, name)
         storage.fetch(name, run.folder)
         if run.result is not None:  # an earlier try ended with its node
-            return 0
+            return
         for other in run.inputs:
             storage.fetch(other, root / other)
         try:
-            return _watch(run, name, told)
+            _run_here(run, name, told)
         finally:
             storage.keep(run, name)
 
 
-def _watch(run: NotebookRun, name: str, told: Queue) -> int:
-    """Start a run and stay with it; it ends when this process does."""
+def _run_here(run: NotebookRun, name: str, told: Queue) -> None:
     # Ray counts one core for each kernel of a run without devices.
-    process = start_run(run, {"OMP_NUM_THREADS": "1"})
-    try:
-        while process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(LOOK)
-            told.put((name, read_or_nothing(run.folder / PROGRESS)))
-    except BaseException:
-        stop_run(process)
-        raise
-    with contextlib.suppress(RunFailed):
-        finish_run(run, process.returncode, process)  # leaves the reason of a failure
-    return process.returncode
+    look = partial(_tell, run.folder / PROGRESS, name, told)
+    run_to_end(run, {"OMP_NUM_THREADS": "1"}, look)
 
 
-class RayPlace:
-    """A `places.Place`: runs on the nodes of a Ray cluster, see the module.
+def _tell(progress: Path, name: str, told: Queue) -> None:
+    told.put((name, read_or_nothing(progress)))
+
+
+class RayPlace(Place):
+    """Runs on the nodes of a Ray cluster, see the module.
 
     Args:
         out: Folder of the sweep; on a file system that all nodes share unless `url` is given.
@@ -145,7 +137,6 @@ class RayPlace:
 
     @property
     def width(self) -> int:
-        """See `Place`."""
         total = ray.cluster_resources()
         slots = max(1, int(total.get("GPU") or total.get("CPU", 1)))
         return min(slots, self.workers or slots)
@@ -157,7 +148,6 @@ class RayPlace:
         return {"num_gpus": gpus, "num_cpus": 1 if gpus else needs.processes}
 
     def check(self, needs: Needs) -> None:
-        """See `Place`."""
         asked = self._asks(needs)
         for key, kind in (("num_gpus", "GPU"), ("num_cpus", "CPU")):
             most = max(n["Resources"].get(kind, 0) for n in ray.nodes() if n["Alive"])
@@ -168,12 +158,11 @@ class RayPlace:
                 )
 
     def fits(self, needs: Needs) -> bool:
-        """See `Place`; Ray queues what its nodes cannot take yet."""
+        # Ray queues what its nodes cannot take yet.
         going = sum(not future.done() for future, _ in self._going.values())
         return self.workers is None or going < self.workers
 
     def submit(self, run: NotebookRun, needs: Needs) -> Future:
-        """See `Place`."""
         (self.out / SEEN).touch()
         run.hash  # noqa: B018  what it is made of here travels with it
         ref = self._task.options(**self._asks(needs)).remote(run, self.url, self._told)
@@ -186,21 +175,23 @@ class RayPlace:
 
     def _end(self, future: Future, run: NotebookRun, ref: ray.ObjectRef) -> None:
         """Take the end of a task."""
+        told = ""
         try:
-            code = ray.get(ref)
+            ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            told = str(error.cause)
+        except ray.exceptions.RayError as error:
+            told = f"lost with its node or worker: {str(error).strip().splitlines()[0]}"
+        try:
             if self.url is not None:
                 Storage(self.url).fetch(name_of(run), run.folder, told=True)
             deadline = time.monotonic() + VISIBLE
-            while code == 0 and run.result is None and time.monotonic() < deadline:
+            while not told and run.result is None and time.monotonic() < deadline:
                 time.sleep(LOOK)
-            if run.result is None and (reason := run.failure) is not None:
-                raise RunFailed(f"{reason.rstrip('.')}. Log: {run.folder / LOG}")
-            future.set_result(finish_run(run, code))
-        except ray.exceptions.RayTaskError as error:
-            future.set_exception(RunFailed(str(error.cause)))
-        except ray.exceptions.RayError as error:
-            told = str(error).strip().splitlines()[0]
-            future.set_exception(RunFailed(f"lost with its node or worker: {told}"))
+            if run.result is None:
+                unseen = f"it has ended, and {run.folder} shows no result after {VISIBLE:.0f} s"
+                raise RunFailed(run.told_failure if run.failure else told or unseen)
+            future.set_result(run.result)
         except Exception as error:
             future.set_exception(error)
 
@@ -214,7 +205,6 @@ class RayPlace:
                 write_json(self.out / name / PROGRESS, progress, durable=False)
 
     def stop(self) -> None:
-        """See `Place`."""
         refs = [ref for future, ref in self._going.values() if not future.done()]
         for ref in refs:
             ray.cancel(ref)  # the run is stopped, and what it has left is kept
@@ -223,6 +213,5 @@ class RayPlace:
             ray.cancel(ref, force=True)
 
     def close(self) -> None:
-        """See `Place`."""
         if self._mine:
             ray.shutdown()

@@ -17,10 +17,10 @@ from anytime_lab.prompts import resolve_tokens
 from anytime_lab.run.estimate import (
     DEVICES,
     GIB,
-    Costs,
     Hardware,
     ModelSize,
     TreeShape,
+    costs_of,
     make_plan,
     refusals,
     report,
@@ -57,13 +57,15 @@ def measured():
     batch = torch.tensor([[*t.prompt, *p.ids] for t, p in zip(trees, packed, strict=True)])
     forced = len(tokens.cut_ids)
     shape = TreeShape(PROMPT, 96, tuple(BUDGETS), SUMMARIES, forced, SUMMARY)
-    assert sum(sum(p.trained) for p in packed) == ROWS * shape.trained
-    assert batch.shape == (ROWS, shape.packed)  # tokens are exact
+    size = ModelSize.of(model.config)
+    costs = costs_of(size, shape)
+    assert sum(sum(p.trained) for p in packed) == ROWS * costs.trained
+    assert batch.shape == (ROWS, costs.packed)  # tokens are exact
 
     def run():
         return score_rows(model, backend, batch, torch.ones_like(batch), rows).log_probs.sum()
 
-    return model, run, ModelSize.of(model.config), shape
+    return model, run, size, shape
 
 
 def test_parameters_are_counted_without_weights(measured):
@@ -82,11 +84,10 @@ def test_flops_are_those_that_torch_counts(measured, checkpointing, tolerance):
             loss = run()
             forward = counter.get_total_flops()
             loss.backward()
-        scored = shape.trained  # the head scores no other position
-        costs = Costs(size, shape, 4, checkpointing)
-        assert ROWS * costs.forward(scored) == pytest.approx(forward, rel=0.001)
+        costs = costs_of(size, shape, 4, checkpointing)
+        assert ROWS * costs.forward == pytest.approx(forward, rel=0.001)
         total = counter.get_total_flops()
-        assert ROWS * costs.update(scored) == pytest.approx(total, rel=tolerance)
+        assert ROWS * costs.update == pytest.approx(total, rel=tolerance)
     finally:
         model.gradient_checkpointing_disable()
         model.zero_grad()
@@ -106,8 +107,7 @@ def test_activations_are_those_that_autograd_keeps(measured):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         run()
     found = sum(size for place, size in kept.items() if place not in own)
-    estimate = Costs(size, shape, 4).activations(ROWS, shape.packed)
-    assert estimate == pytest.approx(found, rel=0.15)
+    assert ROWS * costs_of(size, shape, 4).activations == pytest.approx(found, rel=0.15)
 
 
 def test_standing_memory_is_weights_gradients_and_two_moments(measured):

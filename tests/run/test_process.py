@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-import time
 
 import nbformat
 import psutil
@@ -18,8 +17,7 @@ from anytime_lab.run.process import (
     NotebookRun,
     RunFailed,
     finish_run,
-    start_run,
-    stop_run,
+    run_to_end,
     told_changes,
 )
 from anytime_lab.store.files import read_json, write_json
@@ -110,11 +108,14 @@ def test_a_stopped_run_leaves_no_process(tmp_path):
     mark = tmp_path / "pid"
     code = f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(300)"
     run = NotebookRun(notebook(tmp_path, code), {}, tmp_path / "run")
-    process = start_run(run)
-    while not (mark.exists() and mark.read_text()):
-        time.sleep(0.1)
+
+    def look():
+        if mark.exists() and mark.read_text():
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run_to_end(run, look=look)
     kernel = int(mark.read_text())
-    stop_run(process)
     assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == "zombie"
     assert run.result is None
 
