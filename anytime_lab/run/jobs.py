@@ -12,38 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from anytime_lab.run.notebook import check_parameters
 from anytime_lab.run.places import LocalPlace, Place
-from anytime_lab.run.process import REPLACED, Needs, NotebookRun, RunFailed
+from anytime_lab.run.process import REPLACED, Job, RunFailed
 from anytime_lab.run.table import live_table, text
 from anytime_lab.store.files import RunFolderError
 
 POLL = 0.25  # seconds between looks at the runs
-
-
-@dataclass(frozen=True)
-class Job:
-    """A notebook run with a name and what has to be finished before it."""
-
-    name: str  # unique; what the table shows
-    notebook: Path  # path of the source
-    # Of the notebook, or a function that makes them once `after` is finished
-    parameters: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
-    folder: Path  # of the run
-    # Names of jobs whose results it needs; when one of them has changed, this runs again
-    after: tuple[str, ...] = ()
-    needs: Needs = Needs()  # of a machine
-    root: Path | None = None  # see `NotebookRun`
-
-    def run(self, inputs: Mapping[str, str] | None = None) -> NotebookRun:
-        """The run with its parameters made; `inputs` are hashes of the runs of `after`, by name."""
-        made = self.parameters() if callable(self.parameters) else self.parameters
-        return NotebookRun(self.notebook, made, self.folder, self.root, inputs or {}, self.needs)
 
 
 @dataclass
@@ -52,7 +31,7 @@ class State:
 
     job: Job
     status: str = "waiting"
-    run: NotebookRun | None = None
+    run: Job | None = None
     future: Future | None = None
     started: float = 0.0
     ended: float = 0.0

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from anytime_lab.page import redacted
-from anytime_lab.run.process import Needs, NotebookRun, RunFailed, run_to_end
+from anytime_lab.run.process import Job, Needs, RunFailed, run_to_end
 
 
 class Place:
@@ -30,7 +30,7 @@ class Place:
         """Whether a run can be handed over now; a place with a queue of its own takes them all."""
         return True
 
-    def submit(self, run: NotebookRun, needs: Needs) -> Future:
+    def submit(self, run: Job, needs: Needs) -> Future:
         """Start a run that fits; it counts as waiting until the future is `running`."""
         raise NotImplementedError
 
@@ -86,7 +86,7 @@ class LocalPlace(Place):
         free = sorted((d for d in self.devices if used[d] + part < 1 + 1e-9), key=used.get)
         return dict.fromkeys(free[:count], part) if len(free) >= count else None
 
-    def submit(self, run: NotebookRun, needs: Needs) -> Future:
+    def submit(self, run: Job, needs: Needs) -> Future:
         share = self.share(needs)
         environment = {"OMP_NUM_THREADS": str(threads_of(self.width))}
         if self.devices:

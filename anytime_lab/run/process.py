@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,21 +62,30 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class NotebookRun:
-    """A notebook with parameters and the folder of its run."""
+class Job:
+    """A notebook with parameters, the folder of its run, and what has to be finished before it."""
 
+    name: str  # unique; what tables show
     notebook: Path  # path of the source
-    parameters: Mapping[str, Any]  # overrides of the cell tagged `parameters`, JSON values only
+    # Overrides of the cell tagged `parameters`, JSON values only; or a function that makes them
+    # once `after` is finished, see `run`
+    parameters: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
     folder: Path  # where everything about the run goes
+    # Names of jobs whose results it reads; when one of them has changed, this runs again
+    after: tuple[str, ...] = ()
+    needs: Needs = Needs()  # of a machine
     # Paths below it count as the same after all was moved elsewhere; the folder's parent if None
     root: Path | None = None
-    # Name to hash of the runs whose results it reads
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    needs: Needs = Needs()  # of a machine
+    inputs: Mapping[str, str] = field(default_factory=dict)  # hashes of `after`, by name
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notebook", Path(self.notebook).resolve())
         object.__setattr__(self, "folder", Path(self.folder).resolve())
+
+    def run(self, inputs: Mapping[str, str] | None = None) -> "Job":
+        """The job with its parameters made, which tells how its folder stands and can be run."""
+        made = self.parameters() if callable(self.parameters) else self.parameters
+        return replace(self, parameters=made, inputs=inputs or {})
 
     @cached_property
     def made_of(self) -> dict[str, Any]:
@@ -162,7 +171,7 @@ def read_or_nothing(path: Path) -> dict[str, Any]:
 
 
 def run_to_end(
-    run: NotebookRun,
+    run: Job,
     environment: Mapping[str, str] | None = None,
     look: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -218,7 +227,7 @@ def run_to_end(
     return finish_run(run, code, process.stderr.read().decode(errors="replace").strip())
 
 
-def finish_run(run: NotebookRun, code: int, told: str = "") -> dict[str, Any]:
+def finish_run(run: Job, code: int, told: str = "") -> dict[str, Any]:
     """The result of a run whose process has ended; being written last, it counts however that was.
 
     Args:

@@ -32,8 +32,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from anytime_lab.run.places import Place
 from anytime_lab.run.process import (
     LOOK,
+    Job,
     Needs,
-    NotebookRun,
     RunFailed,
     read_or_nothing,
     run_to_end,
@@ -47,12 +47,7 @@ VISIBLE = 60.0  # seconds that a shared file system may take to show a result to
 STOP = 20.0  # seconds that a run gets to end
 
 
-def name_of(run: NotebookRun) -> str:
-    """Its folder from that of the sweep."""
-    return run.folder.relative_to(run.root).as_posix()
-
-
-def moved(run: NotebookRun, root: Path) -> NotebookRun:
+def moved(run: Job, root: Path) -> Job:
     """A run of another machine with its files below a root of this one.
 
     Raises:
@@ -60,7 +55,7 @@ def moved(run: NotebookRun, root: Path) -> NotebookRun:
     """
     here, there = (json.dumps(str(path))[1:-1] for path in (run.root, root))
     parameters = json.loads(json.dumps(dict(run.parameters)).replace(here, there))
-    ours = replace(run, parameters=parameters, folder=root / name_of(run), root=root)
+    ours = replace(run, parameters=parameters, folder=root / run.name, root=root)
     node = ray.util.get_node_ip_address()
     if not run.notebook.is_file():
         raise RunFailed(
@@ -72,10 +67,9 @@ def moved(run: NotebookRun, root: Path) -> NotebookRun:
     return ours
 
 
-def _run_on_node(run: NotebookRun, url: str | None, told: Queue) -> None:
+def _run_on_node(run: Job, url: str | None, told: Queue) -> None:
     """What a node does."""
-    name = name_of(run)
-    told.put((name, {}))
+    told.put((run.name, {}))
     if url is None:
         if not (run.root / SEEN).exists():
             raise RunFailed(
@@ -84,26 +78,26 @@ def _run_on_node(run: NotebookRun, url: str | None, told: Queue) -> None:
             )
         run = moved(run, run.root)
         if run.result is None:
-            _run_here(run, name, told)
+            _run_here(run, told)
         return
     with tempfile.TemporaryDirectory(prefix="anytime_lab-") as room:
         root, storage = Path(room).resolve(), Storage(url)
         run = moved(run, root)
-        storage.set_aside(run, name)
-        storage.fetch(name, run.folder)
+        storage.set_aside(run)
+        storage.fetch(run.name, run.folder)
         if run.result is not None:  # an earlier try ended with its node
             return
         for other in run.inputs:
             storage.fetch(other, root / other)
         try:
-            _run_here(run, name, told)
+            _run_here(run, told)
         finally:
-            storage.keep(run, name)
+            storage.keep(run)
 
 
-def _run_here(run: NotebookRun, name: str, told: Queue) -> None:
+def _run_here(run: Job, told: Queue) -> None:
     # Ray counts one core for each kernel of a run without devices.
-    look = partial(_tell, run.folder / PROGRESS, name, told)
+    look = partial(_tell, run.folder / PROGRESS, run.name, told)
     run_to_end(run, {"OMP_NUM_THREADS": "1"}, look)
 
 
@@ -162,18 +156,18 @@ class RayPlace(Place):
         going = sum(not future.done() for future, _ in self._going.values())
         return self.workers is None or going < self.workers
 
-    def submit(self, run: NotebookRun, needs: Needs) -> Future:
+    def submit(self, run: Job, needs: Needs) -> Future:
         (self.out / SEEN).touch()
         run.hash  # noqa: B018  what it is made of here travels with it
         ref = self._task.options(**self._asks(needs)).remote(run, self.url, self._told)
         future: Future = Future()
-        self._going[name_of(run)] = (future, ref)
+        self._going[run.name] = (future, ref)
         # In a thread of its own: files may have to be waited for.
         waits = threading.Thread(target=self._end, args=(future, run, ref))
         ref.future().add_done_callback(lambda _: waits.start())
         return future
 
-    def _end(self, future: Future, run: NotebookRun, ref: ray.ObjectRef) -> None:
+    def _end(self, future: Future, run: Job, ref: ray.ObjectRef) -> None:
         """Take the end of a task."""
         told = ""
         try:
@@ -184,7 +178,7 @@ class RayPlace(Place):
             told = f"lost with its node or worker: {str(error).strip().splitlines()[0]}"
         try:
             if self.url is not None:
-                Storage(self.url).fetch(name_of(run), run.folder, told=True)
+                Storage(self.url).fetch(run.name, run.folder, told=True)
             deadline = time.monotonic() + VISIBLE
             while not told and run.result is None and time.monotonic() < deadline:
                 time.sleep(LOOK)

@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 
 from anytime_lab.page import redacted
-from anytime_lab.run.process import FAILURE, LOCK, LOG, REPLACED, RUN, NotebookRun, read_or_nothing
+from anytime_lab.run.process import FAILURE, LOCK, LOG, REPLACED, RUN, Job, read_or_nothing
 from anytime_lab.store.files import RESULT, write_json
 
 # Python before 3.11.4 has no filters; archives are our own.
@@ -100,8 +100,9 @@ class Storage:
             ):
                 archive.extractall(folder, **SAFELY)
 
-    def set_aside(self, run: NotebookRun, name: str) -> None:
+    def set_aside(self, run: Job) -> None:
         """Move what other parameters or versions had made to `.replaced/`."""
+        name = run.name
         files = self._files(name)
         before = str(self._read(name, RUN).get("hash")) if RUN in files else run.hash
         if before == run.hash:
@@ -112,8 +113,9 @@ class Storage:
             self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
             self.fs.mv(self._at(name, file), target)
 
-    def keep(self, run: NotebookRun, name: str) -> None:
+    def keep(self, run: Job) -> None:
         """Upload what a run has left: its files and then its result, or its state as it is."""
+        name = run.name
         found = sorted(path for path in run.folder.rglob("*") if path.is_file())
         files = [path.relative_to(run.folder).as_posix() for path in found]
         files = [file for file in files if file.split("/")[0] not in (REPLACED, LOCK, RESULT)]

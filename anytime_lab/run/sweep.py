@@ -29,10 +29,10 @@ from anytime_lab.read.told import (
     terminal_table,
     verdicts,
 )
-from anytime_lab.run.jobs import Job, JobsFailed, run_jobs
+from anytime_lab.run.jobs import JobsFailed, run_jobs
 from anytime_lab.run.notebook import ROOT, declared_parameters
 from anytime_lab.run.places import Place, open_place
-from anytime_lab.run.process import RUN, NotebookRun, read_or_nothing
+from anytime_lab.run.process import RUN, Job, read_or_nothing
 from anytime_lab.run.storage import MIRROR, Storage, mirror
 from anytime_lab.run.sweep_file import Point, Sweep, load_sweep, sweep_jobs, told
 from anytime_lab.run.table import clock, text
@@ -124,7 +124,7 @@ class Planned(NamedTuple):
 
 def plan_sweep(jobs: Mapping[Point, Job]) -> list[Planned]:
     """How each run of `sweep_jobs` stands, in order."""
-    runs: dict[str, NotebookRun] = {}
+    runs: dict[str, Job] = {}
     stands: dict[Point, tuple[str, str]] = {}
     for point, job in jobs.items():
         try:
@@ -154,7 +154,7 @@ def plan_sweep(jobs: Mapping[Point, Job]) -> list[Planned]:
     ]
 
 
-def _stands(run: NotebookRun) -> tuple[str, str]:
+def _stands(run: Job) -> tuple[str, str]:
     if run.result is not None:
         return "done", ""
     if changes := run.changes:

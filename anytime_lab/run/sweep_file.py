@@ -32,9 +32,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from anytime_lab.run.jobs import Job
 from anytime_lab.run.notebook import NOTEBOOKS, check_parameters, declared_parameters, nearest
-from anytime_lab.run.process import RUN, Needs
+from anytime_lab.run.process import RUN, Job, Needs
 from anytime_lab.store.files import METRICS, RESULT, read_json, read_jsonl
 
 MOST_RUNS = 10_000

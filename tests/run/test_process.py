@@ -13,8 +13,8 @@ from rich.console import Console
 
 from anytime_lab.run.jobs import JobsFailed
 from anytime_lab.run.process import (
+    Job,
     Needs,
-    NotebookRun,
     RunFailed,
     finish_run,
     run_to_end,
@@ -27,7 +27,7 @@ FIGURE = "import plotly.graph_objects as go\ngo.Figure(go.Scatter(y=[1, 2]))"
 
 
 def test_a_result_counts_however_its_process_ended(tmp_path):
-    run = NotebookRun(row_notebook(tmp_path), {}, tmp_path / "run")
+    run = Job("run", row_notebook(tmp_path), {}, tmp_path / "run")
     run.folder.mkdir()
     write_json(run.folder / "result.json", {"hash": run.hash, "seconds": 1.0})
     assert finish_run(run, -6)["seconds"] == 1.0
@@ -39,18 +39,18 @@ def test_a_result_counts_however_its_process_ended(tmp_path):
 def test_a_changed_notebook_and_a_moved_folder(tmp_path):
     path = row_notebook(tmp_path)
     folder = tmp_path / "one" / "run"
-    run = NotebookRun(path, {"output_dir": str(folder), "x": 2}, folder)
+    run = Job("run", path, {"output_dir": str(folder), "x": 2}, folder)
     moved = tmp_path / "two" / "run"
-    assert run.hash == NotebookRun(path, {"output_dir": str(moved), "x": 2}, moved).hash
+    assert run.hash == Job("run", path, {"output_dir": str(moved), "x": 2}, moved).hash
     before = run.made_of
     source = json.loads(path.read_text())
     source["cells"][1]["source"] = "pass"
     path.write_text(json.dumps(source))
-    after = NotebookRun(path, {"output_dir": str(folder), "x": 2}, folder).made_of
+    after = Job("run", path, {"output_dir": str(folder), "x": 2}, folder).made_of
     assert told_changes(before, after) == "the notebook's code"
     assert told_changes({}, after) == "made by an older anytime_lab"
-    longer = NotebookRun(path, {"x": 2}, folder, needs=Needs(timeout=5)).made_of
-    assert longer == NotebookRun(path, {"x": 2}, folder).made_of, "a limit changes no result"
+    longer = Job("run", path, {"x": 2}, folder, needs=Needs(timeout=5)).made_of
+    assert longer == Job("run", path, {"x": 2}, folder).made_of, "a limit changes no result"
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_a_dead_kernel_is_a_failure(tmp_path):
 def test_a_stopped_run_leaves_no_process(tmp_path):
     mark = tmp_path / "pid"
     code = f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(300)"
-    run = NotebookRun(notebook(tmp_path, code), {}, tmp_path / "run")
+    run = Job("run", notebook(tmp_path, code), {}, tmp_path / "run")
 
     def look():
         if mark.exists() and mark.read_text():

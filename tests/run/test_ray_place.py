@@ -12,7 +12,7 @@ from made_notebooks import ROW_PARAMETERS, ROWS, notebook, row_notebook
 from anytime_lab.__main__ import main
 from anytime_lab.run.jobs import JobsFailed
 from anytime_lab.run.places import open_place
-from anytime_lab.run.process import REPLACED, Needs, NotebookRun, RunFailed
+from anytime_lab.run.process import REPLACED, Job, Needs, RunFailed
 from anytime_lab.run.sweep import prepare_sweep, run_sweep
 from anytime_lab.store.files import read_json, read_jsonl
 
@@ -188,7 +188,7 @@ def test_a_run_is_the_same_one_on_another_node(tmp_path, monkeypatch):
     parameters = {"output_dir": str(folder), "x": 2}
     settings = {"distributed_type": "FSDP"}
     needs = Needs(None, 2, 9.0, settings)
-    run = NotebookRun(path, parameters, folder, here, {"b": "hash"}, needs)
+    run = Job("a/seed-0/train", path, parameters, folder, ("b",), needs, here, {"b": "hash"})
     there = moved(run, tmp_path / "there")
     assert there.folder == tmp_path / "there/a/seed-0/train"
     assert there.parameters == {"output_dir": str(there.folder), "x": 2}

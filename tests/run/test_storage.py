@@ -7,7 +7,7 @@ import fsspec
 import pytest
 from made_notebooks import row_notebook
 
-from anytime_lab.run.process import FAILURE, LOG, RUN, NotebookRun
+from anytime_lab.run.process import FAILURE, LOG, RUN, Job
 from anytime_lab.run.storage import PARTIAL, Storage, mirror
 from anytime_lab.store.files import RESULT, write_json
 
@@ -22,7 +22,7 @@ def storage(request, tmp_path):
 
 def made(folder, root, x=1, **files):
     """A run's folder with files, as what runs it would leave it."""
-    run = NotebookRun(row_notebook(folder), {"x": x}, root / NAME, root)
+    run = Job(NAME, row_notebook(folder), {"x": x}, root / NAME, root=root)
     write_json(run.folder / RUN, {"hash": run.hash, "made_of": run.made_of})
     for name, text in files.items():
         path = run.folder / name.replace("__", "/").replace("_txt", ".txt")
@@ -46,7 +46,7 @@ def texts(folder):
 def test_an_unfinished_run_goes_on_elsewhere(storage, tmp_path):
     run = made(tmp_path, tmp_path / "one", rows_txt="1 2", model__w_txt="w", log_txt="why")
     write_json(run.folder / FAILURE, {"hash": run.hash, "reason": "no"})
-    storage.keep(run, NAME)
+    storage.keep(run)
     elsewhere = tmp_path / "two" / NAME
     storage.fetch(NAME, elsewhere)
     assert texts(elsewhere) == {"rows.txt": "1 2", "model/w.txt": "w", LOG: "why"}
@@ -57,12 +57,12 @@ def test_an_unfinished_run_goes_on_elsewhere(storage, tmp_path):
 
 def test_a_finished_run_replaces_what_earlier_tries_left(storage, tmp_path):
     run = made(tmp_path, tmp_path / "one", rows_txt="1 2", old_txt="old")
-    storage.keep(run, NAME)
+    storage.keep(run)
     (run.folder / "old.txt").unlink()
     (run.folder / "model").mkdir()
     (run.folder / "model/w.txt").write_text("w")
     finish(run)
-    storage.keep(run, NAME)
+    storage.keep(run)
     assert not storage.fs.exists(f"{storage.root}/{NAME}/{PARTIAL}")
     elsewhere, shown = tmp_path / "two" / NAME, tmp_path / "shown" / NAME
     storage.fetch(NAME, elsewhere)
@@ -85,7 +85,7 @@ def test_the_result_is_uploaded_last(storage, tmp_path, monkeypatch):
 
     monkeypatch.setattr(storage.fs, "put_file", break_at_the_end)
     with pytest.raises(OSError, match="gone"):
-        storage.keep(run, NAME)
+        storage.keep(run)
     monkeypatch.undo()
     storage.fetch(NAME, tmp_path / "two" / NAME)
     assert not (tmp_path / "two" / NAME / RESULT).exists()
@@ -94,11 +94,11 @@ def test_the_result_is_uploaded_last(storage, tmp_path, monkeypatch):
 def test_another_run_is_kept_beside(storage, tmp_path):
     old = made(tmp_path, tmp_path / "one", x=1, rows_txt="old")
     finish(old)
-    storage.keep(old, NAME)
-    storage.set_aside(old, NAME)
+    storage.keep(old)
+    storage.set_aside(old)
     assert storage.fs.exists(f"{storage.root}/{NAME}/{RESULT}"), "the same run stays"
     new = made(tmp_path, tmp_path / "two", x=2)
-    storage.set_aside(new, NAME)
+    storage.set_aside(new)
     storage.fetch(NAME, tmp_path / "three" / NAME)
     assert not (tmp_path / "three" / NAME).exists()
     kept = f"{storage.root}/{NAME}/.replaced/{old.hash[:12]}"

@@ -17,8 +17,8 @@ from made_notebooks import notebook, row_notebook
 from anytime_lab.run.jobs import JobsFailed
 from anytime_lab.run.process import (
     MARK,
+    Job,
     Needs,
-    NotebookRun,
     RunFailed,
     run_to_end,
 )
@@ -235,7 +235,7 @@ def test_a_failed_run_is_tried_again_on_request_only(tmp_path, capsys):
 
 def test_a_time_out_is_a_failure_with_its_reason(tmp_path):
     path = notebook(tmp_path, "import time\ntime.sleep(300)")
-    run = NotebookRun(path, {}, tmp_path / "run", needs=Needs(timeout=4))
+    run = Job("run", path, {}, tmp_path / "run", needs=Needs(timeout=4))
     with pytest.raises(RunFailed, match="TimeoutError: the run took longer than its limit of 4 s"):
         run_to_end(run)
     assert run.failure.startswith("TimeoutError")
@@ -250,7 +250,7 @@ def test_several_processes_each_run_the_notebook_with_their_rank(tmp_path):
     )
     path = notebook(tmp_path, code, parameters='output_dir: str = ""')
     folder = tmp_path / "run"
-    run = NotebookRun(path, {"output_dir": str(folder)}, folder, needs=Needs(processes=2))
+    run = Job("run", path, {"output_dir": str(folder)}, folder, needs=Needs(processes=2))
     assert run_to_end(run)["hash"] == run.hash
     assert [(folder / f"rank-{r}.txt").read_text() for r in (0, 1)] == ["0 2", "1 2"]
     assert (folder / "notebook.ipynb").exists() and (folder / "notebook.rank-1.ipynb").exists()
