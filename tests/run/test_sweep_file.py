@@ -44,7 +44,7 @@ def test_batches_are_counted_over_all_processes(tmp_path):
     path = sweep_file(tmp_path, f"notebook: 02_train\n{said}\nprocesses: 2")
     assert len(prepare_sweep(path, tmp_path / "out").jobs) == 1
     path = sweep_file(tmp_path, f"notebook: 02_train\n{said}")
-    with pytest.raises(ValueError, match="must be divisible by num_generations|no whole number of groups"):
+    with pytest.raises(ValueError, match="divisible by num_generations|no whole number"):
         prepare_sweep(path, tmp_path / "out")
 
 
