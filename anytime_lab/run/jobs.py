@@ -127,15 +127,16 @@ def _start(
         return
     try:
         run = state.run = state.run or state.job.run({o.job.name: o.run.hash for o in needed})
-        if (result := run.result) is not None:
-            state.result = result
+        stands, why = run.stands
+        if stands == "done":
+            state.result = run.result
             state.end("kept")
-        elif not retry_failed and (reason := run.failure) is not None:
-            state.end("failed earlier", reason)
+        elif stands == "failed" and not retry_failed:
+            state.end("failed earlier", why)
         elif place.fits(state.job.needs):
             check_parameters(run.notebook, run.parameters)
-            if changes := run.changes:
-                told = f"made anew ({changes}); the old files go to {run.folder / REPLACED}."
+            if stands == "stale":
+                told = f"made anew ({why}); the old files go to {run.folder / REPLACED}."
                 console.print(text(f"{state.job.name}: {told}"), soft_wrap=True)
             state.future = place.submit(run, state.job.needs)
     except (ValueError, OSError, RunFolderError) as error:  # such as results that are not there

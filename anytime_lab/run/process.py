@@ -30,7 +30,14 @@ from filelock import FileLock, Timeout
 
 from anytime_lab.page import redacted, short
 from anytime_lab.run.notebook import SECRETS, code_cells, hide_secrets
-from anytime_lab.store.files import RESULT, RunFolderError, read_json, remove_leftovers, write_json
+from anytime_lab.store.files import (
+    PROGRESS,
+    RESULT,
+    RunFolderError,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from anytime_lab.store.manifest import versions_of
 
 RUN, FAILURE = "run.json", "failure.json"
@@ -128,12 +135,22 @@ class Job:
         return f"{(self.failure or '').rstrip('.')}. Log: {self.folder / LOG}"
 
     @property
-    def changes(self) -> str:
-        """How it differs from the run that the folder holds; empty if that is the same, or none."""
+    def stands(self) -> tuple[str, str]:
+        """How its folder stands, and why.
+
+        done; stale (made by other parameters, code or versions: will run anew) and what changed;
+        failed and the reason; begun (will go on) and how far it is; or new.
+        """
         before = read_or_nothing(self.folder / RUN)
-        if not before or before.get("hash") == self.hash:
-            return ""
-        return told_changes(before.get("made_of", {}), self.made_of)
+        if self.result is not None:
+            return "done", ""
+        if before and before.get("hash") != self.hash:
+            return "stale", told_changes(before.get("made_of", {}), self.made_of)
+        if (reason := self.failure) is not None:
+            return "failed", reason
+        progress = read_or_nothing(self.folder / PROGRESS)
+        told = "{done:,} of {total:,} {unit}".format(**progress) if progress.get("total") else ""
+        return ("begun", told or "stopped at its start") if before else ("new", "")
 
 
 def told_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ from anytime_lab.read.told import (
 from anytime_lab.run.jobs import JobsFailed, run_jobs
 from anytime_lab.run.notebook import ROOT, declared_parameters
 from anytime_lab.run.places import Place, open_place
-from anytime_lab.run.process import RUN, Job, read_or_nothing
+from anytime_lab.run.process import Job, read_or_nothing
 from anytime_lab.run.storage import MIRROR, Storage, mirror
 from anytime_lab.run.sweep_file import Point, Sweep, load_sweep, sweep_jobs, told
 from anytime_lab.run.table import clock, text
@@ -115,10 +115,8 @@ class Planned(NamedTuple):
 
     point: Point
     job: Job
-    # "done"; "stale": made by other parameters, code or versions, and will run anew; "begun": will
-    # go on; "failed"; "new"
-    state: str
-    why: str  # what changed, how far it is, or the reason of the failure
+    state: str  # see `Job.stands`
+    why: str
     expected: float | None  # seconds that it still takes, by finished siblings; None: nobody knows
 
 
@@ -133,7 +131,7 @@ def plan_sweep(jobs: Mapping[Point, Job]) -> list[Planned]:
             stands[point] = ("new", f"after {', '.join(job.after)}")
             continue
         runs[job.name] = run
-        stands[point] = _stands(run)
+        stands[point] = run.stands
     took = {point: runs[job.name].result["seconds"] for point, job in jobs.items()
             if stands[point][0] == "done"}  # fmt: skip
 
@@ -152,20 +150,6 @@ def plan_sweep(jobs: Mapping[Point, Job]) -> list[Planned]:
     return [
         Planned(point, job, *stands[point], expected(point, job)) for point, job in jobs.items()
     ]
-
-
-def _stands(run: Job) -> tuple[str, str]:
-    if run.result is not None:
-        return "done", ""
-    if changes := run.changes:
-        return "stale", changes
-    if (reason := run.failure) is not None:
-        return "failed", reason
-    if (run.folder / RUN).exists():
-        progress = read_or_nothing(run.folder / PROGRESS)
-        told = "{done:,} of {total:,} {unit}".format(**progress) if progress.get("total") else ""
-        return "begun", told or "stopped at its start"
-    return "new", ""
 
 
 def seconds_left(planned: Sequence[Planned], workers: int) -> float | None:

@@ -70,12 +70,10 @@ Devices = Annotated[float, _hold(lambda gpus: gpus >= 0 and (gpus <= 1 or gpus =
 SEEDS_WANTED = f"a list of different whole numbers from 0 to {LARGEST_SEED:,}"
 
 
-class _Said(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class StepFile(_Said):
+class StepFile(BaseModel):
     """One notebook of the chain, and what its runs need."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     notebook: str = Field(description="the name of a notebook")
     parameters: Names = Field({}, description="names with values")
