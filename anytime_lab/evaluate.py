@@ -21,18 +21,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from anytime_lab.engines.base import Engine, Sampling
 from anytime_lab.priors import check_budgets
 from anytime_lab.prompts import (
-    ThinkingFormat,
     ThinkingTokens,
-    decode,
     describe_format,
     fit_verifier,
     prompt_ids,
-    resolve_tokens,
     text_and_ends,
     warn_of_eos,
 )
@@ -82,15 +78,14 @@ class Work:
     """All that stays the same over the chunks of an evaluation."""
 
     engine: Engine
-    tokenizer: PreTrainedTokenizerBase
     tokens: ThinkingTokens
     verifier: Verifier
     problems: tuple[Problem, ...]
     budgets: tuple[int, ...]
-    num_samples: int
-    num_summaries: int
     sampling: Sampling
     seed: int
+    num_samples: int
+    num_summaries: int
     batch_size: int
 
     @property
@@ -116,7 +111,6 @@ class Work:
 
 def evaluate(
     engine: Engine,
-    tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
     verifier: Verifier,
     budgets: Sequence[int],
@@ -130,7 +124,6 @@ def evaluate(
     model: str | Path | None = None,
     dataset_name: str = "",
     dataset_card: str = "",
-    answer_column: str = "answer",
     chat_template_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Path:
@@ -140,8 +133,8 @@ def evaluate(
     `num_summaries` summaries are drawn and graded. Budgets past the end of a thinking share theirs.
 
     Args:
-        dataset: columns problem_id, prompt (string or conversation), `answer_column`; question
-            (shown to readers) if there is one.
+        dataset: columns problem_id, prompt (string or conversation), answer; question (shown to
+            readers) if there is one.
         run_dir: may hold other files; what is done there with the same settings is kept.
         num_samples: thinkings per problem.
         num_summaries: summaries per thinking and budget.
@@ -164,7 +157,6 @@ def evaluate(
     sizes = {"num_samples": num_samples, "num_summaries": num_summaries, "batch_size": batch_size}
     rows = (
         ("engine", engine, _has(engine, "sample_trees"), "an engine such as HFEngine"),
-        ("tokenizer", tokenizer, _has(tokenizer, "decode"), "load_tokenizer(name)"),
         ("dataset", dataset, _has(dataset, "column_names"), "load_task(name).problems"),
         ("verifier", verifier, _has(verifier, "grade"), "load_task(name).verifier"),
         ("sampling", sampling, isinstance(sampling, Sampling), "Sampling(temperature=0.6)"),
@@ -175,23 +167,23 @@ def evaluate(
     for name, value, holds, wanted in rows:
         if not holds:
             raise ValueError(f"{name} is {value!r:.60}; expected {wanted}.")
-    tokens = getattr(engine, "tokens", None) or resolve_tokens(tokenizer)
-    chat_template_kwargs = dict(chat_template_kwargs or {})
-    work = Work(
-        engine=engine,
-        tokenizer=tokenizer,
-        tokens=tokens,
-        verifier=fit_verifier(verifier, tokens.fmt),
-        problems=_problems(dataset, tokenizer, tokens.fmt, answer_column, chat_template_kwargs),
-        budgets=check_budgets(budgets),
-        sampling=sampling,
-        seed=seed,
-        **sizes,
-    )
-    _check_context(work)
-    asked = ({"id": p.id, "prompt": p.prompt, "gold": p.gold} for p in work.problems)
+    tokens, chat_template_kwargs = engine.tokens, dict(chat_template_kwargs or {})
+    problems = _problems(dataset, tokens, chat_template_kwargs)
+    budgets, verifier = check_budgets(budgets), fit_verifier(verifier, tokens.fmt)
+    work = Work(engine, tokens, verifier, problems, budgets, sampling, seed, **sizes)
+    longest = max(problems, key=lambda problem: len(problem.prompt))
+    room = engine.room(len(longest.prompt), sampling)
+    if room is not None and room < budgets[-1]:
+        raise ValueError(
+            f"the engine's context is {engine.context_length} tokens, and problem {longest.id!r} "
+            f"needs {engine.context_length - room + budgets[-1]}: prompt {len(longest.prompt)} + "
+            f"thinking {budgets[-1]} + forced text {tokens.longest_forced} + summary "
+            f"{sampling.max_summary_tokens}. Lower the largest budget to {room}, or leave the long "
+            "problems out."
+        )
+    asked = ({"id": p.id, "prompt": p.prompt, "gold": p.gold} for p in problems)
     settings = {
-        "budgets": work.budgets,
+        "budgets": budgets,
         "sampling": asdict(sampling),
         "seed": seed,
         **sizes,
@@ -200,7 +192,7 @@ def evaluate(
         "engine": _described(engine, ("batch_size",)),
         "model": _weights(engine, model),
         "dataset": describe_rows(asked)["sha256"],
-        "verifier": _described(work.verifier, sorted(vars(work.verifier))),
+        "verifier": _described(verifier, sorted(vars(verifier))),
     }
     path = model or getattr(
         getattr(getattr(engine, "model", None), "config", None), "_name_or_path", ""
@@ -212,7 +204,7 @@ def evaluate(
     with only_writer(run_dir) as folder:
         open_folder(folder, settings, about, work.chunks)
         if progress:
-            print(describe_format(tokens, work.problems[0].prompt))
+            print(describe_format(tokens, problems[0].prompt))
         _run_chunks(work, folder, progress)
     return folder
 
@@ -283,7 +275,7 @@ def evaluate_chunk(work: Work, chunk: int) -> tuple[list[dict], list[dict]]:
         )
     told, asked = [], []
     for (problem, sample), tree in zip(pairs, trees, strict=True):
-        text, ends = text_and_ends(work.tokenizer, work.tokens, tree.thinking)
+        text, ends = text_and_ends(work.tokens, tree.thinking)
         thinking = Known(problem=problem, sample=sample, tree=tree, thinking=text, token_ends=ends)
         told.append(thinking)
         asked += _summaries(work, thinking)
@@ -313,9 +305,9 @@ def _summaries(work: Work, thinking: Known) -> Iterator[tuple[Known, str]]:
             budget=work.budgets[budget],
             summary=summary,
             leaf=leaf,
-            text=decode(work.tokenizer, work.tokens, leaf.summary),
+            text=work.tokens.decode(leaf.summary),
         )
-        yield known, decode(work.tokenizer, work.tokens, ids)
+        yield known, work.tokens.decode(ids)
 
 
 # --- checks --------------------------------------------------------------------------------------
@@ -327,16 +319,14 @@ def _has(value: Any, method: str) -> bool:
 
 def _problems(
     dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    fmt: ThinkingFormat,
-    answer_column: str,
+    tokens: ThinkingTokens,
     chat_template_kwargs: Mapping[str, Any],
 ) -> tuple[Problem, ...]:
     columns = list(dataset.column_names)
-    if missing := [c for c in ("problem_id", "prompt", answer_column) if c not in columns]:
+    if missing := [c for c in ("problem_id", "prompt", "answer") if c not in columns]:
         raise ValueError(
             f"the dataset has no column {', '.join(map(repr, missing))}; it has {columns}. Rename "
-            "with dataset.rename_column(), or name the golds with answer_column=…."
+            "with dataset.rename_column()."
         )
     if not len(dataset):
         raise ValueError("the dataset is empty; give at least one problem.")
@@ -350,25 +340,9 @@ def _problems(
                 + "; every problem needs an id of its own."
             )
         said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        ids = tuple(prompt_ids(prompt, tokenizer, fmt, chat_template_kwargs))
-        problems[key] = Problem(key, str(row.get("question") or said), row[answer_column], ids)
+        ids = tuple(prompt_ids(prompt, tokens.tokenizer, tokens.fmt, chat_template_kwargs))
+        problems[key] = Problem(key, str(row.get("question") or said), row["answer"], ids)
     return tuple(problems.values())
-
-
-def _check_context(work: Work) -> None:
-    context = getattr(work.engine, "context_length", None)
-    if context is None:
-        return
-    longest = max(work.problems, key=lambda problem: len(problem.prompt))
-    forced = work.tokens.longest_forced
-    parts = (len(longest.prompt), work.budgets[-1], forced, work.sampling.max_summary_tokens)
-    if sum(parts) > context:
-        raise ValueError(
-            f"the engine's context is {context} tokens, and problem {longest.id!r} needs "
-            f"{sum(parts)}: prompt {parts[0]} + thinking {parts[1]} + forced text {parts[2]} + "
-            f"summary {parts[3]}. Lower the largest budget to {context - sum(parts) + parts[1]}, "
-            "or leave the long problems out."
-        )
 
 
 def open_folder(run_dir: Path, settings: dict, about: dict, chunks: int) -> None:

@@ -33,7 +33,8 @@ class ThinkingFormat:
         think_open: Ends every prompt; may be empty.
         think_close: Ends a thinking. Empty where the model has no such marker: then the end of the
             turn does.
-        cut_suffix: Inserted after a thinking that its budget cut; holds `think_close` once.
+        cut_suffix: Inserted after a thinking that its budget cut; holds `think_close` once. By
+            default two ellipses before it.
         header: Inserted before every summary.
         chat_template: Whether conversations go through the tokenizer's chat template.
     """
@@ -41,11 +42,14 @@ class ThinkingFormat:
     name: str = "chat"
     think_open: str = "<think>\n"
     think_close: str = "</think>"
-    cut_suffix: str = "...\n\n...\n\n</think>"
+    cut_suffix: str = ""
     header: str = "\n\n**Final Answer**\n"
     chat_template: bool = True
 
     def __post_init__(self) -> None:
+        if not self.cut_suffix:
+            made = f"...\n\n...\n\n{self.think_close}".rstrip()
+            object.__setattr__(self, "cut_suffix", made)
         if not self.think_close:
             return
         if self.cut_suffix.count(self.think_close) != 1:
@@ -68,25 +72,17 @@ _FORMATS = {
     "plain": ("base models with <think> tags: text in, text out", {"chat_template": False}),
     "unmarked": (
         "models without thinking tags; their answer's own text is the thinking",
-        {"think_open": "", "think_close": "", "cut_suffix": "...\n\n..."},
+        {"think_open": "", "think_close": ""},
     ),
     "harmony": (
         "gpt-oss: the analysis channel, then the final one",
         {
             "think_open": "<|channel|>analysis<|message|>",
             "think_close": "<|end|>",
-            "cut_suffix": "...\n\n...\n\n<|end|>",
             "header": "<|start|>assistant<|channel|>final<|message|>**Final Answer**\n",
         },
     ),
-    "magistral": (
-        "Mistral's thinkers",
-        {
-            "think_open": "[THINK]",
-            "think_close": "[/THINK]",
-            "cut_suffix": "...\n\n...\n\n[/THINK]",
-        },
-    ),
+    "magistral": ("Mistral's thinkers", {"think_open": "[THINK]", "think_close": "[/THINK]"}),
 }
 # Name → (format, which models have it).
 FORMATS = {name: (ThinkingFormat(name, **own), words) for name, (words, own) in _FORMATS.items()}
@@ -153,19 +149,23 @@ class ThinkingTokens:
         """
         if not thinking:
             return ""
-        last = thinking[-1]
+        last, marker = thinking[-1], self.stop_text
         if last in self.eos_ids:
             return "eos" if self.fmt.think_close else "closed"
-        if last == self.close_id or (self.stop_text and self._spells_marker(thinking)):
+        if last == self.close_id:
             return "closed"
-        return ""
-
-    def _spells_marker(self, thinking: Sequence[int]) -> bool:
         # By the text, since the marker's last token may hold what follows it, such as ">\n\n".
-        marker, read = self.stop_text, self.tokenizer.decode
-        if marker[-1] not in read([thinking[-1]]):
-            return False
-        return marker in read(list(thinking[-len(marker) - 1 :]), skip_special_tokens=False)
+        tail = thinking[-len(marker) - 1 :] if marker and marker[-1] in self.decode([last]) else ()
+        return "closed" if marker and marker in self.decode(tail) else ""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, without EOS; other special tokens stay.
+
+        Padding has no place among sampled tokens, so what looks like it is text: many vocabularies
+        pad with an ordinary token such as `!`.
+        """
+        kept, read = [i for i in ids if i not in self.eos_ids], self.tokenizer.decode
+        return read(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def first_end(self, ids: Sequence[int], thinks: bool) -> int:
         """Tokens of a thinking, or of a summary, up to the one that ends it; else all of them."""
@@ -185,7 +185,7 @@ class ThinkingTokens:
         """How many think-end markers stand in some tokens."""
         if self.close_id is not None:
             return list(ids).count(self.close_id)
-        return decode(self.tokenizer, self, ids).count(self.stop_text) if self.stop_text else 0
+        return self.decode(ids).count(self.stop_text) if self.stop_text else 0
 
     def forced(self, end: str, cut: int, length: int) -> tuple[int, ...]:
         """What is inserted after the first `cut` tokens of a thinking of `length` tokens.
@@ -228,8 +228,7 @@ def resolve_tokens(
         raise ValueError(
             f"the think-end marker {fmt.think_close!r} cannot be written in this tokenizer's "
             "vocabulary, so a thinking could not be seen to end. Set thinking_format to "
-            '"unmarked", or to one with the model\'s own marker, such as {"think_close": …, '
-            '"cut_suffix": …}.'
+            '"unmarked", or to one with the model\'s own marker, such as {"think_close": …}.'
         )
     if not (header := encode(tokenizer, fmt.header)):
         raise ValueError(
@@ -278,6 +277,8 @@ def choose_format(
         return wanted, "as given"
     wanted = None if wanted in ("", AUTO) else wanted
     given = {"name": wanted} if isinstance(wanted, str) else dict(wanted or {})
+    if "think_close" in given:
+        given.setdefault("cut_suffix", "")
     if isinstance(wanted, str) and wanted not in FORMATS:
         listed = "; ".join(f"{name!r}: {words}" for name, (_, words) in FORMATS.items())
         raise ValueError(f"thinking_format is {wanted!r}; expected {AUTO!r} or one of {listed}.")
@@ -421,7 +422,22 @@ def prompt_ids(
     """
     if wrong := what_is_wrong(prompt):
         raise ValueError(f"a prompt {wrong}")
-    text = _text(prompt, tokenizer, fmt, chat_template_kwargs)
+    if isinstance(prompt, str):
+        text = prompt
+    elif not fmt.chat_template:
+        text = "".join(f"{_content(message['content'])}\n\n" for message in prompt)
+    elif getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError(
+            "the prompt is a conversation, but the tokenizer has no chat template. Set "
+            "thinking_format='plain' for a base model, or set tokenizer.chat_template."
+        )
+    else:
+        text = tokenizer.apply_chat_template(
+            [{**message, "content": _content(message["content"])} for message in prompt],
+            add_generation_prompt=True,
+            tokenize=False,
+            **dict(chat_template_kwargs or {}),
+        )
     text = _opened(text, prompt, fmt)
     plain = isinstance(prompt, str) or not fmt.chat_template  # a template writes BOS itself
     bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -455,46 +471,18 @@ def _opened(text: str, prompt: Any, fmt: ThinkingFormat) -> str:
     return text if opened >= 0 else text + fmt.think_open
 
 
-def _text(prompt: Any, tokenizer: Any, fmt: ThinkingFormat, kwargs: Mapping | None) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    prompt = [{**message, "content": _content(message["content"])} for message in prompt]
-    if not fmt.chat_template:
-        return "\n\n".join(message["content"] for message in prompt) + "\n\n"
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise ValueError(
-            "the prompt is a conversation, but the tokenizer has no chat template. Set "
-            "thinking_format='plain' for a base model, or set tokenizer.chat_template."
-        )
-    return tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=False, **dict(kwargs or {})
-    )
-
-
 def _content(content: str | Sequence[Mapping[str, Any]]) -> str:
     # Many templates print a list of parts as it is, brackets and all.
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-def decode(tokenizer: Any, tokens: ThinkingTokens, ids: Sequence[int]) -> str:
-    """The text of tokens, without EOS; other special tokens stay.
-
-    Padding has no place among sampled tokens, so what looks like it is text: many vocabularies pad
-    with an ordinary token such as `!`.
-    """
-    kept = [i for i in ids if i not in tokens.eos_ids]
-    return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def text_and_ends(
-    tokenizer: Any, tokens: ThinkingTokens, ids: Sequence[int]
-) -> tuple[str, list[int]]:
+def text_and_ends(tokens: ThinkingTokens, ids: Sequence[int]) -> tuple[str, list[int]]:
     """The text of a thinking and, per token, the character before which it ends.
 
     A token that is only part of a character ends where the character before it does. EOS has no
     text.
     """
-    reader = PieceReader(tokenizer, tokens)
+    reader = PieceReader(tokens)
     pieces = [reader.read(token) for token in ids]
     if pieces:
         pieces[-1] += reader.rest()
@@ -508,8 +496,8 @@ class PieceReader:
     until its bytes are complete.
     """
 
-    def __init__(self, tokenizer: Any, tokens: ThinkingTokens):
-        self.tokenizer, self.tokens = tokenizer, tokens
+    def __init__(self, tokens: ThinkingTokens):
+        self.tokens = tokens
         self._ids: list[int] = []  # a known context, then what is not read out yet
         self._known = 0
 
@@ -527,5 +515,5 @@ class PieceReader:
         return self._added()
 
     def _added(self) -> str:
-        known = decode(self.tokenizer, self.tokens, self._ids[: self._known])
-        return decode(self.tokenizer, self.tokens, self._ids)[len(known) :]
+        known = self.tokens.decode(self._ids[: self._known])
+        return self.tokens.decode(self._ids)[len(known) :]

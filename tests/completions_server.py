@@ -12,7 +12,6 @@ from processes import on_loopback
 
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import generate_rows
-from anytime_lab.prompts import decode
 
 
 @dataclass
@@ -122,7 +121,7 @@ def complete(told, body):
         ids = made.tokens
         values = plain_logprobs(told.model, body["prompt"], ids) if told.raw else made.logprobs
         names = [f"token_id:{i}" if told.tells == "token_id:" else tokenizer.decode(i) for i in ids]
-        text = decode(tokenizer, told.tokens, ids)
+        text = told.tokens.decode(ids)
         ended = told.tokens.end(ids) if thinks else ids[-1] in told.tokens.eos_ids
         choice = {"index": number, "text": text, "finish_reason": "stop" if ended else "length"}
         choice["logprobs"] = {"tokens": names, "token_logprobs": list(values)}

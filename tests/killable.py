@@ -68,7 +68,6 @@ def evaluate_tiny(folder):
         data = tiny.problems(10)
         evaluate(
             engine,
-            tok,
             data.add_column("problem_id", [f"p{n}" for n in range(len(data))]),
             ExactVerifier(),
             [3, 6],

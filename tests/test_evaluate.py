@@ -77,7 +77,7 @@ def parts():
 
 
 def run(parts, folder, *, engine=None, data=None, verifier=None, **settings):
-    model, tok, tokens = parts
+    model, _, tokens = parts
     engine = engine or Watched(model, tokens)
     data = problems() if data is None else data
     defaults = {
@@ -89,7 +89,7 @@ def run(parts, folder, *, engine=None, data=None, verifier=None, **settings):
     }
     budgets = settings.pop("budgets", BUDGETS)
     evaluate(
-        engine, tok, data, verifier or LengthVerifier(), budgets, folder,
+        engine, data, verifier or LengthVerifier(), budgets, folder,
         **{**defaults, **settings},
     )  # fmt: skip
     return engine
@@ -360,7 +360,7 @@ WRONG = [
     ({"batch_size": 0}, "batch_size"),
     ({"budgets": [4, 2000]}, "context is 1024 tokens(.|\n)*Lower the largest budget to"),
     ({"data": problems(2).select([])}, "the dataset is empty"),
-    ({"data": problems().remove_columns("answer")}, "no column 'answer'(.|\n)*answer_column="),
+    ({"data": problems().remove_columns("answer")}, "no column 'answer'(.|\n)*rename_column"),
     ({"data": problems().remove_columns("problem_id")}, "no column 'problem_id'"),
     ({"data": renamed(problems(), prompt="question")}, "no column 'prompt'(.|\n)*rename_column"),
     ({"data": problems(2).map(lambda _: {"problem_id": "same"})}, "which an earlier row has"),

@@ -13,7 +13,6 @@ from anytime_lab.prompts import (
     FORMATS,
     ThinkingFormat,
     choose_format,
-    decode,
     describe_format,
     fit_verifier,
     prompt_ids,
@@ -305,8 +304,8 @@ def test_a_pad_that_is_an_ordinary_token_stays_in_a_text():
     assert tok.pad_token == "!"
     tokens = resolve_tokens(tok)
     ids = tok("5!", add_special_tokens=False)["input_ids"]
-    assert decode(tok, tokens, [*ids, tok.eos_token_id]) == "5!"
-    assert text_and_ends(tok, tokens, [*ids, tok.eos_token_id]) == ("5!", [1, 2, 2])
+    assert tokens.decode([*ids, tok.eos_token_id]) == "5!"
+    assert text_and_ends(tokens, [*ids, tok.eos_token_id]) == ("5!", [1, 2, 2])
 
 
 def test_a_verifier_looks_for_the_formats_own_marker_and_header():

@@ -37,9 +37,9 @@ def greedy_records(engine, folder):
     from anytime_lab.engines.load import model_path
     from anytime_lab.evaluate import evaluate
 
-    task, tokenizer, _ = work()
+    task, *_ = work()
     evaluate(
-        engine, tokenizer, task.problems, task.verifier, BUDGETS, folder, num_summaries=2,
+        engine, task.problems, task.verifier, BUDGETS, folder, num_summaries=2,
         sampling=Sampling(temperature=0, max_summary_tokens=12), batch_size=6,
         model=model_path("embedded"), progress=False,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from anytime_lab.priors import check_budgets
 from anytime_lab.prompts import ThinkingTokens
@@ -81,19 +82,15 @@ def sample_tokens(
 
 
 def _kept(logprobs: Tensor, sampling: Sampling) -> Tensor:
-    """Log-probs with -inf on the tokens that the filters leave out (top-k, min-p, then top-p)."""
-    if sampling.top_k and sampling.top_k < logprobs.shape[-1]:
-        smallest = logprobs.topk(sampling.top_k, dim=-1).values[..., -1:]
-        logprobs = logprobs.masked_fill(logprobs < smallest, -torch.inf)
-    if sampling.min_p > 0:
-        smallest = logprobs.max(-1, keepdim=True).values + torch.tensor(sampling.min_p).log()
-        logprobs = logprobs.masked_fill(logprobs < smallest, -torch.inf)
-    if sampling.top_p < 1:
-        ordered, order = logprobs.softmax(-1).sort(dim=-1, descending=True)
-        above = ordered.cumsum(-1) - ordered  # probability of the likelier ones
-        out = torch.zeros_like(above, dtype=torch.bool).scatter(-1, order, above >= sampling.top_p)
-        logprobs = logprobs.masked_fill(out, -torch.inf)
-    return logprobs
+    """Log-probs with -inf on the tokens that the filters leave out, as `generate` does it."""
+    kept = logprobs.flatten(0, -2)
+    for value, filtered in (
+        (sampling.top_k, TopKLogitsWarper),
+        (sampling.top_p if sampling.top_p < 1 else 0, TopPLogitsWarper),
+        (sampling.min_p, MinPLogitsWarper),
+    ):
+        kept = filtered(value)(None, kept) if value else kept
+    return kept.view_as(logprobs)
 
 
 @dataclass(frozen=True)
@@ -170,6 +167,16 @@ class Engine(ABC):
     ) -> list[Continuation]:
         """As `complete`, of one prefix and for somebody who watches: log-probs may be missing."""
         return self.complete([prefix], limit, thinks, sampling)[0]
+
+    def room(self, prompt: int, sampling: Sampling) -> int | None:
+        """Tokens of thinking that fit beside a prompt of so many, forced text and a summary.
+
+        None where the context is not known; 0 or less where none fit.
+        """
+        if self.context_length is None:
+            return None
+        beside = prompt + self.tokens.longest_forced + sampling.max_summary_tokens
+        return self.context_length - beside
 
     def sample_trees(
         self,

@@ -289,7 +289,9 @@ class HFEngine(Engine):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected 1 or more, or None for all.")
         self.model, self.batch_size = model, batch_size
-        own = turn_ends(model.generation_config, model.config.get_text_config())
+        config = model.config.get_text_config()
+        self.context_length = getattr(config, "max_position_embeddings", None)
+        own = turn_ends(model.generation_config, config)
         self.tokens = replace(tokens, eos_ids=(tokens.eos_ids | own) - {tokens.close_id})
         reason = why_not_branching(model) if branches else "as asked for"
         self._branches = not reason
@@ -297,12 +299,6 @@ class HFEngine(Engine):
         self._lock = threading.Lock()  # one token at a time: the model's mode is switched around it
         if reason:
             logger.warning("summaries are sampled by plain generate: %s.", reason)
-
-    @property
-    def context_length(self) -> int | None:
-        """Positions of the model; None where it has no limit."""
-        config = self.model.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None)
 
     def sample_trees(
         self,

@@ -26,7 +26,7 @@ from transformers import (
 
 from anytime_lab.engines.base import Engine, Sampling
 from anytime_lab.engines.hf import HFEngine, turn_ends
-from anytime_lab.engines.server import CompletionsClient, ServerEngine
+from anytime_lab.engines.server import ServerEngine
 from anytime_lab.engines.thoughts import Thinker, ThinkingError
 from anytime_lab.engines.vllm import VLLMEngine
 from anytime_lab.prompts import (
@@ -262,14 +262,17 @@ def is_url(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 
 
-def load_engine(engine: str, model: str | Path, tokens: ThinkingTokens, **options: Any) -> Engine:
+def load_engine(
+    engine: str, model: str | Path, tokens: ThinkingTokens | None, **options: Any
+) -> Engine:
     """Something that samples rollout trees from a model.
 
     Args:
         engine: `hf` (the model in this process), `vllm` (vLLM in this process), or the URL of an
             OpenAI-compatible server, such as `http://localhost:8000`.
         model: As `load_model` takes it.
-        tokens: The thinking format in the ids of the model's tokenizer (`load_tokens`).
+        tokens: The thinking format in the ids of the model's tokenizer (`load_tokens`); that of a
+            URL may be given to the engine later.
         **options: `hf`: `batch_size` of `HFEngine`, and what `load_model` takes; `vllm`: what
             `vllm.LLM` takes; a URL: `served_name` (by default the model's name or folder), and
             what `ServerEngine` takes. Its key, if it wants one, stands in the environment variable
@@ -323,24 +326,25 @@ def load_thinker(
         ThinkingError: the server cannot be reached, or its tokenizer is not known.
         ValueError: there is no such thinking format, or it does not fit the tokenizer.
     """
-    here, named = not is_url(model), tokenizer or model
-    if not here:
-        served = CompletionsClient(model, os.environ.get("OPENAI_API_KEY")).models()
-        kwargs = {"timeout": 60.0, "retries": 0, **kwargs}
-        kwargs.setdefault("served_name", next((card["id"] for card in served), ""))
-        named = tokenizer or kwargs["served_name"]
+    engine, name = None, model
+    if is_url(model):
+        options = {"timeout": 60.0, "retries": 0, **kwargs}
+        engine = load_engine(model, "", None, **options)
+        name = engine.served_name
     try:
-        tokens = load_tokens(named, thinking_format=thinking_format)
+        tokens = load_tokens(tokenizer or name, thinking_format=thinking_format)
     except OSError as error:
-        if here:
+        if engine is None:
             raise
         raise ThinkingError(
-            f"no tokenizer was found at {named!r} for the model that {model} serves. Give its "
-            "folder or its name on the hub as tokenizer."
+            f"no tokenizer was found at {tokenizer or name!r} for the model that {model} serves. "
+            "Give its folder or its name on the hub as tokenizer."
         ) from error
     example = prompt_ids(EXAMPLE, tokens.tokenizer, tokens.fmt, chat_template_kwargs)
     print(describe_format(tokens, example))
-    made = load_engine("hf" if here else model, model if here else "", tokens, **kwargs)
-    name = model if here else made.served_name
+    if engine is None:
+        engine = load_engine("hf", model, tokens, **kwargs)
+    else:
+        engine.tokens = tokens
     sampling = Sampling(max_summary_tokens=max_summary_tokens)
-    return Thinker(made, sampling, name, chat_template_kwargs, max_thinking_tokens)
+    return Thinker(engine, sampling, name, chat_template_kwargs, max_thinking_tokens)

@@ -1,10 +1,10 @@
-"""An OpenAI-compatible completions server: its client, and trees sampled through it."""
+"""Trees sampled through an OpenAI-compatible completions server."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,76 +24,6 @@ class PassingError(ThinkingError):
     """What may pass: no connection, silence, an overload. The same request may succeed later."""
 
 
-class CompletionsClient:
-    """One server.
-
-    Args:
-        url: Such as `http://localhost:8000`; `/v1` is added where it lacks. A user and password
-            in it are sent to the server and told nowhere.
-        api_key: Sent as a bearer token where there is one.
-        timeout: Seconds without a byte after which the server counts as gone.
-    """
-
-    def __init__(self, url: str, api_key: str | None = None, timeout: float = 60.0):
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"url is {url!r}; expected http://… or https://…")
-        address = httpx.URL(url)
-        user = (address.username, address.password) if address.userinfo else None
-        url = str(address.copy_with(userinfo=b"")).rstrip("/")
-        self.url = url if url.endswith("/v1") else f"{url}/v1"
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        limits = httpx.Timeout(timeout, connect=min(timeout, 5.0), pool=None)
-        self.http = httpx.Client(
-            headers=headers, auth=user, timeout=limits, limits=httpx.Limits(max_connections=None)
-        )
-        self.timeout = timeout
-
-    def models(self) -> list[dict[str, Any]]:
-        """What the server serves, as it says."""
-        found = self.ask("GET", "/models").get("data")
-        if not isinstance(found, list) or not all(isinstance(m, dict) and "id" in m for m in found):
-            raise ThinkingError(f"{self.url}/models does not list models; is this the right URL?")
-        return found
-
-    def ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        """What the server answers.
-
-        Raises:
-            ThinkingError: it does not answer, or refuses; a sentence.
-        """
-        where = f"the server at {self.url}"
-        try:
-            response = self.http.request(method, self.url + path, json=body)
-            found = response.json() if response.is_success else None
-        except httpx.ConnectError as error:
-            raise PassingError(
-                f"no server answers at {self.url} ({error}). Start one, such as "
-                "`vllm serve MODEL`, or give the address of one."
-            ) from error
-        except httpx.TimeoutException as error:
-            raise PassingError(f"{where} said nothing for {self.timeout:g} seconds.") from error
-        except httpx.HTTPError as error:
-            raise PassingError(f"{where} broke off ({error}).") from error
-        except ValueError as error:
-            raise ThinkingError(f"{where} answered with broken JSON ({error}).") from error
-        if response.is_error:
-            kind = PassingError if response.status_code in PASSING else ThinkingError
-            raise kind(f"{where} refused: {response.status_code} {_complaint(response)}")
-        if not isinstance(found, dict):
-            raise ThinkingError(f"{where} answered with no JSON object.")
-        return found
-
-
-def _complaint(response: httpx.Response) -> str:
-    try:
-        told = response.json()
-    except ValueError:
-        told = response.text
-    for key in ("error", "message"):
-        told = told.get(key, told) if isinstance(told, dict) else told
-    return str(told or response.reason_phrase)[:500]
-
-
 TOKEN_ID = "token_id:"  # how vLLM writes a token of the log-probs as an id
 LONGER = "Lower the budgets, or start the server with a longer context (vLLM: --max-model-len)."
 COLD = 0.01  # a temperature at which log-probs tell whether they are taken at it
@@ -107,13 +37,14 @@ class ServerEngine(Engine):
     records would not hold what `HFEngine`'s do.
 
     Args:
-        url: Such as `http://localhost:8000`; `/v1` is added where it lacks.
+        url: Such as `http://localhost:8000`; `/v1` is added where it lacks. A user and password
+            in it are sent to the server and told nowhere.
         tokens: The thinking format in the ids of the model's tokenizer.
         model: Names that the model may have there; the first that is served is taken. None takes
             the only one that is served.
-        api_key: Sent as a bearer token.
+        api_key: Sent as a bearer token where there is one.
         concurrency: Requests at a time.
-        timeout: Seconds that a request may take.
+        timeout: Seconds without a byte after which the server counts as gone.
         retries: Times that a request is sent again after a lost connection or an overload.
 
     Raises:
@@ -130,14 +61,27 @@ class ServerEngine(Engine):
         timeout: float = 3600.0,
         retries: int = 4,
     ):
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"url is {url!r}; expected http://… or https://…")
         if concurrency < 1:
             raise ValueError(
                 f"concurrency is {concurrency}; expected at least 1 request at a time."
             )
-        self.client = CompletionsClient(url, api_key, timeout)
-        self.url = self.client.url
+        address = httpx.URL(url)
+        user = (address.username, address.password) if address.userinfo else None
+        url = str(address.copy_with(userinfo=b"")).rstrip("/")
+        self.url = url if url.endswith("/v1") else f"{url}/v1"
+        self.http = httpx.Client(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            auth=user,
+            timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0), pool=None),
+            limits=httpx.Limits(max_connections=None),
+        )
         self.tokens, self.concurrency, self.retries = tokens, concurrency, retries
-        served = {card["id"]: card for card in self._patiently(self.client.models)}
+        cards = self._patiently("GET", "/models").get("data")
+        if not isinstance(cards, list) or not all(isinstance(m, dict) and "id" in m for m in cards):
+            raise ThinkingError(f"{self.url}/models does not list models; is this the right URL?")
+        served = {card["id"]: card for card in cards}
         names = [model] if isinstance(model, str) else list(model or served)
         found = [name for name in names if name in served]
         if not found or (model is None and len(found) > 1):
@@ -197,9 +141,7 @@ class ServerEngine(Engine):
         if prefix.seed is not None:
             body["seed"] = prefix.seed
         try:
-            choices = self._patiently(lambda: self.client.ask("POST", "/completions", body)).get(
-                "choices", []
-            )
+            choices = self._patiently("POST", "/completions", body).get("choices", [])
         except ThinkingError as error:
             if "context length" in str(error) or "max_model_len" in str(error):  # vLLM says either
                 raise ThinkingError(f"{error} {LONGER}") from error
@@ -253,14 +195,48 @@ class ServerEngine(Engine):
                 temperature,
             )
 
-    def _patiently(self, send: Callable[[], Any]) -> Any:
-        """What `send` returns; called again after what may pass."""
+    def _patiently(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """What the server answers; asked again after what may pass."""
         for attempt in range(self.retries):
             try:
-                return send()
+                return self._ask(method, path, body)
             except PassingError:
                 time.sleep(min(0.25 * 2**attempt, 8.0))
-        return send()
+        return self._ask(method, path, body)
+
+    def _ask(self, method: str, path: str, body: Any) -> dict[str, Any]:
+        where = f"the server at {self.url}"
+        try:
+            response = self.http.request(method, self.url + path, json=body)
+            found = response.json() if response.is_success else None
+        except httpx.ConnectError as error:
+            raise PassingError(
+                f"no server answers at {self.url} ({error}). Start one, such as "
+                "`vllm serve MODEL`, or give the address of one."
+            ) from error
+        except httpx.TimeoutException as error:
+            seconds = self.http.timeout.read
+            raise PassingError(f"{where} said nothing for {seconds:g} seconds.") from error
+        except httpx.HTTPError as error:
+            raise PassingError(f"{where} broke off ({error}).") from error
+        except ValueError as error:
+            raise ThinkingError(f"{where} answered with broken JSON ({error}).") from error
+        if response.is_error:
+            kind = PassingError if response.status_code in PASSING else ThinkingError
+            raise kind(f"{where} refused: {response.status_code} {_complaint(response)}")
+        if not isinstance(found, dict):
+            raise ThinkingError(f"{where} answered with no JSON object.")
+        return found
+
+
+def _complaint(response: httpx.Response) -> str:
+    try:
+        told = response.json()
+    except ValueError:
+        told = response.text
+    for key in ("error", "message"):
+        told = told.get(key, told) if isinstance(told, dict) else told
+    return str(told or response.reason_phrase)[:500]
 
 
 def _token_ids(choice: dict[str, Any]) -> list[int] | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from anytime_lab.prompts import PieceReader, decode, prompt_ids
+from anytime_lab.prompts import PieceReader, prompt_ids
 
 UNKNOWN_ROOM = 8192  # tokens of thinking where an engine does not tell its context
 
@@ -56,7 +56,7 @@ class Thought:
         self.prompt, self.room, self.seed = prompt, room, seed
         self.ids: list[int] = []
         self.text = self.end = ""
-        self._reader = PieceReader(self.tokens.tokenizer, self.tokens)
+        self._reader = PieceReader(self.tokens)
         self._thinking = engine.think(prompt, sampling, seed)
 
     @property
@@ -97,11 +97,10 @@ class Thought:
         seed = int.from_bytes(digest[:4], "big") >> 1
         leaves = self.engine.answers(self._open(), count, seed)
         self._open()
-        tokenizer, tokens = self.tokens.tokenizer, self.tokens
         return [
             Answer(
-                forced=decode(tokenizer, tokens, leaf.forced),
-                text=decode(tokenizer, tokens, leaf.summary),
+                forced=self.tokens.decode(leaf.forced),
+                text=self.tokens.decode(leaf.summary),
                 tokens=len(leaf.summary),
                 logprob=sum(leaf.logprobs) if leaf.logprobs else None,
                 finished=leaf.finished,
@@ -122,13 +121,14 @@ class Thought:
         return thinking
 
 
+@dataclass(frozen=True)
 class Thinker:
     """Begins thoughts of an engine's model.
 
     Several may think at once, from several threads: those of one model in this process take turns
     by the token.
 
-    Args:
+    Attributes:
         engine: Such as an `HFEngine` or a `ServerEngine`.
         sampling: How tokens are drawn, and how long a summary may be. Its temperature is not used.
         name: For titles.
@@ -137,18 +137,11 @@ class Thinker:
             `UNKNOWN_ROOM`, where an engine does not tell its context).
     """
 
-    def __init__(
-        self,
-        engine: Any,
-        sampling: Any,
-        name: str = "",
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        max_thinking_tokens: int | None = None,
-    ):
-        self.engine, self.sampling, self.name = engine, sampling, name
-        self.tokens, self.tokenizer = engine.tokens, engine.tokens.tokenizer
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self.max_thinking_tokens = max_thinking_tokens
+    engine: Any
+    sampling: Any
+    name: str = ""
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    max_thinking_tokens: int | None = None
 
     def think(self, prompt: Prompt, temperature: float = 1.0, seed: int = 0) -> Thought:
         """Begin a thought of a prompt. Of a server nothing is asked before the first step.
@@ -161,21 +154,15 @@ class Thinker:
         Raises:
             ThinkingError, ValueError: the model cannot think about this; the message says why.
         """
-        ids = prompt_ids(prompt, self.tokenizer, self.tokens.fmt, self.chat_template_kwargs)
-        limits = [n for n in (self._room(len(ids)), self.max_thinking_tokens) if n is not None]
+        engine, tokens = self.engine, self.engine.tokens
         sampling = replace(self.sampling, temperature=temperature)
-        return Thought(self.engine, ids, min(limits, default=UNKNOWN_ROOM), sampling, seed)
-
-    def _room(self, prompt: int) -> int | None:
-        """Tokens of thinking that fit beside the prompt, the forced text and a summary."""
-        context, forced = self.engine.context_length, self.tokens.longest_forced
-        if context is None:
-            return None
-        room = context - prompt - forced - self.sampling.max_summary_tokens
-        if room < 1:
+        ids = prompt_ids(prompt, tokens.tokenizer, tokens.fmt, self.chat_template_kwargs)
+        room = engine.room(len(ids), sampling)
+        if room is not None and room < 1:
             raise ThinkingError(
-                f"the model's context is {context:,} tokens; prompt {prompt:,} + forced text "
-                f"{forced:,} + summary {self.sampling.max_summary_tokens:,} leave none to think. "
-                "Give a shorter problem, or a smaller max_summary_tokens."
+                f"the model's context is {engine.context_length:,} tokens; prompt {len(ids):,} + "
+                f"forced text {tokens.longest_forced:,} + summary {sampling.max_summary_tokens:,} "
+                "leave none to think. Give a shorter problem, or a smaller max_summary_tokens."
             )
-        return room
+        limits = [n for n in (room, self.max_thinking_tokens) if n is not None]
+        return Thought(engine, ids, min(limits, default=UNKNOWN_ROOM), sampling, seed)

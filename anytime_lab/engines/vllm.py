@@ -1,7 +1,6 @@
 """Trees from vLLM in this process: two phases on its prefix cache."""
 
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +49,7 @@ class VLLMEngine(Engine):
             options.setdefault("enable_chunked_prefill", False)
         self.tokens = tokens
         self._llm = LLM(str(model), **{**options, **FIXED})
-
-    @property
-    def context_length(self) -> int:
-        """Tokens of prompt, thinking and summary together."""
-        return self._llm.llm_engine.model_config.max_model_len
+        self.context_length = self._llm.llm_engine.model_config.max_model_len
 
     def complete(
         self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
@@ -81,21 +76,20 @@ class VLLMEngine(Engine):
         outputs = self._llm.generate(requests, settings, use_tqdm=False)
         return [
             [
-                Continuation(tuple(one.token_ids), _sampled(one.token_ids, one.logprobs))
+                Continuation(
+                    tuple(one.token_ids),
+                    tuple(at[i].logprob for i, at in zip(one.token_ids, one.logprobs, strict=True)),
+                )
                 for one in sorted(output.outputs, key=lambda one: one.index)
             ]
             for output in outputs
         ]
 
 
-def _sampled(tokens: Sequence[int], logprobs: Sequence[Mapping[int, Any]]) -> tuple[float, ...]:
-    return tuple(at[token].logprob for token, at in zip(tokens, logprobs, strict=True))
-
-
 def warn_of_filters(sampling: Sampling) -> None:
     """Say that log-probs of these records are not comparable with those of `HFEngine`."""
-    on = [f"{n}={getattr(sampling, n)}" for n in ("top_p", "top_k", "min_p")
-          if getattr(sampling, n) != getattr(Sampling(), n)]  # fmt: skip
+    neutral = Sampling(temperature=sampling.temperature).filters
+    on = [f"{name}={value}" for name, value in sampling.filters.items() if value != neutral[name]]
     if on and sampling.temperature > 0:
         logger.warning(
             "with %s the log-probs of these records are those of the tokens that the filter "

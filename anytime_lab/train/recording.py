@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
 
-from anytime_lab.prompts import ThinkingTokens, decode, text_and_ends
+from anytime_lab.prompts import ThinkingTokens, text_and_ends
 from anytime_lab.store.files import (
     METRICS,
     RunFolderError,
@@ -514,7 +514,7 @@ def keep_trees(
         if problem in chosen:
             numbers = {"scores": scores, "cuts": cuts, **told}
             row = {name: value[problem, sample].tolist() for name, value in numbers.items()}
-            row |= _texts(tree, trainer._tokenizer, trainer.tokens, args.num_summaries)
+            row |= _texts(tree, trainer.tokens, args.num_summaries)
             rows.append({"problem": problem, "sample": sample, **row})
     rows = gather_object(rows)  # a group may straddle processes
     if trainer.accelerator.is_main_process:
@@ -531,13 +531,11 @@ def keep_trees(
         write_rollouts(args.output_dir, step, settings, rows)
 
 
-def _texts(
-    tree: Tree, tokenizer: PreTrainedTokenizerBase, tokens: ThinkingTokens, summaries: int
-) -> dict[str, Any]:
-    thinking, ends = text_and_ends(tokenizer, tokens, tree.thinking)
-    told = [decode(tokenizer, tokens, leaf.summary) for leaf in tree.leaves]
+def _texts(tree: Tree, tokens: ThinkingTokens, summaries: int) -> dict[str, Any]:
+    thinking, ends = text_and_ends(tokens, tree.thinking)
+    told = [tokens.decode(leaf.summary) for leaf in tree.leaves]
     return {
-        "prompt": tokenizer.decode(tree.prompt, skip_special_tokens=False),
+        "prompt": tokens.tokenizer.decode(tree.prompt, skip_special_tokens=False),
         "thinking": thinking,
         "token_ends": ends,
         "tokens": len(tree.thinking),

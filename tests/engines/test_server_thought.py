@@ -9,7 +9,7 @@ from completions_server import serving
 from made_thoughts import QUESTION, think_on
 
 from anytime_lab.engines.load import load_thinker
-from anytime_lab.engines.server import CompletionsClient, ServerEngine
+from anytime_lab.engines.server import ServerEngine
 from anytime_lab.engines.thoughts import Thinker, ThinkingError
 from anytime_lab.prompts import prompt_ids
 
@@ -25,10 +25,10 @@ def served(local):
     with contextlib.ExitStack() as stack:
 
         def start(timeout=60.0, max_thinking_tokens=None, **behaviour):
-            model, tokens = local.engine.model, local.tokens
+            model, tokens = local.engine.model, local.engine.tokens
             url, told = stack.enter_context(serving(model, tokens, **behaviour))
             engine = ServerEngine(url, tokens, timeout=timeout, retries=0)
-            stack.callback(engine.client.http.close)
+            stack.callback(engine.http.close)
             thinker = Thinker(engine, local.sampling, max_thinking_tokens=max_thinking_tokens)
             return thinker, told
 
@@ -66,9 +66,9 @@ def test_a_question_stands_on_the_prefix_and_the_forced_text(served, local):
     thinker, told = served()
     thought = think_on(thinker.think(QUESTION, 1.0, seed=5), 10)
     thought.answers(4)
-    prompt = prompt_ids(QUESTION, local.tokenizer, local.tokens.fmt)
+    prompt = prompt_ids(QUESTION, local.engine.tokens.tokenizer, local.engine.tokens.fmt)
     (body,) = told.summarised
-    assert body["prompt"] == [*prompt, *thought.ids, *thinker.tokens.cut_ids]
+    assert body["prompt"] == [*prompt, *thought.ids, *thinker.engine.tokens.cut_ids]
     assert (body["n"], body["max_tokens"]) == (4, 24)
     assert [one["prompt"] for one in told.thought] == [prompt, [*prompt, *thought.ids[:8]]]
 
@@ -82,7 +82,7 @@ def test_a_thinking_ends_at_its_marker_whatever_the_server_sends_past_it(served,
         thought.step(), alone.step()
     assert thought.end == alone.end == "closed" and thought.text.endswith("\n</think>")
     (answer,), (expected,) = thought.answers(1), alone.answers(1)
-    assert answer.forced == thinker.tokens.fmt.header and answer.text == expected.text
+    assert answer.forced == thinker.engine.tokens.fmt.header and answer.text == expected.text
     assert answer.logprob < 0 and answer.finished
     assert thought.step() == ""
 
@@ -146,25 +146,27 @@ def test_no_server_and_the_wrong_model_are_sentences(served, local):
     with pytest.raises(ThinkingError, match="no server answers at http://127.0.0.1:9/v1"):
         load_thinker("http://127.0.0.1:9")
     with pytest.raises(ValueError, match="http"):
-        CompletionsClient("localhost:8000")
+        ServerEngine("localhost:8000", local.engine.tokens)
     thinker, _ = served()
     with pytest.raises(ThinkingError, match="serves 'served'; asked for 'other'"):
         load_thinker(thinker.engine.url, tokenizer="embedded", served_name="other")
 
 
-def test_a_password_in_the_url_is_sent_and_told_nowhere():
-    client = CompletionsClient("http://me:hunter2@localhost:8000/")
-    assert client.url == "http://localhost:8000/v1"
-    request = client.http.build_request("GET", client.url)
-    sent = next(client.http.auth.auth_flow(request))
+def test_a_password_in_the_url_is_sent_and_told_nowhere(served, local):
+    thinker, _ = served()
+    url = thinker.engine.url.replace("http://", "http://me:hunter2@")
+    engine = ServerEngine(url, local.engine.tokens)
+    assert engine.url == thinker.engine.url
+    sent = next(engine.http.auth.auth_flow(engine.http.build_request("GET", engine.url)))
     assert sent.headers["Authorization"].startswith("Basic ")
+    engine.http.close()
 
 
 def test_a_server_is_loaded_by_its_url_and_a_tokenizer(local):
-    with serving(local.engine.model, local.tokens) as (url, _):
+    with serving(local.engine.model, local.engine.tokens) as (url, _):
         thinker = load_thinker(url, tokenizer="embedded", max_summary_tokens=24)
         thought = think_on(thinker.think(QUESTION, 0.0), 8)
         assert thought.text == think_on(local.think(QUESTION, 0.0), 8).text
         with pytest.raises(ThinkingError, match="no tokenizer was found at 'served'"):
             load_thinker(url)
-        thinker.engine.client.http.close()
+        thinker.engine.http.close()

@@ -1,6 +1,7 @@
 """A thinking that is asked in the middle, against the same thinking left alone."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.engines.load import load_thinker
 from anytime_lab.engines.thoughts import Thinker, ThinkingError
-from anytime_lab.prompts import PieceReader, decode, prompt_ids
+from anytime_lab.prompts import PieceReader, prompt_ids
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,9 @@ def test_no_token_of_a_thinking_is_computed_twice(thinker):
     )
     try:
         thought = thinker.think(QUESTION, 1.0, seed=5)
-        prompt = len(prompt_ids(QUESTION, thinker.tokenizer, thinker.tokens.fmt))
+        prompt = len(
+            prompt_ids(QUESTION, thinker.engine.tokens.tokenizer, thinker.engine.tokens.fmt)
+        )
         assert fed == [prompt]
         think_on(thought, 30)
         assert fed == [prompt] + [1] * 30
@@ -85,15 +88,15 @@ def test_the_text_is_what_the_tokens_say_and_ends_with_its_marker(thinker):
         pieces.append(thought.step())
     assert thought.end == "closed" and thought.text.endswith("</think>")
     ids = thought.ids
-    assert thought.text == "".join(pieces) == decode(thinker.tokenizer, thinker.engine.tokens, ids)
+    assert thought.text == "".join(pieces) == thinker.engine.tokens.decode(ids)
     assert thought.step() == "" and thought.length == len(ids)  # past the end nothing is thought
     (answer,) = thought.answers(1)
-    assert answer.forced == thinker.tokens.fmt.header and answer.text.startswith("\\boxed{")
+    assert answer.forced == thinker.engine.tokens.fmt.header and answer.text.startswith("\\boxed{")
 
 
 def test_an_answer_in_the_middle_closes_the_thinking_by_force(thinker):
     answer = think_on(thinker.think(QUESTION, 0.0), 5).answers(1)[0]
-    assert answer.forced == thinker.tokens.fmt.cut_suffix + thinker.tokens.fmt.header
+    assert answer.forced == thinker.engine.tokens.fmt.cut_suffix + thinker.engine.tokens.fmt.header
     assert answer.logprob < 0 and answer.tokens > 1 and answer.finished
 
 
@@ -114,7 +117,7 @@ def test_a_full_context_ends_the_thinking_and_still_answers(thinker):
 def test_a_model_that_cannot_branch_is_asked_by_completing_what_it_thought(thinker, temperature):
     torch.manual_seed(0)
     model = ending(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)))
-    asking = Thinker(HFEngine(model, thinker.tokens), Sampling(max_summary_tokens=5))
+    asking = Thinker(HFEngine(model, thinker.engine.tokens), Sampling(max_summary_tokens=5))
     asked, alone = (asking.think(QUESTION, temperature, seed=5) for _ in range(2))
     answers = think_on(asked, 3).answers(3)
     think_on(asked, 17), think_on(alone, 20)
@@ -125,7 +128,7 @@ def test_a_model_that_cannot_branch_is_asked_by_completing_what_it_thought(think
         sampling = Sampling(temperature=0, max_summary_tokens=5)
         (tree,) = asking.engine.sample_trees([asked.prompt], [3, 20], 1, sampling)
         assert tree.thinking == tuple(asked.ids)
-        assert answers[0].text == decode(thinker.tokenizer, thinker.tokens, tree.leaves[0].summary)
+        assert answers[0].text == thinker.engine.tokens.decode(tree.leaves[0].summary)
 
 
 def test_a_closed_thought_says_so(thinker):
@@ -172,8 +175,7 @@ class Bytes:
 
 def test_characters_of_several_tokens_come_when_they_are_whole(thinker):
     said = "é→𝄞 a\ufffd b"
-    reader = PieceReader(Bytes(), thinker.engine.tokens)
-    reader.tokens = type(reader.tokens)(**{**vars(reader.tokens), "eos_ids": frozenset({-1})})
+    reader = PieceReader(replace(thinker.engine.tokens, tokenizer=Bytes(), eos_ids=frozenset({-1})))
     pieces = [reader.read(byte) for byte in said.encode()]
     assert "".join(pieces) + reader.rest() == said
     assert pieces[:2] == ["", "é"] and pieces[5:9] == ["", "", "", "𝄞"]

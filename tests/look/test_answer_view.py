@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -225,9 +226,10 @@ def test_what_is_answered_by_hand_is_what_is_asked_along_at_that_token(opened, t
 
 def test_a_server_is_as_good_as_a_model_in_here(opened, thinker, task):
     views = []
-    with serving(thinker.engine.model, thinker.tokens) as (url, _):
+    with serving(thinker.engine.model, thinker.engine.tokens) as (url, _):
         served = load_thinker(url, tokenizer="embedded", max_summary_tokens=24)
         for model in (thinker, served):
+            model = replace(model, max_thinking_tokens=40)
             view = opened(model, task.problems, task.verifier, problem=2, temperature=0, rate=0)
             views.append(view)
             view.go.click()
@@ -237,7 +239,7 @@ def test_a_server_is_as_good_as_a_model_in_here(opened, thinker, task):
     views[1].restart()  # the server is gone
     until(lambda: "no server answers" in views[1].notes.value)
     assert views[1].go.description == "Think on"
-    served.engine.client.http.close()
+    served.engine.http.close()
 
 
 def test_a_full_context_and_a_model_that_cannot_are_sentences(opened, thinker, task):
