@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from anytime_lab.prompts import ThinkingTokens, text_and_ends
 from anytime_lab.store.files import (
