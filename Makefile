@@ -24,7 +24,7 @@ TESTING := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 WORKERS := -n 2 --max-worker-restart 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab jupyter test test-slow test-deepspeed test-vllm vllm-env lint clean
+.PHONY: help install sync lab lock jupyter test test-slow test-deepspeed test-vllm vllm-env lint clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile \
@@ -57,6 +57,13 @@ $(STAMP): pyproject.toml
 			exit 1; }
 	@echo "Installing the project and its packages (400 MB, a few minutes)"
 	@$(PY) -m pip install --quiet -e ".[dev]"
+	@touch $(STAMP)
+
+sync: ## The same by uv, each package in the version of uv.lock
+	@uv venv --quiet --seed --allow-existing $(VENV)
+	@$(PY) -m pip install --quiet $(TORCH)
+	@uv export --quiet --locked --extra dev --prune torch \
+		| uv pip install --quiet --python $(PY) --requirements -
 	@touch $(STAMP)
 
 lab: $(STAMP) ## Train GRPO and AnytimeReasoner, evaluate, compare (ARGS="--seed 1 --fresh")
@@ -102,6 +109,9 @@ test-vllm: $(VLLM_STAMP) ## vLLM on the CPU of Linux, in .venv-vllm: evaluation,
 lint: $(STAMP) ## Check style and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+lock: ## Bring uv.lock up to pyproject.toml
+	uv lock --default-index https://pypi.org/simple
 
 clean: ## Remove results of runs and caches; .venv stays
 	find runs -mindepth 1 ! -name .gitignore -delete

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "anytime_lab"
 MODEL = PACKAGE / "embedded_model"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-TARGETS = ("help", "install", "lab", "jupyter", "test", "test-slow", "lint", "clean")
+TARGETS = ("help", "install", "sync", "lab", "jupyter", "test", "test-slow", "lint", "clean")
 
 
 def requirements(extras: set[str]) -> dict[str, Requirement]:
@@ -69,6 +70,43 @@ def test_versions_of_packages_stand_in_pyproject_only():
         assert not found & names, f"{name} pins {found & names}"
     for leftover in ("requirements.txt", "setup.py", "setup.cfg", "pytest.ini", "ruff.toml"):
         assert not (ROOT / leftover).exists(), leftover
+
+
+LOCK = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]
+
+
+def test_the_lock_is_of_what_pyproject_asks_for():
+    (own,) = [one for one in LOCK if one["name"] == "anytime-lab"]
+    groups = {"": PROJECT["project"]["dependencies"], **PROJECT["project"]["optional-dependencies"]}
+    asked = {
+        (extra, canonicalize_name(one.name), one.specifier)
+        for extra, lines in groups.items()
+        for one in map(Requirement, lines)
+    }
+    locked = {
+        (
+            "".join(re.findall(r"extra == '(\w+)'", one.get("marker", ""))),
+            one["name"],
+            SpecifierSet(one.get("specifier", "")),
+        )
+        for one in own["metadata"]["requires-dist"]
+    }
+    assert locked == asked, "pyproject.toml has changed: make lock"
+    for _, name, specifier in asked - {("dev", "anytime-lab", SpecifierSet())}:
+        found = [one["version"] for one in LOCK if one["name"] == name]
+        assert found and all(specifier.contains(version) for version in found), (name, found)
+
+
+def test_the_lock_takes_packages_from_pypi_and_holds_their_hashes():
+    for package in LOCK:
+        if package["name"] == "anytime-lab":
+            continue
+        assert package["source"] == {"registry": "https://pypi.org/simple"}, package["name"]
+        files = [*package.get("wheels", ()), *filter(None, [package.get("sdist")])]
+        assert files, package["name"]
+        for file in files:
+            assert file["url"].startswith("https://files.pythonhosted.org/packages/"), file
+            assert re.fullmatch("sha256:[0-9a-f]{64}", file["hash"]), file
 
 
 def test_libraries_whose_insides_are_used_are_pinned_to_a_minor_version():
