@@ -24,7 +24,7 @@ class Behaviour:
         served: Names of its models.
         failures: Requests that it refuses first, with a status.
         refuse: A message to refuse all others with.
-        tells: `token_ids`, `token_id:` in the log-probs, or nothing but text.
+        tells: `token_ids`, or nothing but text.
         raw: It takes log-probs at temperature 1, whatever the sampling temperature.
         most: Longest prompt and completion together.
         hang: Seconds of silence before an answer.

@@ -110,10 +110,15 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Continuation:
-    """Sampled tokens, the stop token included where it was sampled, and their log-probs."""
+    """Sampled tokens, the stop token included where it was sampled, and their log-probs.
+
+    Attributes:
+        exact: Whether the engine told both; else they are read off a text.
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
+    exact: bool = True
 
 
 @dataclass
@@ -204,9 +209,25 @@ class Engine(ABC):
         Raises:
             ValueError: budgets, number of summaries or a prompt cannot be sampled from.
         """
-        budgets, tokens = check_request(prompts, budgets, num_summaries), self.tokens
+        budgets = check_budgets(budgets)
+        if num_summaries < 1:
+            raise ValueError(f"num_summaries is {num_summaries}; expected at least 1.")
+        if any(not prompt for prompt in prompts):
+            raise ValueError("a prompt is empty; expected at least the think-open marker.")
         if not prompts:
             return []
+        return self._sample(prompts, budgets, num_summaries, sampling, seed, share_cuts)
+
+    def _sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        budgets: tuple[int, ...],
+        num_summaries: int,
+        sampling: Sampling,
+        seed: int | None,
+        share_cuts: bool,
+    ) -> list[Tree]:
+        tokens = self.tokens
         wanted = [
             Prefix(tuple(prompt), 1, derived_seed(seed, row, "thinking"))
             for row, prompt in enumerate(prompts)
@@ -277,18 +298,6 @@ class Engine(ABC):
         prefix = Prefix((*thinking.prompt, *ids[:kept], *forced), drawn, seed)
         made = self.ask(prefix, sampling.max_summary_tokens, False, sampling)
         return [summary_leaf(tokens, kept, forced, one) for one in made] * (count // drawn)
-
-
-def check_request(
-    prompts: Sequence[Sequence[int]], budgets: Sequence[int], num_summaries: int
-) -> tuple[int, ...]:
-    """The budgets of a call of `Engine.sample_trees`, which says what is refused."""
-    budgets = check_budgets(budgets)
-    if num_summaries < 1:
-        raise ValueError(f"num_summaries is {num_summaries}; expected at least 1.")
-    if any(not prompt for prompt in prompts):
-        raise ValueError("a prompt is empty; expected at least the think-open marker.")
-    return budgets
 
 
 def leaf_cuts(

@@ -19,7 +19,6 @@ from anytime_lab.engines.base import (
     Engine,
     Prefix,
     Sampling,
-    check_request,
     derived_seed,
     leaf_cuts,
     sample_tokens,
@@ -300,20 +299,16 @@ class HFEngine(Engine):
         if reason:
             logger.warning("summaries are sampled by plain generate: %s.", reason)
 
-    def sample_trees(
+    def _sample(
         self,
         prompts: Sequence[Sequence[int]],
-        budgets: Sequence[int],
+        budgets: tuple[int, ...],
         num_summaries: int,
         sampling: Sampling,
-        seed: int | None = None,
-        share_cuts: bool = False,
+        seed: int | None,
+        share_cuts: bool,
     ) -> list[Tree]:
-        """See `Engine.sample_trees`."""
-        budgets = check_request(prompts, budgets, num_summaries)
-        generator = self._generator(seed)
-        size = self.batch_size or max(1, len(prompts))
-        wanted = budgets, num_summaries, sampling
+        generator, size = self._generator(seed), self.batch_size or len(prompts)
         trees: list[Tree] = []
         for start in range(0, len(prompts), size):
             batch = prompts[start : start + size]
@@ -323,7 +318,7 @@ class HFEngine(Engine):
                     trees += _grow(trunks, budgets, num_summaries, share_cuts)
             else:
                 own = derived_seed(seed, start, "batch")
-                trees += super().sample_trees(batch, *wanted, own, share_cuts)
+                trees += super()._sample(batch, budgets, num_summaries, sampling, own, share_cuts)
         return trees
 
     def complete(

@@ -180,10 +180,9 @@ def adapter_base(name: str | Path) -> str:
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, padding on the left; an adapter without one has its model's."""
-    path = model_path(name)
-    if (base := adapter_base(name)) and not (Path(path) / "tokenizer_config.json").is_file():
-        path = base
-    return AutoTokenizer.from_pretrained(path, padding_side="left")
+    path, base = model_path(name), adapter_base(name)
+    own = not base or (Path(path) / "tokenizer_config.json").is_file()
+    return AutoTokenizer.from_pretrained(path if own else base, padding_side="left")
 
 
 def load_tokens(

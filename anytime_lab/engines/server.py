@@ -24,7 +24,6 @@ class PassingError(ThinkingError):
     """What may pass: no connection, silence, an overload. The same request may succeed later."""
 
 
-TOKEN_ID = "token_id:"  # how vLLM writes a token of the log-probs as an id
 LONGER = "Lower the budgets, or start the server with a longer context (vLLM: --max-model-len)."
 COLD = 0.01  # a temperature at which log-probs tell whether they are taken at it
 
@@ -108,8 +107,15 @@ class ServerEngine(Engine):
             self._warn_of_temperature(prefixes[0], sampling.temperature)
 
         def complete(prefix: Prefix) -> list[Continuation]:
-            choices = self._choices(prefix, limit, thinks, sampling)
-            return [self._exactly(choice) for choice in choices]
+            made = self.ask(prefix, limit, thinks, sampling)
+            if all(one.exact for one in made):
+                return made
+            raise ThinkingError(
+                f"the server at {self.url} tells no token ids, or no log-prob of each, so a "
+                "thinking cannot be cut at a budget. Use one that knows `return_token_ids` (vLLM "
+                "0.10.2 and later), started with log-probs allowed (--max-logprobs 1 or more), or "
+                'engine="vllm" or "hf".'
+            )
 
         with ThreadPoolExecutor(self.concurrency) as pool:
             try:
@@ -121,11 +127,6 @@ class ServerEngine(Engine):
         self, prefix: Prefix, limit: int, thinks: bool, sampling: Sampling
     ) -> list[Continuation]:
         """See `Engine.ask`: where the server tells text alone, that is tokenised again."""
-        return [self._read(one) for one in self._choices(prefix, limit, thinks, sampling)]
-
-    def _choices(
-        self, prefix: Prefix, limit: int, thinks: bool, sampling: Sampling
-    ) -> list[dict[str, Any]]:
         body = {
             "model": self.served_name,
             "prompt": list(prefix.ids),
@@ -133,7 +134,6 @@ class ServerEngine(Engine):
             "max_tokens": limit,
             "logprobs": 1,
             "return_token_ids": True,
-            "return_tokens_as_token_ids": True,
             "repetition_penalty": 1.0,  # told though neutral: a server may have a default
             **sampling.filters,
             **self.tokens.stops(thinks),
@@ -151,28 +151,19 @@ class ServerEngine(Engine):
                 f"the server at {self.url} gave {len(choices)} completions; {prefix.count} were "
                 "asked for (n). It has to support `n`."
             )
-        return sorted(choices, key=lambda one: one.get("index", 0))
-
-    def _exactly(self, choice: dict[str, Any]) -> Continuation:
-        made = self._read(choice)
-        if not (ids := _token_ids(choice)) or len(made.logprobs) != len(ids):
-            raise ThinkingError(
-                f"the server at {self.url} tells no token ids, or no log-prob of each, so a "
-                "thinking cannot be cut at a budget. Use one that knows `return_token_ids` (vLLM "
-                "0.10.2 and later), started with log-probs allowed (--max-logprobs 1 or more), or "
-                'engine="vllm" or "hf".'
-            )
-        return made
+        return [self._read(one) for one in sorted(choices, key=lambda one: one.get("index", 0))]
 
     def _read(self, choice: dict[str, Any]) -> Continuation:
-        ids = _token_ids(choice)
+        ids, tokenizer = choice.get("token_ids"), self.tokens.tokenizer
         values = (choice.get("logprobs") or {}).get("token_logprobs") or ()
+        values = () if None in values else tuple(values)
+        exact = bool(ids) and len(values) == len(ids)
         if ids is None:
-            ids = encode(self.tokens.tokenizer, choice.get("text") or "")
+            ids = encode(tokenizer, choice.get("text") or "")
             ended = choice.get("finish_reason") != "length"
             if ended and not self.tokens.stop_ids & set(ids[-1:]):  # such servers leave it out
-                ids = [*ids, self.tokens.tokenizer.eos_token_id]
-        return Continuation(tuple(ids), () if None in values else tuple(values))
+                ids = [*ids, tokenizer.eos_token_id]
+        return Continuation(tuple(ids), values, exact)
 
     def _warn_of_temperature(self, prefix: Prefix, temperature: float) -> None:
         """Look once at which temperature the server takes log-probs, by one token of the prompt."""
@@ -180,12 +171,11 @@ class ServerEngine(Engine):
             return
         self._warned = True
         prefix = Prefix(prefix.ids, 1, 0)
-        drawn = [
-            self._exactly(self._choices(prefix, 1, False, Sampling(temperature=heat))[0])
-            for heat in (0, COLD)
-        ]
+        (plain,) = self.ask(prefix, 1, False, Sampling(temperature=0))
+        (cold,) = self.ask(prefix, 1, False, Sampling(temperature=COLD))
+        if not (plain.exact and cold.exact):
+            return  # which is told in a moment
         # At 1 the likeliest token has the same log-prob in both; at COLD it is nearly certain.
-        plain, cold = drawn
         if plain.tokens == cold.tokens and abs(plain.logprobs[0] - cold.logprobs[0]) < 1e-3:
             logger.warning(
                 "the server at %s takes log-probs at temperature 1, not at %g: the records' "
@@ -237,11 +227,3 @@ def _complaint(response: httpx.Response) -> str:
     for key in ("error", "message"):
         told = told.get(key, told) if isinstance(told, dict) else told
     return str(told or response.reason_phrase)[:500]
-
-
-def _token_ids(choice: dict[str, Any]) -> list[int] | None:
-    """Of a completion; None where the server tells text alone."""
-    names = (choice.get("logprobs") or {}).get("tokens") or []
-    if choice.get("token_ids") is None and all(str(name).startswith(TOKEN_ID) for name in names):
-        return [int(name.removeprefix(TOKEN_ID)) for name in names] or None
-    return choice.get("token_ids")

@@ -204,14 +204,11 @@ def write_progress(
     write_json(run_folder(run_dir) / PROGRESS, told, durable=False)
 
 
-def remove_leftovers(run_dir: str | Path) -> list[Path]:
-    """Removes the ``*.tmp`` files that a killed writer left in the run folder, and names them."""
-    run_dir = run_folder(run_dir)
-    folders = [run_dir, *(run_dir / name for name in (RECORDS, THINKINGS, ROLLOUTS))]
-    leftovers = [path for folder in folders for path in folder.glob("*.tmp")]
-    for path in leftovers:
-        path.unlink(missing_ok=True)
-    return leftovers
+def remove_leftovers(run_dir: str | Path) -> None:
+    """Removes the ``*.tmp`` files that a killed writer left in the run folder."""
+    for name in (".", RECORDS, THINKINGS, ROLLOUTS):
+        for path in (run_folder(run_dir) / name).glob("*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 # --- reading -------------------------------------------------------------------------------------

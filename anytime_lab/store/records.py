@@ -42,10 +42,6 @@ FORMAT = "anytime_lab evaluation 1"
 AGAIN = "Run the same evaluation again: it writes this part anew, and only this one."
 
 
-class PartialRunError(RunFolderError):
-    """The run is still being written, or was stopped before its end."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Known:
     """What an evaluation knows of a thinking and, but for rows of thinkings, of one summary of it.
@@ -255,8 +251,7 @@ def read_records(
         table: of COLUMNS.
 
     Raises:
-        PartialRunError: the run is not finished (or has nothing yet).
-        RunFolderError: the folder is missing, empty, foreign or damaged.
+        RunFolderError: the folder is missing, empty, foreign or damaged, or the run not finished.
         ValueError: there is no such column.
     """
     columns = None if columns is None else list(columns)
@@ -268,11 +263,11 @@ def read_records(
             f"of {len(wanted)}. Parts of another run were copied in; evaluate into a new folder."
         )
     if not done:
-        raise PartialRunError(
+        raise RunFolderError(
             f"{run_dir} has no finished part yet (0 of {len(wanted)}). Wait, or run it again."
         )
     if len(done) < len(wanted) and not allow_partial:
-        raise PartialRunError(
+        raise RunFolderError(
             f"{run_dir} is partial: {len(done)} of {len(wanted)} parts are written. Run the same "
             "evaluation again to finish it, or read what is there with allow_partial=True."
         )

@@ -29,11 +29,10 @@ def served(model=MODEL, tokens=TOKENS, **behaviour):
 
 
 @pytest.mark.parametrize("share", [False, True])
-@pytest.mark.parametrize("tells", ["token_ids", "token_id:"])
-def test_greedy_trees_of_a_server_are_those_of_its_model(tells, share):
+def test_greedy_trees_of_a_server_are_those_of_its_model(share):
     sampling = Sampling(temperature=0, max_summary_tokens=6)
     expected = HFEngine(MODEL, TOKENS).sample_trees(PROMPTS, BUDGETS, 2, sampling, share_cuts=share)
-    with served(tells=tells) as (url, told):
+    with served() as (url, told):
         found = ServerEngine(url, TOKENS).sample_trees(
             PROMPTS, BUDGETS, 2, sampling, share_cuts=share
         )

@@ -14,7 +14,7 @@ from anytime_lab.look.report import write_report
 from anytime_lab.read.curves import paired_differences, read_tables
 from anytime_lab.read.told import summary_table, told_table
 from anytime_lab.store.files import RunFolderError, append_jsonl, read_json, write_json
-from anytime_lab.store.records import PartialRunError, part_path
+from anytime_lab.store.records import part_path
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -317,7 +317,7 @@ def test_a_partial_run_is_refused(tmp_path, runs):
     right = random_right(seed=9)
     folder = write_full(tmp_path / "partial", right, parts=4, written=3)
     both = {"GRPO": runs["GRPO"], "partial": folder}
-    with pytest.raises(PartialRunError, match="3 of 4 parts are written"):
+    with pytest.raises(RunFolderError, match="3 of 4 parts are written"):
         report(tmp_path, both)
 
 

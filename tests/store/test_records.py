@@ -11,7 +11,6 @@ from anytime_lab.store.files import (
 from anytime_lab.store.records import (
     COLUMNS,
     FORMAT,
-    PartialRunError,
     finished_chunks,
     part_path,
     read_manifest,
@@ -121,13 +120,13 @@ def test_a_torn_manifest_is_an_error_with_its_path(tmp_path):
 
 def test_a_run_that_still_writes_is_partial_and_can_be_read_as_such(run_dir):
     part_path(run_dir, "records", 1).unlink()
-    with pytest.raises(PartialRunError, match="1 of 2 parts"):
+    with pytest.raises(RunFolderError, match="1 of 2 parts"):
         read_records(run_dir)
     assert read_records(run_dir, allow_partial=True)["sample"].tolist() == [0, 0]
     # the thinkings of a chunk come before its records: they are not part of what is finished
     assert read_thinkings(run_dir, allow_partial=True)["sample"].tolist() == [0]
     part_path(run_dir, "records", 0).unlink()
-    with pytest.raises(PartialRunError, match="no finished part"):
+    with pytest.raises(RunFolderError, match="no finished part"):
         read_records(run_dir, allow_partial=True)
 
 
@@ -157,5 +156,5 @@ def test_leftovers_of_a_killed_writer_are_ignored_and_removed(run_dir):
     leftover.write_bytes(b"PAR1 half")
     assert finished_chunks(run_dir) == {0, 1}
     assert len(read_records(run_dir)) == 4
-    assert remove_leftovers(run_dir) == [leftover]
+    remove_leftovers(run_dir)
     assert not leftover.exists()
