@@ -6,10 +6,9 @@ majority in this process; a worker calls it again with `algebra.atoms_equal` for
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from fractions import Fraction
-from typing import Any
+from functools import partial
 
 from anytime_lab.verify.forms import (
     TURNED,
@@ -21,6 +20,7 @@ from anytime_lab.verify.forms import (
     Relation,
     Union,
     Words,
+    exact,
     is_name,
     is_plain_name,
     key,
@@ -85,19 +85,16 @@ def equal(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
         return _units_and_atoms(answer, gold, atoms)
     if isinstance(answer, Matrix) or isinstance(gold, Matrix):
         return _matrices(answer, gold, atoms)
-    if isinstance(gold, Group):
-        if isinstance(answer, Group):
-            same = (answer.opening, answer.closing) == (gold.opening, gold.closing)
-            return same and _in_order(answer.items, gold.items, atoms)
-        if isinstance(answer, Many) and not answer.braced and gold.opening + gold.closing == "()":
+    if isinstance(gold, Group) and isinstance(answer, Group):
+        same = (answer.opening, answer.closing) == (gold.opening, gold.closing)
+        return same and _in_order(answer.items, gold.items, atoms)
+    if isinstance(gold, Group) and isinstance(answer, Many):
+        if not answer.braced and gold.opening + gold.closing == "()":
             return _in_order(answer.items, gold.items, atoms)  # a point without its brackets
-        return _single(answer, gold, atoms)
-    if isinstance(gold, Many) and isinstance(answer, Group) and _names(gold.items):
+    elif isinstance(gold, Many) and isinstance(answer, Group) and _names(gold.items):
         is_point = answer.opening + answer.closing == "()"
         return is_point and _in_order(answer.items, gold.items, atoms)  # (1, 2): x = 1, y = 2
-    if isinstance(answer, Many) and isinstance(gold, Many):
-        return _unordered(answer.items, gold.items, atoms)
-    if isinstance(answer, Union) and isinstance(gold, Union):
+    elif type(answer) is type(gold):  # Many or Union
         return _unordered(answer.items, gold.items, atoms)
     return _single(answer, gold, atoms)
 
@@ -138,10 +135,9 @@ def _measured(answer: Atom, gold: Atom, atoms: AtomsEqual) -> bool | None:
     if factor == 1:
         return atoms(answer, gold)
     if answer.number is None:
-        scaled = rf"({answer.text})\cdot\frac{{{factor.numerator}}}{{{factor.denominator}}}"
-        return atoms(Atom(scaled), gold)
+        return atoms(Atom(rf"({answer.text})\cdot{exact(factor)}"), gold)
     value = answer.number.value * factor
-    return atoms(Atom(_plain(value), replace(answer.number, value=value)), gold)
+    return atoms(Atom(exact(value), replace(answer.number, value=value)), gold)
 
 
 def _as_products(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
@@ -163,10 +159,6 @@ def _in_radians(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
     turned = Atom(rf"({degrees.text})\cdot\frac{{\pi}}{{180}}")
     other = replace(other, unit=None)
     return (turned, other) if degrees is answer else (other, turned)
-
-
-def _plain(value: Fraction) -> str:
-    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def _words(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
@@ -220,11 +212,11 @@ def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
                 return True
         given, wanted = _value(answer), _value(gold)
         if given is not None and wanted is not None:
-            if key(answer.texts[0]) != key(gold.texts[0]) and is_name(answer.texts[0]):
-                if is_name(gold.texts[0]):
-                    return _algebra(answer, gold, atoms) if _has_names(answer, gold) else False
-            elif given is not None:
+            named = is_name(answer.texts[0])
+            if key(answer.texts[0]) == key(gold.texts[0]) or not named:
                 return equal(given, wanted, atoms)
+            if is_name(gold.texts[0]) and not _has_names(answer, gold):
+                return False
         return _algebra(answer, gold, atoms)
     if isinstance(gold, Relation):
         wanted = _value(gold)
@@ -394,19 +386,15 @@ def _distinct(forms: Sequence[Form]) -> list[Form]:
     return kept
 
 
-def _all(verdicts: Any) -> bool | None:
+def _settled(verdicts: Iterable[bool | None], by: bool) -> bool | None:
+    """`by` as soon as a verdict is; None if any is unsure, or else not `by`."""
     unsure = False
     for verdict in verdicts:
-        if verdict is False:
-            return False
+        if verdict is by:
+            return by
         unsure = unsure or verdict is None
-    return None if unsure else True
+    return None if unsure else not by
 
 
-def _any(verdicts: Any) -> bool | None:
-    unsure = False
-    for verdict in verdicts:
-        if verdict:
-            return True
-        unsure = unsure or verdict is None
-    return None if unsure else False
+_all = partial(_settled, by=False)
+_any = partial(_settled, by=True)
