@@ -7,7 +7,7 @@ way and is faster than simplifying; what cannot be evaluated goes to `math_verif
 import functools
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -127,31 +127,24 @@ def _evaluated_equal(left: Any, right: Any) -> bool | None:
     """Equality by value, at several points where there are letters; None if undefined there."""
     if not isinstance(left, sympy.Expr) or not isinstance(right, sympy.Expr):
         return None
-    left, right = _named_functions(left), _named_functions(right)
-    names = sorted({*left.free_symbols, *right.free_symbols} - _constants(), key=str)
-    if not names:
-        values = _values(left, right, {})
-        return None if values is None else _close(*values)
-    whole = {*_whole_numbers(left), *_whole_numbers(right)}
-    exponents = _exponents(left) | _exponents(right)
-    has_abs = left.has(sympy.Abs) or right.has(sympy.Abs)
-    # `ln(a/b)` is `ln a - ln b` where both are above 0; but `ln|a|` is not `ln a`.
-    logarithms = left.atoms(sympy.log) | right.atoms(sympy.log)
-    positive = set() if has_abs else {x for log in logarithms for x in log.args[0].free_symbols}
-    # So with roots: `\sqrt{ab}` is `\sqrt{a}\sqrt{b}` where those are real, if anywhere.
-    real = [] if has_abs else [*_not_below_zero(left), *_not_below_zero(right)]
+    sides = [_named_functions(side) for side in (left, right)]
+    whole = {name for side in sides for name in _whole_numbers(side)}
+    positive, real = set(), []
+    if not any(side.has(sympy.Abs) for side in sides):
+        # `ln(a/b)` is `ln a - ln b` where both are above 0; but `ln|a|` is not `ln a`.
+        logarithms = {log for side in sides for log in side.atoms(sympy.log)}
+        positive = {name for log in logarithms for name in log.args[0].free_symbols}
+        # So with roots: `\\sqrt{ab}` is `\\sqrt{a}\\sqrt{b}` where those are real, if anywhere.
+        real = [part for side in sides for part in _not_below_zero(side)]
     for domain in (real, []) if real else ([],):
         compared = 0
-        for point in _points(names, whole, positive, exponents):
+        for point, values in _values_at_points(*sides, whole, positive):
             if any(_is_below_zero(part, point) for part in domain):
-                continue
-            values = _values(left, right, point)
-            if values is None:
                 continue
             if not _close(*values):
                 return False
             compared += 1
-            if compared == POINTS:
+            if compared == POINTS or not point:
                 return True
         if compared >= ENOUGH:
             return True
@@ -168,35 +161,21 @@ def _relations_equal(given: re.Match[str], wanted: re.Match[str]) -> bool | None
         right = parse(wanted.group(2)) - parse(wanted.group(3))
     except UnparsableError:
         return False
-    left, right = _named_functions(left), _named_functions(right)
-    names = sorted({*left.free_symbols, *right.free_symbols} - _constants(), key=str)
     ratios, apart = [], Fraction(0)
-    for point in _points(names, exponents=_exponents(left) | _exponents(right)):
-        values = _values(left, right, point)
-        if values is None:
-            continue
-        a, b, rounding = values
-        if a == 0 or b == 0:
-            if a == b:
-                continue
+    for _, (a, b, rounding) in _values_at_points(_named_functions(left), _named_functions(right)):
+        if (a == 0) != (b == 0):
             return False
-        ratios.append(a / b)
-        apart = max(apart, rounding)
+        if a != 0:
+            ratios.append(a / b)
+            apart = max(apart, rounding)
         if len(ratios) == POINTS:
             break
     if len(ratios) < ENOUGH:
         return False
-    one = sympy.Integer(1)
-    if not all(_close(ratio / ratios[0], one, apart) for ratio in ratios[1:]):
+    if not all(_close(ratio / ratios[0], sympy.Integer(1), apart) for ratio in ratios[1:]):
         return False
-    if sign in ("=", "\\ne"):
-        return True
     real = sympy.im(ratios[0]) == 0
-    return bool(real and (ratios[0] < 0) == turned)
-
-
-def _constants() -> set[sympy.Symbol]:
-    return {sympy.Symbol("i"), sympy.Symbol("e")}
+    return sign in ("=", "\\ne") or bool(real and (ratios[0] < 0) == turned)
 
 
 def _named_functions(expression: sympy.Expr) -> sympy.Expr:
@@ -206,32 +185,38 @@ def _named_functions(expression: sympy.Expr) -> sympy.Expr:
     return expression.xreplace({call: sympy.Symbol(f"call {call}") for call in calls})
 
 
-def _points(
-    names: list[sympy.Symbol],
+def _values_at_points(
+    left: sympy.Expr,
+    right: sympy.Expr,
     whole: Collection[sympy.Symbol] = (),
     positive: Collection[sympy.Symbol] = (),
-    exponents: Collection[sympy.Symbol] = (),
-) -> Iterator[dict[sympy.Symbol, sympy.Rational]]:
-    """Fixed rational points, none of them special: of both signs, then small and large.
+) -> Iterator[tuple[dict, tuple[sympy.Expr, sympy.Expr, Fraction]]]:
+    """(point, values there) at fixed rational points, none of them special, where both are defined.
+
+    Points are of both signs, then small and large; without names there is one, without values.
 
     whole: names that stand for whole numbers; odd and even ones in turn.
     positive: names that stand for numbers above 0.
-    exponents: names that get sevenths: with a longer denominator a power takes for ever.
     """
-    for number in range(2 * POINTS):
+    constants = {sympy.Symbol("i"), sympy.Symbol("e")}
+    names = sorted({*left.free_symbols, *right.free_symbols} - constants, key=str)
+    exponents = _exponents(left) | _exponents(right)
+    for number in range(2 * POINTS if names else 1):
         point = {}
         for index, name in enumerate(names):
             size = sympy.Rational(1009 + 377 * index + 613 * number, 701 + 89 * number)
             if number >= POINTS:
                 size *= _STRETCHED[number - POINTS]
-            if name in exponents:
+            if name in exponents:  # with a denominator longer than 7 a power takes for ever
                 sevenths = round(7 * size)
                 size = sympy.Rational(sevenths + (sevenths % 7 == 0), 7)
             below = number < POINTS and name not in positive and (number >> (index % 2)) & 1
             point[name] = -size if below else size
             if name in whole:
                 point[name] = sympy.Integer(3 + 5 * number + 2 * index)
-        yield point
+        values = _values(left, right, point)
+        if values is not None:
+            yield point, values
 
 
 def _exponents(expression: sympy.Expr) -> set[sympy.Symbol]:
@@ -359,59 +344,55 @@ def longest_number(expression: sympy.Basic, point: Mapping[sympy.Symbol, sympy.R
     sums and products; infinite where it is beyond all writing out. What integrals, limits and
     derivatives need is not seen from their parts: they count as nothing.
     """
-    walk = _Walk()
-    walk.bound(expression, {name: _log(value) for name, value in point.items()})
-    return walk.longest
+    longest = 0.0
 
-
-class _Walk:
-    """One pass over a tree; each node has a bound of log10 |value| and of its digits as written."""
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-
-    def bound(self, node: sympy.Basic, names: Mapping[sympy.Symbol, float]) -> tuple[float, float]:
+    def bound(node: sympy.Basic, names: Mapping[sympy.Symbol, float]) -> tuple[float, float]:
         """(log10 |value|, digits of the fraction that is the value) of a node."""
-        size, digits = self._bound(node, names)
-        self.longest = max(self.longest, digits)
+        nonlocal longest
+        size, digits = _bound(node, names, bound)
+        longest = max(longest, digits)
         return size, digits
 
-    def _bound(self, node: sympy.Basic, names: Mapping[sympy.Symbol, float]) -> tuple[float, float]:
-        if isinstance(node, sympy.Rational):
-            return _log(node), 0.302 * max(node.p.bit_length(), node.q.bit_length())
-        if isinstance(node, sympy.Float):
-            return _log(node), abs(_log(node))
-        if isinstance(node, (sympy.Derivative, sympy.Limit, sympy.Integral)):
-            return 0.0, 0.0
-        if isinstance(node, (sympy.Sum, sympy.Product)):
-            names, terms = {**names}, 0.0
-            for name, *ends in node.limits:
-                names[name] = max((self.bound(end, names)[0] for end in ends), default=1.0)
-                terms += names[name]
-            size, digits = self.bound(node.function, names)
-            if isinstance(node, sympy.Sum):
-                return size + terms, digits
-            return size * _power(terms), digits * _power(terms)
-        parts = [self.bound(argument, names) for argument in node.args]
-        if not parts:
-            return names.get(node, 0.6), 4.0  # a name at a point, or a constant such as π
-        sizes, digits = [size for size, _ in parts], sum(digits for _, digits in parts)
-        if isinstance(node, sympy.Pow) and node.base in (0, 1, -1):
-            return 0.0, 1.0
-        if isinstance(node, (sympy.Pow, sympy.exp)):
-            base, times = abs(sizes[0] if len(sizes) == 2 else 0.44), _power(sizes[-1])
-            whole = isinstance(node.args[-1], sympy.Integer) or not node.args[-1].free_symbols
-            written = parts[0][1] if whole and len(sizes) == 2 else base
-            return base * times, max(base, written) * times
-        if isinstance(node, (sympy.factorial, sympy.gamma, sympy.factorial2)):
-            size = math.lgamma(min(_power(sizes[0]), 1e15) + 1.0) / math.log(10)
-            return size, size
-        if isinstance(node, sympy.binomial):
-            size = max(max(sizes), 1.0) * _power(min(sizes))
-            return size, size
-        if isinstance(node, sympy.Mul):
-            return sum(sizes), digits
-        return max(sizes) + math.log10(len(sizes)), digits
+    bound(expression, {name: _log(value) for name, value in point.items()})
+    return longest
+
+
+def _bound(
+    node: sympy.Basic, names: Mapping[sympy.Symbol, float], bound: Callable[..., Any]
+) -> tuple[float, float]:
+    if isinstance(node, sympy.Rational):
+        return _log(node), 0.302 * max(node.p.bit_length(), node.q.bit_length())
+    if isinstance(node, sympy.Float):
+        return _log(node), abs(_log(node))
+    if isinstance(node, (sympy.Derivative, sympy.Limit, sympy.Integral)):
+        return 0.0, 0.0
+    if isinstance(node, (sympy.Sum, sympy.Product)):
+        names, terms = {**names}, 0.0
+        for name, *ends in node.limits:
+            names[name] = max((bound(end, names)[0] for end in ends), default=1.0)
+            terms += names[name]
+        size, digits = bound(node.function, names)
+        if isinstance(node, sympy.Sum):
+            return size + terms, digits
+        return size * _power(terms), digits * _power(terms)
+    parts = [bound(argument, names) for argument in node.args]
+    if not parts:
+        return names.get(node, 0.6), 4.0  # a name at a point, or a constant such as π
+    sizes, digits = [size for size, _ in parts], sum(digits for _, digits in parts)
+    if isinstance(node, sympy.Pow) and node.base in (0, 1, -1):
+        return 0.0, 1.0
+    if isinstance(node, (sympy.Pow, sympy.exp)):
+        base, times = abs(sizes[0] if len(sizes) == 2 else 0.44), _power(sizes[-1])
+        whole = isinstance(node.args[-1], sympy.Integer) or not node.args[-1].free_symbols
+        written = parts[0][1] if whole and len(sizes) == 2 else base
+        return base * times, max(base, written) * times
+    if isinstance(node, (sympy.factorial, sympy.gamma, sympy.factorial2)):
+        size = math.lgamma(min(_power(sizes[0]), 1e15) + 1.0) / math.log(10)
+        return size, size
+    if isinstance(node, sympy.binomial):
+        size = max(max(sizes), 1.0) * _power(min(sizes))
+        return size, size
+    return (sum(sizes) if node.is_Mul else max(sizes) + math.log10(len(sizes))), digits
 
 
 def _log(number: sympy.Number) -> float:
