@@ -91,12 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("pairs that need algebra", 1000, algebra_pairs(count // 3)),
         ("mixed pairs (one in five algebra)", 3000, mixed),
     ):
-        before = verifier.metrics()["in workers"]
+        before = verifier.counts["in workers"]
         speed, right = rate(verifier, pairs)
-        inside = verifier.metrics()["in workers"] - before
+        inside = verifier.counts["in workers"] - before
         print(f"{name}: {len(pairs)}, {right:.1%} correct, {inside} in workers")
         numbers.append(number(name, [speed], "pairs/s", f">= {target}"))
-    print(f"timed out: {verifier.metrics()['timed out']}")
+    print(f"timed out: {verifier.counts['timed out']}")
     tell("grading", vars(options), numbers, options.json)
     verifier.close()
 

@@ -9,7 +9,7 @@ import contextlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
@@ -25,11 +25,12 @@ from anytime_lab.verify.answers import (
 )
 from anytime_lab.verify.countdown import read_expression
 from anytime_lab.verify.equal import accepted_forms, decide, expressions
-from anytime_lab.verify.forms import UnreadableError, names_one_choice
+from anytime_lab.verify.forms import UnreadableError, Words, names_one_choice, read_form
 from anytime_lab.verify.workers import GradingPool, Lock, Outcome
 
 # Reasons for a zero that are the grader's limits, not the answer's fault.
 FAILURES = ("timed out", "out of memory", "crashed")
+REMEMBERED = 100_000  # verdicts that a verifier with workers keeps
 
 
 @dataclass(frozen=True)
@@ -176,15 +177,17 @@ def _text(completion: Any) -> str:
 class PooledVerifier(Verifier):
     """A verifier that settles what it can here and has workers do the rest.
 
-    Equal pairs are graded once, also across calls (`remember` of them); a verdict that a limit
+    Equal pairs are graded once, also across calls (`REMEMBERED` of them); a verdict that a limit
     cut short is not remembered, so that a busy moment does not decide a whole run.
 
     Args:
         workers: Worker processes.
         seconds: Wall-clock limit of one item.
         memory_mb: Memory limit of a worker, MiB.
-        remember: Verdicts kept.
         settings: As `Verifier`.
+
+    Attributes:
+        counts: Items since the start: "graded", and by their reasons; "in workers", distinct pairs.
     """
 
     def __init__(
@@ -193,7 +196,6 @@ class PooledVerifier(Verifier):
         workers: int = 2,
         seconds: float = 3.0,
         memory_mb: int = 1024,
-        remember: int = 100_000,
         preload: Sequence[str] = (),
         warm_up: tuple[str, Sequence[Any]] | None = None,
         **settings: Any,
@@ -206,18 +208,9 @@ class PooledVerifier(Verifier):
             preload=preload,
             warm_up=warm_up,
         )
-        self.remember = remember
         self._known: dict[Any, Grade] = {}
-        self._counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self._lock = Lock()  # of the two above; never held while grading
-
-    def metrics(self) -> Mapping[str, int]:
-        """Counts since the start: "graded", "in workers", "timed out", "out of memory", "crashed".
-
-        Items, not distinct pairs, but for "in workers".
-        """
-        with self._lock:
-            return {name: self._counts[name] for name in ("graded", "in workers", *FAILURES)}
 
     def close(self) -> None:
         """End the workers; they start again when needed."""
@@ -247,19 +240,19 @@ class PooledVerifier(Verifier):
                 key = waiting[index]
                 grades[key] = grade = self._conclude(key[0], outcome)
                 with self._lock:
-                    self._counts["in workers"] += 1
+                    self.counts["in workers"] += 1
                 if grade.reason not in FAILURES:
                     self._keep(key, grade)  # even if this call is interrupted
         with self._lock:
-            self._counts["graded"] += len(keys)
-            self._counts.update(grades[key].reason for key in keys)
+            self.counts["graded"] += len(keys)
+            self.counts.update(grades[key].reason for key in keys)
         return [grades[key] for key in keys]
 
     def _keep(self, key: Any, grade: Grade) -> None:
         """Remember a verdict, and forget the oldest above `remember`."""
         with self._lock:
             self._known[key] = grade
-            while len(self._known) > self.remember:
+            while len(self._known) > REMEMBERED:
                 self._known.pop(next(iter(self._known)))
 
     def _settle(self, answer: str, gold: Any) -> Grade | tuple[str, Sequence[Any]]:
@@ -297,9 +290,7 @@ class CountdownVerifier(LineVerifier):
         wanted, given = read_expression(str(gold)), read_expression(answer)
         if wanted is None or wanted.value is None:
             return Grade(None, answer, "unreadable gold")
-        return (
-            Grade(0.0, answer, "unparsable") if given is None else _verdict(given == wanted, answer)
-        )
+        return _verdict(given and given == wanted, answer)
 
 
 class ExactVerifier(LineVerifier):
@@ -316,64 +307,47 @@ class MultipleChoiceVerifier(LineVerifier):
     """The answer is the letter of a choice: "C", "(C)", "\\\\textbf{(C)} 12", "**C.** Paris".
 
     Args:
-        letters: The choices there are.
+        letters: The choices there are, out of A to J.
         settings: As `Verifier`.
     """
 
     name = "multiple_choice"
 
     def __init__(self, *, letters: str = "ABCDE", **settings: Any):
-        if (
-            not isinstance(letters, str)
-            or not letters.isalpha()
-            or letters != letters.upper()
-            or len(set(letters)) < len(letters)
-        ):
+        if not letters or not set(letters) <= set("ABCDEFGHIJ") or len(set(letters)) < len(letters):
             raise ValueError(f"letters is {letters!r}; expected distinct capitals, e.g. 'ABCDE'.")
         super().__init__(**settings)
-        some = f"[{letters}{letters.lower()}]"
-        caps = f"[{letters}]"
-        # The whole answer is a letter, with or without brackets, or a letter leads a label.
-        self._label = re.compile(
-            rf"[\s$*(\[{{]*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{{)?[\s*(\[]*(?:"
-            rf"({some})[\s$*)\]}}.:]*\Z|({caps})(?:[\s$}}]*[)\]:.]|\*\*|[\s$]*\}}))"
-        )
+        self.letters = set(letters)
         self._stated = re.compile(
-            rf"(?:answer|choice|option)\s*(?:is|:)?\s*:?[\s$*(\[]*(?:\\\w+\{{)?[\s(]*({caps})(?!\w)"
-            rf"|\(({caps})\)|\*\*\(?({caps})\)?[.:]?\*\*",
-            re.I if letters.islower() else 0,
+            rf"(?i:answer|choice|option)\s*(?:is|:)?\s*:?[\s$*(\[]*(?:\\\w+\{{)?[\s(]*([{letters}])"
+            rf"(?!\w)|\(([{letters}])\)|\*\*\(?([{letters}])\)?[.:]?\*\*",
         )
 
     def find(self, text: str) -> str | None:
         """The first box; or else the letter that the first paragraph states, or its first line."""
         line = super().find(text)
         region = answer_region(text, self.header, self.think_close)
-        if line is None or self._label.match(line) or find_boxed(region) is not None:
+        if line is None or self._letter(line) or find_boxed(region) is not None:
             return line
         stated = self._stated.search(region.lstrip().partition("\n\n")[0].rstrip("."))
-        if stated is None:
+        if stated is None or not names_one_choice(stated.string[stated.end() :].split("\n")[0]):
             return line
-        rest = stated.string[stated.end() :].split("\n")[0]
-        return next(filter(None, stated.groups())) if names_one_choice(rest) else line
+        return next(filter(None, stated.groups()))
 
     def grade_answer(self, answer: str, gold: Any) -> Grade:
         """Grade a letter; a list or tuple as gold accepts any of its entries."""
         wanted = {self._letter(str(entry)) for entry in _listed(gold)}
-        letter = self._letter(answer)
         if None in wanted or not wanted:
             return Grade(None, answer, "unreadable gold")
-        return (
-            Grade(0.0, answer, "unparsable")
-            if letter is None
-            else _verdict(letter in wanted, answer)
-        )
+        letter = self._letter(answer)
+        return _verdict(letter and letter in wanted, answer)
 
     def _letter(self, answer: str) -> str | None:
-        answer = answer[:200]
-        match = self._label.match(answer)
-        if match is None or not names_one_choice(answer[match.end() :]):
-            return None
-        return next(filter(None, match.groups())).upper()
+        with contextlib.suppress(UnreadableError):
+            form = read_form(answer[:200].upper() if len(answer.strip()) == 1 else answer[:200])
+            if isinstance(form, Words) and form.choice in self.letters:
+                return form.choice
+        return None
 
 
 class MathVerifier(PooledVerifier):
@@ -385,7 +359,7 @@ class MathVerifier(PooledVerifier):
     Args:
         require_all: A list as gold asks for all of its entries, in any order; by default it
             accepts any one of them.
-        settings: As `PooledVerifier`: workers, seconds, memory_mb, remember, header, think_close,
+        settings: As `PooledVerifier`: workers, seconds, memory_mb, header, think_close,
             answer_column, name.
     """
 

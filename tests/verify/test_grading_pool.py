@@ -12,6 +12,7 @@ import time
 import pytest
 from processes import family, gone, until
 
+from anytime_lab.verify import verifiers
 from anytime_lab.verify.verifiers import FunctionVerifier, Grade, MathVerifier, PooledVerifier
 from anytime_lab.verify.workers import TRIES, GradingPool
 
@@ -179,7 +180,7 @@ def test_workers_killed_between_two_batches_of_a_verifier_cost_no_verdict():
         os.kill(pid, signal.SIGKILL)
     answers, golds = algebra(8, start=50)
     assert [g.reason for g in verifier.grade_answers(answers, golds)] == ["correct"] * 8
-    assert verifier.metrics()["crashed"] == 0
+    assert verifier.counts["crashed"] == 0
     verifier.close()
 
 
@@ -192,10 +193,10 @@ def test_time_outs_are_counted_and_not_remembered(tmp_path, monkeypatch):
     grades = verifier.grade_answers(["0", "30", "0", "30"], [1, 1, 1, 1])
     assert [grade.reason for grade in grades] == ["correct", "timed out"] * 2
     assert [grade.score for grade in grades] == [1.0, 0.0] * 2
-    counts = verifier.metrics()
+    counts = verifier.counts
     assert (counts["graded"], counts["timed out"], counts["in workers"]) == (4, 2, 2)
     verifier.grade_answers(["0", "30"], [1, 1])
-    assert verifier.metrics()["in workers"] == 3  # "0" is known, "30" is tried again
+    assert verifier.counts["in workers"] == 3  # "0" is known, "30" is tried again
     verifier.close()
 
 
@@ -204,7 +205,7 @@ def test_equal_pairs_reach_a_worker_once():
     answers, golds = algebra(3)
     verifier.grade_answers(answers * 20, golds * 20)
     verifier.grade_answers(answers, golds)
-    assert verifier.metrics()["in workers"] == 3
+    assert verifier.counts["in workers"] == 3
     verifier.close()
 
 
@@ -215,8 +216,9 @@ class Parity(PooledVerifier):
         return Grade(float(int(answer) % 2), answer, "correct" if int(answer) % 2 else "wrong")
 
 
-def test_threads_that_remember_and_forget_lose_no_verdict_and_no_count():
-    verifier, switch = Parity(workers=1, remember=3), sys.getswitchinterval()
+def test_threads_that_remember_and_forget_lose_no_verdict_and_no_count(monkeypatch):
+    monkeypatch.setattr(verifiers, "REMEMBERED", 3)
+    verifier, switch = Parity(workers=1), sys.getswitchinterval()
     answers, failures = [str(n % 40) for n in range(400)], []
 
     def work():
@@ -237,10 +239,10 @@ def test_threads_that_remember_and_forget_lose_no_verdict_and_no_count():
     finally:
         sys.setswitchinterval(switch)
     assert failures == []
-    assert verifier.metrics()["graded"] == 8 * 10 * 400
-    assert verifier._counts["correct"] == verifier._counts["wrong"] == 8 * 10 * 200
+    assert verifier.counts["graded"] == 8 * 10 * 400
+    assert verifier.counts["correct"] == verifier.counts["wrong"] == 8 * 10 * 200
     assert len(verifier._known) == 3
-    assert pickle.loads(pickle.dumps(verifier)).metrics() == verifier.metrics()
+    assert pickle.loads(pickle.dumps(verifier)).counts == verifier.counts
 
 
 def test_threads_share_a_verifier():

@@ -102,10 +102,10 @@ def test_towers_equal_their_own_text_and_cost_no_time(verifier):
     tower = "9^{9^{9^9}}"
     answers = [tower, "9^{9^{9^{9}}}", f"x = {tower}", "9^{9^9}", "5", tower, "x^{10^9}", "9!!!"]
     golds = [tower, tower, tower, tower, tower, "5", "x", "9"]
-    before = verifier.metrics()["timed out"]
+    before = verifier.counts["timed out"]
     grades = verifier.grade_answers(answers, golds)
     assert [grade.score for grade in grades] == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-    assert verifier.metrics()["timed out"] == before
+    assert verifier.counts["timed out"] == before
 
 
 # Obvious ways to write any gold.

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from anytime_lab.verify import verifiers
 from anytime_lab.verify.verifiers import (
     CountdownVerifier,
     ExactVerifier,
@@ -88,7 +89,7 @@ def test_a_box_or_header_in_the_thinking_is_not_the_answer():
     assert find_answer(thinking + HEADER) is None
 
 
-def test_without_a_think_marker_the_last_header_counts():
+def test_without_a_think_marker_the_last_headercounts():
     text = "**Final Answer**\n\\boxed{1}\n**Final Answer**\n\\boxed{2}"
     assert find_answer(text, think_close=None) == "2"
     assert find_answer("so it is \\boxed{3}", header=None, think_close=None) == "3"
@@ -180,12 +181,13 @@ def test_string_and_number_equality_never_reach_a_worker():
     golds = ["5", r"\frac12", "1000", ".5", "x+1", "(1,2)", "50", r"\text{Evelyn}", "5", "(1,2)"]
     grades = verifier.grade_answers(answers, golds)
     assert [grade.score for grade in grades] == [1.0] * 8 + [0.0] * 2
-    assert verifier.metrics()["in workers"] == 0
+    assert verifier.counts["in workers"] == 0
     assert verifier.pool.processes() == []
 
 
-def test_only_so_many_verdicts_are_kept():
-    verifier = MathVerifier(remember=3)
+def test_only_so_many_verdicts_are_kept(monkeypatch):
+    monkeypatch.setattr(verifiers, "REMEMBERED", 3)
+    verifier = MathVerifier()
     verifier.grade_answers([str(n) for n in range(9)], ["5"] * 9)
     assert len(verifier._known) == 3
     assert verifier.grade_answers(["5", "6"], ["5", "5"])[0].score == 1.0
