@@ -26,7 +26,7 @@ from anytime_lab.verify.answers import (
 from anytime_lab.verify.countdown import read_expression
 from anytime_lab.verify.equal import accepted_forms, decide, expressions
 from anytime_lab.verify.forms import UnreadableError, Words, names_one_choice, read_form
-from anytime_lab.verify.workers import GradingPool, Lock, Outcome
+from anytime_lab.verify.workers import GradingPool, Outcome
 
 # Reasons for a zero that are the grader's limits, not the answer's fault.
 FAILURES = ("timed out", "out of memory", "crashed")
@@ -92,23 +92,13 @@ class Verifier:
             ValueError: The two differ in length.
         """
         check_lengths("texts", texts, golds)
-        grades: list[Grade | None] = [None] * len(texts)
-        rows, answers = [], []
-        for row, text in enumerate(texts):
-            if self.think_close is not None and text.count(self.think_close) != 1:
-                grades[row] = Grade(0.0, None, "format")
-                continue
-            answer = self.find(text)
-            if answer is None:
-                grades[row] = Grade(0.0, None, "no answer")
-            else:
-                rows.append(row)
-                answers.append(answer)
-        for row, grade in zip(
-            rows, self.grade_answers(answers, [golds[row] for row in rows]), strict=True
-        ):
-            grades[row] = grade
-        return grades
+        whole = [self.think_close is None or t.count(self.think_close) == 1 for t in texts]
+        found = {row: self.find(text) for row, text in enumerate(texts) if whole[row]}
+        found = {row: answer for row, answer in found.items() if answer is not None}
+        grades = self.grade_answers([*found.values()], [golds[row] for row in found])
+        graded = dict(zip(found, grades, strict=True))
+        none = [Grade(0.0, None, "no answer" if marked else "format") for marked in whole]
+        return [graded.get(row, grade) for row, grade in enumerate(none)]
 
     def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
         """Grade answers that are already found (no text around them, no format to check)."""
@@ -210,7 +200,6 @@ class PooledVerifier(Verifier):
         )
         self._known: dict[Any, Grade] = {}
         self.counts: Counter[str] = Counter()
-        self._lock = Lock()  # of the two above; never held while grading
 
     def close(self) -> None:
         """End the workers; they start again when needed."""
@@ -221,39 +210,19 @@ class PooledVerifier(Verifier):
         check_lengths("answers", answers, golds)
         # Equal keys are golds of equal type and text.
         keys = [(a, type(g).__name__, repr(g)) for a, g in zip(answers, golds, strict=True)]
-        grades: dict[Any, Grade] = {}
-        jobs: dict[Any, tuple[str, Sequence[Any]]] = {}
-        for key, answer, gold in zip(keys, answers, golds, strict=True):
-            if key in grades or key in jobs:
-                continue
-            with self._lock:
-                known = self._known.get(key)
-            settled = known or self._settle(answer, gold)
-            if isinstance(settled, Grade):
-                grades[key] = settled
-                self._keep(key, settled)
-            else:
-                jobs[key] = settled
-        waiting = list(jobs)
-        with contextlib.closing(self.pool.stream(list(jobs.values()))) as stream:
-            for index, outcome in stream:
-                key = waiting[index]
-                grades[key] = grade = self._conclude(key[0], outcome)
-                with self._lock:
-                    self.counts["in workers"] += 1
-                if grade.reason not in FAILURES:
-                    self._keep(key, grade)  # even if this call is interrupted
-        with self._lock:
-            self.counts["graded"] += len(keys)
+        with self.pool.lock:
+            asked = dict(zip(keys, golds, strict=True))
+            settled = {k: self._known.get(k) or self._settle(k[0], g) for k, g in asked.items()}
+            grades = {key: grade for key, grade in settled.items() if isinstance(grade, Grade)}
+            jobs = {key: job for key, job in settled.items() if key not in grades}
+            for key, outcome in zip(jobs, self.pool.run(list(jobs.values())), strict=True):
+                grades[key] = self._conclude(key[0], outcome)
+            self._known |= {key: g for key, g in grades.items() if g.reason not in FAILURES}
+            for key in list(self._known)[: max(0, len(self._known) - REMEMBERED)]:
+                del self._known[key]
+            self.counts.update(graded=len(keys), **{"in workers": len(jobs)})
             self.counts.update(grades[key].reason for key in keys)
         return [grades[key] for key in keys]
-
-    def _keep(self, key: Any, grade: Grade) -> None:
-        """Remember a verdict, and forget the oldest above `remember`."""
-        with self._lock:
-            self._known[key] = grade
-            while len(self._known) > REMEMBERED:
-                self._known.pop(next(iter(self._known)))
 
     def _settle(self, answer: str, gold: Any) -> Grade | tuple[str, Sequence[Any]]:
         """The grade, or the job that finds it."""

@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -50,16 +50,16 @@ class Outcome:
 
 
 class Lock:
-    """A lock of which each forked child, and each copy, has its own.
+    """A lock that its thread can take again, of which each forked child and each copy has its own.
 
     One that a thread of the parent held while it forked would never be released in the child.
     """
 
     def __init__(self):
-        self.of_process: dict[int, threading.Lock] = {}
+        self.of_process: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        self.of_process.setdefault(os.getpid(), threading.Lock()).acquire()
+        self.of_process.setdefault(os.getpid(), threading.RLock()).acquire()
 
     def __exit__(self, *_: Any) -> None:
         self.of_process[os.getpid()].release()
@@ -108,7 +108,7 @@ class GradingPool:
             )
         self.settings = {"workers": workers, "seconds": seconds, "memory_mb": memory_mb}
         self.settings |= {"preload": list(preload), "warm_up": warm_up}
-        self._lock = Lock()
+        self.lock = Lock()  # held by a call in progress
         self._servers: dict[int, _Server] = {}  # by the process that started it
         weakref.finalize(self, _end, self._servers)
 
@@ -116,15 +116,7 @@ class GradingPool:
         return functools.partial(GradingPool, **self.settings), ()
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """Run jobs and return their outcomes in the same order."""
-        with contextlib.closing(self.stream(jobs)) as stream:
-            outcomes = dict(stream)
-        return [outcomes[index] for index in range(len(jobs))]
-
-    def stream(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
-        """Run jobs and yield `(index, outcome)` as they finish.
-
-        Other calls wait until the stream is closed: use it under `contextlib.closing`.
+        """Run jobs and return their outcomes in the same order.
 
         Args:
             jobs: `("package.module:function", arguments)`; arguments and result pass as JSON.
@@ -132,66 +124,62 @@ class GradingPool:
         Raises:
             RuntimeError: The workers do not start; their own error is in the message.
         """
-        if not jobs:
-            return
-        with self._lock:
-            left, kills = dict(enumerate(jobs)), 0
+        outcomes: dict[int, Outcome] = {}
+        with self.lock:
             try:
-                while left:
-                    try:
-                        for index, outcome in self._share_out(left):
-                            del left[index]
-                            yield index, outcome
-                    except (EOFError, ConnectionError):
-                        _end(self._servers)
-                        kills += 1
-                        if kills > TRIES:
-                            raise RuntimeError(
-                                f"the grading workers were killed {kills} times in one batch, "
-                                f"by a hand or by a system short of memory."
-                            ) from None
+                for _ in range(TRIES + 1):
+                    if len(outcomes) < len(jobs):
+                        with contextlib.suppress(EOFError, ConnectionError):
+                            self._share_out(jobs, outcomes)
+                    if len(outcomes) == len(jobs):
+                        return [outcomes[index] for index in range(len(jobs))]
+                    _end(self._servers)
+                raise RuntimeError(
+                    f"the grading workers were killed {TRIES + 1} times in one batch, by a hand or "
+                    f"by a system short of memory."
+                )
             except BaseException:
                 # Ctrl-C, or a caller that gives up: leave no worker behind with half a job.
                 _end(self._servers)
                 raise
 
-    def _share_out(self, jobs: Mapping[int, Job]) -> Iterator[tuple[int, Outcome]]:
-        """As `stream`; an `EOFError` or `ConnectionError` where the server is gone."""
+    def _share_out(self, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> None:
+        """Fill in what is left; an `EOFError` or `ConnectionError` where the server is gone."""
         server = self._servers.get(os.getpid()) or self._start()
-        waiting, crashes = deque(jobs.items()), Counter()
-        while waiting or any(worker.job for worker in server.workers):
+        waiting = deque(index for index in range(len(jobs)) if index not in outcomes)
+        crashes: Counter[int] = Counter()
+        while len(outcomes) < len(jobs):
             for worker in server.workers:
-                if waiting and worker.job is None:
-                    worker.job = waiting.popleft()
+                if waiting and worker.index is None:
+                    worker.index = waiting.popleft()
                     worker.deadline = time.monotonic() + self.settings["seconds"]
                     with contextlib.suppress(ConnectionError):  # one that died is seen below
-                        worker.connection.send_bytes(json.dumps(worker.job[1]).encode())
+                        worker.connection.send_bytes(json.dumps(jobs[worker.index]).encode())
             soonest = min(worker.deadline for worker in server.workers) - time.monotonic()
             connections = [server.control, *(worker.connection for worker in server.workers)]
             if server.control in wait(connections, max(0.0, soonest)):
                 raise EOFError
             for at, worker in enumerate(server.workers):
-                here = worker.connection.poll()
+                here, index = worker.connection.poll(), worker.index
                 late = not here and time.monotonic() > worker.deadline
                 if late:
                     os.kill(worker.pid, signal.SIGKILL)
                 if not here and not late:
                     continue
-                index = worker.job[0] if worker.job else None
                 try:
                     outcome = Outcome(*json.loads(worker.connection.recv_bytes()))
-                    worker.job, worker.deadline = None, float("inf")
+                    worker.index, worker.deadline = None, float("inf")
                 except (EOFError, ConnectionError):
                     worker.connection.close()
                     status, server.workers[at] = server.fork(worker.pid)
                     died = "out of memory" if status == _OUT_OF_MEMORY else "crashed"
                     outcome = Outcome(died="timed out" if late else died)
                     crashes[index] += outcome.died == "crashed"
-                    if worker.job and 0 < crashes[index] < TRIES:
-                        waiting.appendleft(worker.job)
+                    if index is not None and 0 < crashes[index] < TRIES:
+                        waiting.appendleft(index)
                         continue
                 if index is not None:
-                    yield index, outcome
+                    outcomes[index] = outcome
 
     def _start(self) -> "_Server":
         """The server of this process with its workers, started anew."""
@@ -233,7 +221,7 @@ class GradingPool:
 
     def close(self) -> None:
         """End all workers, after the call in progress. The pool can be used again."""
-        with self._lock:
+        with self.lock:
             _end(self._servers)
 
     def processes(self) -> list[int]:
@@ -243,11 +231,11 @@ class GradingPool:
 
 @dataclass
 class _Worker:
-    """A worker as its pool sees it, with the (index, job) in hand."""
+    """A worker as its pool sees it, with the index of the job in hand."""
 
     pid: int
     connection: Connection
-    job: tuple[int, Job] | None = None
+    index: int | None = None
     deadline: float = float("inf")
 
 

@@ -211,13 +211,12 @@ def test_a_child_forked_while_others_grade_grades_for_itself(tmp_path):
         job = [("time:sleep", [3])]
         batch = threading.Thread(target=lambda: outcomes.extend(verifier.pool.run(job)))
         batch.start()
-        while not verifier.pool._lock.of_process[os.getpid()].locked():
+        lock = verifier.pool.lock.of_process[os.getpid()]
+        while lock.acquire(blocking=False):  # until the batch has it
+            lock.release()
             time.sleep(0.01)
-        verifier._lock.__enter__()  # as held by a thread that looks a verdict up
         child = os.fork()
-        if child:
-            verifier._lock.__exit__()
-        else:
+        if child == 0:
             signal.alarm(60)  # a deadlock ends in a death by signal
             verifier.close()  # nothing of the parent's
             known = verifier.grade_answers(["x+x"], ["2x"])[0].reason

@@ -49,14 +49,10 @@ def test_outcomes_come_in_the_order_of_the_jobs(pool):
 def test_a_job_past_its_limit_ends_at_it_and_its_neighbours_do_not_wait(pool):
     warm(pool)
     start = time.monotonic()
-    jobs = [("time:sleep", [60]), *[("builtins:abs", [-n]) for n in range(20)]]
-    finished = {}
-    for index, outcome in pool.stream(jobs):
-        finished[index] = (time.monotonic() - start, outcome)
-    assert finished[0][1].died == "timed out"
-    assert 0.9 <= finished[0][0] < 20  # a second is its limit, a minute what it wants
-    assert [finished[n + 1][1].result for n in range(20)] == list(range(20))
-    assert list(finished)[-1] == 0  # all others before it
+    outcomes = pool.run([("time:sleep", [60]), *[("builtins:abs", [-n]) for n in range(20)]])
+    # A second is its limit, a minute what it wants.
+    assert outcomes[0].died == "timed out" and 0.9 <= time.monotonic() - start < 20
+    assert [outcome.result for outcome in outcomes[1:]] == list(range(20))
 
 
 def test_a_job_that_never_returns_to_python_is_ended_too(pool):
