@@ -33,12 +33,13 @@ class UnknownFormError(Exception):
 class Point:
     """Values of names, and what was met on the way to a value there.
 
-    digits: of the longest number, before or behind its point. crossed: whether a logarithm or a
-    root of a number below 0 was taken in letters, which are real only elsewhere.
+    digits: of the longest number, before or behind its point. size: before it. crossed: whether a
+    logarithm or a root of a number below 0 was taken in letters, which are real only elsewhere.
     """
 
     names: dict[str, Any] = field(default_factory=dict)
     digits: int = 0
+    size: int = 0
     crossed: bool = False
 
 
@@ -54,11 +55,12 @@ class Node:
         """The value at a point; an ArithmeticError or a ValueError where there is none."""
         parts = [part.value(point) for part in self.parts]
         if self.function in (_power, _logarithm) and self.names and _is_below_zero(parts[0]):
-            point.crossed |= self.function is _logarithm or not mp.isint(parts[1])
+            point.crossed |= self.function is _logarithm or _above(parts[1]) is None
         value = self.function(*parts) if self.parts else self.function(point)
         if not mp.isfinite(value):
             raise ArithmeticError("infinite")
-        point.digits = max(point.digits, int(0.302 * abs(mp.mag(value))) if value else 0)
+        digits = int(0.302 * mp.mag(value)) if value else 0
+        point.size, point.digits = max(point.size, digits), max(point.digits, abs(digits))
         if point.digits > MAX_DIGITS:
             raise TooLargeError("too large a number")
         return value
@@ -81,12 +83,19 @@ def _power(base: Any, exponent: Any) -> Any:
         raise ZeroDivisionError
     if base and exponent and mp.mag(exponent * mp.log(base)) > 17:
         raise TooLargeError("too large a number")
-    if _is_below_zero(base) and not mp.isint(exponent):
-        for below in range(3, 20, 2):  # -2 is the cube root of -8
-            above = mp.nint(mp.re(exponent) * below)
-            if abs(exponent - above / below) < mp.mpf(10) ** -AGREEING:
-                return (-1) ** int(above) * mp.power(-base, exponent)
-    return mp.power(base, exponent)
+    above = _above(exponent) if _is_below_zero(base) else None
+    if above is None or mp.isint(exponent):
+        return mp.power(base, exponent)
+    return (-1) ** above * mp.power(-base, exponent)  # -2 is the cube root of -8
+
+
+def _above(exponent: Any) -> int | None:
+    """The numerator of a fraction with an odd denominator; None for any other number."""
+    for below in range(1, 20, 2):
+        above = mp.nint(mp.re(exponent) * below)
+        if abs(exponent - above / below) < mp.mpf(10) ** -AGREEING:
+            return int(above)
+    return None
 
 
 def _logarithm(value: Any, base: Any = None) -> Any:
@@ -122,7 +131,7 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d+)"
     r"|(?P<name>\\frac\{d\w\}\{d\w\}"  # a derivative, or a value of a function: like a name
     rf"|(?:\\(?:{_GREEK})(?![a-zA-Z])|[a-zA-Z])'*(?:_(?:[a-zA-Z0-9]|\{{[\w+\-, ]+\}}))?'*"
-    r"(?:(?<![ei])\(\w\))?)"
+    r"(?:(?<![ei])(?<!Gamma)\(\w\))?)"
     r"|(?P<sign>\\[a-zA-Z]+|\\.|\S))"
 )
 
@@ -239,8 +248,8 @@ class Reader:
         if token in _CONSTANTS:
             return Node(lambda point: +_CONSTANTS[token])
         if kind == "name":
-            if token == "d" and self.kind == "name":
-                raise UnknownFormError("a differential")
+            if (token == "d" and self.kind == "name") or token == "\\Gamma":
+                raise UnknownFormError("a differential, or a function")
             return Node(lambda point: point.names[token], (), frozenset([token]))
         if token in _TWO_PARTS:
             return _node(_TWO_PARTS[token], self.argument(), self.argument())
@@ -285,12 +294,16 @@ def _values(
             if name in whole:
                 point.names[name] = mp.mpf(3 + 5 * number + 2 * index)
         with contextlib.suppress(ArithmeticError, ValueError):
-            for _ in range(2):  # the second time with as many digits as the longest number needs
+            with mp.workdps(DIGITS):
+                a, b = left.value(point), right.value(point)
+                apart = mp.mpf(10) ** (point.size - DIGITS + 20)
+            if abs(a - b) <= apart:  # as many digits as the longest number needs
                 digits = point.digits
-                with mp.workdps(DIGITS + 4 * digits):
-                    values = left.value(point), right.value(point)
-            with mp.workdps(DIGITS + 4 * digits):
-                yield point, *values, mp.mpf(10) ** -(AGREEING + 2 * digits)
+                with mp.workdps(DIGITS + 3 * digits):
+                    a, b = left.value(point), right.value(point)
+                    apart = mp.mpf(10) ** -(AGREEING + 2 * digits)
+            with mp.workdps(DIGITS + 3 * point.digits):
+                yield point, a, b, apart
 
 
 def equal_values(answer: str, gold: str) -> bool | None:
@@ -335,7 +348,7 @@ def common_factor(answer: tuple[str, str], gold: tuple[str, str]) -> Any:
             return None
         if abs(a) > apart:
             ratios.append(a / b)
-        if ratios and abs(ratios[-1] - ratios[0]) > mp.mpf(10) ** -AGREEING:
+        if ratios and abs(ratios[-1] - ratios[0]) > apart:
             return None
         if len(ratios) == POINTS:
             break
