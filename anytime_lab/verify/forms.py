@@ -9,10 +9,12 @@ import functools
 import itertools
 import math
 import re
+import tomllib
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 
 from anytime_lab.verify.quantities import Number, Unit, read_number, strip_unit
 
@@ -21,19 +23,8 @@ MAX_DEPTH = 40  # of nested brackets
 
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
 _SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ", "0123456789+-()n")
-_SIGNS = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "·": r"\cdot ",
-    "⋅": r"\cdot ", "∙": r"\cdot ", "∗": "*", "÷": r"\div ", "∕": "/", "⁄": "/", "π": r"\pi ",
-    "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "≤": r"\le ", "≥": r"\ge ",
-    "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∓": r"\mp ",
-    "°": r"^\circ ", "º": r"^\circ ", "∈": r"\in ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
-    "∖": r"\setminus ", "⟨": "(", "⟩": ")", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"',
-    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ",
-    "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "µ": r"\mu ", "ρ": r"\rho ",
-    "σ": r"\sigma ", "τ": r"\tau ", "φ": r"\phi ", "ω": r"\omega ", "Ω": r"\Omega ",
-    "Δ": r"\Delta ", "Å": r"\AA ", "√": r"\sqrt ", "¢": " cents",
-    "、": ", ", "，": ", ", "；": "; ", "。": ".",
-}  # fmt: skip
+_DATA = tomllib.loads(Path(__file__).with_name("writing.toml").read_text(encoding="utf-8"))
+_SIGNS, _COMMANDS = _DATA["characters"], _DATA["commands"]
 _ROOT = re.compile(r"√\s*(?:\(([^()]{1,200})\)|(\d+(?:\.\d+)?|[a-zA-Zπ]))")
 _UP = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
 _DOWN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ]+")
@@ -241,39 +232,14 @@ _REWRITTEN: list[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str
         (r"(?<!\\)\\(?:quad|qquad|enspace|thinspace|;|:|,|>| |\n)|~", " "),
         (r"\s+", " "),
         # Commands with several names, and names without their backslash.
-        (r"\\[dtc]frac", r"\\frac"),
-        (r"\\[dt]binom", r"\\binom"),
-        (r"\\(?:leqslant|leqq|leq)", r"\\le"),
-        (r"\\(?:geqslant|geqq|geq)", r"\\ge"),
-        (r"\\neq", r"\\ne "),
+        (r"\\([a-zA-Z]+)", lambda m: _COMMANDS.get(m[1], m[0])),
         (r"\\not\s*=", r"\\ne "),
-        (r"\\lt", "<"),
-        (r"\\gt", ">"),
-        (r"\\(?:varnothing|O)", r"\\emptyset"),
         (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
-        (r"\\lbrace", r"\\{"),
-        (r"\\rbrace", r"\\}"),
-        (r"\\lbrack", "["),
-        (r"\\rbrack", "]"),
-        (r"\\(?:langle|lparen)", "("),
-        (r"\\(?:rangle|rparen)", ")"),
-        (r"\\(?:lvert|rvert|vert|mid)", "|"),
-        (r"\\backslash", r"\\setminus"),
-        (r"\\bigcup", r"\\cup"),
-        (r"\\varphi", r"\\phi"),
-        (r"\\varepsilon", r"\\epsilon"),
-        (r"\\(?:simeq|thickapprox|approxeq)", r"\\approx"),
-        (r"\\colon", ":"),
         (r"\\log\s*_\s*(?:e|\{\s*e\s*\})", r"\\ln"),
-        (r"\\mathring\s*\{\s*A\s*\}|\\(?:AA|angstrom)", r"\\AA"),
-        (r"\\degree", r"^\\circ"),
-        (r"\\ast", "*"),
-        (r"\\(?:ldots|dots|cdots)", "..."),
-        (r"\\lg", r"\\log"),
+        (r"\\mathring\s*\{\s*A\s*\}", r"\\AA"),
         (r"(?:\{\}|^)_\{?(\d+)\}?\s*C\s*_\{?(\d+)\}?", r"\\binom{\1}{\2}"),
         (r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}"),
         (r"(?<=\d)\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*(?=\d)", ":"),
-        (r"\\(?:newline|nonumber|par)", " "),
         (r"\\mathbb\s*R", r"\\mathbb{R}"),
         (r"(?<![a-zA-Z\\])(?:infinity|infty|Infinity|inf)", r"\\infty"),
         (r"(?<![a-zA-Z\\])(?:pi|Pi)", r"\\pi"),
@@ -509,7 +475,9 @@ def read_form(text: str) -> Form:
 
 
 def _read(text: str, depth: int) -> Form:
-    text = _strip_braces(_LEAD.sub("", text.strip()))
+    text = _LEAD.sub("", text.strip())
+    while text.startswith("{") and _encloses(text):
+        text = text[1:-1].strip()
     if depth > 12:
         return Atom(text)
     if _ALL_REALS.fullmatch(text):
@@ -536,12 +504,6 @@ def _read(text: str, depth: int) -> Form:
             return Atom(inner.text, inner.number, unit, text if unit.letters else "")
         return inner
     return Atom(text, None, None)
-
-
-def _strip_braces(text: str) -> str:
-    while text.startswith("{") and _encloses(text):
-        text = text[1:-1].strip()
-    return text
 
 
 def _meant(words: Words) -> Form:
@@ -688,32 +650,25 @@ def _read_union(text: str, depth: int) -> Form | None:
 
 def _joined(items: list[Form]) -> Form:
     """A union with the intervals joined that touch or overlap: `[2,3] \\cup [3,4]` is `[2,4]`."""
-    if all(map(_interval, items)):
-        items = sorted(items, key=lambda item: _interval(item)[0])
-    joined = items[:1]
-    for item in items[1:]:
-        last = joined[-1]
-        known = _interval(last), _interval(item)
-        if all(known):
-            (low, high), (other_low, other_high) = known
-            closed = last.closing == "]" or item.opening == "["
-            if other_low < high or (other_low == high and closed):
-                opening = item.opening if low == other_low and item.opening == "[" else last.opening
-                end = item if other_high > high else last
-                same = high == other_high and "]" in (last.closing, item.closing)
-                ends = (last.items[0], end.items[1])
-                joined[-1] = Group(opening, "]" if same else end.closing, ends)
-                continue
+    if None in map(_ends, items):
+        return Union(tuple(items))
+    joined: list[Group] = []
+    for item in sorted(items, key=_ends):
+        if joined and _ends(item)[0] <= _ends(joined[-1])[1]:
+            low = joined.pop()
+            high = max(low, item, key=lambda interval: _ends(interval)[1])
+            item = Group(low.opening, high.closing, (low.items[0], high.items[1]))
         joined.append(item)
     return joined[0] if len(joined) == 1 else Union(tuple(joined))
 
 
-def _interval(form: Form) -> tuple[float | Fraction, float | Fraction] | None:
-    """The ends of an interval of numbers; None for any other form."""
+def _ends(form: Form) -> tuple[tuple[float | Fraction, bool], ...] | None:
+    """The ends of an interval of numbers, in the order in which sets begin and end there."""
     if not isinstance(form, Group) or len(form.items) != 2:
         return None
-    ends = [_height(item) for item in form.items]
-    return None if None in ends or ends[0] > ends[1] else (ends[0], ends[1])
+    low, high = (_height(item) for item in form.items)
+    known = low is not None and high is not None and low <= high
+    return ((low, form.opening != "["), (high, form.closing == "]")) if known else None
 
 
 def _height(form: Form) -> float | Fraction | None:
