@@ -4,6 +4,7 @@ Values at fixed points settle nearly all of them either way, and faster than a p
 another form goes to `math_verify.verify`.
 """
 
+import contextlib
 import functools
 import re
 from typing import Any
@@ -17,8 +18,9 @@ from latex2sympy2_extended.latex2sympy2 import (
 from math_verify import verify
 from sympy.core.random import seed
 
-from anytime_lab.verify.equal import atoms_alike, decide, expressions
+from anytime_lab.verify.equal import accepted_forms, atoms_alike, decide, equal
 from anytime_lab.verify.forms import Atom
+from anytime_lab.verify.quantities import read_based
 from anytime_lab.verify.values import (
     TooLargeError,
     UnknownFormError,
@@ -119,31 +121,27 @@ def atoms_equal(answer: Atom, gold: Atom) -> bool | None:
         UnparsableError: The answer cannot be parsed.
     """
     alike = atoms_alike(answer, gold)
-    if alike is not None:
-        return alike
-    seed(0)
-    given, wanted = _RELATION.fullmatch(answer.text), _RELATION.fullmatch(gold.text)
+    return _texts_equal(answer.text, gold.text) if alike is None else alike
+
+
+def _texts_equal(answer: str, gold: str) -> bool:
     # Primes: the parser drops them, and `x'` would be `x`.
-    if sorted(_PRIMES.findall(answer.text)) != sorted(_PRIMES.findall(gold.text)):
+    if sorted(_PRIMES.findall(answer)) != sorted(_PRIMES.findall(gold)):
         return False
-    try:
+    given, wanted = _RELATION.fullmatch(answer), _RELATION.fullmatch(gold)
+    with contextlib.suppress(UnknownFormError):
         if given and wanted:
             return _relations_equal(given, wanted)
-        verdict = equal_values(_prepared(answer.text), _prepared(gold.text))
+        verdict = equal_values(_prepared(answer), _prepared(gold))
         if verdict is not None:
             return verdict
-    except UnknownFormError:
-        pass
-    left = parse(answer.text)
+    seed(0)
+    left = parse(answer)
     try:
-        right = parse(gold.text)
+        right = parse(gold)
     except UnparsableError:
         return False  # a gold that is no expression is met by its own text only
-    return _verified(right, left)
-
-
-def _verified(gold: Any, answer: Any) -> bool:
-    return bool(verify(gold, answer, timeout_seconds=None, float_rounding=6))
+    return bool(verify(right, left, timeout_seconds=None, float_rounding=6))
 
 
 def _relations_equal(given: re.Match[str], wanted: re.Match[str]) -> bool:
@@ -171,16 +169,21 @@ def grade(answer: str, golds: list[str]) -> str:
 
 
 def read(gold: str) -> str:
-    """Why a gold cannot be read, or "" (a worker's job): every expression in it must parse, and
-    sympy must find it equal to itself."""
+    """Why a gold cannot be read, or "" (a worker's job): every expression in it must parse, and be
+    found equal to itself. Numbers and words are."""
     problems = []
-    for text in expressions(gold):
-        try:
-            parsed = parse(text)
-        except UnparsableError as error:
-            said = str(error).partition("\n")[0]  # the parser draws an arrow below
-            problems.append(f"{text}: {said}")
-            continue
-        if not _verified(parsed, parsed):
-            problems.append(f"{text}: not equal to itself")
+
+    def note(atom: Atom, _: Atom) -> bool:
+        plain = atom.number is not None or "\\infty" in atom.text or ":" in atom.text
+        if not plain and read_based(atom.text) is None:
+            try:
+                same = _texts_equal(atom.text, atom.text)
+                said = "" if same else "not equal to itself"
+            except (UnparsableError, TooLargeError) as error:
+                said = str(error).partition("\n")[0]  # the parser draws an arrow below
+            problems.extend([f"{atom.text}: {said}"] if said else [])
+        return True
+
+    for form in accepted_forms(gold):
+        equal(form, form, note)
     return "; ".join(problems)

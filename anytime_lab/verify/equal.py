@@ -44,21 +44,6 @@ def accepted_forms(gold: str) -> list[Form]:
     return [form]
 
 
-def expressions(gold: str) -> list[str]:
-    """The expressions in a gold that only a parser can read; not its numbers and words."""
-    found: list[str] = []
-
-    def note(atom: Atom, _: Atom) -> bool:
-        plain = atom.number is not None or "\\infty" in atom.text or ":" in atom.text
-        if not plain and read_based(atom.text) is None:
-            found.append(atom.text)
-        return True
-
-    for form in accepted_forms(gold):
-        equal(form, form, note)
-    return found
-
-
 def decide(answer: str, gold: str, atoms: AtomsEqual | None = None) -> bool | None:
     """Whether `answer` states `gold`; None where that takes algebra.
 

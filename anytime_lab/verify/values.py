@@ -129,8 +129,10 @@ _GREEK = (
 )
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d+)"
-    r"|(?P<name>\\frac\{d\w\}\{d\w\}"  # a derivative, or a value of a function: like a name
-    rf"|(?:\\(?:{_GREEK})(?![a-zA-Z])|[a-zA-Z])'*(?:_(?:[a-zA-Z0-9]|\{{[\w+\-, ]+\}}))?'*"
+    # A derivative, a letter with an accent and a value of a function are like names.
+    r"|(?P<name>\\frac\{d\w\}\{d\w\}"
+    r"|(?:\\(?:d?dot|bar|hat|vec|tilde|mathrm|overline)\{\s?[\w\\]+\s?\}"
+    rf"|\\(?:{_GREEK})(?![a-zA-Z])|[a-zA-Z])'*(?:_(?:[a-zA-Z0-9]|\{{[\w+\-, ]+\}}))?'*"
     r"(?:(?<![ei])(?<!Gamma)\(\w\))?)"
     r"|(?P<sign>\\[a-zA-Z]+|\\.|\S))"
 )
