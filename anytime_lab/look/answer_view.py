@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -96,24 +96,6 @@ def ask(thought: Thought, count: int, verifier: Verifier | None, gold: Any = Non
     frame["probability"] = np.exp(frame["logprob"])
     frame["per_token"] = np.exp(frame["logprob"] / frame["tokens"].clip(lower=1))
     return Asked(thought.length, thought.end, frame)
-
-
-def ask_along(
-    thought: Thought, budgets: Sequence[int], count: int, verifier: Verifier | None, gold: Any
-) -> Iterator[Asked]:
-    """Think on from budget to budget and ask at each; at the end of the thinking for the last time.
-
-    Args:
-        budgets: Increasing, in tokens.
-    """
-    if list(budgets) != sorted(set(budgets)) or not budgets or budgets[0] < 0:
-        raise ValueError(f"budgets must increase from 0 or more; got {list(budgets)}.")
-    for budget in budgets:
-        while thought.length < budget and not thought.end:
-            thought.step()
-        yield ask(thought, count, verifier, gold)
-        if thought.end:
-            return
 
 
 def history(asked: Sequence[Asked]) -> pd.DataFrame:
@@ -220,8 +202,22 @@ def plot_asked(asked: Sequence[Asked], title: str = "") -> go.Figure:
         horizontal_spacing=0.07,
         subplot_titles=["Summaries that agree, and that are right", "Spread of the answers"],
     )
-    figure.add_traces(_history_traces(history(asked)), rows=1, cols=1)
-    figure.add_trace(_column_trace(asked), row=1, col=2)
+    points, (right, _) = history(asked), VERDICTS["right"]
+    said = [
+        f"{p.tokens:,} tokens: {short_text(told_answer(p.answer))}{told_verdict(p.verdict)} "
+        f"({p.share:.0%} of summaries)"
+        for p in points.itertuples()
+    ]
+    styles = [VERDICTS.get(verdict, (OTHER, ""))[0] for verdict in points["verdict"]]
+    marks = {"size": 11, "color": [s.colour for s in styles], "symbol": [s.marker for s in styles]}
+    lead = told_line(points["tokens"], points["share"], said, "leading answer", OTHER, marker=marks)
+    graded = points.dropna(subset=["share_right"])
+    share = told_line(
+        graded["tokens"], graded["share_right"], "%{x:,d} tokens: %{y:.0%} of summaries right",
+        "right summaries", right, line={"dash": "dash"}, marker={"symbol": "diamond-open"},
+    )  # fmt: skip
+    figure.add_traces([lead, share], rows=1, cols=1)
+    figure.add_trace(_columns(asked), row=1, col=2)
     base(figure, 320 + (44 if title else 0), title, barmode="overlay", bargap=0.12)
     figure.update_layout(margin={"t": 108 if title else 64}, legend={"y": 1.1})
     figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"})
@@ -231,66 +227,46 @@ def plot_asked(asked: Sequence[Asked], title: str = "") -> go.Figure:
     return figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05])
 
 
-def _history_traces(points: pd.DataFrame) -> list[dict]:
-    """The share of the leading answer at each point asked at, and of right summaries."""
-    said = [
-        f"{p.tokens:,} tokens: {short_text(told_answer(p.answer))}{told_verdict(p.verdict)} "
-        f"({p.share:.0%} of summaries)"
-        for p in points.itertuples()
-    ]
-    styles = [VERDICTS.get(verdict, (OTHER, ""))[0] for verdict in points["verdict"]]
-    marks = {"size": 11, "color": [s.colour for s in styles], "symbol": [s.marker for s in styles]}
-    lead = told_line(points["tokens"], points["share"], said, "leading answer", OTHER, marker=marks)
-    graded, right = points.dropna(subset=["share_right"]), VERDICTS["right"][0]
-    share = told_line(
-        graded["tokens"], graded["share_right"], "%{x:,d} tokens: %{y:.0%} of summaries right",
-        "right summaries", right, line={"dash": "dash"}, marker={"symbol": "diamond-open"},
-    )  # fmt: skip
-    return [lead, share]
-
-
-def _column_trace(asked: Sequence[Asked]) -> dict:
+def _columns(asked: Sequence[Asked]) -> dict:
     """The spread at each point as a column, its answers stacked, the most frequent below."""
     spreads = {point.tokens: point.spread for point in asked}  # the last time counts
-    frame = pd.concat(
-        spread.assign(tokens=f"{tokens:,}", base=spread["share"].cumsum() - spread["share"])
-        for tokens, spread in sorted(spreads.items())
-    )
-    names = [short_text(told_answer(answer), 28) for answer in frame["answer"]]
-    kinds = [VERDICTS.get(verdict, (OTHER, "")) for verdict in frame["verdict"]]
-    colours = [style.colour for style, _ in kinds]
-    wide = len(spreads) <= 8  # the answer fits into the column
-    fits = frame["share"].ge(0.1) & wide
+    wide, rows = len(spreads) <= 8, []  # the answer fits into the column
+    for tokens, spread in sorted(spreads.items()):
+        for line in spread.itertuples():
+            name = told_answer(line.answer)
+            style, hatching = VERDICTS.get(line.verdict, (OTHER, ""))
+            told = f"{name}: {line.share:.0%}{told_verdict(line.verdict)}"
+            if line.probability == line.probability:
+                told += f", p {told_probability(line.probability)}"
+            rows.append(
+                {
+                    "x": f"{tokens:,}",
+                    "y": line.share,
+                    "base": spread["share"][: line.Index].sum(),
+                    "text": short_text(name, 28) if wide and line.share >= 0.1 else "",
+                    "customdata": safe_text(told),
+                    "colour": style.colour,
+                    "hatching": hatching,
+                }
+            )
+    columns = pd.DataFrame(rows).to_dict("list")
+    colours, hatching = columns.pop("colour"), columns.pop("hatching")
+    pattern = {"shape": hatching, "fillmode": "overlay", "solidity": 0.1}
     return {
+        **columns,
         "type": "bar",
-        "x": frame["tokens"].tolist(),
-        "y": frame["share"].tolist(),
-        "base": frame["base"].tolist(),
-        "customdata": list(zip(names, map(_told_bar, frame.itertuples()), strict=True)),
-        "text": [name if fit else "" for name, fit in zip(names, fits, strict=True)],
+        "name": "answers",
+        "showlegend": False,
+        "hovertemplate": "%{x} tokens: %{customdata}<extra></extra>",
         "textposition": "inside",
         "textangle": 0,
         "insidetextanchor": "middle",
         "marker": {
             "color": [faded(colour, FILL) for colour in colours],
             "line": {"color": colours, "width": 1.5},
-            "pattern": {
-                "shape": [hatching for _, hatching in kinds],
-                "fillmode": "overlay",
-                "fgcolor": [faded(colour, 0.5) for colour in colours],
-                "solidity": 0.1,
-            },
+            "pattern": pattern | {"fgcolor": [faded(colour, 0.5) for colour in colours]},
         },
-        "name": "answers",
-        "showlegend": False,
-        "hovertemplate": "%{x} tokens: %{customdata[0]}: %{customdata[1]}<extra></extra>",
     }
-
-
-def _told_bar(row: Any) -> str:
-    told = told_probability(row.probability)
-    probability = "" if told == "not told" else f", p {told}"
-    return safe_text(f"{row.share:.0%}{told_verdict(row.verdict)}{probability}")
 
 
 SHOWN = 40_000  # characters at the end of the text that the page holds
@@ -643,10 +619,9 @@ class AnswerNow(View):
         Raises:
             ValueError: it was not asked yet.
         """
-        title = f"{short(self.thinker.name, 30)}: {short(self._told_question(), 50)}"
-        return plot_asked(self.asked, title)
-
-    # --- the problem -----------------------------------------------------------------------------
+        at = self.problem.value
+        question = self.own.value if at == OWN else _question(self.problems[at])
+        return plot_asked(self.asked, f"{short(self.thinker.name, 30)}: {short(question, 50)}")
 
     def _chosen(self) -> tuple[Prompt, Any]:
         """The prompt and the gold (None: not known) of the chosen problem."""
@@ -659,34 +634,30 @@ class AnswerNow(View):
         gold = self.own_gold.value.strip() or None
         return [{"role": "user", "content": asked + self.suffix}], gold
 
-    def _told_question(self) -> str:
-        own = self.problem.value == OWN
-        return self.own.value if own else _question(self.problems[self.problem.value])
-
     def _problem_chosen(self) -> None:
         with self._lock:
             self._clear()
-            own = self.problem.value == OWN
+            at, said = self.problem.value, []
             for control in (self.own, self.own_gold):
-                control.layout.display = None if own else "none"
-            said = [] if own else [region("problem", [escaped(self._told_question(), QUESTION)])]
-            if not own and (gold := self._chosen()[1]) is not None:
-                said.append(folded("Right answer", paragraph(short(gold, 200))))
+                control.layout.display = None if at == OWN else "none"
+            if at != OWN:
+                said.append(region("problem", [escaped(_question(self.problems[at]), QUESTION)]))
+                if (gold := self._chosen()[1]) is not None:
+                    said.append(folded("Right answer", paragraph(short(gold, 200))))
             self.question.show(*said)
             self._show_state()
-
-    # --- the thinking ----------------------------------------------------------------------------
 
     def _show_example(self, ask_at: Sequence[int]) -> None:
         try:
             prompt, gold = self._chosen()
             thought = self.thinker.think(prompt, self.temperature.value, self.seed.value)
             try:
-                shown = 0
-                for asked in ask_along(thought, ask_at, self.count.value, self.verifier, gold):
-                    self.pane.append(thought.text[shown:])
-                    shown = len(thought.text)
-                    self._mark(asked)
+                for budget in sorted(set(ask_at)):
+                    if self.asked and thought.end:
+                        break
+                    while thought.length < budget and not thought.end:
+                        self.pane.append(thought.step())
+                    self._mark(ask(thought, self.count.value, self.verifier, gold))
             finally:
                 thought.close()
             self._show_asked()
@@ -716,11 +687,9 @@ class AnswerNow(View):
     def _mark(self, asked: Asked) -> None:
         self.asked.append(asked)
         lead = asked.spread.iloc[0]
-        kind = lead["verdict"] if lead["verdict"] in VERDICTS else "asked"
-        verdict = "" if kind == "asked" else f", {kind}"
-        share = f"{lead['count']} of {len(asked.summaries)}{verdict}"
-        answer = told_answer(lead["answer"], 40)
-        self.pane.append(f"▼ {asked.tokens:,} tokens: {answer} ({share})", kind)
+        share = f"{lead['count']} of {len(asked.summaries)}{told_verdict(lead['verdict'])}"
+        told = f"▼ {asked.tokens:,} tokens: {told_answer(lead['answer'], 40)} ({share})"
+        self.pane.append(told, lead["verdict"] if lead["verdict"] in VERDICTS else "asked")
 
     def _show_asked(self) -> None:
         self.spread.show(asked_html(self.asked[-1]))

@@ -60,46 +60,46 @@ def tint(value: float, largest: float) -> str:
     return f"background: {faded(hue, depth)}; border-bottom: 2px {line} {hue}"
 
 
-def tokens_html(tree: pd.Series, frame: pd.DataFrame, method: str, words: str, largest: float,
-                budget: int) -> str:  # fmt: skip
-    """The thinking, every stretch between two cuts in the colour of its advantage.
+def tokens_html(
+    tree: pd.Series, frame: pd.DataFrame, methods: Mapping[str, str], budget: int
+) -> str:
+    """The thinking under each method, every stretch between two cuts coloured by its advantage.
 
     Args:
         tree: a row of Rollouts.frame.
         frame: of credit_frame().
-        method, words: whose advantages.
-        largest: end of the colour scale.
+        methods: name → words, of those compared.
         budget: whose stretch is outlined.
     """
-    stretches = frame[frame["end"] > frame["start"]]
-    limit = max(SHOWN // max(len(stretches), 1), 200)
-    parts = []
-    for line in stretches.itertuples():
-        first = int(tree["token_ends"][line.start - 1]) if line.start else 0
-        said = tree["thinking"][first : int(tree["token_ends"][line.end - 1])]
-        value = getattr(line, f"{ADVANTAGE}{method}")
-        told = f"{told_tokens(line.start, line.end)}: advantage {signed(value, 3)}"
-        here = ' class="here"' if line.budget == budget else ""
-        score = "" if line.score != line.score else f", score {line.score:.2f}"
-        parts.append(
-            f'<span style="{tint(value, largest)}" title="{told}"{here}>{escaped(said, limit)}'
-            f'</span><span class="mark">{line.end:,} tokens{score}, A {signed(value)}</span>'
-        )
-    if len(stretches) < len(frame):
-        parts.append('<span class="mark">ended: later budgets train no token here</span>')
-    title = f"{words}: advantage of the thinking's tokens"
-    return f"<div><p><b>{escaped(title)}</b></p>{region(title, parts)}</div>"
-
-
-def legend_html(largest: float) -> str:
-    """The colour scale with its numbers."""
+    largest = largest_advantage(frame, methods)
     steps = [] if largest < NOTHING else [k * largest for k in (-1, -0.5, 0, 0.5, 1)]
-    cells = " ".join(
+    scale = " ".join(
         f'<span style="{tint(step, largest)}; padding: 1px 10px">{signed(step)}</span>'
         for step in steps
     )
     said = "dotted orange: less likely; solid blue: more likely; one scale for both"
-    return f"<p>Advantage: {cells or 'all are 0.00'} <span class='note'>({said})</span></p>"
+    scale = f"<p>Advantage: {scale or 'all are 0.00'} <span class='note'>({said})</span></p>"
+    stretches = frame[frame["end"] > frame["start"]]
+    limit = max(SHOWN // max(len(stretches), 1), 200)
+    columns = []
+    for method, words in methods.items():
+        parts = []
+        for line in stretches.itertuples():
+            first = int(tree["token_ends"][line.start - 1]) if line.start else 0
+            said = escaped(tree["thinking"][first : int(tree["token_ends"][line.end - 1])], limit)
+            value = getattr(line, f"{ADVANTAGE}{method}")
+            told = f"{told_tokens(line.start, line.end)}: advantage {signed(value, 3)}"
+            here = ' class="here"' if line.budget == budget else ""
+            score = "" if line.score != line.score else f", score {line.score:.2f}"
+            parts.append(
+                f'<span style="{tint(value, largest)}" title="{told}"{here}>{said}</span>'
+                f'<span class="mark">{line.end:,} tokens{score}, A {signed(value)}</span>'
+            )
+        if len(stretches) < len(frame):
+            parts.append('<span class="mark">ended: later budgets train no token here</span>')
+        title = f"{words}: advantage of the thinking's tokens"
+        columns.append(f"<div><p><b>{escaped(title)}</b></p>{region(title, parts)}</div>")
+    return f'{scale}<div class="beside">{"".join(columns)}</div>'
 
 
 def numbers_html(frame: pd.DataFrame, methods: Mapping[str, str]) -> str:
@@ -147,21 +147,20 @@ def plot_credit(frame: pd.DataFrame, methods: Mapping[str, str], title: str = ""
     budgets, trained = frame["budget"].tolist(), frame[frame["end"] > frame["start"]]
     for column, style in run_styles([*LINES, *advantages]).items():
         above = column in LINES
-        told = "{:.2f}".format if above else signed
-        rows = frame if above else trained
-        riding = dict.fromkeys(budgets)
-        for budget, value in rows[["budget", column]].dropna().itertuples(index=False):
-            riding[budget] = [budget, value, told(value)]
-        riding = list(riding.values())
+        at = frame[column].where(above | (frame["end"] > frame["start"]))
+        riding = [
+            None if v != v else [b, v, f"{v:.2f}" if above else signed(v)]
+            for b, v in zip(budgets, at, strict=True)
+        ]
         if above:
             said = f"{LINES[column]} at %{{x:,d}} tokens: %{{y:.3f}}"
-            line = told_line(budgets, rows[column], said, LINES[column], style, riding)
+            line = told_line(budgets, frame[column], said, LINES[column], style, riding)
         else:
-            words, values = advantages[column], rows[column].tolist()
+            words, values = advantages[column], trained[column].tolist()
             said = f"{safe_text(words)} from token %{{x:,d}}: %{{y:+.3f}}"
             solid = column == next(iter(advantages))
             line = told_line(
-                [*rows["start"], *rows["end"][-1:]], [*values, *values[-1:]], said,
+                [*trained["start"], *trained["end"][-1:]], [*values, *values[-1:]], said,
                 f"advantage, {words}", style, riding, mode="lines",
                 line={"shape": "hv", "dash": "solid" if solid else "dash", "width": 3},
             )  # fmt: skip
@@ -238,8 +237,8 @@ class Credit(View):
         """Whose advantages are compared: name → words."""
         return {name: self.known[name] for name in (self.left.value, self.right.value)}
 
-    def frame(self) -> pd.DataFrame:
-        """The credit_frame() of the thinking that is open.
+    def figure(self) -> go.Figure:
+        """The static figure of the thinking that is open.
 
         Raises:
             ValueError: none is; says why.
@@ -247,16 +246,9 @@ class Credit(View):
         if self.table is None:
             why = " ".join(self.complaints) or "choose a run and a step that can be read."
             raise ValueError(f"No rollout is open. {why}")
-        return self.table
-
-    def figure(self) -> go.Figure:
-        """The static figure of the thinking that is open."""
-        frame = self.frame()
         where = f"update {self.rollouts.step}, thinking {self.tree['sample']}"
         title = f"Credit along one thinking: {short(self.run.value, 40)}, {where}"
-        return plot_credit(frame, self.methods, title)
-
-    # --- from a run to a thinking ----------------------------------------------------------------
+        return plot_credit(self.table, self.methods, title)
 
     def _run_chosen(self) -> None:
         steps = rollout_steps(self.folders[self.run.value])
@@ -319,8 +311,6 @@ class Credit(View):
             part.layout.display = "none" if self.tree is None else None
         self._show()
 
-    # --- showing it ------------------------------------------------------------------------------
-
     def _show(self) -> None:
         if self.tree is None:
             return
@@ -336,19 +326,16 @@ class Credit(View):
         )  # fmt: skip
         self.numbers.show(folded("All numbers", numbers_html(self.table, self.methods)))
         stops = [(b, f"{b:,} tokens") for b in self.rollouts.budgets]
-        opened = self.trees.stop is None
+        opened, of = self.trees.stop is None, (self.tree[c] for c in ("cuts", "scores"))
+        trunks = {words: self.table[f"{ADVANTAGE}{m}"] for m, words in self.methods.items()}
+        tree = plot_tree(self.rollouts.budgets, *of, trunks, self.tree["summaries"])
         with self.quiet():
-            self.trees.update_from(self._tree_figure(), f"One thinking as a tree. {told}", stops)
+            self.trees.update_from(tree, f"One thinking as a tree. {told}", stops)
             self.live.update_from(plot_credit(self.table, self.methods), told, stops)
             if opened:  # the line stands where the method on the left credits most
                 self.trees.at = int(self.table[f"{ADVANTAGE}{self.left.value}"].idxmax())
             self.live.at = self.trees.at
         self._moved(self.trees, self.live)
-
-    def _tree_figure(self) -> go.Figure:
-        trunks = {words: self.table[f"{ADVANTAGE}{m}"] for m, words in self.methods.items()}
-        told = (self.tree[c] for c in ("cuts", "scores"))
-        return plot_tree(self.rollouts.budgets, *told, trunks, self.tree["summaries"])
 
     def _moved(self, moved: LiveFigure, other: LiveFigure) -> None:
         """The line of one figure was moved: that of the other follows, and the words."""
@@ -356,11 +343,7 @@ class Credit(View):
             return
         with self.quiet():
             other.at = moved.at
-        budget, largest = int(moved.stop), largest_advantage(self.table, self.methods)
-        columns = "".join(
-            tokens_html(self.tree, self.table, method, words, largest, budget)
-            for method, words in self.methods.items()
-        )
-        self.tokens.show(legend_html(largest), f'<div class="beside">{columns}</div>')
+        budget = int(moved.stop)
+        self.tokens.show(tokens_html(self.tree, self.table, self.methods, budget))
         self.position.say(told_budget(self.table, budget, self.methods))
         self.leaves.show(leaves_html(self.tree, moved.at, budget))

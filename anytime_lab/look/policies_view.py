@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
@@ -54,63 +56,13 @@ class Policies(RunsView):
             per_token: RuleSettings(tuple(agreements), tuple(majorities), per_token)
             for per_token in (False, True)
         }
-        self._replays: dict[str, Replay | str] = {}
-        self._outcomes: dict[tuple, list[Outcome]] = {}
-        self._calibrations: dict[tuple, tuple[pd.DataFrame, str]] = {}
-        self.points = pd.DataFrame()  # every rule at every setting
+        self._lay_out, self._outcomes = cache(self._lay_out), cache(self._outcomes)
+        self._calibration = cache(self._calibration)
+        self.replay: Replay | None = None  # the chosen run's records, laid out
+        self.points = pd.DataFrame()  # of policy_frame(): every rule at every setting
+        self._said = self.catalogue.complaints
         if not self.names:
             return
-        self._make_controls()
-        self.live, self.reliability = LiveFigure(moves="Rule and setting"), LiveFigure()
-        self.read_out, self.calibrated = Text(live=True), Text(live=True)
-        right = widgets.VBox([self.at, self.reliability, self.calibrated])
-        both = beside([self.live, self.read_out], right, 1.5)
-        controls = row(self.run, self.count, self.confidence, self.log_axis, self.beyond)
-        self.compose(controls, both)
-        self._run_chosen()
-        self.on(self.run, self._run_chosen)
-        self.on([self.count, self.confidence, self.log_axis, self.beyond], self._draw)
-        self.on(self.live, self._read, "at")
-        self.on([self.at, self.confidence], self._calibrate)
-
-    @property
-    def replay(self) -> Replay | None:
-        """The chosen run's records, laid out; None if they could not be read."""
-        found = self._replays.get(self.run.value) if self.names else None
-        return found if isinstance(found, Replay) else None
-
-    def frame(self) -> pd.DataFrame:
-        """Every rule at every setting; of policy_frame()."""
-        return self.points
-
-    def figure(self) -> go.Figure:
-        """The static figure of the rules.
-
-        Raises:
-            ValueError: no run could be read.
-        """
-        if self.points.empty:
-            raise ValueError(self._none_open())
-        title = f"Early-exit rules beside fixed budgets: {short(self.run.value, 40)}"
-        axis = self.log_axis.value, self.beyond.value
-        return plot_policies(self.points, title, self.count.value, *axis)
-
-    def calibration_figure(self) -> go.Figure:
-        """The static figure of the calibration; a sentence where there is nothing to draw."""
-        if self.points.empty:
-            return told_figure(self._none_open())
-        told, said = self._calibration()
-        if told.empty:
-            return told_figure(said)
-        return plot_calibration(told, f"Calibration: {short(self.run.value, 40)}")
-
-    def _none_open(self) -> str:
-        said = list(self.catalogue.complaints)
-        if self.names:
-            said.append(str(self._replays[self.run.value]))
-        return f"No run is open. {' '.join(said)}"
-
-    def _make_controls(self) -> None:
         self.run = chooser("Run", self.names)
         counts = [(COUNT_WORDS[c].partition(" (")[0], c) for c in COUNTS]
         self.count = described(widgets.Dropdown, "Count", options=counts)
@@ -122,83 +74,99 @@ class Policies(RunsView):
         self.at = described(
             widgets.SelectionSlider, "Calibration at", "100%", options=[("all budgets", 0)]
         )
+        self.live, self.reliability = LiveFigure(moves="Rule and setting"), LiveFigure()
+        self.read_out, self.calibrated = Text(live=True), Text(live=True)
+        right = widgets.VBox([self.at, self.reliability, self.calibrated])
+        controls = row(self.run, self.count, self.confidence, self.log_axis, self.beyond)
+        self.compose(controls, beside([self.live, self.read_out], right, 1.5))
+        self._run_chosen()
+        self.on(self.run, self._run_chosen)
+        self.on([self.count, self.confidence, self.log_axis, self.beyond], self._draw)
+        self.on(self.live, self._read, "at")
+        self.on([self.at, self.confidence], self._calibrate)
 
-    # --- replaying -------------------------------------------------------------------------------
+    def figure(self) -> go.Figure:
+        """The static figure of the rules.
+
+        Raises:
+            ValueError: no run could be read.
+        """
+        if self.points.empty:
+            raise ValueError(f"No run is open. {' '.join(self._said)}")
+        title = f"Early-exit rules beside fixed budgets: {short(self.run.value, 40)}"
+        axis = self.log_axis.value, self.beyond.value
+        return plot_policies(self.points, title, self.count.value, *axis)
+
+    def calibration_figure(self) -> go.Figure:
+        """The static figure of the calibration; a sentence where there is nothing to draw."""
+        if self.replay is None:
+            return self.picture()
+        told, said = self._calibration(self._path, self.at.value, self.confidence.value)
+        if told.empty:
+            return told_figure(said)
+        return plot_calibration(told, f"Calibration: {short(self.run.value, 40)}")
+
+    # what each run gives is worked out once
+    def _lay_out(self, path: Path) -> Replay:
+        return lay_out(read_records(path, REPLAY_COLUMNS, allow_partial=True))
+
+    def _outcomes(self, path: Path, rule: str, per_token: bool) -> list[Outcome]:
+        return RULES[rule][1](self._lay_out(path), self._settings[per_token])
+
+    def _calibration(self, path: Path, budget: int, per_token: bool) -> tuple[pd.DataFrame, str]:
+        at = (self._lay_out(path), budget or None, per_token)
+        told, area = calibration(*at), confidence_auroc(*at)
+        return told, _told_calibration(told, budget, area)
+
+    @property
+    def _path(self) -> Path:
+        return self.names[self.run.value].path
 
     def _run_chosen(self) -> None:
-        name = self.run.value
-        evaluation = self.names[name]
-        if name not in self._replays:
-            try:
-                self._replays[name] = lay_out(
-                    read_records(evaluation.path, REPLAY_COLUMNS, allow_partial=True)
-                )
-            except Exception as error:  # damaged, ragged, nothing written: told, not thrown
-                self._replays[name] = told_error(evaluation.path, error)
-        said = self.wrong([name])
-        if self.replay is None:
-            said = [*self.catalogue.complaints, str(self._replays[name])]
-        elif not self._settings[False].votes(self.replay):
-            said.append("Majorities are left out: they need equally many samples, 2 or more.")
-        self.say(*said)
-        budgets = self.replay.budgets if self.replay else ()
-        before = self.at.value
+        self._said, self.replay = self.wrong([self.run.value]), None
+        try:
+            self.replay = self._lay_out(self._path)
+        except Exception as error:  # damaged, ragged, nothing written: told, not thrown
+            self._said = [*self.catalogue.complaints, told_error(self._path, error)]
+        if self.replay and not self._settings[False].votes(self.replay):
+            self._said.append("Majorities are left out: they need equally many samples, 2 or more.")
+        self.say(*self._said)
+        budgets, before = self.replay.budgets if self.replay else (), self.at.value
         options = [("all budgets", 0), *((f"{b:,} tokens", b) for b in budgets)]
         self.refill(self.at, options, before if before in budgets else 0)
         self._draw()
         self._calibrate()
 
-    def _replayed(self) -> list[Outcome]:
-        outcomes = []
-        for rule, (_words, replay, by_confidence) in RULES.items():
-            settings = self._settings[self.confidence.value]
-            key = (self.run.value, rule, by_confidence and settings.per_token)
-            if key not in self._outcomes:
-                self._outcomes[key] = replay(self.replay, settings)
-            outcomes += self._outcomes[key]
-        return outcomes
-
-    # --- drawing ---------------------------------------------------------------------------------
-
     def _draw(self) -> None:
         if self.replay is None:
-            self.points = pd.DataFrame()
+            self.points = self._stops = pd.DataFrame()
             self.live.update_from(self.picture(), "No run is open.", [])
-            self.calibrated.show()
-            return self.read_out.show()
-        self.points = policy_frame(self._replayed(), self.count.value)
-        before = self._setting()
+            return self._read()
+        per_token, outcomes = self.confidence.value, []
+        for rule, (_words, _replay, by_confidence) in RULES.items():
+            outcomes += self._outcomes(self._path, rule, by_confidence and per_token)
+        self.points = policy_frame(outcomes, self.count.value)
+        before = self.live._stops[self.live.at][1] if self.live._stops else ""
         self._stops = policy_stops(self.points, self.beyond.value)
-        stops = list(zip(self._stops["tokens"], self._stops["setting"], strict=True))
-        label = f"Accuracy of early-exit rules against tokens, for {self.run.value}"
-        self.live.update_from(self.figure(), label, stops)
         settings = self._stops["setting"].tolist()
+        label = f"Accuracy of early-exit rules against tokens, for {self.run.value}"
+        stops = list(zip(self._stops["tokens"], settings, strict=True))
+        self.live.update_from(self.figure(), label, stops)
         self.live.at = settings.index(before) if before in settings else 0
         self._read()
 
-    def _setting(self) -> str:
-        stops = self.live._stops
-        return stops[self.live.at][1] if stops else ""
-
     def _read(self) -> None:
-        if self.replay is None or not len(self._stops):
-            return self.read_out.show()
-        self.read_out.say(_told_point(self._stops.iloc[self.live.at]))
-
-    def _calibration(self) -> tuple[pd.DataFrame, str]:
-        key = (self.run.value, self.at.value, self.confidence.value)
-        if key not in self._calibrations:
-            at = (self.replay, self.at.value or None, self.confidence.value)
-            told, area = calibration(*at), confidence_auroc(*at)
-            self._calibrations[key] = told, _told_calibration(told, self.at.value, area)
-        return self._calibrations[key]
+        place = self.live.at
+        self.read_out.say(
+            *(_told_point(line) for _, line in self._stops[place : place + 1].iterrows())
+        )
 
     def _calibrate(self) -> None:
-        if self.replay is None:
-            return
-        said = self._calibration()[1]
-        self.reliability.update_from(self.calibration_figure(), said)
-        self.calibrated.say(said)
+        self.calibrated.show()
+        if self.replay is not None:
+            said = self._calibration(self._path, self.at.value, self.confidence.value)[1]
+            self.reliability.update_from(self.calibration_figure(), said)
+            self.calibrated.say(said)
 
 
 def _told_calibration(told: pd.DataFrame, budget: int, area: float) -> str:

@@ -26,7 +26,6 @@ from anytime_lab.look.answer_view import (
     AnswerNow,
     Session,
     ask,
-    ask_along,
     asked_html,
     history,
     plot_asked,
@@ -109,8 +108,8 @@ def test_probabilities_that_a_server_does_not_tell_are_left_open():
     told = asked(("7", None), ("8", None))
     assert np.isnan(told.spread["probability"]).all()
     assert "not told" in asked_html(told) and "nan" not in asked_html(told)
-    words = [bar[1] for bar in plot_asked([told]).data[2].customdata]
-    assert words == ["50%, right", "50%, wrong"]
+    words = plot_asked([told]).data[2].customdata
+    assert words == ("7: 50%, right", "8: 50%, wrong")
 
 
 def test_history_is_in_the_order_of_tokens_and_keeps_the_last_of_a_length():
@@ -120,17 +119,6 @@ def test_history_is_in_the_order_of_tokens_and_keeps_the_last_of_a_length():
     assert frame["verdict"].tolist() == ["right", "right"]
     assert frame["share_right"].tolist() == [1.0, 1.0]
     assert frame.columns.tolist() == ["tokens", "answer", "share", "verdict", "share_right"]
-
-
-def test_asking_along_stops_at_the_end_of_the_thinking():
-    thought = Scripted(["a"] * 5, lambda length, count: [answer(str(length), 0.5)] * count)
-    points = list(ask_along(thought, [0, 2, 4, 9, 12], 2, GRADED, "5"))
-    assert [p.tokens for p in points] == [0, 2, 4, 5]
-    assert [p.spread["verdict"].iloc[0] for p in points] == ["wrong"] * 3 + ["right"]
-    assert "at the end (closed by itself)" in told_asked(points[-1])
-    for bad in ([], [2, 1], [-1, 3], [2, 2]):
-        with pytest.raises(ValueError, match="budgets must increase"):
-            list(ask_along(thought, bad, 1, None, None))
 
 
 def test_the_figure_draws_the_curve_and_the_columns():
@@ -144,7 +132,7 @@ def test_the_figure_draws_the_curve_and_the_columns():
     assert columns.x == ("2", "2", "2", "4", "4")
     assert columns.y == (0.5, 0.25, 0.25, 0.75, 0.25)
     assert columns.base == (0, 0.5, 0.75, 0, 0.75)
-    assert [bar[0] for bar in columns.customdata] == ["8", "9", "7", "7", "8"]
+    assert columns.text == ("8", "9", "7", "7", "8")
     with pytest.raises(ValueError, match="not asked yet"):
         plot_asked([])
 
@@ -209,7 +197,9 @@ def test_what_is_answered_by_hand_is_what_is_asked_along_at_that_token(opened, t
     (asked,) = view.asked
     thought = thinker.think(task.problems[2]["prompt"], 1.0, 5)
     gold = task.problems[2]["answer"]
-    (alone,) = ask_along(thought, [asked.tokens], 8, task.verifier, gold)
+    while thought.length < asked.tokens:
+        thought.step()
+    alone = ask(thought, 8, task.verifier, gold)
     assert asked.summaries.drop(columns=["probability", "per_token"]).equals(
         alone.summaries.drop(columns=["probability", "per_token"])
     )
@@ -374,6 +364,16 @@ def test_an_example_is_there_before_the_first_click_and_goes_with_it(opened):
     view.go.click()
     until(lambda: state(view) == ENDED)
     assert view.live.figure.data[0].x == (400,) and "An example" not in view.notes.value
+
+
+def test_an_example_is_asked_at_its_end_for_the_last_time(opened):
+    def made():
+        return Scripted(["a"] * 5, lambda length, count: [answer(str(length), 0.5)] * count)
+
+    view = opened(Thinks(made), [{"prompt": "?", "answer": "5"}], GRADED, ask_at=[0, 9, 2, 4, 12])
+    assert [a.tokens for a in view.asked] == [0, 2, 4, 5]
+    assert [a.spread["verdict"].iloc[0] for a in view.asked] == ["wrong"] * 3 + ["right"]
+    assert "at the end (closed by itself)" in view.spread.value
 
 
 def test_an_example_that_cannot_be_asked_is_a_sentence(opened):

@@ -55,7 +55,7 @@ def test_the_point_is_read_against_a_fixed_budget(runs):
     view = Policies(runs)
     for place, (tokens, setting) in enumerate(view.live._stops):
         view.live.at = place
-        row = view.frame().query("setting == @setting").iloc[0]
+        row = view.points.query("setting == @setting").iloc[0]
         assert tokens == row["tokens"] and f"{tokens:,.0f} tokens" in view.read_out.value
         assert setting.split(" ")[0] in view.read_out.value
         riding = [t.meta["riding"][place] for t in view.live.figure.data if "riding" in t.meta]
@@ -103,11 +103,11 @@ def test_runs_that_cannot_be_replayed_are_sentences(runs, tmp_path):
     write_run(tmp_path / "torn", random_right(p=3))
     part_path(tmp_path / "torn", "records", 0).write_bytes(b"no")
     view = Policies([tmp_path / "torn", runs[0]])
-    assert "damaged" in view.notes.value and view.frame().empty
+    assert "damaged" in view.notes.value and view.points.empty
     assert "No run is open" in told(view.picture())
     assert "No run is open" in told(view.calibration_figure())
     view.run.value = "ar"
-    assert "damaged" not in view.notes.value and len(view.frame())
+    assert "damaged" not in view.notes.value and len(view.points)
     view.run.value = "torn"
     assert "<p" not in view.read_out.value and view.live.stop is None
     (tmp_path / "empty").mkdir()
