@@ -22,12 +22,11 @@ from anytime_lab.engines.thoughts import Prompt, Thinker, ThinkingError, Thought
 from anytime_lab.look.figures import told_line
 from anytime_lab.look.live import JS, LiveFigure, Text, button, described, row
 from anytime_lab.look.style import COLOURS, RunStyle, base, faded, safe_text, short_text
-from anytime_lab.look.view import View
+from anytime_lab.look.view import ENDS, View, summaries_html
 from anytime_lab.page import NO_MATHS, escaped, folded, paragraph, plain, region, short, table
 from anytime_lab.verify.verifiers import Verifier, find_answer
 
 NO_GOLD = "not graded"
-TEXTS = 32  # summaries shown
 
 
 @dataclass(frozen=True)
@@ -139,8 +138,7 @@ def told_asked(asked: Asked) -> str:
     lead, others = asked.spread.iloc[0], len(asked.spread) - 1
     where = f"After {asked.tokens:,} tokens"
     if asked.end:
-        how = {"closed": "closed by itself", "eos": "ended in EOS", "length": "its limit"}
-        where += f", at the end ({how.get(asked.end, asked.end)})"
+        where += f", at the end ({ENDS.get(asked.end, asked.end)})"
     rest = "all alike" if not others else f"{others} other answer{'' if others == 1 else 's'}"
     return (
         f"{where}: {told_answer(lead['answer'])}{told_verdict(lead['verdict'])}; {lead['count']} "
@@ -163,19 +161,12 @@ def asked_html(asked: Asked) -> str:
         for row in asked.spread.itertuples()
     ]
     header = ["answer", "summaries", "mean probability", "per token", "verdict"]
-    rows = []
-    for number, drawn in enumerate(asked.summaries.head(TEXTS).itertuples(), start=1):
-        logprob = "not told" if math.isnan(drawn.logprob) else f"{drawn.logprob:.2f}"
-        reason = "" if drawn.reason in ("", "correct", "wrong") else f" ({short(drawn.reason, 40)})"
-        length = f"{drawn.tokens:,} ({'ended' if drawn.finished else 'cut off'})"
-        told = (drawn.verdict + reason, logprob.replace("-", "−"), length, short(drawn.text, 400))
-        rows.append((number, *told))
-    shown = f"Its summaries, the first {TEXTS} of {total}" if total > TEXTS else "Its summaries"
-    each = table(["summary", "verdict", "log-prob", "tokens", "text"], rows, shown, "text")
+    ends = np.where(asked.summaries["finished"], "ended", "cut off")
+    each = asked.summaries.assign(end=ends).rename(index=lambda place: place + 1)
     return (
         paragraph(told_asked(asked))
         + table(header, spread, f"Answers after {asked.tokens:,} tokens", "text")
-        + folded(shown, each)
+        + summaries_html(each, "Its summaries")
     )
 
 
@@ -329,11 +320,10 @@ class StreamPane(anywidget.AnyWidget):
 
 THINKING, ANSWERING, PAUSED, ENDED = "thinking", "answering", "paused", "ended"
 PERIOD = 0.1  # seconds between two pieces of text
-LOOK = 0.25  # seconds between two looks, at rest, whether the interpreter is about to end
 
 
 class Session:
-    """A thread with a thought. It begins thinking at once and ends with its thinking.
+    """A thought that thinks and answers in a thread of its own, and rests in between.
 
     An interpreter that exits waits for the thread, which then ends by itself after the step that
     it is in: a daemon thread would be torn out of a forward pass, and abort the process.
@@ -348,7 +338,7 @@ class Session:
         rate: Most tokens a second; 0 is as fast as it can.
 
     Attributes:
-        state: THINKING, ANSWERING, PAUSED (it can go on) or ENDED.
+        state: THINKING (at once), ANSWERING, PAUSED (it can go on) or ENDED.
         length: Tokens thought, as last told.
     """
 
@@ -360,13 +350,12 @@ class Session:
         rate: float = 0,
     ) -> None:
         self._begin, self._question, self._tell = begin, question, tell
-        self.state, self.length = THINKING, 0
+        self.state, self.length = PAUSED, 0
         self._changed, self._closed = threading.Condition(), False
         self._thought: Thought | None = None
         self._piece, self._told_at = "", 0.0
         self.set_rate(rate)
-        self._thread = threading.Thread(target=self._run, name="thinking", daemon=False)
-        self._thread.start()
+        self.go_on()
 
     def ask(self) -> bool:
         """Stop at this token and answer. False if it is not thinking."""
@@ -374,7 +363,11 @@ class Session:
 
     def go_on(self) -> bool:
         """Think on. False if it is not at rest, or at its end."""
-        return self._turn(PAUSED, THINKING)
+        if not self._turn(PAUSED, THINKING):
+            return False
+        self._thread = threading.Thread(target=self._run, name="thinking", daemon=False)
+        self._thread.start()
+        return True
 
     def set_rate(self, rate: float) -> None:
         """Let it think at another speed from now on."""
@@ -405,53 +398,42 @@ class Session:
             self._changed.notify_all()
         return True
 
-    # --- in the thread ---------------------------------------------------------------------------
-
-    def _over(self) -> bool:
-        """Whether it was closed, or the interpreter is about to end, which closes it."""
-        self._closed = self._closed or not threading.main_thread().is_alive()
-        return self._closed
-
     def _run(self) -> None:
-        while self.state != ENDED and not self._over():
-            try:
-                if self._thought is None:
-                    self._thought = self._begin()
-                self._act(self._thought)
-            except Exception as error:  # told in a sentence; the thought may go on later
-                if not self._over():
-                    self._settle(ENDED if self._thought is None else PAUSED)
-                    self._tell(self, "wrong", sentence(error))
-        if self._thought is not None:
-            self._thought.close()
-
-    def _act(self, thought: Thought) -> None:
-        """The next thing to do in this state."""
-        if self.state == PAUSED:
-            self._rest(PAUSED, LOOK)
-        elif self.state == ANSWERING:
-            self._tell_thought()
-            asked = self._question(thought)
+        """Think until told to answer, or to the end; answer; rest."""
+        try:
+            if self._thought is None:
+                self._thought = self._begin()
+            while self.state == THINKING and not self._thought.end and not self._over():
+                self._step()
+            if self._over():
+                return self._thought.close()
+            self._settle(ANSWERING)
+            asked = self._question(self._thought)
             if not self._closed:
                 self._tell(self, "asked", asked)
-                self._settle(ENDED if thought.end else PAUSED)
-        elif thought.end:  # it answers unasked
-            self._settle(ANSWERING)
-        else:
-            now = time.monotonic()
-            if now >= self._told_at + PERIOD:
-                self._tell_thought()
-            if self._rate and self._due > now:
-                return self._rest(THINKING, min(self._due - now, PERIOD))
-            self._piece += thought.step()
+                self._settle(ENDED if self._thought.end else PAUSED)
+        except Exception as error:  # told in a sentence; the thought may go on later
+            if not self._over():
+                self._settle(ENDED if self._thought is None else PAUSED)
+                self._tell(self, "wrong", sentence(error))
+
+    def _over(self) -> bool:
+        """Whether it was closed, or the interpreter is about to end."""
+        return self._closed or not threading.main_thread().is_alive()
+
+    def _step(self) -> None:
+        """Think one token, or wait some of the time until it is due."""
+        now = time.monotonic()
+        if now >= self._told_at + PERIOD:
+            self._tell_thought()
+        if not self._rate or self._due <= now:
+            self._piece += self._thought.step()
             if self._rate:  # one that was at rest, or is slower, has nothing to catch up
                 self._due = max(self._due, now) + 1 / self._rate
-
-    def _rest(self, state: str, seconds: float) -> None:
-        """Wait, unless the state is another one meanwhile."""
+            return
         with self._changed:
-            if self.state == state and not self._closed:
-                self._changed.wait(seconds)
+            if self.state == THINKING and not self._closed:
+                self._changed.wait(min(self._due - now, PERIOD))
 
     def _tell_thought(self) -> None:
         if not self._closed and self._thought is not None:

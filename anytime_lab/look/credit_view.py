@@ -21,28 +21,15 @@ from anytime_lab.look.style import (
     run_styles,
     safe_text,
 )
-from anytime_lab.look.view import View
+from anytime_lab.look.view import ENDS, View
 from anytime_lab.page import escaped, folded, paragraph, region, short, table
-from anytime_lab.read.credit import (
-    METHOD_WORDS,
-    NOTHING,
-    credit_frame,
-    find_rollouts,
-    largest_advantage,
-    method_words,
-    question_of,
-    signed,
-    told_budget,
-    told_credit,
-    told_tokens,
-)
+from anytime_lab.read import credit
 from anytime_lab.read.runs import Runs, told_error
 from anytime_lab.store.rollouts import ADVANTAGE, Rollouts, read_rollouts, rollout_steps
 
 DEEPEST = 0.6  # opacity at the end of the scale: text stays readable on it, light and dark
 SHOWN = 16_000  # characters of a thinking that are shown in a column
 SUMMARY, PROMPT = 300, 4_000  # characters
-ENDS = {"closed": "closed by itself", "eos": "ended in EOS", "length": "cut by its limit"}
 LINES = {
     "return": "return R",
     "progress": "progress baseline V1",
@@ -53,7 +40,7 @@ LINES = {
 
 def tint(value: float, largest: float) -> str:
     """The inline style of an advantage: hue and underline by its sign, depth by its size."""
-    if value != value or abs(value) < NOTHING or largest <= 0:
+    if value != value or abs(value) < credit.NOTHING or largest <= 0:
         return ""
     depth = DEEPEST * min(abs(value) / largest, 1.0)
     hue, line = (GAIN, "solid") if value > 0 else (LOSS, "dotted")
@@ -67,14 +54,14 @@ def tokens_html(
 
     Args:
         tree: a row of Rollouts.frame.
-        frame: of credit_frame().
+        frame: of credit.credit_frame().
         methods: name → words, of those compared.
         budget: whose stretch is outlined.
     """
-    largest = largest_advantage(frame, methods)
-    steps = [] if largest < NOTHING else [k * largest for k in (-1, -0.5, 0, 0.5, 1)]
+    largest = credit.largest_advantage(frame, methods)
+    steps = [] if largest < credit.NOTHING else [k * largest for k in (-1, -0.5, 0, 0.5, 1)]
     scale = " ".join(
-        f'<span style="{tint(step, largest)}; padding: 1px 10px">{signed(step)}</span>'
+        f'<span style="{tint(step, largest)}; padding: 1px 10px">{credit.signed(step)}</span>'
         for step in steps
     )
     said = "dotted orange: less likely; solid blue: more likely; one scale for both"
@@ -88,12 +75,14 @@ def tokens_html(
             first = int(tree["token_ends"][line.start - 1]) if line.start else 0
             said = escaped(tree["thinking"][first : int(tree["token_ends"][line.end - 1])], limit)
             value = getattr(line, f"{ADVANTAGE}{method}")
-            told = f"{told_tokens(line.start, line.end)}: advantage {signed(value, 3)}"
+            told = (
+                f"{credit.told_tokens(line.start, line.end)}: advantage {credit.signed(value, 3)}"
+            )
             here = ' class="here"' if line.budget == budget else ""
             score = "" if line.score != line.score else f", score {line.score:.2f}"
             parts.append(
                 f'<span style="{tint(value, largest)}" title="{told}"{here}>{said}</span>'
-                f'<span class="mark">{line.end:,} tokens{score}, A {signed(value)}</span>'
+                f'<span class="mark">{line.end:,} tokens{score}, A {credit.signed(value)}</span>'
             )
         if len(stretches) < len(frame):
             parts.append('<span class="mark">ended: later budgets train no token here</span>')
@@ -110,7 +99,7 @@ def numbers_html(frame: pd.DataFrame, methods: Mapping[str, str]) -> str:
     told.insert(0, "prior", frame["prior"].map("{:.2f}".format))
     told.insert(0, "budget", frame["budget"].map("{:,}".format))
     for method in methods:
-        told[method] = frame[f"{ADVANTAGE}{method}"].map(lambda value: signed(value, 3))
+        told[method] = frame[f"{ADVANTAGE}{method}"].map(lambda value: credit.signed(value, 3))
         told.loc[frame["end"] == frame["start"], method] = "no token"
     rows = told.replace("nan", "—").itertuples(index=False)
     return table(header, rows, "This thinking, budget by budget")
@@ -125,7 +114,9 @@ def leaves_html(tree: pd.Series, place: int, budget: int) -> str:
         (
             number,
             "abstained" if score != score else f"{score:.2f}",
-            Markup('<span style="{}">{}</span>').format(tint(value, largest), signed(value, 3)),
+            Markup('<span style="{}">{}</span>').format(
+                tint(value, largest), credit.signed(value, 3)
+            ),
             short(summary, SUMMARY),
         )
         for number, (score, value, summary) in enumerate(zip(*of, strict=True))
@@ -138,8 +129,8 @@ def plot_credit(frame: pd.DataFrame, methods: Mapping[str, str], title: str = ""
     """R, V1, V2, V and the advantages that methods give to the tokens of one thinking.
 
     Args:
-        frame: of credit_frame().
-        methods: name → words, of METHOD_WORDS or a run's own.
+        frame: of credit.credit_frame().
+        methods: name → words, of credit.METHOD_WORDS or a run's own.
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.56, 0.44],
                            vertical_spacing=0.08)  # fmt: skip
@@ -149,7 +140,7 @@ def plot_credit(frame: pd.DataFrame, methods: Mapping[str, str], title: str = ""
         above = column in LINES
         at = frame[column].where(above | (frame["end"] > frame["start"]))
         riding = [
-            None if v != v else [b, v, f"{v:.2f}" if above else signed(v)]
+            None if v != v else [b, v, f"{v:.2f}" if above else credit.signed(v)]
             for b, v in zip(budgets, at, strict=True)
         ]
         if above:
@@ -190,13 +181,13 @@ class Credit(View):
 
     def __init__(self, runs: Runs, methods: Sequence[str] = ("brpo", "grpo")) -> None:
         super().__init__()
-        self.folders, self.complaints = find_rollouts(runs)
+        self.folders, self.complaints = credit.find_rollouts(runs)
         self.rollouts: Rollouts | None = None
         self.tree: pd.Series | None = None
         self.table: pd.DataFrame | None = None
         if len(methods) != 2:
             raise ValueError(
-                f"methods is {tuple(methods)}; choose two of {', '.join(METHOD_WORDS)}."
+                f"methods is {tuple(methods)}; choose two of {', '.join(credit.METHOD_WORDS)}."
             )
         if not self.folders:
             self.say(*(self.complaints or ["No run folders were given."]))
@@ -205,7 +196,7 @@ class Credit(View):
         self.step = described(widgets.SelectionSlider, "Update", "24em", options=[("—", 0)])
         self.problem = described(widgets.Dropdown, "Problem", options=[])
         self.thinking = described(widgets.Select, "Thinking", "30em", options=[], rows=5)
-        words = [(word, name) for name, word in METHOD_WORDS.items()]
+        words = [(word, name) for name, word in credit.METHOD_WORDS.items()]
         self.left = described(widgets.Dropdown, "Compare", options=words)
         self.right = described(widgets.Dropdown, "with", options=words)
         self.sentence, self.prompt, self.leaves, self.numbers = (Text(live=not i) for i in range(4))
@@ -280,7 +271,7 @@ class Credit(View):
     @property
     def known(self) -> dict[str, str]:
         """The baselines that can be compared, in words."""
-        return METHOD_WORDS if self.rollouts is None else method_words(self.rollouts)
+        return credit.METHOD_WORDS if self.rollouts is None else credit.method_words(self.rollouts)
 
     @property
     def group(self) -> pd.DataFrame:
@@ -304,7 +295,7 @@ class Credit(View):
         self.tree = self.table = None
         if self.rollouts is not None and self.thinking.value is not None:
             self.tree = self.group[self.group["sample"] == self.thinking.value].iloc[0]
-            self.table = credit_frame(self.rollouts, self.tree)
+            self.table = credit.credit_frame(self.rollouts, self.tree)
             prompt = region("prompt", [escaped(self.tree["prompt"], PROMPT)])
             self.prompt.show(folded("The prompt, as the model was given it", prompt))
         for part in (self.sentence, *self._opened):
@@ -315,9 +306,9 @@ class Credit(View):
         if self.tree is None:
             return
         end = ENDS.get(self.tree["end"], short(self.tree["end"]))
-        told = told_credit(self.table, self.methods)
+        told = credit.told_credit(self.table, self.methods)
         self.sentence.show(
-            paragraph(f"Problem: {short(question_of(self.tree['prompt']), 400)}"),
+            paragraph(f"Problem: {short(credit.question_of(self.tree['prompt']), 400)}"),
             paragraph(
                 f"Thinking {self.tree['sample']} of {len(self.group)}: {self.tree['tokens']:,} "
                 f"tokens, {end}. The run trained with baseline {self.rollouts.baseline!r}.", "note"
@@ -345,5 +336,5 @@ class Credit(View):
             other.at = moved.at
         budget = int(moved.stop)
         self.tokens.show(tokens_html(self.tree, self.table, self.methods, budget))
-        self.position.say(told_budget(self.table, budget, self.methods))
+        self.position.say(credit.told_budget(self.table, budget, self.methods))
         self.leaves.show(leaves_html(self.tree, moved.at, budget))

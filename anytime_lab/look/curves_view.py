@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import traitlets
 
-from anytime_lab.look.figures import OVER, plot_curves, prior_trace
+from anytime_lab.look.figures import OVER, plot_curves
 from anytime_lab.look.live import (
     JS,
     LiveFigure,
@@ -35,16 +35,17 @@ from anytime_lab.read.runs import Runs, find_evaluations
 AT_FIRST = 6  # runs that are shown before any is chosen
 NO_BENCHMARK = "none"
 HEIGHT = 520
-FAINT = 0.25  # opacity of the others while one run is pointed at
 
 
 class RunList(anywidget.AnyWidget):
-    """Legend and table of runs in one; ticked, reference and over are what the reader chose."""
+    """Legend and table of runs in one; ticked and reference are what the reader chose."""
 
     _esm = JS / "run_list.js"
     ticked = traitlets.List(traitlets.Unicode()).tag(sync=True)
     reference = traitlets.Unicode().tag(sync=True)
-    over = traitlets.Unicode().tag(sync=True)  # the run that is pointed at
+    over = traitlets.Unicode().tag(
+        sync=True
+    )  # the name of the run that is pointed at, as it is drawn
     _rows = traitlets.List().tag(sync=True)
     _head = traitlets.List().tag(sync=True)
 
@@ -85,9 +86,17 @@ class BudgetCurves(RunsView):
         self.story, self.score, self.reach = (Text(live=True) for _ in range(3))
         self._make_controls(str(export_dir))
         self._dataset_chosen()
-        self._observe()
-
-    # --- what is shown ---------------------------------------------------------------------------
+        self.on(self.dataset, self._dataset_chosen)
+        self.on(self.runs, self._runs_chosen, "ticked")
+        self.on(self.runs, self._reference_chosen, "reference")
+        self.on([self.log_axis, self.over, self.published], self._draw)
+        self.on(self.common, self._common_chosen)
+        self.on(self.prior, self._draw, "prior")
+        self.on(self.live, self._line_moved, "at")
+        self.on(self.level, self._read_reach)
+        self.live.hear("click", self._point_clicked)
+        self.live.hear("painted", self._painted)
+        widgets.jslink((self.runs, "over"), (self.live, "over"))
 
     @property
     def shown(self) -> dict[str, ProblemTable]:
@@ -120,8 +129,10 @@ class BudgetCurves(RunsView):
         if not self.names or not self.shown:
             raise ValueError("no run is shown; choose at least one.")
         published = self.published.value
+        ends = [self.tables.endings[self.names[name].path].assign(run=name) for name in self.shown]
+        frame = self.frame().merge(pd.concat(ends), on=["run", "budget"], how="left")
         return plot_curves(
-            self._told(self.frame()),
+            frame.assign(told=[_told_ending(line) for line in frame.to_dict("records")]),
             list(self._here),
             over=self.over.value,
             reference=self.runs.reference,
@@ -130,14 +141,6 @@ class BudgetCurves(RunsView):
             log=self.log_axis.value,
             height=HEIGHT,
         )
-
-    def _told(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame with a sentence for each point: what was cut there and what left open."""
-        ends = [self.tables.endings[self.names[name].path].assign(run=name) for name in self.shown]
-        frame = frame.merge(pd.concat(ends), on=["run", "budget"], how="left")
-        return frame.assign(told=[_told_ending(line) for line in frame.to_dict("records")])
-
-    # --- parts -----------------------------------------------------------------------------------
 
     def _make_controls(self, folder: str) -> None:
         self.dataset = chooser("Dataset", self.catalogue.datasets)
@@ -175,54 +178,45 @@ class BudgetCurves(RunsView):
         self.aside = widgets.VBox(self._aside)
         self.compose(self.story, beside([self.live], self.aside, 2), self.more, more)
 
-    def _observe(self) -> None:
-        self.on(self.dataset, self._dataset_chosen)
-        self.on(self.runs, self._runs_chosen, "ticked")
-        self.on(self.runs, self._reference_chosen, "reference")
-        self.on(self.runs, self._point_at, "over")
-        self.on([self.log_axis, self.over, self.published], self._draw)
-        self.on(self.common, self._common_chosen)
-        self.on(self.prior, self._prior_chosen, "prior")
-        self.on(self.live, self._line_moved, "at")
-        self.on(self.level, self._read_reach)
-        self.live.hear("click", lambda point: self._point_clicked(*point))
-        self.live.hear("painted", self._painted)
-
-    # --- choices ---------------------------------------------------------------------------------
-
     def _dataset_chosen(self) -> None:
         names = self.catalogue.names(self.dataset.value)
         several = len(self.catalogue.datasets) > 1
         self._here = [f"{n} · {self.dataset.value}" if several else n for n in names]
-        last = {self.names[n].run: n for n in sorted(self._here, key=self._step)}
+        steps = {n: self.names[n].step or 0 for n in self._here}
+        last = {self.names[n].run: n for n in sorted(steps, key=steps.get)}
         at_first = [n for n in self._here if n in last.values()][:AT_FIRST]
         kept = [n for n in self._here if n in self.runs.ticked]
         with self.quiet():
             self.runs.ticked = kept or at_first
         self._runs_chosen()
 
-    def _step(self, name: str) -> int:
-        return self.names[name].step or 0
-
     def _runs_chosen(self) -> None:
-        shown = self.shown
+        chosen = [name for name in self._here if name in self.runs.ticked]
+        shown, said = self.shown, self.wrong(chosen)
         before = self.runs.reference or self._wanted
         matching = [n for n in shown if before in (n, self.names[n].run)]
         common = told.common_budgets(list(shown.values()))
-        with self.quiet():
-            self.runs.reference = (matching or [*shown, ""])[0]
-            self._offer_budgets(shown, common)
-            self.prior.set_budgets(common)
-        self.say(*self._sentences(common))
-        self._draw()
-
-    def _offer_budgets(self, shown: Mapping[str, ProblemTable], common: list[int]) -> None:
-        """Where runs were measured at different budgets: which of them the score is over."""
+        grids = {name: _listed(table.budgets) for name, table in shown.items()}
         different = len({table.budgets for table in shown.values()}) > 1
+        if not chosen:
+            said.append("No run is chosen; tick one or more in the list.")
+        known = {x for n in self._here for x in (n, self.names[n].run)}
+        if self._wanted and self._wanted not in known:
+            said.append(f"The reference {self._wanted!r} is not one of the runs; another is used.")
+        if different:
+            at = "; ".join(f"{name} at {budgets}" for name, budgets in grids.items())
+            share = f"They share {_listed(common)}." if common else "They share none."
+            said.append(f"The runs were measured at different budgets: {at}. {share}")
+        if len(chosen) < len(self._here):
+            said.append(f"{len(chosen)} of {len(self._here)} runs are shown.")
+        self.say(*said)
         options = [(f"{len(common)} budgets all share: {_listed(common)}", "")] if common else []
-        options += [(f"those of {short(n, 24)}: {_listed(t.budgets)}", n) for n, t in shown.items()]
+        options += [(f"those of {short(n, 24)}: {budgets}", n) for n, budgets in grids.items()]
         self.refill(self.common, options, options[0][1] if options else None)
         self.common.layout.display = None if different else "none"
+        with self.quiet():
+            self.runs.reference = (matching or [*shown, ""])[0]
+        self._common_chosen()
 
     def _common_chosen(self) -> None:
         shown, chosen = self.shown, self.common.value
@@ -230,24 +224,6 @@ class BudgetCurves(RunsView):
         with self.quiet():
             self.prior.set_budgets(told.common_budgets(tables))
         self._draw()
-
-    def _sentences(self, common: list[int]) -> list[str]:
-        """What is wrong or unfinished with the folders, for the reader."""
-        chosen = [name for name in self._here if name in self.runs.ticked]
-        said = self.wrong(chosen)
-        if not chosen:
-            said.append("No run is chosen; tick one or more in the list.")
-        known = {x for n in self._here for x in (n, self.names[n].run)}
-        if self._wanted and self._wanted not in known:
-            said.append(f"The reference {self._wanted!r} is not one of the runs; another is used.")
-        shown = self.shown
-        if len({table.budgets for table in shown.values()}) > 1:
-            at = "; ".join(f"{n} at {_listed(table.budgets)}" for n, table in shown.items())
-            share = f"They share {_listed(common)}." if common else "They share none."
-            said.append(f"The runs were measured at different budgets: {at}. {share}")
-        if len(chosen) < len(self._here):
-            said.append(f"{len(chosen)} of {len(self._here)} runs are shown.")
-        return said
 
     def _reference_chosen(self) -> None:
         if self.runs.reference not in self.shown:  # compared with, so shown
@@ -264,26 +240,10 @@ class BudgetCurves(RunsView):
         if self.dataset.value in self.catalogue.datasets:
             self._dataset_chosen()
 
-    def _prior_chosen(self) -> None:
-        prior, traces = self.prior.prior, self.live.figure.data
-        number = next((i for i, trace in enumerate(traces) if trace.name == "prior"), None)
-        if prior is None or number is None:
-            return self._draw()
-        bars = prior_trace(prior, self._places())
-        axis = traces[number].yaxis.replace("y", "yaxis")
-        self.live.patch(
-            {number: {key: bars[key] for key in ("x", "y", "meta", "customdata")}},
-            {f"{axis}.range": [0, 1.25 * max(prior.weights)]},
-        )
-        self._tell_story()
-        self._read()
-
     def _painted(self, heights: list[float]) -> None:
         budgets = told.all_budgets(list(self.shown.values()))
         drawn = dict(zip(budgets, heights, strict=False))
         self.prior.draw([drawn.get(budget, 0.0) for budget in self.prior.budgets])
-
-    # --- drawing ---------------------------------------------------------------------------------
 
     def _draw(self) -> None:
         shown = self.shown
@@ -320,11 +280,10 @@ class BudgetCurves(RunsView):
         found = find_evaluations(self._equal_time).names(self.dataset.value)
         self.tables.read(list(found.values()))
         known = {name: self.tables.known.get(e.path) for name, e in found.items()}
-        base, said = known.pop(self.runs.reference, None), []
+        base, prior, said = known.pop(self.runs.reference, None), self.prior.prior, []
         for name, mine in known.items():
-            pair = told.difference_table(mine, base) if mine and base else None
-            if pair is not None and self.prior.prior is not None:
-                score = told.under_prior(pair, self.prior.prior)
+            if mine and base and prior and (pair := told.difference_table(mine, base)):
+                score = told.under_prior(pair, prior)
                 said.append(f"{name} {told.told_points(score.value, score.low, score.high)}")
         return ", ".join(said)
 
@@ -346,24 +305,11 @@ class BudgetCurves(RunsView):
         header = ["published run", f"final, {benchmark}", "anytime"]
         self.published_table.show(table(header, percent, note))
 
-    def _point_at(self) -> None:
-        """Makes the other runs faint while one is pointed at."""
-        over = self.runs.over
-        mine = {plain(over), f"{plain(over)} 95 %"}
-        faint = {
-            i: {"opacity": FAINT if over in self.shown and _group(trace) not in mine else 1}
-            for i, trace in enumerate(self.live.figure.data)
-            if _group(trace)
-        }
-        self.live.patch(faint)
-
-    # --- reading ---------------------------------------------------------------------------------
-
     def _line_moved(self) -> None:
         self.prior.stand_at(self.budget)
         self._read()
         if isinstance(self.aside.children[-1], InsideProblem):
-            self.aside.children[-1].stand_at(self.budget)
+            self.aside.children[-1].live.move_to(self.budget)
 
     def _read(self) -> None:
         """The numbers where the line stands, and those under the prior."""
@@ -403,8 +349,6 @@ class BudgetCurves(RunsView):
         said = [f"{n}: {told.told_reach(table, level)}" for n, table in self.shown.items()]
         self.reach.say(f"To {level:.0%}: {'; '.join(said)}.")
 
-    # --- looking inside --------------------------------------------------------------------------
-
     def _other(self) -> str:
         """The run whose problems are of most interest: the furthest above the reference here."""
         leads = {
@@ -414,11 +358,10 @@ class BudgetCurves(RunsView):
             leads, key=lambda n: (leads[n] == leads[n], leads[n]), default=self.runs.reference
         )
 
-    def _point_clicked(self, trace: str, _x: float, _y: float) -> None:
-        names = {t.name: _group(t) for t in self.live.figure.data}
-        found = [n for n in self.shown if plain(n) == names.get(trace)]
-        if found:
-            self._look_inside(found[0])
+    def _point_clicked(self, point: list) -> None:
+        groups = {t.name: t.meta.get("name") for t in self.live.figure.data if t.meta}
+        for name in [n for n in self.shown if plain(n) == groups.get(point[0])][:1]:
+            self._look_inside(name)
 
     def _look_inside(self, name: str) -> None:
         """Problems in place of the runs: those that this run and the reference answer unlike."""
@@ -431,11 +374,6 @@ class BudgetCurves(RunsView):
 
     def _show_runs(self) -> None:
         self.aside.children = self._aside
-
-
-def _group(trace: go.Scatter) -> str | None:
-    """The run that a trace belongs to, as plain text."""
-    return trace.meta["name"] if trace.meta and "name" in trace.meta else None
 
 
 def _cells(column: str, estimate: Estimate, told) -> dict[str, str]:

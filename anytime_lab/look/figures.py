@@ -89,13 +89,16 @@ def plot_curves(
     for place, (panel, number) in enumerate([("accuracy", ""), ("difference", 2)][: 1 + compared]):
         prefix, possible, words, value = CURVES[panel]
         bounds = {bound: curves[prefix + bound] for bound in ("low", "high")}
-        rows = curves.assign(value=curves[panel], **bounds).dropna(subset="value").sort_values(over)
+        rows = curves.assign(share=curves[panel], **bounds, label=curves["run"])
+        rows = rows.assign(stop=rows["budget"], tokens=rows["budget"]).dropna(subset="share")
+        rows = rows.sort_values(over)
         parts = {run: rows[rows["run"] == run] for run in styles if run in set(rows["run"])}
         traces = [band(part, over, styles[run], run) for run, part in parts.items()]
         for run, part in parts.items():
             traces.append(curve_trace(part, over, styles[run], run, value, stops))
-        figure.add_traces([{**trace, "yaxis": f"y{number}"} for trace in traces])
-        values = rows[["value", "low", "high"]]
+        where = {"yaxis": f"y{number}", "showlegend": False}
+        figure.add_traces([{**trace, **where} for trace in traces])
+        values = rows[["share", "low", "high"]]
         if place:
             values = values.assign(zero=0.0)  # always in sight
         elif published is not None:
@@ -138,27 +141,29 @@ def _curve_axis(places: pd.Series, over: str, log: bool) -> dict:
 
 
 def curve_trace(
-    part: pd.DataFrame, over: str, style: RunStyle, name: str, words: str, stops: Sequence[int]
+    part: pd.DataFrame, x: str, style: RunStyle, name: str, words: str, stops: Sequence[int]
 ) -> dict:
     """A scatter trace of a curve, told point by point.
 
     Args:
-        part: columns budget, value, low, high, and that of `over`.
-        words: a hundred times the value, as a format.
-        stops: budgets at which a line may stand, whose numbers ride on it.
+        part: columns label, tokens, share, low, high, stop, and x; told, where more is said.
+        words: a hundred times the share, as a format.
+        stops: where a line may stand, whose numbers ride on it.
     """
     said, riding = [], dict.fromkeys(stops)
     for row in part.to_dict("records"):
         told, low, high = (
-            words.format(100 * row[c]).replace("-", "−") for c in ("value", "low", "high")
+            words.format(100 * row[c]).replace("-", "−") for c in ("share", "low", "high")
         )
         bounds = "" if pd.isna(row["low"]) else f" [{low}, {high}]".replace(" %", "")
+        at = f"at {row['tokens']:,.0f} tokens"
         more = f"<br>{safe_text(row['told'])}" if row.get("told") else ""
-        said.append(f"{short_text(name)}: <b>{told}</b>{bounds} at {row['budget']:,} tokens{more}")
-        riding[row["budget"]] = [row[over], row["value"], told]
-    drawn = told_line(part[over], part["value"], said, name, style, list(riding.values()))
+        said.append(f"{short_text(row['label'])}: <b>{told}</b>{bounds} {at}{more}")
+        if row["stop"] in riding:
+            riding[row["stop"]] = [row[x], row["share"], told]
     size = 7 if len(part) <= 16 else 5
-    return {**drawn, "showlegend": False, "marker": {"symbol": style.marker, "size": size}}
+    riding = list(riding.values())
+    return told_line(part[x], part["share"], said, name, style, riding, marker={"size": size})
 
 
 def told_line(
@@ -246,37 +251,26 @@ def plot_policies(
 
     Returns traces named "fixed budget 95 %" and, per rule, its name.
     """
-    figure = base(go.Figure(), 460, title, dragmode=False)
     shown = policy_points(policies, beyond)
-    places = {row: place for place, row in enumerate(policy_stops(policies, beyond).index)}
-    lines, styles = policy_lines(shown), run_styles(list(policy_lines(policies)))
+    points = shown.assign(share=shown["accuracy"], stop=shown.index, label=shown["setting"])
+    lines, styles = policy_lines(points), run_styles(list(policy_lines(policies)))
+    stops = points.index[points["policy"] != FIXED]
+    figure = base(go.Figure(), 460, title, dragmode=False)
     if FIXED in lines:
         figure.add_trace(band(lines[FIXED], "tokens", styles[FIXED], FIXED))
-    figure.add_traces([policy_trace(lines[name], name, styles[name], places) for name in lines])
+    for name, part in lines.items():
+        figure.add_trace(curve_trace(part, "tokens", styles[name], name, "{:.1f} %", stops))
     span = axis_span(shown[["accuracy", "low", "high"]], 0.0, 1.0)
     figure.update_yaxes(title="Accuracy", tickformat=".0%", range=span)
-    return figure.update_xaxes(title=COUNT_WORDS[count], **token_axis(shown["tokens"], log_tokens))
+    log = log_tokens and shown["tokens"].min() > 0
+    scale = {"type": "log", "dtick": "D2"} if log else {"type": "linear"}
+    return figure.update_xaxes(title=COUNT_WORDS[count], tickformat=",d", **scale)
 
 
 def policy_points(policies: pd.DataFrame, beyond: bool) -> pd.DataFrame:
     """What is drawn: unless `beyond`, what costs no more than the dearest fixed budget."""
     fixed = policies.loc[policies["policy"] == FIXED, "tokens"]
     return policies if beyond else policies[policies["tokens"] <= 1.05 * fixed.max()]
-
-
-def policy_stops(policies: pd.DataFrame, beyond: bool) -> pd.DataFrame:
-    """The rules' settings, one after another, where a line may stand."""
-    points = policy_points(policies, beyond)
-    return points[points["policy"] != FIXED]
-
-
-def token_axis(tokens: pd.Series, log: bool) -> dict:
-    """Type and ticks of a token axis."""
-    if not log or tokens.min() <= 0:
-        return {"type": "linear", "tickmode": "auto", "tickformat": ",d"}
-    whole = sorted({int(t) for t in tokens.round() if t >= 1})
-    ticks = [m * 10**k for k in range(9) for m in (1, 2, 5) if whole[0] <= m * 10**k <= whole[-1]]
-    return {"type": "log", **(log_ticks(ticks) if len(ticks) > 1 else log_ticks(whole, 1.7))}
 
 
 def policy_lines(policies: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -289,18 +283,6 @@ def policy_lines(policies: pd.DataFrame) -> dict[str, pd.DataFrame]:
         else:
             lines[RULES[policy][0] if policy in RULES else policy] = part.sort_values("value")
     return lines
-
-
-def policy_trace(part: pd.DataFrame, name: str, style: RunStyle, places: Mapping[str, int]) -> dict:
-    """A scatter trace of one rule; `places` are those of all settings, where a line may stand."""
-    said, riding = [], [None] * len(places)
-    for row in part.itertuples():
-        told = f"{100 * row.accuracy:.1f} %"
-        bounds = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
-        said.append(f"{safe_text(row.setting)}: <b>{told}</b> {bounds} at {row.tokens:,.0f} tokens")
-        if row.Index in places:
-            riding[places[row.Index]] = [row.tokens, row.accuracy, told]
-    return told_line(part["tokens"], part["accuracy"], said, name, style, riding)
 
 
 def band(part: pd.DataFrame, x: str, style: RunStyle, name: str) -> dict:
@@ -359,35 +341,30 @@ def plot_thinking(
             first_right, lost.
     """
     figure = base(go.Figure(), 250, title, dragmode=False, margin={"b": 48})
-    for row, (run, path) in enumerate(paths.items()):
-        figure.add_traces(thinking_traces(path, run, run_styles(list(paths))[run], row))
+    for row, (run, style) in enumerate(run_styles(list(paths)).items()):
+        path, said, riding, turns = paths[run], [], [], []
+        for line in path.to_dict("records"):
+            answer = "no answer" if line["answer"] is None else line["answer"]
+            told = f"{short_text(run)} at {line['budget']:,} tokens: {short_text(answer)}"
+            said.append(f"{told} ({line['share_right']:.0%} right)")
+            riding.append([line["budget"], line["share_right"], short(answer, 24)])
+            if mark := next((mark for column, mark in MARKS.items() if line[column]), None):
+                turns.append((line["budget"], f"{told}, {mark[0]}", mark[1]))
+        filled = {"size": 9, "symbol": np.where(path["right"], "circle", "circle-open").tolist()}
+        shape = {"line": {"shape": "hv"}, "marker": filled}
+        shares = path["budget"], path["share_right"]
+        figure.add_trace(told_line(*shares, said, run, style, riding, **shape))
+        budgets, said, symbols = zip(*turns, strict=True) if turns else ((), (), ())
+        marks = {"size": 12, "color": style.colour, "symbol": list(symbols)}
+        more = {"mode": "markers", "showlegend": False, "marker": marks}
+        heights = [1.18 + 0.2 * row] * len(budgets)  # in a row of their own above
+        figure.add_trace(told_line(budgets, heights, said, f"{run}, turns", style, **more))
     budgets = [budget for path in paths.values() for budget in path["budget"]]
     figure.update_xaxes(title="Thinking budget (tokens)", **budget_ticks(budgets))
     top = 1.15 + 0.2 * len(paths)
     return figure.update_yaxes(
         title="Summaries right", tickformat=".0%", range=[-0.1, top], tickvals=[0, 0.5, 1]
     )
-
-
-def thinking_traces(path: pd.DataFrame, run: str, style: RunStyle, row: int) -> list[dict]:
-    """The curve of one thinking, and its marks in a row of their own above."""
-    said, riding, turns = [], [], []
-    for line in path.to_dict("records"):
-        answer = "no answer" if line["answer"] is None else line["answer"]
-        told = f"{short_text(run)} at {line['budget']:,} tokens: {short_text(answer)}"
-        said.append(f"{told} ({line['share_right']:.0%} right)")
-        riding.append([line["budget"], line["share_right"], short(answer, 24)])
-        if mark := next((mark for column, mark in MARKS.items() if line[column]), None):
-            turns.append((line["budget"], 1.18 + 0.2 * row, f"{told}, {mark[0]}", mark[1]))
-    filled = {"size": 9, "symbol": np.where(path["right"], "circle", "circle-open").tolist()}
-    curve = told_line(path["budget"], path["share_right"], said, run, style, riding, marker=filled)
-    curve["line"]["shape"] = "hv"
-    budgets, heights, said, symbols = zip(*turns, strict=True) if turns else ((),) * 4
-    marks = told_line(
-        budgets, heights, said, f"{run}, turns", style, mode="markers", showlegend=False,
-        marker={"size": 12, "color": style.colour, "symbol": list(symbols)},
-    )  # fmt: skip
-    return [curve, marks]
 
 
 def published_traces(published: pd.DataFrame, runs: Sequence[str]) -> list[dict]:

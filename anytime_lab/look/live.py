@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,6 @@ from plotly.offline import get_plotlyjs
 from anytime_lab.page import block, paragraph, short
 
 JS = Path(__file__).parent / "js"
-CLEAR = "rgba(0,0,0,0)"
-GRID = {"gridcolor": "#8883", "zerolinecolor": "#8888", "linecolor": "#8888"}
 LABEL = {"description_width": "initial"}
 
 
@@ -36,9 +34,9 @@ class LiveFigure(anywidget.AnyWidget):
     _esm = JS / "figure.js"
     label = traitlets.Unicode().tag(sync=True)
     at = traitlets.Int(0).tag(sync=True)
+    over = traitlets.Unicode().tag(sync=True)  # of whose traces the others are faint
     playing = traitlets.Bool(False).tag(sync=True)  # the page moves the line to the last stop
     _figure = traitlets.Unicode().tag(sync=True)
-    _patch = traitlets.Dict().tag(sync=True)  # what `patch` changed since
     _stops = traitlets.List().tag(sync=True)
     _moves = traitlets.Unicode().tag(sync=True)
     _source = traitlets.Unicode().tag(sync=True)  # the widget that holds plotly
@@ -63,29 +61,12 @@ class LiveFigure(anywidget.AnyWidget):
         before = self.stop
         with self.hold_sync():
             self.figure = figure
-            self._patch = {}
-            self._figure = _for_page(figure)
+            self._figure = to_json_plotly(figure)
             if label is not None:
                 self.label = label
             if stops is not None:
                 self._stops = [[x, words] for x, words in stops]
                 self.move_to(before)
-
-    def patch(
-        self,
-        traces: Mapping[int, Mapping[str, Any]] | None = None,
-        layout: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Changes little without sending the figure: attributes of traces, by number; of layout."""
-        told = {i: dict(trace) for i, trace in self._patch.get("traces", {}).items()}
-        for number, trace in (traces or {}).items():
-            told[str(number)] = told.get(str(number), {}) | dict(trace)
-            self.figure.data[number].update(trace)
-        self.figure.update_layout(layout or {})
-        self._patch = {
-            "traces": told,
-            "layout": self._patch.get("layout", {}) | dict(layout or {}),
-        }
 
     @property
     def stop(self) -> float | None:
@@ -115,29 +96,6 @@ class LiveFigure(anywidget.AnyWidget):
 def _plotly() -> widgets.Label:
     """plotly for the page, held once for all figures of this process."""
     return widgets.Label(get_plotlyjs())
-
-
-def _for_page(figure: go.Figure) -> str:
-    """The figure as JSON without title and colours of its own: those are the page's."""
-    told = figure.to_dict()
-    layout = told["layout"]
-    titled = bool(layout.pop("title", {}).get("text"))
-    layout.pop("template", None)
-    margin = layout.get("margin", {})
-    if titled:
-        margin = {**margin, "t": max(margin.get("t", 100) - 40, 24)}
-    axes = {
-        name: {**GRID, **axis} for name, axis in layout.items() if name[:5] in ("xaxis", "yaxis")
-    }
-    told["layout"] = {
-        **layout,
-        **axes,
-        "margin": margin,
-        "paper_bgcolor": CLEAR,
-        "plot_bgcolor": CLEAR,
-        "modebar": {**layout.get("modebar", {}), "bgcolor": CLEAR, "color": "#888"},
-    }
-    return to_json_plotly(told)
 
 
 class StyleSheet(anywidget.AnyWidget):

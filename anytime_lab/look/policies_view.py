@@ -11,24 +11,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from anytime_lab.look.figures import COUNT_WORDS, plot_calibration, plot_policies, policy_stops
+from anytime_lab.look.figures import COUNT_WORDS, plot_calibration, plot_policies, policy_points
 from anytime_lab.look.live import LiveFigure, Text, beside, chooser, described, row, ticked
 from anytime_lab.look.style import told_figure
 from anytime_lab.look.view import RunsView
 from anytime_lab.page import short
-from anytime_lab.read.policies import (
-    COUNTS,
-    REPLAY_COLUMNS,
-    RULES,
-    Outcome,
-    Replay,
-    RuleSettings,
-    calibration,
-    calibration_error,
-    confidence_auroc,
-    lay_out,
-    policy_frame,
-)
+from anytime_lab.read import policies
 from anytime_lab.read.runs import Runs, told_error
 from anytime_lab.read.told import told_percent, told_points, told_side
 from anytime_lab.store.records import read_records
@@ -48,23 +36,23 @@ class Policies(RunsView):
     def __init__(
         self,
         runs: Runs,
-        agreements: Sequence[int] = RuleSettings.agreements,
-        majorities: Sequence[int] = RuleSettings.majorities,
+        agreements: Sequence[int] = policies.RuleSettings.agreements,
+        majorities: Sequence[int] = policies.RuleSettings.majorities,
     ) -> None:
         super().__init__(runs)
         self._settings = {
-            per_token: RuleSettings(tuple(agreements), tuple(majorities), per_token)
+            per_token: policies.RuleSettings(tuple(agreements), tuple(majorities), per_token)
             for per_token in (False, True)
         }
         self._lay_out, self._outcomes = cache(self._lay_out), cache(self._outcomes)
         self._calibration = cache(self._calibration)
-        self.replay: Replay | None = None  # the chosen run's records, laid out
-        self.points = pd.DataFrame()  # of policy_frame(): every rule at every setting
+        self.replay: policies.Replay | None = None  # the chosen run's records, laid out
+        self.points = pd.DataFrame()  # of policies.policy_frame(): every rule at every setting
         self._said = self.catalogue.complaints
         if not self.names:
             return
         self.run = chooser("Run", self.names)
-        counts = [(COUNT_WORDS[c].partition(" (")[0], c) for c in COUNTS]
+        counts = [(COUNT_WORDS[c].partition(" (")[0], c) for c in policies.COUNTS]
         self.count = described(widgets.Dropdown, "Count", options=counts)
         self.confidence = described(
             widgets.Dropdown, "Confidence: probability", "26em", options=CONFIDENCES
@@ -107,15 +95,15 @@ class Policies(RunsView):
         return plot_calibration(told, f"Calibration: {short(self.run.value, 40)}")
 
     # what each run gives is worked out once
-    def _lay_out(self, path: Path) -> Replay:
-        return lay_out(read_records(path, REPLAY_COLUMNS, allow_partial=True))
+    def _lay_out(self, path: Path) -> policies.Replay:
+        return policies.lay_out(read_records(path, policies.REPLAY_COLUMNS, allow_partial=True))
 
-    def _outcomes(self, path: Path, rule: str, per_token: bool) -> list[Outcome]:
-        return RULES[rule][1](self._lay_out(path), self._settings[per_token])
+    def _outcomes(self, path: Path, rule: str, per_token: bool) -> list[policies.Outcome]:
+        return policies.RULES[rule][1](self._lay_out(path), self._settings[per_token])
 
     def _calibration(self, path: Path, budget: int, per_token: bool) -> tuple[pd.DataFrame, str]:
         at = (self._lay_out(path), budget or None, per_token)
-        told, area = calibration(*at), confidence_auroc(*at)
+        told, area = policies.calibration(*at), policies.confidence_auroc(*at)
         return told, _told_calibration(told, budget, area)
 
     @property
@@ -143,11 +131,12 @@ class Policies(RunsView):
             self.live.update_from(self.picture(), "No run is open.", [])
             return self._read()
         per_token, outcomes = self.confidence.value, []
-        for rule, (_words, _replay, by_confidence) in RULES.items():
+        for rule, (_words, _replay, by_confidence) in policies.RULES.items():
             outcomes += self._outcomes(self._path, rule, by_confidence and per_token)
-        self.points = policy_frame(outcomes, self.count.value)
+        self.points = policies.policy_frame(outcomes, self.count.value)
         before = self.live._stops[self.live.at][1] if self.live._stops else ""
-        self._stops = policy_stops(self.points, self.beyond.value)
+        shown = policy_points(self.points, self.beyond.value)
+        self._stops = shown[shown["policy"] != policies.FIXED]
         settings = self._stops["setting"].tolist()
         label = f"Accuracy of early-exit rules against tokens, for {self.run.value}"
         stops = list(zip(self._stops["tokens"], settings, strict=True))
@@ -182,7 +171,7 @@ def _told_calibration(told: pd.DataFrame, budget: int, area: float) -> str:
         )
     return (
         f"At {where}, {told['answers'].sum():,} answers: expected calibration error "
-        f"{100 * calibration_error(told):.1f} points (0 is perfect){ranked}."
+        f"{100 * policies.calibration_error(told):.1f} points (0 is perfect){ranked}."
     )
 
 

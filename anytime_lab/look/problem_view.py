@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 
 from anytime_lab.look.figures import plot_thinking
 from anytime_lab.look.live import LiveFigure, Text, button, chooser, described, row, ticked
-from anytime_lab.look.view import RunsView, View
-from anytime_lab.page import escaped, folded, paragraph, region, short, table
+from anytime_lab.look.view import ENDS, RunsView, View, summaries_html
+from anytime_lab.page import escaped, paragraph, region, short
 from anytime_lab.read.curves import ProblemTable
 from anytime_lab.read.runs import (
     ORDERS,
@@ -28,7 +28,6 @@ from anytime_lab.read.runs import (
 from anytime_lab.read.told import all_budgets
 
 BEFORE, AFTER = 12_000, 4_000  # characters shown on each side of the cut
-SUMMARIES = 32  # summaries shown at a budget
 
 
 def thinking_html(thought: Thought, path: pd.DataFrame, budget: int) -> str:
@@ -77,10 +76,9 @@ def position_html(thought: Thought, path: pd.DataFrame, budget: int) -> str:
     if not len(here):
         return paragraph(f"This thinking was not measured at {budget:,} tokens.")
     row = here.iloc[0]
-    how = {"closed": "closed by itself", "eos": "ended in EOS", "length": "cut by its limit"}
     place = f"{row['cut']:,} of {thought.tokens:,} tokens"
     if row["cut"] >= thought.tokens:
-        place += f", the whole thinking ({how.get(thought.end, thought.end)})"
+        place += f", the whole thinking ({ENDS.get(thought.end, thought.end)})"
     answer = "no answer" if row["answer"] is None else f"answer {short(row['answer'], 60)}"
     kind, verdict = ("right", "right") if row["right"] else ("wrong", "not right")
     return (
@@ -88,25 +86,6 @@ def position_html(thought: Thought, path: pd.DataFrame, budget: int) -> str:
         f'<strong class="{kind}">{verdict}</strong>; '
         f"{row['share_right']:.0%} of the summaries are right.</p>"
     )
-
-
-def summaries_html(thought: Thought, budget: int) -> str:
-    """The summaries at a budget with their verdicts and log-probs."""
-    part = thought.records[thought.records["budget"] == budget]
-    rows = []
-    for record in part.head(SUMMARIES).itertuples():
-        answer = "—" if pd.isna(record.answer) else short(record.answer, 80)
-        logprob = "—" if pd.isna(record.logprob) else f"{record.logprob:.2f}".replace("-", "−")
-        verdict = "abstained" if pd.isna(record.score) else ("right" if record.correct else "wrong")
-        reason = "" if record.reason in ("correct", "wrong") else f" ({short(record.reason, 40)})"
-        length = f"{record.summary_tokens:,} ({record.finish})"
-        told = (answer, verdict + reason, logprob, length, short(record.summary_text, 400))
-        rows.append((record.summary, *told))
-    caption = f"Summaries at {budget:,} tokens"
-    if len(part) > SUMMARIES:
-        caption += f", the first {SUMMARIES} of {len(part)}"
-    header = ["summary", "answer", "verdict", "log-prob", "tokens (end)", "text"]
-    return folded(caption, table(header, rows, kind="text"))
 
 
 def told_path(path: pd.DataFrame) -> str:
@@ -195,7 +174,12 @@ class Side(View):
             of = self.thought, self.path, budget
             self.position.show(f"<b>{escaped(short(self.name, 60))}</b> ", position_html(*of))
             self.thinking.show(thinking_html(*of))
-            self.summaries.show(summaries_html(self.thought, budget))
+            here = self.thought.records[self.thought.records["budget"] == budget]
+            known = np.where(here["correct"], "right", "wrong")
+            verdicts = np.where(here["score"].isna(), "abstained", known)
+            names = {"summary_tokens": "tokens", "finish": "end", "summary_text": "text"}
+            rows = here.set_index("summary").rename(columns=names).assign(verdict=verdicts)
+            self.summaries.show(summaries_html(rows, f"Summaries at {budget:,} tokens"))
 
 
 def _telling(rights: pd.Series, budget: int, right: bool) -> tuple[bool, int]:
@@ -218,29 +202,37 @@ class InsideProblem(RunsView):
         self, runs: Runs, budget: int | None = None, style: bool = True, beside: bool = False
     ) -> None:
         super().__init__(runs, style)
-        self._rows: list[tuple[str, float, float]] = []
         self._listed_at = 0
         self.sides = [Side(letter, self._draw) for letter in "AB"]
         if not self.names:
             return
-        self._make_controls()
-        self.live = LiveFigure()
+        self.a, self.b = chooser("Run A", self.names), chooser("Run B", self.names)
+        self.b.options = [(NOBODY, None), *self.b.options]
+        self.b.value = next(iter([*self.names][1:]), None)
+        self.order = described(widgets.Dropdown, "Order", options=ORDERS)
+        self.apart = ticked("only where they disagree")
+        self.problem = described(widgets.Select, "Problem", "100%", options=[], rows=4)
+        self.play = widgets.ToggleButton(description="Play the budgets", icon="play")
+        self.relist = button(
+            "List", self._list_problems, "Order the problems by the answers at the line"
+        )
+        self.question, self.live = Text(), LiveFigure()
         both = widgets.HBox(self.sides, layout={"flex_flow": "row wrap", "grid_gap": "0 18px"})
         choices = [self.a, self.b, self.order, self.apart, self.relist, self.play]
         figure = [] if beside else [self.live, Text(paragraph(LEGEND, "note"))]
         choices = row(*choices[2:5] if beside else choices)
         self.compose(choices, self.problem, self.question, *figure, both)
         self._runs_chosen(budget)
-        self._observe()
+        self.on([self.a, self.b], self._runs_chosen)
+        self.on([self.order, self.apart], self._list_problems)
+        self.on(self.problem, self._problem_chosen)
+        self.on(self.live, self._budget_moved, "at")
+        widgets.link((self.play, "value"), (self.live, "playing"))
 
     @property
     def budget(self) -> int:
         """The budget up to which the thinkings are read."""
         return int(self.live.stop or 0)
-
-    def stand_at(self, budget: int) -> None:
-        """Reads the thinkings up to another budget."""
-        self.live.move_to(budget)
 
     def figure(self) -> go.Figure:
         """The static figure of the thinkings that are open.
@@ -254,30 +246,6 @@ class InsideProblem(RunsView):
             raise ValueError(f"no thinking is open. {said}")
         problem = self.problem.value
         return plot_thinking(paths, f"Share of right summaries: {short(problem, 40)}")
-
-    # --- parts -----------------------------------------------------------------------------------
-
-    def _make_controls(self) -> None:
-        self.a, self.b = chooser("Run A", self.names), chooser("Run B", self.names)
-        self.b.options = [(NOBODY, None), *self.b.options]
-        self.b.value = next(iter([*self.names][1:]), None)
-        self.order = described(widgets.Dropdown, "Order", options=ORDERS)
-        self.apart = ticked("only where they disagree")
-        self.problem = described(widgets.Select, "Problem", "100%", options=[], rows=4)
-        self.play = widgets.ToggleButton(description="Play the budgets", icon="play")
-        self.relist = button(
-            "List", self._list_problems, "Order the problems by the answers at the line"
-        )
-        self.question = Text()
-
-    def _observe(self) -> None:
-        self.on([self.a, self.b], self._runs_chosen)
-        self.on([self.order, self.apart], self._list_problems)
-        self.on(self.problem, self._problem_chosen)
-        self.on(self.live, self._budget_moved, "at")
-        widgets.link((self.play, "value"), (self.live, "playing"))
-
-    # --- from runs to a thinking -----------------------------------------------------------------
 
     def _runs_chosen(self, budget: int | None = None) -> None:
         a, b = self.table(self.a.value), self.table(self.b.value)
@@ -296,9 +264,12 @@ class InsideProblem(RunsView):
         rows = [] if a is None else _ordered(a, b, self.budget, self.order.value)
         if self.apart.value and b is not None:
             rows = [row for row in rows if (row[1] >= 0.5) != (row[2] >= 0.5)]
-        self._rows = rows[:LISTED]
-        options = [(_label(row, b is not None), row[0]) for row in self._rows]
-        self.refill(self.problem, options, self._rows[0][0] if self._rows else None)
+        options = []
+        for problem, *shares in rows[:LISTED]:
+            told = ["—" if share != share else f"{share:.0%}" for share in shares]
+            words = f"right {told[0]}" if b is None else f"A {told[0]}, B {told[1]}"
+            options.append((f"{words} · {short(problem, 48)}", problem))
+        self.refill(self.problem, options, options[0][1] if options else None)
         self._problem_chosen()
 
     def _problem_chosen(self) -> None:
@@ -310,7 +281,7 @@ class InsideProblem(RunsView):
     def _draw(self) -> None:
         said = self.wrong([n for n in (self.a.value, self.b.value) if n is not None])
         said += [side.said for side in self.sides if side.said]
-        if not self._rows and self.apart.value:
+        if not self.problem.options and self.apart.value:
             said.append("They disagree on no problem at this budget.")
         self.say(*said)
         opened = [side for side in self.sides if side.path is not None]
@@ -324,8 +295,6 @@ class InsideProblem(RunsView):
             )
         self.live.update_from(self.picture(), "Share of right summaries along the thinkings.")
         self._budget_moved()
-
-    # --- moving along it -------------------------------------------------------------------------
 
     def _budget_moved(self) -> None:
         self.relist.description = f"List at {self.budget:,} tokens"
@@ -345,9 +314,3 @@ def _ordered(
     rises = dict(zip(map(str, a.problems), np.nan_to_num(rise), strict=True))
     first = {row[1:]: place for place, row in reversed(list(enumerate(rows)))}
     return sorted(rows, key=lambda row: (first[row[1:]], -rises[row[0]]))
-
-
-def _label(row: tuple[str, float, float], paired: bool) -> str:
-    told = ["—" if value != value else f"{value:.0%}" for value in row[1:]]
-    pair = f"A {told[0]}, B {told[1]}" if paired else f"right {told[0]}"
-    return f"{pair} · {short(row[0], 48)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,26 +19,8 @@ from anytime_lab.look.live import JS
 from anytime_lab.look.training_view import plot_training
 from anytime_lab.page import escaped, plain, table
 from anytime_lab.priors import Prior
+from anytime_lab.read import told
 from anytime_lab.read.curves import ProblemTable, accuracy_curve, paired_differences
-from anytime_lab.read.told import (
-    ABOUT_SEEDS,
-    Folders,
-    common_budgets,
-    difference_table,
-    folders_of,
-    mean_metrics,
-    mean_tables,
-    read_seed_tables,
-    seed_frame,
-    summary_table,
-    tidy_curves,
-    told_percent,
-    told_points,
-    told_seeds,
-    told_story,
-    told_table,
-    verdicts,
-)
 from anytime_lab.read.training import told_compared, training_frame
 from anytime_lab.store.files import write_text
 from anytime_lab.store.records import read_manifest
@@ -47,12 +30,12 @@ RESAMPLES = 2000  # of the bootstrap
 
 
 def write_report(
-    runs: Mapping[str, Folders],
+    runs: Mapping[str, told.Folders],
     path: str | Path,
     *,
     reference: str | None = None,
-    training: Mapping[str, Folders] | None = None,
-    equal_time: Mapping[str, Folders] | None = None,
+    training: Mapping[str, told.Folders] | None = None,
+    equal_time: Mapping[str, told.Folders] | None = None,
     equal_time_note: str = "",
     title: str = "Accuracy at every thinking budget",
     notes: Sequence[str] = (),
@@ -83,21 +66,21 @@ def write_report(
     runs, training, equal_time = _named(runs), _named(training or {}), _named(equal_time or {})
     reference = next(iter(runs)) if reference is None else plain(reference)
     names = list(dict.fromkeys([*runs, *training, *equal_time]))
-    seeds = read_seed_tables(runs)
-    metrics = {name: mean_metrics(run) for name, run in training.items()}
-    timed = mean_tables(read_seed_tables(equal_time)) if equal_time else {}
+    seeds = told.read_seed_tables(runs)
+    metrics = {name: told.mean_metrics(run) for name, run in training.items()}
+    timed = told.mean_tables(told.read_seed_tables(equal_time)) if equal_time else {}
     apart = {f"{n} (equal time)": run for n, run in equal_time.items() if run != runs.get(n)}
     same, differ = _settings({**runs, **apart})
     several = max(map(len, seeds.values())) > 1
     pages = Environment(
         loader=FileSystemLoader(JS), autoescape=True, undefined=StrictUndefined, finalize=_finished
     )
-    told = pages.get_template("report.html").render(
+    page = pages.get_template("report.html").render(
         title=title,
         notes=notes,
-        main=_compared(mean_tables(seeds), reference, names),
-        seeds=told_seeds(seed_frame(seeds)) if several else None,
-        about_seeds=ABOUT_SEEDS,
+        main=_compared(told.mean_tables(seeds), reference, names),
+        seeds=told.told_seeds(told.seed_frame(seeds)) if several else None,
+        about_seeds=told.ABOUT_SEEDS,
         training=_trained(training_frame(metrics, SMOOTHED), names) if metrics else [],
         smoothed=SMOOTHED,
         left_out=told_compared(metrics) if metrics else "",
@@ -110,13 +93,13 @@ def write_report(
         data=_data,
         plotly=Markup(get_plotlyjs()),
     )
-    write_text(path, told)
+    write_text(path, page)
     return Path(path)
 
 
-def _named(folders: Mapping[str, Folders]) -> dict[str, list[Path]]:
+def _named(folders: Mapping[str, told.Folders]) -> dict[str, list[Path]]:
     """The folders by names whose every character can be shown and saved."""
-    named = {plain(name): folders_of(folder) for name, folder in folders.items()}
+    named = {plain(name): told.folders_of(folder) for name, folder in folders.items()}
     if len(named) < len(folders):
         raise ValueError(
             f"names of runs differ in characters only that cannot be shown: {list(folders)}. "
@@ -131,11 +114,13 @@ def _compared(
     """The story, headline table, curves and paired differences of one set of runs."""
     against = reference if len(tables) > 1 else None
     pairs = paired_differences(tables, against, resamples=RESAMPLES) if against else None
-    apart = {n: difference_table(t, tables[against]) for n, t in tables.items() if n != reference}
-    budgets = common_budgets(list(tables.values()))
-    story = told_story(tables, apart, reference, Prior.uniform(budgets) if budgets else None)
+    apart = {
+        n: told.difference_table(t, tables[against]) for n, t in tables.items() if n != reference
+    }
+    budgets = told.common_budgets(list(tables.values()))
+    story = told.told_story(tables, apart, reference, Prior.uniform(budgets) if budgets else None)
     height = 640 if against else 440
-    curves = tidy_curves(tables, apart)
+    curves = told.tidy_curves(tables, apart)
     numbers = [("", _by_budget(accuracy_curve(*tables.values()), ALONE))] if not against else [
         (f"{run} against {against}, {curve['n_problems'].max():,} problems.",
          _by_budget(curve, PAIRED))
@@ -144,9 +129,9 @@ def _compared(
     return {
         "against": against,
         "story": story,
-        "summary": told_table(summary_table(tables, against)),
+        "summary": told.told_table(told.summary_table(tables, against)),
         "figure": plot_curves(curves, names, reference=reference, title="", height=height),
-        "verdicts": verdicts(pairs) if against else [],
+        "verdicts": told.verdicts(pairs) if against else [],
         "numbers": numbers,
     }
 
@@ -161,25 +146,20 @@ def _trained(frame: pd.DataFrame, names: Sequence[str]) -> list[go.Figure | None
 def _by_budget(curve: pd.DataFrame, columns: Mapping[str, tuple]) -> pd.DataFrame:
     """The numbers at every budget, told for a reader; columns: title → (told, columns of it)."""
     frame = pd.DataFrame({"budget": curve["budget"].map("{:,}".format)})
-    for title, (told, of) in columns.items():
-        frame[title] = [told(*row) for row in curve[of].to_numpy(dtype=float)]
+    for title, (words, of) in columns.items():
+        frame[title] = [words(*row) for row in curve[of].to_numpy(dtype=float)]
     return frame
 
 
-def _value(value: float) -> str:
-    return told_percent(value, math.nan, math.nan)
-
-
-def _bounds(low: float, high: float) -> str:
-    return told_points(0.0, low, high).partition(" ")[2]
-
-
-ALONE = {"accuracy": (told_percent, ["accuracy", "low", "high"])}
+ALONE = {"accuracy": (told.told_percent, ["accuracy", "low", "high"])}
 PAIRED = {
-    "accuracy": (_value, ["accuracy_a"]),
-    "reference": (_value, ["accuracy_b"]),
-    "difference": (told_points, ["difference", "low", "high"]),
-    "by bootstrap": (_bounds, ["boot_low", "boot_high"]),
+    "accuracy": (lambda value: told.told_percent(value, math.nan, math.nan), ["accuracy_a"]),
+    "reference": (lambda value: told.told_percent(value, math.nan, math.nan), ["accuracy_b"]),
+    "difference": (told.told_points, ["difference", "low", "high"]),
+    "by bootstrap": (
+        lambda low, high: told.told_points(0.0, low, high).partition(" ")[2],
+        ["boot_low", "boot_high"],
+    ),
 }
 
 
@@ -189,7 +169,7 @@ PAIRED = {
 def _settings(runs: Mapping[str, list[Path]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What the manifests say: what is the same in all runs, and what differs, run by run."""
     manifests = {name: [read_manifest(run) for run in several] for name, several in runs.items()}
-    told = pd.DataFrame(
+    facts = pd.DataFrame(
         {
             name: [
                 "; ".join(dict.fromkeys(_fact(get, m) for m in several)) for get in _FACTS.values()
@@ -197,9 +177,9 @@ def _settings(runs: Mapping[str, list[Path]]) -> tuple[pd.DataFrame, pd.DataFram
             for name, several in manifests.items()
         }
     )
-    alike = told.nunique(axis=1) == 1
-    told.insert(0, "setting", list(_FACTS))
-    return told.loc[alike].iloc[:, :2].set_axis(["setting", "value"], axis=1), told[~alike]
+    alike = facts.nunique(axis=1) == 1
+    facts.insert(0, "setting", list(_FACTS))
+    return facts.loc[alike].iloc[:, :2].set_axis(["setting", "value"], axis=1), facts[~alike]
 
 
 def _fact(get: Callable[[Mapping[str, Any]], str], manifest: Mapping[str, Any]) -> str:
@@ -209,18 +189,13 @@ def _fact(get: Callable[[Mapping[str, Any]], str], manifest: Mapping[str, Any]) 
         return "not recorded"
 
 
-def _sampling(manifest: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {v}" for k, v in manifest["settings"]["sampling"].items())
+def _listed(of: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in of.items())
 
 
-def _versions(manifest: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {v}" for k, v in manifest["sessions"][-1]["versions"].items())
-
-
-def _short_commit(commit: str | None) -> str:
-    if commit is None:
-        return "—"
-    return commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
+def _commit(commit: str | None) -> str:
+    dirty = "-dirty" if commit and commit.endswith("-dirty") else ""
+    return commit[:12] + dirty if commit else "—"
 
 
 _FACTS = {
@@ -231,13 +206,13 @@ _FACTS = {
     "samples per problem": lambda m: str(m["settings"]["num_samples"]),
     "summaries per budget": lambda m: str(m["settings"]["num_summaries"]),
     "budgets (tokens)": lambda m: ", ".join(f"{b:,}" for b in m["settings"]["budgets"]),
-    "sampling": _sampling,
+    "sampling": lambda m: _listed(m["settings"]["sampling"]),
     "seed": lambda m: str(m["settings"]["seed"]),
     "verifier": lambda m: m["settings"]["verifier"]["class"],
     "model": lambda m: m["model_path"] or "(in memory)",
     "model hash": lambda m: m["settings"]["model"][:16],
-    "versions": _versions,
-    "commit": lambda m: _short_commit(m["sessions"][-1]["commit"]),
+    "versions": lambda m: _listed(m["sessions"][-1]["versions"]),
+    "commit": lambda m: _commit(m["sessions"][-1]["commit"]),
     "measured": lambda m: m["sessions"][-1]["time"],
 }
 
@@ -252,15 +227,10 @@ def _finished(value: object) -> Markup:
 
 def _table(frame: pd.DataFrame, caption: str, kind: str = "") -> Markup:
     wordy = " wordy" if frame.columns[0] in ("run", "setting") else ""
-    told = table(list(frame.columns), frame.itertuples(index=False), caption, kind + wordy)
-    return Markup(told if kind else told.replace(" [", "<br>["))  # the interval below its value
+    html = table(list(frame.columns), frame.itertuples(index=False), caption, kind + wordy)
+    return Markup(html if kind else html.replace(" [", "<br>["))  # the interval below its value
 
 
-def _data(figure: go.Figure) -> Markup:
-    """The figure as JSON, which no text inside can end early."""
-    figure.update_layout(template="none")  # the page's script gives the colours, light or dark
-    figure.update_traces(meta=None)
-    data = figure.to_json().encode("ascii", "backslashreplace").decode()
-    for sign in "<>&":
-        data = data.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(data)
+def _data(figure: go.Figure) -> dict:
+    """The figure as plain values; the page's script gives the colours, light or dark."""
+    return json.loads(figure.update_layout(template="none").update_traces(meta=None).to_json())

@@ -234,33 +234,21 @@ class Training(View):
         Raises:
             ValueError: none of them has a step yet.
         """
-        return self._figure(self.frame())
-
-    def _figure(self, training: pd.DataFrame) -> go.Figure:
+        if not (shown := self._shown()):
+            raise ValueError(
+                "None of the chosen runs has an update yet." if self._frames else NO_STEP
+            )
         over, detail, window = self.over.value, self.detail.value, self.window.value
-        scores = {name: score_frame(frame, window) for name, frame in self._shown().items()}
+        scores = {name: score_frame(frame, window) for name, frame in shown.items()}
+        training = training_frame(shown, window)
         return plot_training(training, list(self.tails), over, scores, detail, self._variance())
 
     def _variance(self) -> pd.DataFrame | None:
         metrics = self._frames.get(self.detail.value)
         return None if metrics is None else variance_frame(metrics, 5 * self.window.value)
 
-    def frame(self) -> pd.DataFrame:
-        """The training_frame() of the chosen runs.
-
-        Raises:
-            ValueError: none of them has a step yet.
-        """
-        if not (shown := self._shown()):
-            raise ValueError(
-                "None of the chosen runs has an update yet." if self._frames else NO_STEP
-            )
-        return training_frame(shown, self.window.value)
-
     def _shown(self) -> dict[str, pd.DataFrame]:
         return {name: self._frames[name] for name in self.runs.value if name in self._frames}
-
-    # --- following -------------------------------------------------------------------------------
 
     def unfinished(self) -> list[str]:
         """The runs of which more is to come, as far as they say."""
@@ -315,26 +303,19 @@ class Training(View):
             except Exception as error:  # a thread's traceback would land in the training cell
                 self.say(f"The figures could not be updated ({type(error).__name__}: {error}).")
 
-    # --- showing ---------------------------------------------------------------------------------
-
     def _draw(self) -> None:
         with self._lock:
             shown = self._shown()
             self.live.layout.display = None if shown else "none"  # no axes without a line
             self._training = training_frame(shown, self.window.value) if shown else None
             if shown:
-                told = "; ".join(", ".join(cells) for cells in self._rows())
-                label = f"Training by update. Means of the last updates: {told}."
-                self.live.update_from(self._figure(self._training), label)
+                self.live.update_from(self.figure())
             variance, said = self._variance(), []
             if variance is not None:
                 last = f"Medians of the last {5 * self.window.value} updates."
                 said = [*([last] if len(variance) else []), *told_variance(variance)]
             self.variance.say(" ".join(said), kind="note")
             self._tell()
-
-    def _rows(self) -> list[list[str]]:
-        return told_runs(self.tails, self._training, time.time())
 
     def _tell(self) -> None:
         said = [tail.complaint for tail in self.tails.values() if tail.complaint]
@@ -343,6 +324,9 @@ class Training(View):
         if longest > MOST:
             said.append(f"Lines show {len(thinned(longest)):,} of {longest:,} updates, evenly.")
         self.say(*said, *filter(None, [told_compared(shown) if shown else NO_STEP]))
+        rows = told_runs(self.tails, self._training, time.time())
+        told = "; ".join(", ".join(cells) for cells in rows)
+        self.live.label = f"Training by update. Means of the last updates: {told}."
         header = ["run", "updates", "anytime accuracy", "final accuracy", "thinking length"]
         caption = f"Means of the last {self.window.value} updates, as the strong lines"
-        self.state.show(table(header, self._rows(), caption))
+        self.state.show(table(header, rows, caption))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ipywidgets as widgets
+import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import display
 from plotly.io.json import to_json_plotly
@@ -16,10 +17,34 @@ from plotly.io.json import to_json_plotly
 from anytime_lab.look.live import StyleSheet, Text, button, described, row
 from anytime_lab.look.pictures import FIGURE
 from anytime_lab.look.style import KINDS, export, told_figure
+from anytime_lab.page import folded, short, table
 from anytime_lab.read.curves import ProblemTable
 from anytime_lab.read.runs import Evaluation, Runs, Tables, find_evaluations
 
+ENDS = {"closed": "closed by itself", "eos": "ended in EOS", "length": "cut by its limit"}
+SUMMARIES = 32  # shown at once
 NONE_GIVEN = "No run folders were given; give those that evaluate() returned."
+
+
+def summaries_html(summaries: pd.DataFrame, caption: str) -> str:
+    """Summaries one by one, folded away under their caption.
+
+    Args:
+        summaries: columns answer, verdict, reason, logprob, tokens, end, text; the index is their
+            number.
+    """
+    header = ["summary", "answer", "verdict", "log-prob", "tokens (end)", "text"]
+    rows = []
+    for drawn in summaries.head(SUMMARIES).itertuples():
+        answer = "—" if pd.isna(drawn.answer) else short(drawn.answer, 80)
+        logprob = "—" if pd.isna(drawn.logprob) else f"{drawn.logprob:.2f}".replace("-", "−")
+        reason = "" if drawn.reason in ("", "correct", "wrong") else f" ({short(drawn.reason, 40)})"
+        length = f"{drawn.tokens:,} ({drawn.end})"
+        verdict = f"{drawn.verdict}{reason}"
+        rows.append((drawn.Index, answer, verdict, logprob, length, short(drawn.text, 400)))
+    if len(summaries) > SUMMARIES:
+        caption += f", the first {SUMMARIES} of {len(summaries)}"
+    return folded(caption, table(header, rows, kind="text"))
 
 
 class View(widgets.VBox):

@@ -174,17 +174,12 @@ def test_runs_keep_their_colours_when_others_leave(view):
     assert "No run is chosen" in view.notes.value and view.prior.kind.disabled
 
 
-def test_of_many_runs_the_first_are_shown_and_one_is_held_out(tmp_path):
+def test_of_many_runs_the_first_are_shown(tmp_path):
     for seed in range(8):
         write_run(tmp_path / f"r{seed}", random_right(p=3, seed=seed))
     view = BudgetCurves(tmp_path)
     assert len(view.shown) == 6 and len(view.runs._rows) == 8
     assert "6 of 8 runs are shown" in view.notes.value
-    view.runs.over = "r2"
-    opacity = {t.name: t.opacity for t in view.live.figure.data if t.yaxis == "y"}
-    assert opacity["r2"] == 1 and opacity["r3"] < 0.5
-    view.runs.over = ""
-    assert all(t.opacity in (1, None) for t in view.live.figure.data)
 
 
 def test_datasets_and_steps_are_chosen_apart(tmp_path):
@@ -261,7 +256,7 @@ def test_published_values_lie_over_the_curves_when_asked(view):
 
 def test_a_point_leads_to_the_problems_behind_it_and_back(view):
     view.live.move_to(24)
-    view._point_clicked("ar", 24, 0.5)
+    view._point_clicked(["ar", 24, 0.5])
     inside = view.aside.children[-1]
     assert (inside.a.value, inside.b.value, inside.budget) == ("ar", "grpo", 24)
     a, b = (inside.sides[i].path.set_index("budget")["right"] for i in (0, 1))
@@ -270,7 +265,7 @@ def test_a_point_leads_to_the_problems_behind_it_and_back(view):
     assert inside.budget == 8
     view.back.click()
     assert view.runs in view.aside.children
-    view._point_clicked("prior", 24, 0.5)
+    view._point_clicked(["prior", 24, 0.5])
     assert view.runs in view.aside.children
 
 

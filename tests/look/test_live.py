@@ -35,29 +35,6 @@ def sent(monkeypatch):
     return sizes
 
 
-def test_a_page_gets_the_figure_without_title_and_colours_of_its_own():
-    live = LiveFigure(figure(title={"text": "t"}, template="plotly_white", xaxis={"title": "x"}))
-    layout = told(live)["layout"]
-    assert "title" not in layout and "template" not in layout
-    assert layout["xaxis"]["title"]["text"] == "x" and layout["paper_bgcolor"] == "rgba(0,0,0,0)"
-    assert live.figure.layout.title.text == "t"  # the static figure keeps it
-
-
-def test_a_small_change_is_sent_alone_and_is_gone_with_the_next_figure():
-    live = LiveFigure(figure())
-    before = live._figure
-    live.patch({0: {"y": [4, 5]}}, {"yaxis.range": [0, 9]})
-    live.patch({0: {"opacity": 0.5}})
-    assert live._figure == before
-    assert live._patch == {
-        "traces": {"0": {"y": [4, 5], "opacity": 0.5}},
-        "layout": {"yaxis.range": [0, 9]},
-    }
-    assert live.figure.data[0].y == (4, 5) and live.figure.layout.yaxis.range == (0, 9)
-    live.update_from(figure((7, 8)))
-    assert live._patch == {} and told(live)["data"][0]["y"] == [7, 8]
-
-
 def test_the_line_stays_at_its_budget_where_that_is_left():
     live = LiveFigure(figure(), stops=STOPS)
     assert live.stop == 16  # the middle one

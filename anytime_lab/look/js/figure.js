@@ -3,6 +3,7 @@
 
 const CONFIG = { displaylogo: false, plotlyServerURL: "" };
 const RIDING = 17; // pixels that a number on the line needs
+const FAINT = 0.25; // opacity of the others while one run is pointed at
 const PACE = 700; // milliseconds that a line that plays stays at a stop
 
 async function find(model, source, tries = 100) { // a page may be told of it after the figure
@@ -21,6 +22,16 @@ function plotly(model) { // once for all figures of a page
     try { return (await import(url)).default; } finally { URL.revokeObjectURL(url); }
   });
   return known[source];
+}
+
+// Without title, template and colours of its own: those are the page's.
+function forPage({ data, layout }) {
+  const { title, template, ...told } = layout, clear = "rgba(0,0,0,0)";
+  const grid = { gridcolor: "#8883", zerolinecolor: "#8888", linecolor: "#8888" };
+  for (const name of Object.keys(told).filter((key) => /^[xy]axis/.test(key))) told[name] = { ...grid, ...told[name] };
+  if (title?.text) told.margin = { ...told.margin, t: Math.max((told.margin?.t ?? 100) - 40, 24) };
+  const modebar = { ...told.modebar, bgcolor: clear, color: "#888" };
+  return { data, layout: { ...told, modebar, paper_bgcolor: clear, plot_bgcolor: clear } };
 }
 
 class Figure {
@@ -43,7 +54,9 @@ class Figure {
     this.sized.observe(el);
     this.told = () => this.draw();
     this.moved = () => this.place();
-    model.on("change:_figure change:_patch change:_stops change:label", this.told);
+    model.on("change:_figure change:_stops change:label", this.told);
+    this.pointed = () => this.fade();
+    model.on("change:over", this.pointed);
     model.on("change:at", this.moved);
     this.played = () => this.play();
     model.on("change:playing", this.played);
@@ -60,23 +73,27 @@ class Figure {
   }
 
   async react() {
-    const { model, Plotly, plot } = this, told = model.get("_figure"), patch = model.get("_patch");
+    const { model, Plotly, plot } = this, told = model.get("_figure");
     this.el.setAttribute("aria-label", model.get("label"));
     if (told !== this.shown) {
-      const figure = JSON.parse(told);
+      const figure = forPage(JSON.parse(told));
       this.el.style.height = `${figure.layout.height}px`;
       await Plotly.react(plot, figure.data, figure.layout, CONFIG);
       this.shown = told;
-      this.patched = "{}";
       if (!this.ready) this.listen();
     }
-    if (JSON.stringify(patch) !== this.patched) {
-      for (const [i, trace] of Object.entries(patch.traces ?? {}))
-        await Plotly.restyle(plot, Object.fromEntries(Object.entries(trace).map(([k, v]) => [k, [v]])), [+i]);
-      if (patch.layout) await Plotly.relayout(plot, patch.layout);
-      this.patched = JSON.stringify(patch);
-    }
+    this.fade();
     this.place();
+  }
+
+  fade() { // the others, while one run is pointed at
+    if (!this.ready) return;
+    const over = this.model.get("over"), { data } = this.plot;
+    const known = data.some((trace) => over && trace.meta?.name === over);
+    const named = data.flatMap((trace, i) => (trace.meta?.name ? [i] : []));
+    const opacity = named.map((i) => (known && data[i].meta.name !== over ? FAINT : 1));
+    if (opacity.some((value, k) => value !== (data[named[k]].opacity ?? 1)))
+      this.Plotly.restyle(this.plot, { opacity }, named);
   }
 
   listen() {
@@ -213,7 +230,8 @@ class Figure {
 
   remove() {
     this.sized.disconnect();
-    this.model.off("change:_figure change:_patch change:_stops change:label", this.told);
+    this.model.off("change:_figure change:_stops change:label", this.told);
+    this.model.off("change:over", this.pointed);
     this.model.off("change:at", this.moved);
     this.model.off("change:playing", this.played);
     clearInterval(this.timer);

@@ -52,7 +52,7 @@ export default {
       const here = made("td"), difference = made("td");
       const name = made("th", { scope: "row", title: row.label }, made("span", {}, row.label));
       const tr = made("tr", {}, made("td", {}, tick), made("td", {}, sample(row)), name, here, difference, made("td", {}, radio));
-      for (const [event, over] of [["mouseenter", row.name], ["mouseleave", ""], ["focusin", row.name], ["focusout", ""]])
+      for (const [event, over] of [["mouseenter", row.label], ["mouseleave", ""], ["focusin", row.label], ["focusout", ""]])
         tr.addEventListener(event, () => tell("over", over));
       return { row: tr, tick, radio, here, difference };
     }
