@@ -43,9 +43,7 @@ class RunList(anywidget.AnyWidget):
     _esm = JS / "run_list.js"
     ticked = traitlets.List(traitlets.Unicode()).tag(sync=True)
     reference = traitlets.Unicode().tag(sync=True)
-    over = traitlets.Unicode().tag(
-        sync=True
-    )  # the name of the run that is pointed at, as it is drawn
+    over = traitlets.Unicode().tag(sync=True)  # the label of the run that is pointed at
     _rows = traitlets.List().tag(sync=True)
     _head = traitlets.List().tag(sync=True)
 

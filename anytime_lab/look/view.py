@@ -69,8 +69,6 @@ class View(widgets.VBox):
         """Puts sentences above the view, where screen readers tell them."""
         self.notes.say(*sentences)
 
-    # --- controls --------------------------------------------------------------------------------
-
     def on(
         self,
         controls: widgets.Widget | Sequence[widgets.Widget],
@@ -100,8 +98,6 @@ class View(widgets.VBox):
         with self.quiet():
             control.options = options
             control.value = value
-
-    # --- pictures and files ----------------------------------------------------------------------
 
     def figure(self) -> go.Figure:
         """The static figure of what is shown."""
@@ -153,19 +149,17 @@ class RunsView(View):
     def __init__(self, runs: Runs, style: bool = True) -> None:
         super().__init__(style)
         self._given = runs
-        self.tables = Tables()
         self.find()
 
     def find(self) -> None:
         """Looks at the folders anew."""
-        self.catalogue = find_evaluations(self._given)
+        self.tables, self.catalogue = Tables(), find_evaluations(self._given)
         several = len(self.catalogue.datasets) > 1
         self.names: dict[str, Evaluation] = {
             f"{name} · {dataset}" if several else name: evaluation
             for dataset in self.catalogue.datasets
             for name, evaluation in self.catalogue.names(dataset).items()
         }
-        self.tables.forget([*self.tables.known, *self.tables.complaints])
         if not self.names:
             self.say(*(self.catalogue.complaints or [NONE_GIVEN]))
 

@@ -234,12 +234,6 @@ class Tables:
             except Exception as error:  # a damaged part, mixed parts, no part yet
                 self.complaints[path] = told_error(path, error)
 
-    def forget(self, paths: Iterable[Path]) -> None:
-        """Has these read anew next time."""
-        for path in paths:
-            self.known.pop(path, None)
-            self.complaints.pop(path, None)
-
 
 ORDERS = {
     "solved by A, not by B": "a over b",
