@@ -208,56 +208,41 @@ def plot_asked(asked: Sequence[Asked], title: str = "") -> go.Figure:
         "right summaries", right, line={"dash": "dash"}, marker={"symbol": "diamond-open"},
     )  # fmt: skip
     figure.add_traces([lead, share], rows=1, cols=1)
-    figure.add_trace(_columns(asked), row=1, col=2)
-    base(figure, 320 + (44 if title else 0), title, barmode="overlay", bargap=0.12)
+    spreads = {f"{a.tokens:,}": a.spread for a in sorted(asked, key=lambda a: a.tokens)}
+    wide = len(spreads) <= 8  # an answer fits into its column
+    for verdict, part in pd.concat(spreads, names=["at", ""]).groupby("verdict"):
+        style, hatching = VERDICTS.get(verdict, (OTHER, ""))
+        names = [told_answer(answer) for answer in part["answer"]]
+        chances = [told_probability(probability) for probability in part["probability"]]
+        told = [
+            f"{name}: {share:.0%}{told_verdict(verdict)}, p {chance}".removesuffix(", p not told")
+            for name, share, chance in zip(names, part["share"], chances, strict=True)
+        ]
+        fits = part["share"].ge(0.1) & wide
+        figure.add_bar(
+            x=part.index.get_level_values("at"),
+            y=part["share"],
+            name=verdict,
+            showlegend=False,
+            customdata=[safe_text(words) for words in told],
+            hovertemplate="%{x} tokens: %{customdata}<extra></extra>",
+            text=[short_text(name, 28) * fit for name, fit in zip(names, fits, strict=True)],
+            textposition="inside",
+            textangle=0,
+            insidetextanchor="middle",
+            marker_color=faded(style.colour, FILL),
+            marker_line={"color": style.colour, "width": 1.5},
+            marker_pattern={"shape": hatching, "fgcolor": style.colour, "solidity": 0.05},
+            row=1,
+            col=2,
+        )
+    base(figure, 320 + (44 if title else 0), title, barmode="stack", bargap=0.12)
     figure.update_layout(margin={"t": 108 if title else 64}, legend={"y": 1.1})
     figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"})
     figure.update_xaxes(title="Thinking (tokens)", title_standoff=4, zeroline=False)
     figure.update_xaxes(tickformat=",d", rangemode="tozero", col=1)
-    figure.update_xaxes(type="category", col=2)
+    figure.update_xaxes(type="category", categoryarray=list(spreads), col=2)
     return figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05])
-
-
-def _columns(asked: Sequence[Asked]) -> dict:
-    """The spread at each point as a column, its answers stacked, the most frequent below."""
-    spreads = {point.tokens: point.spread for point in asked}  # the last time counts
-    wide, rows = len(spreads) <= 8, []  # the answer fits into the column
-    for tokens, spread in sorted(spreads.items()):
-        for line in spread.itertuples():
-            name = told_answer(line.answer)
-            style, hatching = VERDICTS.get(line.verdict, (OTHER, ""))
-            told = f"{name}: {line.share:.0%}{told_verdict(line.verdict)}"
-            if line.probability == line.probability:
-                told += f", p {told_probability(line.probability)}"
-            rows.append(
-                {
-                    "x": f"{tokens:,}",
-                    "y": line.share,
-                    "base": spread["share"][: line.Index].sum(),
-                    "text": short_text(name, 28) if wide and line.share >= 0.1 else "",
-                    "customdata": safe_text(told),
-                    "colour": style.colour,
-                    "hatching": hatching,
-                }
-            )
-    columns = pd.DataFrame(rows).to_dict("list")
-    colours, hatching = columns.pop("colour"), columns.pop("hatching")
-    pattern = {"shape": hatching, "fillmode": "overlay", "solidity": 0.1}
-    return {
-        **columns,
-        "type": "bar",
-        "name": "answers",
-        "showlegend": False,
-        "hovertemplate": "%{x} tokens: %{customdata}<extra></extra>",
-        "textposition": "inside",
-        "textangle": 0,
-        "insidetextanchor": "middle",
-        "marker": {
-            "color": [faded(colour, FILL) for colour in colours],
-            "line": {"color": colours, "width": 1.5},
-            "pattern": pattern | {"fgcolor": [faded(colour, 0.5) for colour in colours]},
-        },
-    }
 
 
 SHOWN = 40_000  # characters at the end of the text that the page holds

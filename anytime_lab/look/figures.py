@@ -443,7 +443,19 @@ def plot_tree(
     quiet = {"mode": "lines", "hoverinfo": "skip", "line": {"color": QUIET, "width": 1}}
     if ended < last:
         figure.add_scatter(x=[ended, last], y=[0, 0], name="ended", **quiet, line_dash="dot")
-    leaves = _leaves(budgets, scores, summaries)
+    count = len(scores[0])
+    leaves = pd.DataFrame({"budget": np.repeat(budgets, count), "score": np.concatenate([*scores])})
+    known = np.where(leaves["score"] >= 0.5, "right", "wrong")
+    leaves["verdict"] = np.where(leaves["score"].isna(), "abstained", known)
+    aside = min(0.025 * last, 0.5 * min(np.diff([0, *budgets])))
+    ranks = leaves.groupby("budget")["score"].rank("first", ascending=False, na_option="bottom")
+    leaves = leaves.assign(x=leaves["budget"] + aside, y=1 + 3.2 * (ranks - 0.5) / count)
+    symbols, colours = zip(*leaves["verdict"].map(LEAVES), strict=True)
+    texts = [short_text(text) for row in summaries for text in row]
+    told = [
+        f"{leaf.budget:,} tokens, summary {leaf.Index % count}: {leaf.verdict}<br>{text}"
+        for leaf, text in zip(leaves.itertuples(), texts, strict=True)
+    ]
     branches = np.full((len(leaves), 3, 2), None)
     branches[:, 0] = leaves[["budget"]].assign(y=0)
     branches[:, 1] = leaves[["x", "y"]]
@@ -451,12 +463,12 @@ def plot_tree(
     figure.add_scatter(x=x, y=y, name="branches", **quiet)
     figure.add_scatter(
         x=leaves["x"].tolist(), y=leaves["y"].tolist(), mode="markers", name="summaries",
-        customdata=leaves["told"].tolist(), hovertemplate="%{customdata}<extra></extra>",
+        customdata=told, hovertemplate="%{customdata}<extra></extra>",
         marker={
-            "size": 10 if len(scores[0]) <= 6 else 6,
-            "color": leaves["colour"].tolist(),
-            "symbol": leaves["symbol"].tolist(),
-            "line": {"color": leaves["colour"].tolist(), "width": 2},
+            "size": 10 if count <= 6 else 6,
+            "color": colours,
+            "symbol": symbols,
+            "line": {"color": colours, "width": 2},
         },
     )  # fmt: skip
     margin = {"t": 10, "b": 48, "l": 8}
@@ -470,18 +482,3 @@ def plot_tree(
         tickmode="array", tickvals=[-i for i in range(len(trunks))],
         ticktext=[safe_text(name) for name in trunks],
     )  # fmt: skip
-
-
-def _leaves(budgets, scores, summaries) -> pd.DataFrame:
-    """Place, colour, symbol and words of every summary, the right ones lowest."""
-    aside = min(0.025 * max(budgets), 0.5 * min(np.diff([0, *budgets])))
-    rows = []
-    for j, budget in enumerate(budgets):
-        order = sorted(range(len(scores[j])), key=lambda s: -np.nan_to_num(scores[j][s], nan=-9))
-        for place, s in enumerate(order):
-            known = "right" if scores[j][s] >= 0.5 else "wrong"
-            verdict = "abstained" if np.isnan(scores[j][s]) else known
-            told = f"{budget:,} tokens, summary {s}: {verdict}<br>{short_text(summaries[j][s])}"
-            y = 1 + 3.2 * (place + 0.5) / len(order)
-            rows.append((budget, budget + aside, y, told, *LEAVES[verdict]))
-    return pd.DataFrame(rows, columns=["budget", "x", "y", "told", "symbol", "colour"])
