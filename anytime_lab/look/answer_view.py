@@ -220,8 +220,8 @@ def plot_asked(asked: Sequence[Asked], title: str = "") -> go.Figure:
         ]
         fits = part["share"].ge(0.1) & wide
         figure.add_bar(
-            x=part.index.get_level_values("at"),
-            y=part["share"],
+            x=part.index.get_level_values("at").tolist(),
+            y=part["share"].tolist(),
             name=verdict,
             showlegend=False,
             customdata=[safe_text(words) for words in told],
