@@ -45,10 +45,6 @@ class TreeRows(NamedTuple):
     branch: Tensor
     trained: Tensor
 
-    def rows(self, part: slice) -> "TreeRows":
-        """Some of the rows."""
-        return TreeRows(*(values[part] for values in self))
-
 
 def stack_rows(
     packed: Sequence[PackedTree], device: torch.device, multiple_of: int | None = None
@@ -263,75 +259,7 @@ def _hidden_states_at(backbone: torch.nn.Module, where: Tensor) -> Iterator[None
         hook.remove()
 
 
-def _head(model: Any, unwrap: Callable, input_ids: Tensor, scored: Tensor, **inputs: Any):
-    """TRL's fused head on the tokens at `scored` (B, L) alone: it would score every position.
-
-    Returns:
-        (N,) log-probs and entropies of these tokens (an entropy is None where the head has none,
-        as a reference model's), and the places (B, L) they belong to.
-    """
-    scored = scored.clone()
-    scored[:, 0] = False  # nothing stands before it
-    labels = input_ids[scored]
-    if nothing := not len(labels):  # the graph must reach the weights all the same
-        scored[0, -1], labels = True, labels.new_full((1,), -100)
-    where = scored.roll(-1, dims=1)  # the hidden state before a token predicts it
-    with _hidden_states_at(inner_model(unwrap(model)).base_model, where):
-        out = model(input_ids=input_ids, shift_labels=labels[None], fused_lm_head=True, **inputs)
-    if nothing:
-        scored = torch.zeros_like(scored)
-        return out.log_probs[0, :0] + out.log_probs.sum(), None, scored
-    return out.log_probs[0], None if out.entropy is None else out.entropy[0], scored
-
-
-def _packed(inputs_of: Callable) -> Callable:
-    def score(model, input_ids: Tensor, attention_mask: Tensor, rows: TreeRows, unwrap):
-        columns = rows.leaf.shape[1]
-        prompt_mask = attention_mask[:, :-columns]
-        no_prompt = torch.zeros_like(prompt_mask, dtype=torch.bool)
-        log_probs, entropy, scored = _head(
-            model,
-            unwrap,
-            input_ids,
-            torch.cat([no_prompt, rows.trained.bool()], dim=1),
-            position_ids=tree_positions(rows.leaf, rows.branch, prompt_mask),
-            **inputs_of(unwrap(model), rows, prompt_mask),
-        )
-        places = scored[:, -columns:].nonzero(as_tuple=True)
-        return ScoredRows(_back(log_probs, places, rows), _back(entropy, places, rows))
-
-    return score
-
-
-def _back(values: Tensor | None, places: tuple[Tensor, ...], rows: TreeRows) -> Tensor | None:
-    """Values (N,) at their places among (B, C) zeros."""
-    if values is None:
-        return None
-    return values.new_zeros(rows.leaf.shape).index_put(places, values)
-
-
-def _unrolled(model, input_ids: Tensor, attention_mask: Tensor, rows: TreeRows, unwrap):
-    columns = rows.leaf.shape[1]
-    prompt = input_ids.shape[1] - columns
-    taken = unroll(
-        input_ids[:, :prompt],
-        attention_mask[:, :prompt],
-        input_ids[:, prompt:],
-        rows.leaf,
-        rows.branch,
-    )
-    trained = rows.trained.flatten()[taken.source.clamp(min=0)].bool() & (taken.source >= 0)
-    log_probs, entropy, scored = _head(model, unwrap, taken.ids, trained, attention_mask=taken.mask)
-    source = taken.source[scored]
-    places = (source // columns, source % columns)
-    return ScoredRows(_back(log_probs, places, rows), _back(entropy, places, rows))
-
-
-_SCORERS = {
-    "segmented": _packed(_segmented_inputs),
-    "dense": _packed(_dense_inputs),
-    "unrolled": _unrolled,
-}
+_TREE_INPUTS = {"segmented": _segmented_inputs, "dense": _dense_inputs}
 
 
 def score_rows(
@@ -344,33 +272,43 @@ def score_rows(
 ) -> ScoredRows:
     """Log-probs and entropies of the trained tokens of packed rows.
 
+    TRL's fused head runs on these tokens alone: it would score every position.
+
     Args:
         model: With TRL's fused head; wrapped for training or not.
-        backend: The name of a `TreeBackend` that the model was prepared for.
+        backend: The one that `choose_backend` has prepared the model for.
         input_ids: (B, Q + C) prompts, padded on the left, and packed trees.
         attention_mask: (B, Q + C).
         rows: The layout of the last C columns.
         unwrap: Takes the wrapping for training off a model.
     """
-    return _SCORERS[backend](model, input_ids, attention_mask, rows, unwrap)
+    batch, columns = rows.leaf.shape
+    prompt_mask = attention_mask[:, :-columns]
+    if backend == "unrolled":
+        prompt_ids, completion_ids = input_ids[:, :-columns], input_ids[:, -columns:]
+        taken = unroll(prompt_ids, prompt_mask, completion_ids, rows.leaf, rows.branch)
+        input_ids, source, inputs = taken.ids, taken.source, {"attention_mask": taken.mask}
+    else:
+        source = torch.full_like(input_ids, -1)  # the place of a token in (B · C)
+        source[:, -columns:] = torch.arange(batch * columns).view(batch, columns)
+        inputs = _TREE_INPUTS[backend](unwrap(model), rows, prompt_mask)
+        inputs["position_ids"] = tree_positions(rows.leaf, rows.branch, prompt_mask)
+    scored = (source >= 0) & rows.trained.flatten()[source.clamp(min=0)].bool()
+    scored[:, 0] = False  # nothing stands before it
+    places, labels = source[scored], input_ids[scored]
+    if nothing := not len(labels):  # the graph must reach the weights all the same
+        scored[0, -1], labels = True, labels.new_full((1,), -100)
+    where = scored.roll(-1, dims=1)  # the hidden state before a token predicts it
+    with _hidden_states_at(inner_model(unwrap(model)).base_model, where):
+        out = model(input_ids=input_ids, shift_labels=labels[None], fused_lm_head=True, **inputs)
 
+    def back(values: Tensor | None) -> Tensor | None:  # None, as a reference's head has no entropy
+        if values is None:
+            return None
+        told = values[0, :0] + values.sum() if nothing else values[0]
+        return values.new_zeros(batch * columns).index_put((places,), told).view(batch, columns)
 
-def trim_columns(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Cut the padding that no row of a micro-batch needs: left of prompts, right of trees.
-
-    A generation is padded to its longest tree before it is shuffled and split.
-    """
-    prompt_start = int(inputs["prompt_mask"].any(dim=0).int().argmax())
-    columns = inputs["completion_mask"].shape[1]
-    used = int((inputs["tree_leaf"] != PADDING).any(dim=0).sum())
-    trimmed = {}
-    for key, value in inputs.items():
-        if key in ("prompt_ids", "prompt_mask"):
-            value = value[:, prompt_start:]
-        elif isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == columns:
-            value = value[:, :used]
-        trimmed[key] = value
-    return trimmed
+    return ScoredRows(back(out.log_probs), back(out.entropy))
 
 
 # --- what has a gradient -------------------------------------------------------------------------
@@ -418,42 +356,37 @@ def live_columns(advantages: Tensor, rows: TreeRows) -> Tensor:
     return kept | (trunk & (branch < needed[:, None]))
 
 
-def score_live_rows(
+def score_kept(
     score: Callable[[Tensor, Tensor, TreeRows], ScoredRows],
     input_ids: Tensor,
     attention_mask: Tensor,
     rows: TreeRows,
     kept: Tensor,
-    advantages: Tensor,
-    others: Tensor,
     spare: int,
-) -> Tensor:
-    """Log-probs of packed rows, computed on the columns that are kept.
+    most: int,
+) -> ScoredRows:
+    """Log-probs and entropies of packed rows, computed on the columns that are kept.
 
-    Rows of which nothing is kept are left out, too.
+    Padding is left out with what is not kept: a generation is padded to its longest tree before it
+    is shuffled and split. So are rows of which nothing is kept.
 
     Args:
         score: `score_rows` with model and backend.
         input_ids: (B, Q + C).
         attention_mask: (B, Q + C).
         rows: The layout of the last C columns.
-        kept: (B, C) as `live_columns` gives it.
-        advantages: (B, C).
-        others: (B, C) what stands where nothing was computed.
+        kept: (B, C) as `live_columns` gives it, or all that is no padding.
         spare: Columns of padding above which rows are run in passes of their own.
-
-    Returns:
-        (B, C).
+        most: Rows of a pass.
     """
     columns, counts = kept.shape[1], kept.sum(1)
     if not counts.any():  # a token that trains nothing: the graph must reach the weights
         kept = kept.clone()
         kept[0, 0] = True
         counts = kept.sum(1)
-    live = rows.trained * (advantages != 0)
     widths = (counts + attention_mask[:, :-columns].sum(1)) * (counts > 0)
-    told = others
-    for some in _alike(widths, spare):
+    told: list[Tensor | None] = [None, None]
+    for some in _alike(widths, spare, most):
         order = (~kept[some]).to(torch.int8).argsort(dim=1, stable=True)
         order = order[:, : int(counts[some].max())]
         real = torch.arange(order.shape[1], device=order.device) < counts[some, None]
@@ -465,26 +398,28 @@ def score_live_rows(
 
         ids = torch.cat([input_ids[some, first:-columns], taken(input_ids[:, -columns:], 0)], 1)
         mask = torch.cat([prompt_mask[:, first:], real.to(prompt_mask)], dim=1)
-        trained = taken(live, 0)
-        layout = TreeRows(taken(rows.leaf, PADDING), taken(rows.branch, 0), trained)
-        scored = score(ids, mask, layout).log_probs
-        trains = trained.bool() if trained.any() else real  # of zeros, which reach the weights
-        places = some[:, None].expand_as(order)[trains], order[trains]
-        told = told.to(scored).index_put(places, scored[trains])
-    return told
+        fills = PADDING, 0, 0
+        layout = TreeRows(*(taken(*pair) for pair in zip(rows, fills, strict=True)))
+        places = some[:, None].expand_as(order)[real], order[real]
+        for n, values in enumerate(score(ids, mask, layout)):
+            if values is not None:
+                before = values.new_zeros(kept.shape) if told[n] is None else told[n]
+                told[n] = before.index_put(places, values[real])
+    return ScoredRows(*told)
 
 
-def _alike(widths: Tensor, spare: int) -> list[Tensor]:
-    """Rows (B,) parted so that no part pads more than `spare` columns; those of width 0 left out.
+def _alike(widths: Tensor, spare: int, most: int) -> list[Tensor]:
+    """Rows (B,) in parts of at most `most`; none pads more than `spare` columns.
 
-    A pass of its own costs something, too: on two cores about as much as some hundred columns.
+    Rows of width 0 are left out. A pass of its own costs something, too: on two cores about as much
+    as some hundred columns.
     """
     order = widths.argsort(descending=True, stable=True)
     parts: list[list[int]] = []
     padding = widest = 0
     for row, width in zip(order.tolist(), widths[order].tolist(), strict=True):
         padding += widest - width
-        if width and (not parts or padding > spare):
+        if width and (not parts or padding > spare or len(parts[-1]) == most):
             parts, padding, widest = [*parts, []], 0, width
         if width:
             parts[-1].append(row)

@@ -80,13 +80,12 @@ from anytime_lab.train.scoring import (
     leaf_texts,
     leaf_token_ids,
     live_columns,
-    score_live_rows,
+    score_kept,
     score_rows,
     stack_rows,
-    trim_columns,
     why_all_tokens,
 )
-from anytime_lab.tree import Tree, pack
+from anytime_lab.tree import PADDING, Tree, pack
 
 logger = logging.getLogger(__name__)
 
@@ -363,33 +362,30 @@ class BRPOTrainer(GRPOTrainer):
         log-probs: their mean is the mean entropy's estimate.
         """
         rows, batch = self._rows, self._batch
-        if "tree_kept" in batch:
-            sampled = batch["sampling_per_token_logps"].nan_to_num(0.0)
-            logps = score_live_rows(
-                functools.partial(self._score, model),
-                input_ids,
-                attention_mask,
-                rows,
-                batch["tree_kept"],
-                batch["advantages"],
-                batch.get("old_per_token_logps", torch.zeros_like(sampled)),
-                self._spare_columns,
-            )
-            return logps, -sampled, None
-        size = batch_size or len(input_ids)
-        parts = [slice(start, start + size) for start in range(0, len(input_ids), size)]
-        scored = [
-            self._score(model, input_ids[part], attention_mask[part], rows.rows(part))
-            for part in parts
-        ]
-        entropy = torch.cat([part.entropy for part in scored]) if compute_entropy else None
-        return torch.cat([part.log_probs for part in scored]), entropy, None
+        skips = "tree_kept" in batch
+        if skips:
+            live = rows.trained * (batch["advantages"] != 0)
+            rows = rows._replace(trained=live)
+        scored = score_kept(
+            functools.partial(self._score, model),
+            input_ids,
+            attention_mask,
+            rows,
+            batch["tree_kept"] if skips else rows.leaf != PADDING,
+            self._spare_columns,
+            batch_size or len(input_ids),
+        )
+        if not skips:
+            return scored.log_probs, scored.entropy if compute_entropy else None, None
+        sampled = batch["sampling_per_token_logps"].nan_to_num(0.0)
+        others = batch.get("old_per_token_logps", torch.zeros_like(sampled))
+        return torch.where(live.bool(), scored.log_probs, others), -sampled, None
 
     def _compute_loss(self, model, inputs):
-        """TRL's loss on the columns that these rows use."""
-        inputs = trim_columns(inputs)
-        mask = inputs["completion_mask"] * inputs["tool_mask"]
-        self._rows, self._batch = TreeRows(inputs["tree_leaf"], inputs["tree_branch"], mask), inputs
+        """TRL's loss on packed rows."""
+        trained = inputs["completion_mask"] * inputs["tool_mask"]
+        self._rows = TreeRows(inputs["tree_leaf"], inputs["tree_branch"], trained)
+        self._batch = inputs
         try:
             return super()._compute_loss(model, inputs)
         finally:
