@@ -110,7 +110,7 @@ def make_update(args: argparse.Namespace) -> Update:
         for length in lengths.unique().tolist():
             some = lengths == length
             source = taken.source[some][:, :length]
-            log_probs, _, scored = scoring._head(
+            log_probs, _, scored = scoring.score_tokens(
                 model, lambda m: m, taken.ids[some, :length], trained[some][:, :length]
             )
             told = told + back(log_probs, source[scored])
@@ -140,7 +140,7 @@ def make_update(args: argparse.Namespace) -> Update:
 
     def plain_causal() -> torch.Tensor:
         sampled = torch.cat([torch.zeros_like(prompts), rows.trained], dim=1).bool()
-        scoring._head(model, lambda m: m, ids, sampled)[0].sum().backward()
+        scoring.score_tokens(model, lambda m: m, ids, sampled)[0].sum().backward()
         return torch.zeros(())
 
     ways = {name: functools.partial(by_backend, name) for name in args.backends}

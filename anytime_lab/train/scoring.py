@@ -259,6 +259,28 @@ def _hidden_states_at(backbone: torch.nn.Module, where: Tensor) -> Iterator[None
         hook.remove()
 
 
+def score_tokens(
+    model: Any, unwrap: Callable, input_ids: Tensor, scored: Tensor, **inputs: Any
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """TRL's fused head on the tokens at `scored` (B, L) alone: it would score every position.
+
+    Returns:
+        (N,) log-probs and entropies of these tokens (an entropy is None where the head has none,
+        as a reference model's), and the places (B, L) they belong to: not the first of a row.
+    """
+    scored = scored.clone()
+    scored[:, 0] = False  # nothing stands before it
+    labels = input_ids[scored]
+    if nothing := not len(labels):  # the graph must reach the weights all the same
+        scored[0, -1], labels = True, labels.new_full((1,), -100)
+    where = scored.roll(-1, dims=1)  # the hidden state before a token predicts it
+    with _hidden_states_at(inner_model(unwrap(model)).base_model, where):
+        out = model(input_ids=input_ids, shift_labels=labels[None], fused_lm_head=True, **inputs)
+    if nothing:
+        return out.log_probs[0, :0] + out.log_probs.sum(), None, torch.zeros_like(scored)
+    return out.log_probs[0], None if out.entropy is None else out.entropy[0], scored
+
+
 _TREE_INPUTS = {"segmented": _segmented_inputs, "dense": _dense_inputs}
 
 
@@ -271,8 +293,6 @@ def score_rows(
     unwrap: Callable[[Any], PreTrainedModel] = lambda model: model,
 ) -> ScoredRows:
     """Log-probs and entropies of the trained tokens of packed rows.
-
-    TRL's fused head runs on these tokens alone: it would score every position.
 
     Args:
         model: With TRL's fused head; wrapped for training or not.
@@ -293,22 +313,17 @@ def score_rows(
         source[:, -columns:] = torch.arange(batch * columns).view(batch, columns)
         inputs = _TREE_INPUTS[backend](unwrap(model), rows, prompt_mask)
         inputs["position_ids"] = tree_positions(rows.leaf, rows.branch, prompt_mask)
-    scored = (source >= 0) & rows.trained.flatten()[source.clamp(min=0)].bool()
-    scored[:, 0] = False  # nothing stands before it
-    places, labels = source[scored], input_ids[scored]
-    if nothing := not len(labels):  # the graph must reach the weights all the same
-        scored[0, -1], labels = True, labels.new_full((1,), -100)
-    where = scored.roll(-1, dims=1)  # the hidden state before a token predicts it
-    with _hidden_states_at(inner_model(unwrap(model)).base_model, where):
-        out = model(input_ids=input_ids, shift_labels=labels[None], fused_lm_head=True, **inputs)
-
-    def back(values: Tensor | None) -> Tensor | None:  # None, as a reference's head has no entropy
-        if values is None:
-            return None
-        told = values[0, :0] + values.sum() if nothing else values[0]
-        return values.new_zeros(batch * columns).index_put((places,), told).view(batch, columns)
-
-    return ScoredRows(back(out.log_probs), back(out.entropy))
+    trained = (source >= 0) & rows.trained.flatten()[source.clamp(min=0)].bool()
+    *told, scored = score_tokens(model, unwrap, input_ids, trained, **inputs)
+    none = rows.trained.new_zeros(batch * columns, dtype=told[0].dtype)
+    return ScoredRows(
+        *(
+            None
+            if values is None
+            else none.index_put((source[scored],), values).view(batch, columns)
+            for values in told
+        )
+    )
 
 
 # --- what has a gradient -------------------------------------------------------------------------
