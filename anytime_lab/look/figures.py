@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from anytime_lab.look.style import (
+    BAND_OPACITY,
     COLOURS,
     QUIET,
     RunStyle,
@@ -17,6 +18,7 @@ from anytime_lab.look.style import (
     base,
     budget_ticks,
     end_names,
+    faded,
     log_ticks,
     names_width,
     point_ticks,
@@ -292,7 +294,7 @@ def band(part: pd.DataFrame, x: str, style: RunStyle, name: str) -> dict:
         "x": [*part[x], *part[x][::-1]],
         "y": [*part["high"], *part["low"][::-1]],
         "fill": "toself",
-        "fillcolor": style.band,
+        "fillcolor": faded(style.colour, BAND_OPACITY),
         "line": {"width": 0},
         "mode": "lines",
         "name": f"{safe_text(name)} 95 %",

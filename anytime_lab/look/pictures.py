@@ -47,7 +47,11 @@ def draw(figures: Sequence[Mapping[str, Any]], kind: str, **pixels: float) -> li
 
     async def drawn() -> list[bytes]:
         async with kaleido.Kaleido(n=1, **ASK_NOBODY) as browser:
-            return [await browser.calc_fig(dict(f), _options(f, kind, pixels)) for f in figures]
+            return [await browser.calc_fig(dict(f), options(f.get("layout", {}))) for f in figures]
+
+    def options(layout: Mapping[str, Any]) -> dict[str, Any]:
+        own = {side: layout[side] for side in PIXELS if layout.get(side)}
+        return {"format": kind, **PIXELS, **own, **pixels}
 
     try:
         with ThreadPoolExecutor(1) as apart:  # a notebook's own thread has an event loop already
@@ -55,12 +59,6 @@ def draw(figures: Sequence[Mapping[str, Any]], kind: str, **pixels: float) -> li
     except Exception as error:  # kaleido tells a browser that fails in several ways
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise RuntimeError(f"no {kind} was written: {reason}. HTML needs no browser.") from error
-
-
-def _options(figure: Mapping[str, Any], kind: str, pixels: Mapping[str, float]) -> dict[str, Any]:
-    layout = figure.get("layout", {})
-    own = {side: layout[side] for side in ("width", "height") if layout.get(side)}
-    return {"format": kind, **PIXELS, **own, **pixels}
 
 
 def add_pictures(path: str | Path) -> int:

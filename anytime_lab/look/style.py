@@ -1,4 +1,4 @@
-"""How everything is drawn: colours, names at line ends, ticks; a figure or table → a file."""
+"""How everything is drawn: colours, names at line ends, ticks, and a frame as LaTeX."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import html
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from anytime_lab.look.pictures import draw
-from anytime_lab.page import escaped, plain
-from anytime_lab.store.files import write_csv, write_text
+from anytime_lab.page import plain
 
 # Okabe–Ito; its orange and sky are darkened, so that every line has 3:1 on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#C86FA0", "#B37A00", "#2B93C8", "#7F7F7F")
@@ -39,11 +36,6 @@ class RunStyle:
     def glyph(self) -> str:
         """The run's marker as a character."""
         return GLYPHS[MARKERS.index(self.marker)]
-
-    @property
-    def band(self) -> str:
-        """The colour of the run's interval band."""
-        return faded(self.colour, BAND_OPACITY)
 
 
 def faded(colour: str, opacity: float) -> str:
@@ -198,31 +190,6 @@ def told_figure(sentence: str) -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(visible=False)
     return figure.update_yaxes(visible=False)
-
-
-KINDS = ("html", "png", "svg", "csv", "tex")
-PIXELS = {"width": 960, "scale": 2}
-
-
-def export(figure: go.Figure, frame: pd.DataFrame, path: Path) -> None:
-    """Writes the figure (html, png, svg) or the frame (csv, tex), by the ending of `path`.
-
-    Raises:
-        RuntimeError: an image was wanted and no browser could draw it.
-        RunFolderError: the file cannot be written.
-    """
-    kind = path.suffix.lstrip(".")
-    if kind == "html":
-        config = {"displaylogo": False, "responsive": True, "plotlyServerURL": ""}
-        page = figure.to_html(include_plotlyjs=True, config=config)
-        title = f"<head><title>{escaped(figure.layout.title.text)}</title>"
-        write_text(path, page.replace("<head>", title, 1))
-    elif kind == "csv":
-        write_csv(path, frame)
-    elif kind == "tex":
-        write_text(path, latex_table(frame))
-    else:
-        write_text(path, *draw([figure.to_dict()], kind, **PIXELS))
 
 
 def latex_table(frame: pd.DataFrame) -> str:

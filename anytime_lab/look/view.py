@@ -15,13 +15,15 @@ from IPython.display import display
 from plotly.io.json import to_json_plotly
 
 from anytime_lab.look.live import StyleSheet, Text, button, described, row
-from anytime_lab.look.pictures import FIGURE
-from anytime_lab.look.style import KINDS, export, told_figure
-from anytime_lab.page import folded, short, table
+from anytime_lab.look.pictures import FIGURE, draw
+from anytime_lab.look.style import latex_table, told_figure
+from anytime_lab.page import escaped, folded, short, table
 from anytime_lab.read.curves import ProblemTable
 from anytime_lab.read.runs import Evaluation, Runs, Tables, find_evaluations
+from anytime_lab.store.files import write_csv, write_text
 
 ENDS = {"closed": "closed by itself", "eos": "ended in EOS", "length": "cut by its limit"}
+KINDS = ("html", "png", "svg", "csv", "tex")  # of an export: the figure, or its frame
 SUMMARIES = 32  # shown at once
 NONE_GIVEN = "No run folders were given; give those that evaluate() returned."
 
@@ -131,7 +133,18 @@ class View(widgets.VBox):
         """Writes one of KINDS into the folder; says what came of it."""
         try:
             path = Path(self.folder.value or ".") / f"{self.name}.{kind}"
-            export(self.figure(), self.frame(), path)
+            figure, frame = self.figure(), self.frame()
+            if kind == "csv":
+                write_csv(path, frame)
+            elif kind == "tex":
+                write_text(path, latex_table(frame))
+            elif kind == "html":
+                config = {"displaylogo": False, "responsive": True, "plotlyServerURL": ""}
+                title = f"<head><title>{escaped(figure.layout.title.text)}</title>"
+                page = figure.to_html(include_plotlyjs=True, config=config)
+                write_text(path, page.replace("<head>", title, 1))
+            else:
+                write_text(path, *draw([figure.to_dict()], kind, width=960, scale=2))
         except Exception as error:  # a full disk, no browser, nothing shown: told, not thrown
             return self.status.say(f"Not exported: {error}")
         self.status.say(f"Wrote {path.resolve()}")
