@@ -29,7 +29,7 @@ from anytime_lab.look.style import run_styles
 from anytime_lab.look.view import RunsView
 from anytime_lab.page import plain, short, table
 from anytime_lab.read import told
-from anytime_lab.read.curves import Estimate, ProblemTable
+from anytime_lab.read.curves import NOTHING, Estimate, ProblemTable, difference_table
 from anytime_lab.read.runs import Runs, find_evaluations
 
 AT_FIRST = 6  # runs that are shown before any is chosen
@@ -108,7 +108,7 @@ class BudgetCurves(RunsView):
         shown, reference = self.shown, self.runs.reference
         for pair in ((name, reference) for name in shown):
             if pair not in self._pairs and reference in shown:
-                self._pairs[pair] = told.difference_table(*(shown[name] for name in pair))
+                self._pairs[pair] = difference_table(*(shown[name] for name in pair))
         return {name: self._pairs[name, reference] for name in shown if name != reference}
 
     def frame(self) -> pd.DataFrame:
@@ -280,7 +280,7 @@ class BudgetCurves(RunsView):
         known = {name: self.tables.known.get(e.path) for name, e in found.items()}
         base, prior, said = known.pop(self.runs.reference, None), self.prior.prior, []
         for name, mine in known.items():
-            if mine and base and prior and (pair := told.difference_table(mine, base)):
+            if mine and base and prior and (pair := difference_table(mine, base)):
                 score = told.under_prior(pair, prior)
                 said.append(f"{name} {told.told_points(score.value, score.low, score.high)}")
         return ", ".join(said)
@@ -320,9 +320,7 @@ class BudgetCurves(RunsView):
         rows, scores = [], []
         for name, style in run_styles(self._here).items():
             run, pair = shown.get(name), pairs.get(name)
-            here, apart = (
-                told.at_budget(t, self.budget) if t else told.NOTHING for t in (run, pair)
-            )
+            here, apart = (told.at_budget(t, self.budget) if t else NOTHING for t in (run, pair))
             line = {"colour": style.colour, "dash": style.dash, "glyph": style.glyph}
             line |= _cells("here", here, told.told_percent)
             line |= _cells("difference", apart, told.told_points)
@@ -332,7 +330,7 @@ class BudgetCurves(RunsView):
             if not here.n_problems:
                 rows[-1]["here"] = "not measured"
             score, lead = (
-                told.under_prior(t, prior) if t and prior else told.NOTHING for t in (run, pair)
+                told.under_prior(t, prior) if t and prior else NOTHING for t in (run, pair)
             )
             against = told.told_difference(lead) if pair else "nothing in common"
             if name == reference:

@@ -20,8 +20,17 @@ from anytime_lab.look.training_view import plot_training
 from anytime_lab.page import escaped, plain, table
 from anytime_lab.priors import Prior
 from anytime_lab.read import told
-from anytime_lab.read.curves import ProblemTable, accuracy_curve, paired_differences
-from anytime_lab.read.training import told_compared, training_frame
+from anytime_lab.read.curves import (
+    Folders,
+    ProblemTable,
+    accuracy_curve,
+    difference_table,
+    folders_of,
+    paired_differences,
+    problem_table,
+    read_tables,
+)
+from anytime_lab.read.training import mean_metrics, told_compared, training_frame
 from anytime_lab.store.files import write_text
 from anytime_lab.store.records import read_manifest
 
@@ -30,12 +39,12 @@ RESAMPLES = 2000  # of the bootstrap
 
 
 def write_report(
-    runs: Mapping[str, told.Folders],
+    runs: Mapping[str, Folders],
     path: str | Path,
     *,
     reference: str | None = None,
-    training: Mapping[str, told.Folders] | None = None,
-    equal_time: Mapping[str, told.Folders] | None = None,
+    training: Mapping[str, Folders] | None = None,
+    equal_time: Mapping[str, Folders] | None = None,
     equal_time_note: str = "",
     title: str = "Accuracy at every thinking budget",
     notes: Sequence[str] = (),
@@ -66,9 +75,9 @@ def write_report(
     runs, training, equal_time = _named(runs), _named(training or {}), _named(equal_time or {})
     reference = next(iter(runs)) if reference is None else plain(reference)
     names = list(dict.fromkeys([*runs, *training, *equal_time]))
-    seeds = told.read_seed_tables(runs)
-    metrics = {name: told.mean_metrics(run) for name, run in training.items()}
-    timed = told.mean_tables(told.read_seed_tables(equal_time)) if equal_time else {}
+    seeds = read_tables(runs)
+    metrics = {name: mean_metrics(run) for name, run in training.items()}
+    timed = _means(read_tables(equal_time))
     apart = {f"{n} (equal time)": run for n, run in equal_time.items() if run != runs.get(n)}
     same, differ = _settings({**runs, **apart})
     several = max(map(len, seeds.values())) > 1
@@ -78,7 +87,7 @@ def write_report(
     page = pages.get_template("report.html").render(
         title=title,
         notes=notes,
-        main=_compared(told.mean_tables(seeds), reference, names),
+        main=_compared(_means(seeds), reference, names),
         seeds=told.told_seeds(told.seed_frame(seeds)) if several else None,
         about_seeds=told.ABOUT_SEEDS,
         training=_trained(training_frame(metrics, SMOOTHED), names) if metrics else [],
@@ -97,9 +106,13 @@ def write_report(
     return Path(path)
 
 
-def _named(folders: Mapping[str, told.Folders]) -> dict[str, list[Path]]:
+def _means(seeds: Mapping[str, Sequence[ProblemTable]]) -> dict[str, ProblemTable]:
+    return {name: problem_table(tables) for name, tables in seeds.items()}
+
+
+def _named(folders: Mapping[str, Folders]) -> dict[str, list[Path]]:
     """The folders by names whose every character can be shown and saved."""
-    named = {plain(name): told.folders_of(folder) for name, folder in folders.items()}
+    named = {plain(name): folders_of(folder) for name, folder in folders.items()}
     if len(named) < len(folders):
         raise ValueError(
             f"names of runs differ in characters only that cannot be shown: {list(folders)}. "
@@ -114,9 +127,7 @@ def _compared(
     """The story, headline table, curves and paired differences of one set of runs."""
     against = reference if len(tables) > 1 else None
     pairs = paired_differences(tables, against, resamples=RESAMPLES) if against else None
-    apart = {
-        n: told.difference_table(t, tables[against]) for n, t in tables.items() if n != reference
-    }
+    apart = {n: difference_table(t, tables[against]) for n, t in tables.items() if n != reference}
     budgets = told.common_budgets(list(tables.values()))
     story = told.told_story(tables, apart, reference, Prior.uniform(budgets) if budgets else None)
     height = 640 if against else 440

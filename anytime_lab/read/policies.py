@@ -22,7 +22,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from anytime_lab.read.curves import Estimate, ThinkingGrid, thinking_grid, weighted_mean
+from anytime_lab.read.curves import NOTHING, Estimate, mean_interval
 
 REPLAY_COLUMNS = [
     "problem_id",
@@ -46,13 +46,15 @@ FIXED, AGREEMENT, CONFIDENCE, MAJORITY = "fixed budget", "agreement", "confidenc
 class Replay:
     """The records of a run, laid out for replaying; all arrays (N, J, S) unless said otherwise.
 
-    answers: a number per different answer, −1 where there is none. correct: 1, 0, or NaN where
-    the verifier abstained. whole, per_token: confidence, exp(log-prob) of the summary, and of its
-    mean token. cut: tokens of thinking kept. asked: tokens of the summary. ended: (N, J) whether
-    the thinking had ended by itself at this budget.
+    problem: (N,) number of the problem, rising. budgets: (J,) tokens. answers: a number per
+    different answer, −1 where there is none. correct: 1, 0, or NaN where the verifier abstained.
+    whole, per_token: confidence, exp(log-prob) of the summary, and of its mean token. cut: tokens
+    of thinking kept. asked: tokens of the summary. ended: (N, J) whether the thinking had ended by
+    itself at this budget.
     """
 
-    grid: ThinkingGrid
+    problem: np.ndarray
+    budgets: tuple[int, ...]
     answers: np.ndarray
     correct: np.ndarray
     whole: np.ndarray
@@ -61,14 +63,26 @@ class Replay:
     asked: np.ndarray
     ended: np.ndarray
 
-    @property
-    def budgets(self) -> tuple[int, ...]:
-        """(J,) tokens."""
-        return self.grid.budgets
-
     def by_problem(self, values: np.ndarray) -> np.ndarray:
         """Means over the thinkings and summaries of each problem; (N, …) → (P,), NaN if none."""
-        return self.grid.by_problem(values[:, None])[:, 0]
+        flat = values.reshape(len(self.problem), -1)
+        known = np.isfinite(flat)
+        sums, counts = (
+            np.bincount(self.problem, numbers.sum(axis=1))
+            for numbers in (np.where(known, flat, 0.0), known)
+        )
+        with np.errstate(invalid="ignore"):
+            return sums / counts
+
+    def by_sample(self, values: np.ndarray) -> np.ndarray:
+        """(N, …) as (P, n, …), where every problem has the same n samples."""
+        counts = np.bincount(self.problem)
+        if counts.min() != counts.max():
+            raise ValueError(
+                f"problems have {counts.min()} to {counts.max()} samples; this needs equally many. "
+                "Wait until the evaluation is finished."
+            )
+        return values.reshape(len(counts), counts[0], *values.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,16 +110,41 @@ def lay_out(records: pd.DataFrame) -> Replay:
     """
     if missing := [c for c in REPLAY_COLUMNS if c not in records.columns]:
         raise ValueError(f"records lack the columns {missing}; give the frame of read_records().")
-    grid = thinking_grid(records)
+    if not len(records):
+        raise ValueError("records are empty; evaluate at least one problem first.")
+    if records["problem_id"].isna().any():
+        raise ValueError("records hold rows without a problem_id; every row needs one.")
+    problem = pd.factorize(records["problem_id"], sort=True)[0]
+    budgets, budget = np.unique(records["budget"].to_numpy(), return_inverse=True)
+    summaries, summary = np.unique(records["summary"].to_numpy(), return_inverse=True)
+    sample = records["sample"].to_numpy(dtype=np.int64)
+    thinking = problem * (sample.max() + 1) + sample
+    place = budget * len(summaries) + summary
+    order = np.lexsort((place, thinking))
+    shape = (-1, len(budgets), len(summaries))
+    per = len(budgets) * len(summaries)
+    whole = (
+        len(order) % per == 0
+        and (
+            (thinking[order].reshape(-1, per) == thinking[order][::per, None])
+            & (place[order].reshape(-1, per) == np.arange(per))
+        ).all()
+    )
+    if not whole:
+        raise ValueError(
+            "records are ragged or doubled: not every thinking has each (budget, summary) exactly "
+            "once. Read one run folder, and do not filter its rows by budget of a problem."
+        )
 
     def numbers(column: str) -> np.ndarray:
-        return grid.lay(records[column].to_numpy(dtype=float, na_value=np.nan))
+        return records[column].to_numpy(dtype=float, na_value=np.nan)[order].reshape(shape)
 
     logprob, asked, cut = numbers("logprob"), numbers("summary_tokens"), numbers("cut")
-    closed = grid.lay((records["thinking_end"].astype(str) != "length").to_numpy())
+    closed = (records["thinking_end"].astype(str) != "length").to_numpy()[order].reshape(shape)
     return Replay(
-        grid=grid,
-        answers=grid.lay(pd.factorize(records["answer"])[0]),
+        problem=problem[order][::per],
+        budgets=tuple(int(b) for b in budgets),
+        answers=pd.factorize(records["answer"])[0][order].reshape(shape),
         correct=np.where(np.isnan(numbers("score")), np.nan, numbers("correct")),
         whole=np.exp(logprob),
         per_token=np.exp(logprob / np.maximum(asked, 1)),
@@ -187,8 +226,8 @@ def majority_votes(
     Raises:
         ValueError: problems have different numbers of samples, or fewer than a k.
     """
-    answers = replay.grid.by_sample(replay.answers).astype(np.int32)
-    right = replay.grid.by_sample(np.nan_to_num(replay.correct)).astype(np.float32)
+    answers = replay.by_sample(replay.answers).astype(np.int32)
+    right = replay.by_sample(np.nan_to_num(replay.correct)).astype(np.float32)
     n = right.shape[1]
     if bad := [k for k in ks if not 1 <= k <= n]:
         raise ValueError(f"k must be in 1 … {n} (the samples per problem); got {bad[0]}.")
@@ -261,7 +300,7 @@ class RuleSettings:
 
     def votes(self, replay: Replay) -> list[int]:
         """The majorities that a run has samples for; none where problems have unequally many."""
-        samples = np.bincount(replay.grid.problem)
+        samples = np.bincount(replay.problem)
         if samples.min() != samples.max():
             return []
         return [k for k in self.majorities if 2 <= k <= samples.min()]
@@ -317,7 +356,7 @@ def policy_frame(outcomes: Sequence[Outcome], count: str = "spent") -> pd.DataFr
     for o in outcomes:
         tokens = getattr(o, count)
         told = _estimate(o.accuracy, (0.0, 1.0))
-        pair = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
+        pair = NOTHING
         if o.policy != FIXED and tokens >= costs[0] * (1 - 1e-9):
             pair = _estimate(o.accuracy - _at_cost(plain, costs, tokens), (-1.0, 1.0))
         rows.append(
@@ -342,7 +381,7 @@ def _at_cost(plain: np.ndarray, costs: np.ndarray, tokens: float) -> np.ndarray:
 
 
 def _estimate(values: np.ndarray, bounds: tuple[float, float]) -> Estimate:
-    return weighted_mean(values[:, None], np.ones(1), bounds)
+    return Estimate(*(numbers[0].item() for numbers in mean_interval(values[:, None], bounds)))
 
 
 def calibration(
@@ -409,6 +448,6 @@ def _judged(
     places = slice(None) if budget is None else [replay.budgets.index(budget)]
     confidence = (replay.per_token if per_token else replay.whole)[:, places]
     right = replay.correct[:, places]
-    problem = np.broadcast_to(replay.grid.problem[:, None, None], right.shape)
+    problem = np.broadcast_to(replay.problem[:, None, None], right.shape)
     kept = np.isfinite(right) & np.isfinite(confidence) & (replay.answers[:, places] >= 0)
     return confidence[kept], right[kept], problem[kept]

@@ -1,14 +1,8 @@
-"""Curves → what is said of them: summary tables, verdicts in words, read-outs at a budget.
-
-Only Student's t, no bootstrap: it is a few matrix rows, so a slider may ask for it at each step.
-"""
+"""Curves → what is said of them: summary tables, verdicts in words, read-outs at a budget."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, replace
-from pathlib import Path
 from textwrap import fill
 
 import numpy as np
@@ -21,25 +15,21 @@ from rich.text import Text
 from anytime_lab.page import plain
 from anytime_lab.priors import Prior
 from anytime_lab.read.curves import (
+    NOTHING,
     Estimate,
     ProblemTable,
     Records,
+    accuracy_curve,
     anytime_accuracy,
-    common_tables,
     final_accuracy,
-    known_mean,
-    mean_curve,
     paired_differences,
     problem_table,
-    read_tables,
-    thinking_length,
-    tokens_to_accuracy,
 )
-from anytime_lab.read.training import read_metrics
+
+# --- what is published ---------------------------------------------------------------------------
 
 SOURCE = "BRPO, arXiv 2505.13438v3"
 BUDGETS = tuple(range(250, 8001, 250))
-BENCHMARKS = ("AMC22", "AIME24", "MATH500", "Minerva", "Olympiad")
 DATASETS = {
     "amc22_23": "AMC22",
     "aime24": "AIME24",
@@ -47,19 +37,14 @@ DATASETS = {
     "minerva": "Minerva",
     "olympiad_bench": "Olympiad",
 }
-FINAL = {
-    "R1-Distill-1.5B": (56.4, 22.3, 81.1, 26.3, 42.0),
-    "GRPO": (65.0, 28.9, 84.7, 28.9, 45.9),
-    "AR-base": (68.4, 32.7, 85.5, 29.6, 47.3),
-    "AR-linear": (68.6, 32.1, 85.6, 29.6, 47.3),
-    "AR-uniform": (68.5, 32.2, 85.6, 29.2, 47.2),
-}
-ANYTIME = {
-    "R1-Distill-1.5B": (48.2, 16.3, 74.5, 24.1, 36.0),
-    "GRPO": (53.4, 19.0, 77.2, 26.6, 38.8),
-    "AR-base": (57.0, 21.9, 78.2, 27.3, 40.2),
-    "AR-linear": (58.2, 22.3, 79.0, 27.7, 40.9),
-    "AR-uniform": (58.8, 22.9, 79.4, 27.5, 41.2),
+BENCHMARKS = tuple(DATASETS.values())
+# Run → its final accuracy (at 8,000 tokens) and its anytime accuracy (mean over BUDGETS) on each.
+PUBLISHED = {
+    "R1-Distill-1.5B": ((56.4, 22.3, 81.1, 26.3, 42.0), (48.2, 16.3, 74.5, 24.1, 36.0)),
+    "GRPO": ((65.0, 28.9, 84.7, 28.9, 45.9), (53.4, 19.0, 77.2, 26.6, 38.8)),
+    "AR-base": ((68.4, 32.7, 85.5, 29.6, 47.3), (57.0, 21.9, 78.2, 27.3, 40.2)),
+    "AR-linear": ((68.6, 32.1, 85.6, 29.6, 47.3), (58.2, 22.3, 79.0, 27.7, 40.9)),
+    "AR-uniform": ((68.5, 32.2, 85.6, 29.2, 47.2), (58.8, 22.9, 79.4, 27.5, 41.2)),
 }
 
 
@@ -69,7 +54,7 @@ def published_table(benchmark: str | None = None) -> pd.DataFrame:
     Args:
         benchmark: one of BENCHMARKS, or a dataset name of DATASETS; all of them if None.
 
-    Returns columns run, benchmark, final (at 8,000 tokens), anytime (mean over BUDGETS).
+    Returns columns run, benchmark, final, anytime.
 
     Raises:
         ValueError: the paper has no such benchmark.
@@ -78,75 +63,19 @@ def published_table(benchmark: str | None = None) -> pd.DataFrame:
     if unknown := [name for name in wanted if name not in BENCHMARKS]:
         raise ValueError(f"the paper has no benchmark {unknown[0]!r}; it has {list(BENCHMARKS)}.")
     rows = [
-        (run, name, FINAL[run][i] / 100, ANYTIME[run][i] / 100)
-        for i, name in enumerate(BENCHMARKS)
-        if name in wanted
-        for run in FINAL
+        (run, name, *(accuracies[BENCHMARKS.index(name)] / 100 for accuracies in both))
+        for name in wanted
+        for run, both in PUBLISHED.items()
     ]
     return pd.DataFrame(rows, columns=["run", "benchmark", "final", "anytime"])
 
+
+# --- seeds ---------------------------------------------------------------------------------------
 
 ABOUT_SEEDS = (
     "Curves and tables above are means over the seeds of each run. Their intervals hold what "
     "another draw of problems would change; what another seed would is in the spread below."
 )
-Folders = str | Path | Sequence[str | Path]
-
-
-def folders_of(run: Folders) -> list[Path]:
-    """The folders of a run, one for each seed."""
-    return [Path(run)] if isinstance(run, str | Path) else [Path(folder) for folder in run]
-
-
-def read_seed_tables(
-    runs: Mapping[str, Folders], allow_partial: bool = False
-) -> dict[str, list[ProblemTable]]:
-    """Reads evaluations, name → folder or folders, one table for each seed.
-
-    Raises:
-        RunFolderError: as `read_records`.
-        ValueError: a run has no folder.
-    """
-    tables = {}
-    for name, run in runs.items():
-        folders = folders_of(run)
-        if not folders:
-            raise ValueError(f"{name!r} has no folder; give one for each seed.")
-        numbered = {str(number): folder for number, folder in enumerate(folders)}
-        tables[name] = list(read_tables(numbered, allow_partial).values())
-    return tables
-
-
-def mean_table(tables: Sequence[ProblemTable]) -> ProblemTable:
-    """The mean over seeds for each problem and budget, so that every seed counts the same.
-
-    Raises:
-        ValueError: the seeds were evaluated on other problems or at other budgets.
-    """
-    first, *others = tables
-    for other in others:
-        same = np.array_equal(first.problems, other.problems)
-        if not same or first.budgets != other.budgets:
-            raise ValueError(
-                "the seeds of a run were evaluated on different problems or budgets; a mean over "
-                "them would be of nothing. Evaluate them alike, or compare them as runs."
-            )
-    if not others:
-        return first
-    means = known_mean(np.stack([table.values for table in tables]), axis=0)
-    tokens = np.mean([table.tokens for table in tables], axis=0)
-    return replace(first, values=means, tokens=tokens)
-
-
-def mean_tables(tables: Mapping[str, Sequence[ProblemTable]]) -> dict[str, ProblemTable]:
-    """`mean_table` of every run."""
-    means = {}
-    for name, seeds in tables.items():
-        try:
-            means[name] = mean_table(seeds)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-    return means
 
 
 def seed_frame(
@@ -170,28 +99,15 @@ def told_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     for run, part in frame.groupby("run", sort=False):
         row = {"run": str(run), "seeds": str(len(part))}
         for measure in ("anytime", "final"):
-            values = 100 * part[measure].to_numpy()
-            spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+            values = 100 * part[measure]
+            spread = f" ± {values.std():.1f}" if len(values) > 1 else ""
             row[f"{measure} accuracy"] = f"{values.mean():.1f}{spread}"
             row[f"{measure}, each seed"] = ", ".join(f"{value:.1f}" for value in values)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def mean_metrics(run: Folders) -> pd.DataFrame:
-    """Training metrics averaged over seeds, at the steps that all of them have logged.
-
-    Raises:
-        RunFolderError: as `read_metrics`.
-    """
-    frames = [read_metrics(folder) for folder in folders_of(run)]
-    if len(frames) == 1:
-        return frames[0]
-    steps = set.intersection(*(set(frame["step"]) for frame in frames))
-    whole = pd.concat(frames)
-    whole = whole[whole["step"].isin(steps)].select_dtypes("number")
-    return whole.groupby("step", as_index=False).mean()
-
+# --- the summary ---------------------------------------------------------------------------------
 
 MINUS, NBSP = "−", "\u00a0"  # a value and its interval may part, an interval may not
 
@@ -206,7 +122,7 @@ def summary_table(
     """Anytime and final accuracy of each run, and their paired differences to the reference.
 
     Args:
-        runs: name → records or problem table.
+        runs: name → records, problem table, or tables of its seeds.
         reference: the run that the others are compared with; no differences if None.
         prior: weights of the anytime accuracy; None is the plain mean over the budgets.
 
@@ -214,44 +130,37 @@ def summary_table(
     final, anytime_difference, final_difference, each with _low and _high (95 %). The reference's
     own differences are missing. Fractions, not percent.
     """
-    tables = {name: problem_table(records) for name, records in runs.items()}
-    rows = [_row(name, table, prior) for name, table in tables.items()]
-    frame = pd.DataFrame(rows).set_index("run", drop=False)
-    if reference is not None and len(tables) > 1:
-        pairs = paired_differences(tables, reference, prior, resamples, seed)
-        for measure in ("anytime", "final"):
-            part = pairs[pairs["measure"] == measure].set_index("run")
-            for column, source in (("", "difference"), ("_low", "low"), ("_high", "high")):
-                frame[f"{measure}_difference{column}"] = part[source].reindex(frame.index)
-    return frame.reset_index(drop=True)
-
-
-def _row(name: str, table: ProblemTable, prior: Prior | None) -> dict:
-    row = {"run": name, "n_problems": len(table.problems)}
-    row["thinking_length"] = thinking_length(table).value
-    for measure, told in (
-        ("anytime", anytime_accuracy(table, prior)),
-        ("final", final_accuracy(table)),
-    ):
-        row |= {measure: told.value, f"{measure}_low": told.low, f"{measure}_high": told.high}
-    return row
+    pairs = None
+    if reference is not None and len(runs) > 1:
+        pairs = paired_differences(runs, reference, prior, resamples, seed)
+        pairs = pairs.set_index(["run", "measure"])[["difference", "low", "high"]]
+    rows = []
+    for name, records in runs.items():
+        table = problem_table(records)
+        length = np.nanmean(table.tokens[:, -1])
+        row = {"run": name, "n_problems": len(table.problems), "thinking_length": length}
+        told = {"anytime": anytime_accuracy(table, prior), "final": final_accuracy(table)}
+        for measure in () if pairs is None else tuple(told):
+            own = NOTHING if name == reference else pairs.loc[name, measure]
+            told[f"{measure}_difference"] = own
+        for column, (value, low, high, *_) in told.items():
+            row |= {column: value, f"{column}_low": low, f"{column}_high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def told_table(summary: pd.DataFrame) -> pd.DataFrame:
     """The summary as strings for a reader: percents with their intervals, differences in points."""
     out = {"run": summary["run"].astype(str)}
-    for measure, title in (("anytime", "anytime accuracy"), ("final", "final accuracy")):
-        out[title] = [
-            told_percent(*values)
-            for values in summary[[measure, f"{measure}_low", f"{measure}_high"]].to_numpy()
-        ]
-    for measure in ("anytime", "final"):
-        column = f"{measure}_difference"
+    for column, title, words in (
+        ("anytime", "anytime accuracy", told_percent),
+        ("final", "final accuracy", told_percent),
+        ("anytime_difference", "anytime difference", told_points),
+        ("final_difference", "final difference", told_points),
+    ):
         if column in summary:
-            out[f"{measure} difference"] = [
-                told_points(*values)
-                for values in summary[[column, f"{column}_low", f"{column}_high"]].to_numpy()
-            ]
+            numbers = summary[[column, f"{column}_low", f"{column}_high"]].to_numpy(dtype=float)
+            out[title] = [words(*row) for row in numbers]
     out["thinking tokens"] = [f"{tokens:,.0f}" for tokens in summary["thinking_length"]]
     return pd.DataFrame(out)
 
@@ -280,26 +189,31 @@ def _points(fraction: float) -> str:
 def terminal_table(summary: pd.DataFrame, title: str = "") -> Padding:
     """The summary as a table that `rich.print` shows, between two empty lines."""
     told = told_table(summary)
-    table = Table(
-        title=title or None,
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=0,  # the box parts the columns by a space
-        show_edge=False,
-    )
-    for column in told.columns:
-        left = column == "run"  # the interval below the value, so that 80 columns are enough
-        table.add_column(
-            column.replace(" ", "\n"),
-            justify="left" if left else "right",
-            overflow="fold",  # where even 80 columns are not there, no digit is cut off
-        )
+    # the box parts the columns by a space
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, padding=0,
+                  show_edge=False)  # fmt: skip
+    for column in told.columns:  # the interval below the value, so that 80 columns are enough
+        side = "left" if column == "run" else "right"
+        # where even 80 columns are not there, no digit is cut off
+        table.add_column(column.replace(" ", "\n"), justify=side, overflow="fold")
     for run, *cells in told.itertuples(index=False):
         # Long names break before hyphens, in the 15 places that 80 columns leave them.
         name = fill(plain(run).replace("-", " -"), 15, break_on_hyphens=False).replace(" -", "-")
         stacked = [cell.replace(" [", "\n[").replace(f",{NBSP}", ",") for cell in cells]
         table.add_row(Text(name), *map(Text, stacked))
     return Padding(table, (1, 0), expand=False)
+
+
+# --- the result in words -------------------------------------------------------------------------
+
+
+def told_side(low: float, high: float) -> str:
+    """On which side of 0 an interval lies, in words."""
+    if pd.isna(low):
+        return "too few problems to tell"
+    if low > 0:
+        return "above"
+    return "below" if high < 0 else "not distinguishable"
 
 
 def verdicts(differences: pd.DataFrame) -> list[str]:
@@ -310,90 +224,28 @@ def verdicts(differences: pd.DataFrame) -> list[str]:
     """
     sentences = []
     for (run, reference), part in differences.groupby(["run", "reference"], sort=False):
-        anytime = part[part["measure"] == "anytime"].iloc[0]
         curve = part[part["measure"] == "accuracy"]
-        points = f"{100 * abs(anytime['difference']):.1f} points of anytime accuracy"
-        bounds = (
-            f"95 % interval {_points(anytime['low'])} to {_points(anytime['high'])}, "
-            f"{anytime['n_problems']:,} problems"
-        )
+        anytime, final = (part[part["measure"] == m].iloc[0] for m in ("anytime", "final"))
         if pd.isna(anytime["low"]):
             sentences.append(
                 f"{run} and {reference} share one problem with a score: a difference of "
                 f"{_points(anytime['difference'])} points of anytime accuracy, without an interval."
             )
             continue
-        final = part[part["measure"] == "final"].iloc[0]
-        if anytime["low"] > 0:
-            says = f"{run} is above {reference} by {points} ({bounds})"
-        elif anytime["high"] < 0:
-            says = f"{run} is below {reference} by {points} ({bounds})"
-        else:
-            says = f"{run} is not distinguishable from {reference} in anytime accuracy ({bounds})"
+        side, points = told_side(anytime["low"], anytime["high"]), abs(100 * anytime["difference"])
+        says = f"{side} {reference} by {points:.1f} points of anytime accuracy"
+        if side == "not distinguishable":
+            says = f"{side} from {reference} in anytime accuracy"
         above, below = int((curve["low"] > 0).sum()), int((curve["high"] < 0).sum())
-        places = [f"above 0 at {above}" if above else "", f"below 0 at {below}" if below else ""]
-        where = " and ".join(filter(None, places)) or "above or below 0 at none"
+        places = [f"above 0 at {above}"] * (above > 0) + [f"below 0 at {below}"] * (below > 0)
         sentences.append(
-            f"{says}. Budget by budget, the interval is {where} of {len(curve)}. Final accuracy "
-            f"differs by {_points(final['difference'])} points ({_points(final['low'])} to "
-            f"{_points(final['high'])})."
+            f"{run} is {says} (95 % interval {_points(anytime['low'])} to "
+            f"{_points(anytime['high'])}, {anytime['n_problems']:,} problems). Budget by budget, "
+            f"the interval is {' and '.join(places) or 'above or below 0 at none'} of "
+            f"{len(curve)}. Final accuracy differs by {_points(final['difference'])} points "
+            f"({_points(final['low'])} to {_points(final['high'])})."
         )
     return sentences
-
-
-NOTHING = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
-
-
-def common_budgets(tables: Sequence[ProblemTable]) -> list[int]:
-    """The budgets that all tables were measured at."""
-    return sorted(set.intersection(*(set(t.budgets) for t in tables))) if tables else []
-
-
-def all_budgets(tables: Sequence[ProblemTable]) -> list[int]:
-    """The budgets that any table was measured at."""
-    return sorted(set().union(*(t.budgets for t in tables)))
-
-
-def difference_table(a: ProblemTable, b: ProblemTable) -> ProblemTable | None:
-    """`a` minus `b` on the problems and at the budgets that both have; None if there are none."""
-    pair = common_tables(a, b)
-    if pair is None:
-        return None
-    values = pair[0].values - pair[1].values
-    return replace(pair[0], values=values, tokens=np.zeros_like(values), bounds=(-1.0, 1.0))
-
-
-def at_budget(table: ProblemTable, budget: int) -> Estimate:
-    """The mean at one budget; nothing where it was not measured."""
-    return under_prior(table, Prior((budget,), (1.0,)))
-
-
-def under_prior(table: ProblemTable, prior: Prior) -> Estimate:
-    """The mean weighted by a prior; nothing where one of its budgets was not measured."""
-    measured = all(b in table.budgets or not w for b, w in zip(*astuple(prior), strict=True))
-    return anytime_accuracy(table, prior) if measured else NOTHING
-
-
-def told_value(estimate: Estimate) -> str:
-    """An accuracy with its interval for a reader."""
-    return told_percent(estimate.value, estimate.low, estimate.high)
-
-
-def told_difference(estimate: Estimate) -> str:
-    """A difference in points with its interval, and whether it can be told from nothing."""
-    if math.isnan(estimate.value):
-        return "—"
-    points = told_points(estimate.value, estimate.low, estimate.high)
-    return f"{points} {told_side(estimate.low, estimate.high)}"
-
-
-def told_side(low: float, high: float) -> str:
-    """On which side of 0 an interval lies, in words."""
-    if math.isnan(low):
-        return "too few problems to tell"
-    if low > 0:
-        return "above"
-    return "below" if high < 0 else "not distinguishable"
 
 
 def told_story(
@@ -415,16 +267,58 @@ def told_story(
         scores = [f"{n} {told_value(under_prior(t, prior))}" for n, t in tables.items()]
         return f"Anytime score, over {len(prior.budgets)} budgets: {', '.join(scores)}"
     scores = {name: under_prior(pair, prior) for name, pair in known.items()}
-    best = max(scores, key=lambda n: abs(scores[n].value) if scores[n].value > 0 else -1)
-    if not scores[best].value > 0:
-        best = min(scores, key=lambda n: scores[n].value)
-    score, curve = scores[best], mean_curve(known[best], "difference")
+    # the furthest above; where none is above, the furthest below
+    best = max(scores, key=lambda n: (scores[n].value > 0, abs(scores[n].value)))
+    score, curve = scores[best], accuracy_curve(known[best], "difference")
     side = told_side(score.low, score.high)
-    points = f"{told_points(score.value, score.low, score.high)} points of anytime score"
+    points = f"{told_points(*score[:3])} points of anytime score"
     if side not in ("above", "below"):
-        return f"{best} is {side} from {reference}: {points}".replace("tell from", "tell beside")
+        return f"{best} is {side} from {reference}: {points}"
     clear = int(((curve["low"] > 0) if side == "above" else (curve["high"] < 0)).sum())
     return f"{best} is {side} {reference} at {clear} of {len(curve)} budgets: {points}"
+
+
+# --- read-outs -----------------------------------------------------------------------------------
+
+
+def common_budgets(tables: Sequence[ProblemTable]) -> list[int]:
+    """The budgets that all tables were measured at."""
+    return sorted(set.intersection(*(set(t.budgets) for t in tables))) if tables else []
+
+
+def all_budgets(tables: Sequence[ProblemTable]) -> list[int]:
+    """The budgets that any table was measured at."""
+    return sorted(set().union(*(t.budgets for t in tables)))
+
+
+def at_budget(table: ProblemTable, budget: int) -> Estimate:
+    """The mean at one budget; nothing where it was not measured."""
+    return under_prior(table, Prior((budget,), (1.0,)))
+
+
+def under_prior(table: ProblemTable, prior: Prior) -> Estimate:
+    """The mean weighted by a prior; nothing where one of its budgets was not measured."""
+    weighted = {b for b, weight in zip(prior.budgets, prior.weights, strict=True) if weight}
+    return anytime_accuracy(table, prior) if weighted <= {*table.budgets} else NOTHING
+
+
+def told_value(estimate: Estimate) -> str:
+    """An accuracy with its interval for a reader."""
+    return told_percent(*estimate[:3])
+
+
+def told_difference(estimate: Estimate) -> str:
+    """A difference in points with its interval, and whether it can be told from nothing."""
+    if pd.isna(estimate.value):
+        return "—"
+    return f"{told_points(*estimate[:3])} {told_side(estimate.low, estimate.high)}"
+
+
+def told_reach(table: ProblemTable, level: float) -> str:
+    """The least budget at which the mean accuracy is at least `level`, for a reader."""
+    curve = accuracy_curve(table)
+    reached = curve.loc[curve["accuracy"] >= level, "budget"]
+    return f"{reached.min():,}" if len(reached) else "not reached"
 
 
 def tidy_curves(
@@ -437,23 +331,15 @@ def tidy_curves(
     the runs share nothing).
     """
     frames = []
-    for name, run_table in tables.items():
-        spent = np.nanmean(run_table.tokens, axis=0)
-        frame = mean_curve(run_table, "accuracy").assign(run=name, spent=spent)
-        pair = differences.get(name)
-        if pair is not None:
-            told = mean_curve(pair, "difference")[["budget", "difference", "low", "high"]]
-            told = told.rename(columns={"low": "difference_low", "high": "difference_high"})
-            frame = frame.merge(told, on="budget", how="left")
+    for name, table in tables.items():
+        spent = np.nanmean(table.tokens, axis=0)
+        frame = accuracy_curve(table).assign(run=name, spent=spent).set_index("budget", drop=False)
+        if differences.get(name) is not None:
+            apart = accuracy_curve(differences[name], "difference").set_index("budget")
+            apart = apart.rename(columns={"low": "difference_low", "high": "difference_high"})
+            frame = frame.join(apart[["difference", "difference_low", "difference_high"]])
         frames.append(frame)
     columns = "run budget spent accuracy se low high n_problems difference difference_low "
     columns += "difference_high"
-    if not frames:
-        return pd.DataFrame(columns=columns.split())
-    return pd.concat(frames, ignore_index=True).reindex(columns=columns.split())
-
-
-def told_reach(table: ProblemTable, level: float) -> str:
-    """The least budget at which the mean accuracy is at least `level`, for a reader."""
-    budget = tokens_to_accuracy(mean_curve(table, "accuracy"), level)
-    return "not reached" if budget is None else f"{budget:,}"
+    whole = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return whole.reindex(columns=columns.split())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from anytime_lab.read.curves import Folders, folders_of
 from anytime_lab.read.runs import Runs, folder_name, named_runs, run_folders, told_error
 from anytime_lab.store.files import (
     METRICS,
@@ -238,6 +239,21 @@ def told_compared(runs: Mapping[str, pd.DataFrame]) -> str:
 
 def _scored_at(metrics: pd.DataFrame) -> set[int]:
     return {int(match["budget"]) for column in metrics.columns if (match := SCORE.match(column))}
+
+
+def mean_metrics(run: Folders) -> pd.DataFrame:
+    """Training metrics averaged over seeds, at the steps that all of them have logged.
+
+    Raises:
+        RunFolderError: as `read_metrics`.
+    """
+    frames = [read_metrics(folder) for folder in folders_of(run)]
+    if len(frames) == 1:
+        return frames[0]
+    steps = set.intersection(*(set(frame["step"]) for frame in frames))
+    whole = pd.concat(frames)
+    whole = whole[whole["step"].isin(steps)].select_dtypes("number")
+    return whole.groupby("step", as_index=False).mean()
 
 
 def training_frame(runs: Mapping[str, pd.DataFrame], window: int = 10) -> pd.DataFrame:

@@ -20,10 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from anytime_lab.look.report import write_report
-from anytime_lab.read.curves import paired_differences
+from anytime_lab.read.curves import paired_differences, read_tables
 from anytime_lab.read.told import (
-    mean_tables,
-    read_seed_tables,
     seed_frame,
     summary_table,
     terminal_table,
@@ -243,10 +241,9 @@ def compare(prepared: "Prepared") -> Compared | None:
         title = sweep.file.title if alone else f"{sweep.file.title}: {step}"
         settings = {"reference": reference, "training": trained, "title": title, "notes": notes}
         pages.append(write_report(runs, page, **settings))
-        tables = read_seed_tables(runs)
-        means = mean_tables(tables)
-        frames.append(_summary(tables, means, reference, step))
-        said[step] = verdicts(paired_differences(means, reference)) if len(tables) > 1 else []
+        tables = read_tables(runs)
+        frames.append(_summary(tables, reference, step))
+        said[step] = verdicts(paired_differences(tables, reference)) if len(tables) > 1 else []
     if not frames:
         return None
     summary = pd.concat(frames, ignore_index=True)
@@ -254,8 +251,8 @@ def compare(prepared: "Prepared") -> Compared | None:
     return Compared(summary, tuple(pages), said, sweep.file.title)
 
 
-def _summary(tables: Mapping, means: Mapping, reference: str, step: str) -> pd.DataFrame:
-    frame = summary_table(means, reference)
+def _summary(tables: Mapping, reference: str, step: str) -> pd.DataFrame:
+    frame = summary_table(tables, reference)
     frame.insert(0, "step", step)
     frame.insert(2, "seeds", [len(tables[run]) for run in frame["run"]])
     spread = seed_frame(tables).groupby("run", sort=False)[["anytime", "final"]].std()

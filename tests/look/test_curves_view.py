@@ -11,9 +11,9 @@ from made_runs import BUDGETS, random_right, write_run
 
 from anytime_lab.look.curves_view import BudgetCurves
 from anytime_lab.priors import Prior
-from anytime_lab.read.curves import paired_difference, problem_table
+from anytime_lab.read.curves import difference_table, paired_difference, problem_table
 from anytime_lab.read.runs import find_evaluations
-from anytime_lab.read.told import difference_table, told_difference, told_points, under_prior
+from anytime_lab.read.told import told_difference, told_points, under_prior
 from anytime_lab.store.files import write_json
 from anytime_lab.store.records import part_path, read_records
 
@@ -396,6 +396,6 @@ def test_the_views_load_no_torch():
 def test_words_for_differences_follow_the_interval():
     from anytime_lab.read.curves import Estimate
 
-    assert told_difference(Estimate(0.1, 0.01, 0.05, 0.15, 9)).endswith("above")
-    assert told_difference(Estimate(-0.1, 0.01, -0.15, -0.05, 9)).endswith("below")
-    assert told_difference(Estimate(0.1, 0.1, -0.1, 0.3, 9)).endswith("not distinguishable")
+    assert told_difference(Estimate(0.1, 0.05, 0.15, 0.01, 9)).endswith("above")
+    assert told_difference(Estimate(-0.1, -0.15, -0.05, 0.01, 9)).endswith("below")
+    assert told_difference(Estimate(0.1, -0.1, 0.3, 0.1, 9)).endswith("not distinguishable")

@@ -15,7 +15,7 @@ from anytime_lab.read.credit import (
     method_words,
     told_credit,
 )
-from anytime_lab.read.curves import accuracy_curve, measure_curve, pass_curve
+from anytime_lab.read.curves import accuracy_curve
 from anytime_lab.read.policies import REPLAY_COLUMNS, fixed_budgets, lay_out, policy_frame
 from anytime_lab.read.runs import Tables, answer_path, find_evaluations, find_thinkings
 from anytime_lab.read.training import find_training, read_metrics, training_frame, variance_frame
@@ -38,7 +38,6 @@ def test_its_records_and_thinkings_are_read_with_all_columns():
 def test_its_curves_and_policies_are_drawn():
     records = read_records(OLD / "evaluation")
     assert accuracy_curve(records)["budget"].tolist() == BUDGETS
-    assert len(measure_curve(records, "overthinking")) == len(pass_curve(records, [1])) == 12
     replay = lay_out(read_records(OLD / "evaluation", REPLAY_COLUMNS))
     told = policy_frame(fixed_budgets(replay))
     assert told["accuracy"].tolist() == pytest.approx(accuracy_curve(records)["accuracy"].tolist())

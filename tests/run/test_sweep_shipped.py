@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from anytime_lab.__main__ import main
-from anytime_lab.read.told import ANYTIME, BENCHMARKS, BUDGETS, DATASETS
+from anytime_lab.read.told import BENCHMARKS, BUDGETS, DATASETS, PUBLISHED
 from anytime_lab.run.notebook import declared_parameters
 from anytime_lab.run.sweep import config_of, prepare_sweep
 from anytime_lab.run.sweep_file import Point, load_sweep
@@ -103,7 +103,7 @@ def test_the_published_numbers_are_those_of_the_method(tmp_path):
     )  # fmt: skip
     evaluations = {place: job.parameters for place, job in jobs.items() if place.step != "train"}
     assert {DATASETS[place.step] for place in evaluations} == set(BENCHMARKS)
-    assert {place.variant for place in evaluations} == set(ANYTIME)
+    assert {place.variant for place in evaluations} == set(PUBLISHED)
     for place, said in evaluations.items():
         assert said["task"] == place.step
         assert said["budgets"] == list(BUDGETS) and len(BUDGETS) == 32
