@@ -86,7 +86,7 @@ def read_progress(folder: Path) -> Progress:
     """The progress of a training run; nothing known where there is none or it is no progress."""
     try:
         told = read_json(folder / PROGRESS)
-        if told.get("stage") != "train":
+        if told["stage"] != "train":
             return Progress()
         left, message = told.get("seconds_left"), str(told.get("message"))
         return Progress(
@@ -96,7 +96,7 @@ def read_progress(folder: Path) -> Progress:
             updated=float(told["updated"]),
             stopped=message.removeprefix(STOPPED) if message.startswith(STOPPED) else "",
         )
-    except (RunFolderError, AttributeError, KeyError, TypeError, ValueError):
+    except (RunFolderError, KeyError, TypeError, ValueError):
         return Progress()
 
 
@@ -122,29 +122,27 @@ class MetricsTail:
     def read(self) -> bool:
         """Reads what was added since; says whether anything changed."""
         before = self.complaint, self.progress
-        self.progress = read_progress(self.folder)
+        self.progress, new = read_progress(self.folder), False
+        path = self.folder / METRICS
         try:
-            new = self._read()
-            self.complaint = self._told_bad()
+            new = self._read(path)
+            self.complaint = "" if self.rows else f"{path} holds no step yet."
+            if self._bad:
+                self.complaint = f"{path}: {self._bad} lines are not JSON and are left out."
         except FileNotFoundError:
             new = bool(self.rows)
-            self._begin_anew(0)
+            self.rows, self._offset, self._bad = {}, 0, 0
             self.complaint = f"{self.folder} has no {METRICS} yet."
         except Exception as error:  # whatever is on that disk, the view goes on
-            new, self.complaint = False, told_error(self.folder, error)
+            self.complaint = told_error(self.folder, error)
         return new or (self.complaint, self.progress) != before
 
-    def _begin_anew(self, file: int) -> None:
-        self.rows, self._offset, self._file, self._bad = {}, 0, file, 0
-
-    def _read(self) -> bool:
-        with open(self.folder / METRICS, "rb") as file:
-            about = (self.folder / METRICS).stat()
+    def _read(self, path: Path) -> bool:
+        with open(path, "rb") as file:
+            about = path.stat()
             anew = about.st_ino != self._file or about.st_size < self._offset
             if anew:
-                self._begin_anew(about.st_ino)
-            if about.st_size == self._offset:
-                return anew
+                self.rows, self._offset, self._bad, self._file = {}, 0, 0, about.st_ino
             file.seek(self._offset)
             new = file.read()
         whole = new.rfind(b"\n") + 1  # what follows the last newline is still being written
@@ -159,20 +157,11 @@ class MetricsTail:
                 self.rows[row["step"]] = row
         return anew or whole > 0
 
-    def _told_bad(self) -> str:
-        if self._bad:
-            return f"{self.folder / METRICS}: {self._bad} lines are not JSON and are left out."
-        return "" if self.rows else f"{self.folder / METRICS} holds no step yet."
-
     def frame(self) -> pd.DataFrame:
         """One row per step, in order, with the columns of the panels."""
         frame = pd.DataFrame([self.rows[step] for step in sorted(self.rows)])
-        for column in PANELS:
-            if column not in frame:
-                frame[column] = np.nan
-        numbers = frame.columns.difference(["step"])
-        frame[numbers] = frame[numbers].apply(pd.to_numeric, errors="coerce")
-        return frame
+        frame = frame.reindex(columns=frame.columns.union([*PANELS], sort=False))
+        return frame.apply(pd.to_numeric, errors="coerce")
 
 
 def read_metrics(run_dir: str | Path) -> pd.DataFrame:
@@ -277,25 +266,15 @@ def training_frame(runs: Mapping[str, pd.DataFrame], window: int = 10) -> pd.Dat
                 f"the metrics of run {name!r} lack {missing}; give the frame of read_metrics()."
             )
     budgets, left_out = compared_at(runs)
-    frames = []
     anytime, final, *rest = PANELS.items()
+    frames = []
     for column, measure in [final, anytime, *rest] if left_out else PANELS.items():
         for name, metrics in runs.items():
             if measure == ANYTIME and name in left_out:
                 continue
             value = _anytime(metrics, budgets) if measure == ANYTIME else metrics[column]
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "run": name,
-                        "step": metrics["step"],
-                        "seconds": metrics.get("seconds", np.nan),
-                        "measure": measure,
-                        "value": value.astype(float),
-                        "smooth": value.astype(float).rolling(window, min_periods=1).mean(),
-                    }
-                )
-            )
+            frame = _smoothed(metrics, value, window).assign(run=name, measure=measure)
+            frames.append(frame[["run", "step", "seconds", "measure", "value", "smooth"]])
     return pd.concat(frames, ignore_index=True)
 
 
@@ -303,6 +282,22 @@ def _anytime(metrics: pd.DataFrame, budgets: Sequence[int]) -> pd.Series:
     if set(budgets) != _scored_at(metrics):
         return metrics[[f"score/{b}" for b in budgets]].mean(axis=1)
     return metrics["uniform_accuracy" if "uniform_accuracy" in metrics else "anytime_accuracy"]
+
+
+def _smoothed(metrics: pd.DataFrame, value: pd.Series, window: int) -> pd.DataFrame:
+    seconds, value = metrics.get("seconds", np.nan), value.astype(float)
+    smooth = value.rolling(window, min_periods=1).mean()
+    columns = {"step": metrics["step"], "seconds": seconds, "value": value, "smooth": smooth}
+    return pd.DataFrame(columns)
+
+
+def score_frame(metrics: pd.DataFrame, window: int) -> pd.DataFrame:
+    """Score of the rollouts at each budget: columns budget, step, seconds, value, smooth."""
+    budgets = sorted(_scored_at(metrics))
+    parts = {b: _smoothed(metrics, metrics[f"score/{b}"], window) for b in budgets}
+    if not parts:
+        return pd.DataFrame(columns=["budget", "step", "seconds", "value", "smooth"])
+    return pd.concat(parts, names=["budget"]).reset_index("budget").reset_index(drop=True)
 
 
 def told_runs(
@@ -314,28 +309,23 @@ def told_runs(
         frame: of training_frame(); None while no run has a step.
         now: time.time().
     """
+    columns = ["run", "measure"]
+    means = {} if frame is None else frame.groupby(columns)["smooth"].last().dropna()
     rows = []
     for name, tail in tails.items():
-        if not tail.rows:
-            rows.append([name, "no step yet", "—", "—", "—"])
-            continue
-        last = tail.rows[max(tail.rows)]
-        took = last.get("time/step")
-        told = tail.progress.told(
-            last["step"], took if isinstance(took, int | float) else np.nan, now
-        )
-        means = [_last_mean(frame, name, measure) for measure in PANELS.values()]
-        rows.append([name, told, *means])
+        told = "no step yet"
+        if tail.rows:
+            last = tail.rows[max(tail.rows)]
+            took = last.get("time/step")
+            took = took if isinstance(took, int | float) else np.nan
+            told = tail.progress.told(last["step"], took, now)
+        row = [name, told]
+        for measure in PANELS.values():
+            mean = means.get((name, measure))
+            unit = ".1%" if "accuracy" in measure else ",.1f"
+            row.append("—" if mean is None or not tail.rows else format(mean, unit))
+        rows.append(row)
     return rows
-
-
-def _last_mean(frame: pd.DataFrame | None, run: str, measure: str) -> str:
-    if frame is None:
-        return "—"
-    part = frame.loc[(frame["run"] == run) & (frame["measure"] == measure), "smooth"].dropna()
-    if not len(part):
-        return "—"
-    return f"{part.iloc[-1]:.1%}" if "accuracy" in measure else f"{part.iloc[-1]:,.1f}"
 
 
 def variance_frame(metrics: pd.DataFrame, last: int = 50) -> pd.DataFrame:
@@ -354,32 +344,21 @@ def variance_frame(metrics: pd.DataFrame, last: int = 50) -> pd.DataFrame:
     value, steps (how many had a value), reached (the share of thinkings that reach the budget; NaN
     where an older run took all). No row where the run has one budget, which needs no diagnostics.
     """
-    recent = metrics.iloc[-last:]
-    rows = []
-    for column in metrics.columns:
-        if (match := VARIANCE.match(column)) is None or match["baseline"] == "none":
-            continue
-        values = recent[column].astype(float)
-        reached = recent.get(f"variance/reached/{match['budget']}")
-        rows.append(
-            {
-                "budget": int(match["budget"]),
-                "baseline": match["baseline"],
-                "measure": match["measure"],
-                "value": values.median(),
-                "steps": values.notna().sum(),
-                "reached": np.nan if reached is None else reached.astype(float).median(),
-            }
-        )
-    order = [*BASELINE_NAMES, *(row["baseline"] for row in rows)]
-    columns = ["budget", "baseline", "measure", "value", "steps", "reached"]
-    frame = pd.DataFrame(rows, columns=columns).sort_values(["measure", "budget"])
+    recent = metrics.iloc[-last:].filter(like="variance/").astype(float)
+    told = pd.DataFrame({"value": recent.median(), "steps": recent.count()})
+    frame = told.index.to_series().str.extract(VARIANCE).join(told).dropna(subset=["baseline"])
+    frame = frame[frame["baseline"] != "none"].astype({"budget": int})
+    reached = [told["value"].get(f"variance/reached/{b}", np.nan) for b in frame["budget"]]
+    frame = frame.assign(reached=reached).sort_values(["measure", "budget"])
     values = {name: part["value"].to_numpy() for name, part in frame.groupby("baseline")}
     if {"brpo", "brpo_tokens"} <= set(values) and np.allclose(
         values["brpo"], values["brpo_tokens"], equal_nan=True
     ):
         frame = frame[frame["baseline"] != "brpo_tokens"]  # the same at even budgets
-    return frame.sort_values("baseline", key=lambda b: b.map(order.index), kind="stable")
+    order = [*BASELINE_NAMES, *frame["baseline"]]
+    frame = frame.sort_values("baseline", key=lambda b: b.map(order.index), kind="stable")
+    columns = ["budget", "baseline", "measure", "value", "steps", "reached"]
+    return frame[columns].reset_index(drop=True)
 
 
 def told_variance(frame: pd.DataFrame) -> list[str]:
@@ -406,20 +385,3 @@ def told_variance(frame: pd.DataFrame) -> list[str]:
             "variance once its spread is more than twice its correlation times that of the return."
         )
     return said
-
-
-def score_frame(metrics: pd.DataFrame, window: int) -> pd.DataFrame:
-    """Score of the rollouts at each budget: columns budget, step, value, smooth."""
-    parts = []
-    for column in metrics.columns:
-        if match := SCORE.match(column):
-            value = metrics[column].astype(float)
-            smooth = value.rolling(window, min_periods=1).mean()
-            parts.append(
-                pd.DataFrame({"step": metrics["step"], "value": value, "smooth": smooth}).assign(
-                    budget=int(match["budget"])
-                )
-            )
-    if not parts:
-        return pd.DataFrame(columns=["step", "value", "smooth", "budget"])
-    return pd.concat(parts, ignore_index=True).sort_values(["budget", "step"], ignore_index=True)
