@@ -7,11 +7,14 @@ each leaf, so the token before every trained token is the previous position and 
 stays right, but for the first token of a leaf, which is forced and never trained.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 TRUNK, PADDING = -1, -2  # values of `leaf` that are no leaf number
 
@@ -158,8 +161,7 @@ def tree_mask(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> Tensor:
     return (sees | torch.eye(total, dtype=torch.bool, device=leaf.device))[:, None]
 
 
-@dataclass(frozen=True)
-class UnrolledRows:
+class UnrolledRows(NamedTuple):
     """Packed rows taken apart: one row for each leaf, for models that cannot attend over trees.
 
     Attributes:
@@ -190,27 +192,23 @@ def unroll(
         branch: (B, C).
     """
     _check_layout(leaf, branch, prompt_mask)
-    device, columns = leaf.device, leaf.shape[1]
-    rows: list[tuple[Tensor, Tensor]] = []
-    for b in range(leaf.shape[0]):
-        prompt = prompt_ids[b, prompt_mask[b].bool()]
-        trunk = (leaf[b] == TRUNK).nonzero().squeeze(1)
+    columns = leaf.shape[1]
+    ids: list[Tensor] = []
+    sources: list[Tensor] = []
+    for b, (numbers, place) in enumerate(zip(leaf, branch, strict=True)):
+        prompt, trunk = prompt_ids[b, prompt_mask[b].bool()], numbers == TRUNK
+        leaves = numbers[numbers >= 0].unique_consecutive().tolist()
+        cut_at = [int(place[numbers == n][0]) for n in leaves]
+        if not leaves or max(cut_at) < trunk.sum():
+            leaves, cut_at = [*leaves, PADDING - 1], [*cut_at, int(trunk.sum())]
         scored = 0  # trunk tokens that a row above has scored
-        numbers = leaf[b][leaf[b] >= 0].unique_consecutive().tolist()
-        pieces = [((leaf[b] == n).nonzero().squeeze(1)) for n in numbers]
-        kept = [int(branch[b, piece[0]]) for piece in pieces]
-        if not pieces or max(kept) < len(trunk):
-            pieces, kept = [*pieces, trunk[:0]], [*kept, len(trunk)]
-        for piece, cut in zip(pieces, kept, strict=True):
-            where = torch.cat([trunk[:cut], piece])
-            source = b * columns + where
-            source = torch.where(torch.arange(len(where), device=device) < scored, -1, source)
+        for number, cut in zip(leaves, cut_at, strict=True):
+            where = ((trunk & (place < cut)) | (numbers == number)).nonzero()[:, 0]
+            known = (trunk & (place < scored))[where]
             scored = max(scored, cut)
-            none = torch.full_like(prompt, -1)
-            rows.append((torch.cat([prompt, completion_ids[b, where]]), torch.cat([none, source])))
-    length = max(len(ids) for ids, _ in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.long, device=device)
-    mask, source = torch.zeros_like(ids), torch.full_like(ids, -1)
-    for n, (row, back) in enumerate(rows):
-        ids[n, : len(row)], mask[n, : len(row)], source[n, : len(row)] = row, 1, back
-    return UnrolledRows(ids, mask, source)
+            ids.append(torch.cat([prompt, completion_ids[b, where]]))
+            back = (b * columns + where).masked_fill(known, -1)
+            sources.append(torch.cat([torch.full_like(prompt, -1), back]))
+    masks = [torch.ones_like(row) for row in ids]
+    padded = functools.partial(pad_sequence, batch_first=True)
+    return UnrolledRows(padded(ids), padded(masks), padded(sources, padding_value=-1))

@@ -7,7 +7,7 @@ its `generate` is called twice, for the thinkings and for the summaries on their
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -99,51 +99,43 @@ class TrainersEngine(Engine):
         """See `Engine.complete`; TRL has told vLLM how to sample."""
         count = self.group if thinks else prefixes[0].count  # neighbours that share a prefix
         rows = [list(prefix.ids) for prefix in prefixes for _ in range(prefix.count)]
-        with _settings(self, limit, thinks), _awake(self.vllm, thinks):
+        with self._phase(limit, thinks):
             _, sampled, logprobs, _ = self.vllm.generate(rows, None, count)
-        made = [
-            Continuation(tuple(ids), tuple(_value(at) for at in values))
+        made = [  # TRL takes NaN as no correction for the token
+            Continuation(tuple(ids), tuple(math.nan if at[0] is None else at[0] for at in values))
             for ids, values in zip(sampled, logprobs, strict=True)
         ]
         ends = iter(made)
         return [[next(ends) for _ in range(prefix.count)] for prefix in prefixes]
 
+    @contextlib.contextmanager
+    def _phase(self, limit: int, thinks: bool) -> Iterator[None]:
+        """The length and the stops of one phase; after thinkings a sleeping engine stays awake.
 
-def _value(at: Sequence[float | None]) -> float:
-    return math.nan if at[0] is None else at[0]  # TRL takes NaN as no correction for the token
-
-
-@contextlib.contextmanager
-def _settings(made: TrainersEngine, limit: int, thinks: bool) -> Iterator[None]:
-    """The length and the stops of one phase."""
-    engine = made.vllm
-    before = engine.max_completion_length, engine.generation_kwargs
-    engine.max_completion_length = limit
-    engine.generation_kwargs = made.tokens.stops(thinks)
-    try:
-        yield
-    finally:
-        engine.max_completion_length, engine.generation_kwargs = before
-
-
-@contextlib.contextmanager
-def _awake(engine: Any, wanted: bool) -> Iterator[None]:
-    """Keep a sleeping engine awake after this call, with its prefix cache, if `wanted`.
-
-    TRL puts it to sleep after each `generate`: between the phases that would throw the cache of
-    the thinkings away, and send all weights a second time.
-    """
-    if not (wanted and engine.mode == "colocate" and engine.enable_sleep_mode):
-        yield
-        return
-    if engine._llm_weights_sleeping:
-        engine.sync_weights()
-    engine.llm.wake_up(tags=["kv_cache"])
-    engine.enable_sleep_mode = False
-    try:
-        yield
-    finally:
-        engine.enable_sleep_mode = True
+        TRL puts it to sleep after each `generate`: between the phases that would throw the cache
+        of the thinkings away, and send all weights a second time.
+        """
+        vllm, tokens = self.vllm, self.tokens
+        before = vllm.max_completion_length, vllm.generation_kwargs, vllm.enable_sleep_mode
+        vllm.max_completion_length = limit
+        vllm.generation_kwargs = {
+            "stop_token_ids": sorted(tokens.stop_ids if thinks else tokens.eos_ids),
+            "ignore_eos": True,
+        }
+        if thinks and tokens.stop_text:  # seen in the text, which has to keep its special tokens
+            vllm.generation_kwargs |= {
+                "stop": [tokens.stop_text], "include_stop_str_in_output": True,
+                "skip_special_tokens": False,
+            }  # fmt: skip
+        if thinks and vllm.mode == "colocate" and vllm.enable_sleep_mode:
+            if vllm._llm_weights_sleeping:
+                vllm.sync_weights()
+            vllm.llm.wake_up(tags=["kv_cache"])
+            vllm.enable_sleep_mode = False
+        try:
+            yield
+        finally:
+            vllm.max_completion_length, vllm.generation_kwargs, vllm.enable_sleep_mode = before
 
 
 def check_logprobs(trainer: Any, batch: dict[str, Any], mode: str) -> None:

@@ -263,8 +263,9 @@ _MAKES_THE_RUN = (
 )  # fmt: skip
 
 
-def describe_trained(model: Any) -> dict[str, Any]:
+def describe_trained(trainer: Any) -> dict[str, Any]:
     """The model that a run begins with, and the adapter that it trains, if any."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
     adapters = getattr(model, "peft_config", {})
     told = {
         name: {"rank": a.r, "alpha": a.lora_alpha, "targets": sorted(a.target_modules or [])}
@@ -286,17 +287,13 @@ def read_manifest(output_dir: str | Path) -> dict[str, Any]:
     return read_json(path, lost) if path.exists() else {}
 
 
-def check_same_run(args: BRPOConfig, problems: Any, model: Any) -> None:
+def check_same_run(trainer: Any) -> None:
     """Refuse to go on with a run under other settings, as if it had been made with them.
 
-    Args:
-        args: of the run that is asked for.
-        problems: its training set, or None.
-        model: what it trains.
-
     Raises:
-        RunFolderError: `args.output_dir` holds a run with other settings, problems or model.
+        RunFolderError: the trainer's folder holds a run with other settings, problems or model.
     """
+    args, problems = trainer.args, trainer.train_dataset
     told = read_manifest(args.output_dir)
     before, now = told.get("settings") or {}, json.loads(json.dumps(args.to_dict(), default=str))
     differ = [
@@ -304,7 +301,7 @@ def check_same_run(args: BRPOConfig, problems: Any, model: Any) -> None:
         for name in _MAKES_THE_RUN
         if name in before and before[name] != now[name]
     ]
-    trained, trains = told.get("model"), describe_trained(model)
+    trained, trains = told.get("model"), describe_trained(trainer)
     if trained and trained != trains:  # runs of earlier versions do not tell it
         differ.append(f"model {trained} (now {trains})")
     had, has = told.get("dataset"), None if problems is None else describe_problems(problems)
@@ -350,7 +347,7 @@ class StepRecorder(TrainerCallback):
         self.folder = Path(trainer.args.output_dir)
         self.logged = trainer._metrics["train"]  # TRL's own lists, cleared after each log
         self.problems = trainer.train_dataset
-        self.model = describe_trained(trainer.accelerator.unwrap_model(trainer.model))
+        self.model = describe_trained(trainer)
         self.line: dict[str, Any] = defaultdict(float)
         self.seconds = 0.0
         self.counters: dict[str, float] = defaultdict(float)

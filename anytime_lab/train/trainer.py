@@ -5,6 +5,7 @@ What TRL does stays TRL's: data order, reward functions, reference model, loss, 
 checkpoints. Overridden are its seams: rollouts, rewards, advantages, log-probs of packed trees.
 """
 
+import contextlib
 import functools
 import logging
 import math
@@ -436,37 +437,31 @@ class BRPOTrainer(GRPOTrainer):
             DivergedError: the loss or the gradient is no number any more.
             StoppedByHandError: interrupted; a `KeyboardInterrupt` that a notebook tells in a line.
         """
-        if not self.accelerator.is_main_process:
-            return self._train(resume_from_checkpoint, **kwargs)
-        with only_writer(self.args.output_dir):
-            return self._train(resume_from_checkpoint, **kwargs)
-
-    def _train(self, resume_from_checkpoint: str | bool | None, **kwargs):
-        path = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
-        self._step, self._buffered_inputs = 0, None
-        if path is not None:
-            model = self.accelerator.unwrap_model(self.model)
-            check_same_run(self.args, self.train_dataset, model)
-            step = step_of(path)
-            self._step = step * self.args.gradient_accumulation_steps
-            if not self.args.is_generation_boundary(step):
-                logger.warning(
-                    "step %d lies between two generations: its rollouts are sampled again, so the "
-                    "run goes on, but not bit by bit as an unbroken one.",
-                    step,
-                )
-        self._recorder.resumed_from = path
-        try:
-            return super().train(resume_from_checkpoint=path, **kwargs)
-        except KeyboardInterrupt as error:
-            self._recorder.stopped(self.state, error)
-            raise StoppedByHandError(
-                f"stopped at update {self.state.global_step}; run the same again to go on from the "
-                "last checkpoint."
-            ) from None
-        except BaseException as error:
-            self._recorder.stopped(self.state, error)
-            raise
+        alone = only_writer(self.args.output_dir)
+        with alone if self.accelerator.is_main_process else contextlib.nullcontext():
+            path = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
+            self._step, self._buffered_inputs = 0, None
+            if path is not None:
+                check_same_run(self)
+                step = step_of(path)
+                self._step = step * self.args.gradient_accumulation_steps
+                if not self.args.is_generation_boundary(step):
+                    logger.warning(
+                        "step %d lies between two generations: its rollouts are sampled again, so "
+                        "the run goes on, but not bit by bit as an unbroken one.",
+                        step,
+                    )
+            self._recorder.resumed_from = path
+            try:
+                return super().train(resume_from_checkpoint=path, **kwargs)
+            except BaseException as error:
+                self._recorder.stopped(self.state, error)
+                if not isinstance(error, KeyboardInterrupt):
+                    raise
+                raise StoppedByHandError(
+                    f"stopped at update {self.state.global_step}; run the same again to go on from "
+                    "the last checkpoint."
+                ) from None
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # transformers would do one step more

@@ -9,13 +9,15 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from pydantic import Field, PositiveInt
+from pydantic.dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
@@ -33,13 +35,18 @@ from anytime_lab.tasks.countdown import (
 from anytime_lab.verify.countdown import read_expression
 
 STEP_TOKENS = 6  # `7`, `-`, `6`, `=`, `1` and the separator or mark
+TRIAL_TOKENS = 2 * STEP_TOKENS  # of three numbers
 PRACTICE_SUCCESS = 0.35  # share of trials in practice rows that hit the target
+MAX_TRIALS = 10  # of a trace
+GO_ON = 0.4  # probability of one more trial after a success, asked again after each
+CLOSED_SHARE = 0.4  # of the rows whose trace ended itself, those that show it
 STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
+RULES = Rules()  # of the task
 
 
 @dataclass(frozen=True)
 class WarmStartConfig:
-    """Everything that decides the warm-started checkpoint.
+    """What decides the warm-started checkpoint.
 
     Attributes:
         steps: Optimiser steps.
@@ -47,87 +54,51 @@ class WarmStartConfig:
         learning_rate: Peak, reached after `warmup_steps`, then cosine to 0.
         warmup_steps: Linear warm-up.
         seed: Weights, traces and order.
-        max_trials: Length limit of a trace.
-        go_on: Probability of one more trial after a success, asked again after each.
-        closed_share: Share of rows whose thinking ended by itself (where the trace allows).
         practice_share: Share of rows that train only what follows from the rest (results, marks, a
             stated solution). Free choices are noise that hides these from the optimiser: without
             practice, marks were no better than chance after 2,500 steps.
         good_share: Probability that a trial is a solution on purpose, and so is a guess where no
             trial was begun. 0 searches blindly: then reinforcement has nothing to prefer, and
             learned little in 100 updates.
-        high: Largest number shown; `numbers`, `ops`, `max_value`, `min_success` as in the task.
-        hidden_size: Width of the model.
-        layers: Depth of the model.
     """
 
-    steps: int = 5000
-    batch_size: int = 64
+    steps: PositiveInt = 5000
+    batch_size: PositiveInt = 64
     learning_rate: float = 2e-3
     warmup_steps: int = 200
     seed: int = 0
-    max_trials: int = 10
-    go_on: float = 0.4
-    closed_share: float = 0.4
-    practice_share: float = 0.6
-    good_share: float = 0.0
-    numbers: int = 3
-    high: int = 20
-    ops: str = "+-*"
-    max_value: int = 99
-    min_success: float = 0.08
-    hidden_size: int = 128
-    layers: int = 4
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "max_trials", "hidden_size", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        for name in ("go_on", "closed_share", "practice_share", "good_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a share in 0…1.")
-        if self.go_on == 1:
-            raise ValueError("go_on is 1: no trace would ever end. Set it below 1.")
-        if self.hidden_size % 64:
-            raise ValueError(
-                f"hidden_size is {self.hidden_size}; expected a multiple of 64 (heads of 32)."
-            )
+    practice_share: Annotated[float, Field(ge=0, le=1)] = 0.6
+    good_share: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 def sample_trace(
-    problem: Problem, rules: Rules, config: WarmStartConfig, rng: random.Random
+    problem: Problem, good_share: float, rng: random.Random
 ) -> tuple[list[Trial], bool]:
     """Random trials on a problem, and whether the trace ended itself after a success."""
     trials: list[Trial] = []
     solved = False
-    while len(trials) < config.max_trials:
-        good = config.good_share and rng.random() < config.good_share
-        trial = solve(problem, rules, rng) if good else sample_trial(problem.numbers, rules, rng)
+    while len(trials) < MAX_TRIALS:
+        good = good_share and rng.random() < good_share
+        trial = solve(problem, RULES, rng) if good else sample_trial(problem.numbers, RULES, rng)
         if trial is None:
-            raise ValueError(f"{problem.question} No trial is possible under {rules}.")
+            raise ValueError(f"{problem.question} No trial is possible under {RULES}.")
         trials.append(trial)
         solved = solved or trial.value == problem.target
-        if solved and rng.random() >= config.go_on:
+        if solved and rng.random() >= GO_ON:
             return trials, True
     return trials, False
 
 
 def summary_expression(
-    problem: Problem,
-    trials: list[Trial],
-    tokens: int,
-    rules: Rules,
-    rng: random.Random,
-    good_share: float = 0.0,
+    problem: Problem, trials: list[Trial], tokens: int, rng: random.Random, good_share: float = 0.0
 ) -> str:
     """What to answer after the first `tokens` tokens of a trace.
 
     The first solution that stands there; else the unfinished trial, completed at random; else a
     random guess, which is a solution with probability `good_share` at least.
     """
-    per_trial = STEP_TOKENS * (len(problem.numbers) - 1)
-    whole, rest = divmod(tokens, per_trial)
-    if rest == per_trial - 1:  # only the mark is missing
+    whole, rest = divmod(tokens, TRIAL_TOKENS)
+    if rest == TRIAL_TOKENS - 1:  # only the mark is missing
         whole, rest = whole + 1, 0
     for trial in trials[:whole]:
         if trial.value == problem.target:
@@ -137,13 +108,12 @@ def summary_expression(
         return trials[whole].expression
     start = trials[whole].steps[:begun] if begun else None
     if start is None and good_share and rng.random() < good_share:
-        return solve(problem, rules, rng).expression
-    trial = sample_trial(problem.numbers, rules, rng, start) or trials[0]  # a dead end
+        return solve(problem, RULES, rng).expression
+    trial = sample_trial(problem.numbers, RULES, rng, start) or trials[0]  # a dead end
     return trial.expression
 
 
-@dataclass(frozen=True)
-class _Draw:
+class _Draw(NamedTuple):
     question: str
     trace: str
     kept: int | None  # tokens of the trace, or None where the thinking ended itself
@@ -152,43 +122,32 @@ class _Draw:
     solved: bool  # a solution stands in what is kept of the trace
 
 
-def _draw(problem: Problem, rules: Rules, config: WarmStartConfig, rng: random.Random) -> _Draw:
-    shown = Problem(tuple(rng.sample(problem.numbers, config.numbers)), problem.target)
+def _draw(problem: Problem, config: WarmStartConfig, rng: random.Random) -> _Draw:
+    shown = Problem(tuple(rng.sample(problem.numbers, 3)), problem.target)
     practice = rng.random() < config.practice_share
     if practice:
         closed = False
         trials = [
-            solve(shown, rules, rng)
+            solve(shown, RULES, rng)
             if rng.random() < PRACTICE_SUCCESS
-            else sample_trial(shown.numbers, rules, rng)
-            for _ in range(rng.randint(1, config.max_trials))
+            else sample_trial(shown.numbers, RULES, rng)
+            for _ in range(rng.randint(1, MAX_TRIALS))
         ]
     else:
-        trials, closed = sample_trace(shown, rules, config, rng)
-    per_trial = STEP_TOKENS * (config.numbers - 1)
-    length = len(trials) * per_trial
-    closed = closed and rng.random() < config.closed_share
+        trials, closed = sample_trace(shown, config.good_share, rng)
+    length = len(trials) * TRIAL_TOKENS
+    closed = closed and rng.random() < CLOSED_SHARE
     # Cut anywhere; practice keeps all but a part of the last trial.
-    first = length - per_trial + 1 if practice else 1
+    first = length - TRIAL_TOKENS + 1 if practice else 1
     kept = length if closed else rng.randint(first, length)
-    answer = summary_expression(shown, trials, kept, rules, rng, config.good_share)
     return _Draw(
         question=shown.question,
         trace="".join(trial.text(shown.target) for trial in trials),
         kept=None if closed else kept,
-        answer=f"\\boxed{{{answer}}}",
+        answer=f"\\boxed{{{summary_expression(shown, trials, kept, rng, config.good_share)}}}",
         practice=practice,
-        solved=any(t.value == shown.target for t in trials[: (kept + 1) // per_trial]),
+        solved=any(t.value == shown.target for t in trials[: (kept + 1) // TRIAL_TOKENS]),
     )
-
-
-def _labels(thinking: list[int], summary: list[int], draw: _Draw) -> tuple[list[int], list[int]]:
-    # In practice rows operands and operators are no targets: they were drawn to succeed often,
-    # which the model shall not imitate. A guess (no solution stands there) is none either.
-    if not draw.practice:
-        return thinking, summary
-    follows = [t if i % STEP_TOKENS >= 3 else -100 for i, t in enumerate(thinking)]
-    return follows, summary if draw.solved else [-100] * len(summary)
 
 
 def warm_start_rows(
@@ -204,14 +163,7 @@ def warm_start_rows(
         config: What to generate.
         count: Rows; by default `steps * batch_size`.
     """
-    rules = Rules(config.ops, config.max_value)
-    problems = countdown_problems(
-        "train",
-        numbers=config.numbers,
-        high=config.high,
-        rules=rules,
-        min_success=config.min_success,
-    )
+    problems = countdown_problems("train", min_success=0.08)
     tokens = resolve_tokens(tokenizer, COUNTDOWN)
     prompt_of = lru_cache(maxsize=None)(
         lambda q: prompt_ids([{"role": "user", "content": q}], tokenizer, COUNTDOWN)
@@ -219,7 +171,7 @@ def warm_start_rows(
     rng = random.Random(f"warm start {config.seed}")
     left = config.steps * config.batch_size if count is None else count
     while left > 0:  # in blocks: the tokenizer is far quicker on many texts at once
-        draws = [_draw(rng.choice(problems), rules, config, rng) for _ in range(min(left, 1000))]
+        draws = [_draw(rng.choice(problems), config, rng) for _ in range(min(left, 1000))]
         left -= len(draws)
         thinkings = tokenizer([d.trace for d in draws], add_special_tokens=False)["input_ids"]
         summaries = tokenizer([d.answer for d in draws], add_special_tokens=False)["input_ids"]
@@ -229,15 +181,17 @@ def warm_start_rows(
             summary = [*summary, tokenizer.eos_token_id]
             forced = list(tokens.header_ids if closed else tokens.cut_ids)
             prompt = prompt_of(draw.question)
-            think_labels, summary_labels = _labels(thinking, summary, draw)
+            sampled = [*thinking, *forced, *summary]
+            labels = [*thinking, *([-100] * len(forced)), *summary]
+            if draw.practice:
+                # Operands and operators are no targets: they were drawn to succeed often, which the
+                # model shall not imitate. A guess (no solution stands there) is none either.
+                for place in range(len(labels)):
+                    drawn = place % STEP_TOKENS < 3 if place < len(thinking) else not draw.solved
+                    labels[place] = -100 if drawn else labels[place]
             yield {
-                "input_ids": [*prompt, *thinking, *forced, *summary],
-                "labels": [
-                    *([-100] * len(prompt)),
-                    *think_labels,
-                    *([-100] * len(forced)),
-                    *summary_labels,
-                ],
+                "input_ids": [*prompt, *sampled],
+                "labels": [*([-100] * len(prompt)), *labels],
             }
 
 
@@ -264,7 +218,7 @@ def warm_start(
     tokenizer = load_tokenizer("embedded")
     set_seed(config.seed)
     if model is None:
-        start = build_model(config.hidden_size, config.layers)
+        start = build_model()
     else:
         start = Qwen3ForCausalLM.from_pretrained(model, dtype="float32")
     rows = Dataset.from_generator(
@@ -302,7 +256,7 @@ def warm_start(
     return output_dir
 
 
-def solved_at(thinking: str, answer: str, rules: Rules) -> int | None:
+def solved_at(thinking: str, answer: str) -> int | None:
     """Characters of a thinking after which a solution stands there; None if none ever does.
 
     A line counts when its steps are right, it arrives at the target and it carries the mark.
@@ -312,52 +266,44 @@ def solved_at(thinking: str, answer: str, rules: Rules) -> int | None:
     for line in thinking.splitlines(keepends=True):
         end += len(line)
         steps = STEP.findall(line)
-        right = all(rules.apply(int(a), op, int(b)) == int(c) for a, op, b, c in steps)
-        if steps and right and line.endswith("✓\n") and int(steps[-1][3]) == target:
+        marked = steps and line.endswith("✓\n")
+        if marked and all(map(_is_right, steps)) and int(steps[-1][3]) == target:
             return end
     return None
 
 
-def trace_quality(
-    records: pd.DataFrame,
-    thinkings: pd.DataFrame,
-    rules: Rules = Rules(),  # noqa: B008  (frozen)
-) -> dict[str, float]:
+def _is_right(step: tuple[str, str, str, str]) -> bool:
+    first, operator, second, result = step
+    return RULES.apply(int(first), operator, int(second)) == int(result)
+
+
+def trace_quality(records: pd.DataFrame, thinkings: pd.DataFrame) -> dict[str, float]:
     """How good a start is for study, from its evaluation on Countdown problems.
 
     Args:
         records: One row per summary, as `read_records` gives them.
         thinkings: One row per thinking, as `read_thinkings` gives them.
-        rules: The rules the problems were made under.
 
     Returns:
         Shares: `arithmetic_right` of the steps in all thinkings; `solution_stated` of the summaries
         whose truncated thinking holds a solution; `smallest_budget`, `largest_budget` accuracies;
         `closed` of the thinkings.
     """
-    steps = [step for text in thinkings["thinking"] for step in STEP.findall(text)]
-    right = [rules.apply(int(a), op, int(b)) == int(c) for a, op, b, c in steps]
+    steps = thinkings["thinking"].str.findall(STEP).explode().dropna()
     solved = [
-        _token_of(solved_at(row.thinking, row.gold, rules), row.token_ends)
+        np.inf if (at := solved_at(row.thinking, row.gold)) is None
+        else np.searchsorted(row.token_ends, at) + 1.0  # tokens that it takes to get there
         for row in thinkings.itertuples()
-    ]
+    ]  # fmt: skip
     keys = ["problem_id", "sample"]
     merged = records.astype({"problem_id": str}).merge(
         thinkings[keys].assign(solved=solved), on=keys, validate="many_to_one"
     )
-    holds = merged[merged["cut"] >= merged["solved"]]
     by_budget = merged.groupby("budget")["correct"].mean()
     return {
-        "arithmetic_right": float(np.mean(right)) if right else float("nan"),
-        "solution_stated": float(holds["correct"].mean()),
+        "arithmetic_right": float(steps.map(_is_right).mean()),
+        "solution_stated": float(merged["correct"][merged["cut"] >= merged["solved"]].mean()),
         "smallest_budget": float(by_budget.iloc[0]),
         "largest_budget": float(by_budget.iloc[-1]),
         "closed": float((thinkings["end"] == "closed").mean()),
     }
-
-
-def _token_of(character: int | None, token_ends) -> float:
-    # tokens that are needed to reach a character; infinite where there is none
-    if character is None:
-        return float("inf")
-    return float(np.searchsorted(token_ends, character) + 1)
