@@ -18,6 +18,7 @@ from datasets import Dataset, DatasetInfo
 from anytime_lab.store.manifest import describe_problems
 from anytime_lab.tasks.countdown import load_countdown
 from anytime_lab.tasks.rows import load_hub_rows, read_rows
+from anytime_lab.verify.answers import find_boxed
 from anytime_lab.verify.verifiers import CountdownVerifier, MathVerifier, Verifier
 
 MAX_TEXT = 1_000_000  # characters of a question, an answer or an id
@@ -151,13 +152,17 @@ def _problems(
     """Numbered rows as problems, each checked; warns of what was left out or looks like no gold."""
     made: dict[str, dict[str, Any]] = {}
     numbers: dict[str, int] = {}
-    unanswered, repeated, doubtful = 0, 0, []
+    unanswered, repeated, doubtful, worked = 0, 0, [], []
     for number, row in rows:
         where = f"{source}, row {number}"
         turns = _turns(_field(row, columns["question"]), where, columns["question"])
         gold = _field(row, columns["answer"])
         if isinstance(gold, Mapping) and "ground_truth" in gold:
             gold = gold["ground_truth"]
+        final = _final(gold) if isinstance(gold, str) else gold
+        if final != gold:
+            worked.append(f"row {number} {final!r:.40}")
+            gold = final
         why = _looks_missing(gold)
         if drop_unusable and why:
             unanswered += 1
@@ -185,6 +190,12 @@ def _problems(
         warnings.warn(
             f"{source}: left out {unanswered} problems without an answer and {repeated} repeated "
             f"ones; {len(made):,} are left.",
+            stacklevel=3,
+        )
+    if worked:
+        warnings.warn(
+            f"{source}: {len(worked):,} of {len(made):,} answers are worked solutions; taken is "
+            f"what follows their last '####' or stands in their only box: {_first(worked)}.",
             stacklevel=3,
         )
     if doubtful:
@@ -314,6 +325,15 @@ def _looks_missing(value: Any) -> str:
     if not text:
         return "no answer" if not value.strip() else "an empty box"
     return "stands for a missing one" if _NONE.fullmatch(text.rstrip(" .")) else ""
+
+
+def _final(gold: str) -> str:
+    """What a worked solution comes to: behind its last `####`, or in its only box among words."""
+    if "####" in gold:
+        return gold.rpartition("####")[2].strip()
+    boxed = find_boxed(gold) if gold.count("\\boxed") == 1 else None
+    words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}", gold.replace(boxed, "")) if boxed else []
+    return boxed if len(words) > 2 else gold
 
 
 def _read(text: str, opening: str) -> Any:
@@ -466,7 +486,8 @@ def load_task(
     if bad:
         warnings.warn(
             f"{problems.info.description}: {len(bad)} of {len(problems):,} golds cannot be graded "
-            f"({_first([f'{id}: {why}' for id, why in bad.items()])}).",
+            f"({_first([f'{id}: {why}' for id, why in bad.items()])}). Hardly an answer to them "
+            f"will be right: write the answer alone into a file of yours, or leave out {[*bad]}.",
             stacklevel=2,
         )
     return Task(name, problems, verifier, card_of(problems))

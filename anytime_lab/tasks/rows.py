@@ -124,9 +124,9 @@ def _list_of(path: Path, found: dict[str, Any], split: str | None) -> list[Any]:
         return lists[named[0]]
     if len(lists) > 1:
         raise ValueError(
-            f"{path} holds several lists of problems: {told}; "
-            + ("say which is meant (split=...)" if split is None else f"none is called {split!r}")
-            + ", or write the one that is meant to a file of its own."
+            f"{path} holds several lists of problems: {told}"
+            + (". " if split is None else f"; none is called {split!r}. ")
+            + "Name one of them (split=...), or write the one that is meant to a file of its own."
         )
     only = next(iter(lists))
     if split is not None and only.split(".")[-1] in ("train", "test", "validation", "dev", "eval"):

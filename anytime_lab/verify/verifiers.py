@@ -234,6 +234,8 @@ class PooledVerifier(Verifier):
 
 
 _ALGEBRA = "anytime_lab.verify.algebra"
+_SENTENCE = re.compile(r"(?:(?<![\\a-zA-Z])[a-zA-Z]{2,}(?![a-zA-Z]).*?){4}", re.S)
+_IN_BRACES = re.compile(r"\{[^{}]*\}")
 
 
 class LineVerifier(Verifier):
@@ -364,11 +366,15 @@ class MathVerifier(PooledVerifier):
         rows, jobs = [], []
         for row, gold in enumerate(golds):
             try:
-                # Workers need not be asked of numbers.
-                texts = [text for text in self.accepted(gold) if re.search(r"[a-zA-Z\\]", text)]
+                texts = self.accepted(gold)
             except UnreadableError as error:
                 problems[row] = str(error)
                 continue
+            told = [t for t in texts if not isinstance(read_form(t), Words)]
+            if any(_SENTENCE.search(_IN_BRACES.sub("", text)) for text in told):
+                problems[row] = "a sentence in which no answer is found"
+            # Workers need not be asked of numbers.
+            texts = [text for text in texts if re.search(r"[a-zA-Z\\]", text)]
             rows += [row] * len(texts)
             jobs += [(f"{_ALGEBRA}:read", [text]) for text in texts]
         for row, outcome in zip(rows, self.pool.run(jobs), strict=True):

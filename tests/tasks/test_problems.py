@@ -358,9 +358,20 @@ def test_a_gold_that_the_grader_takes_for_wrong_is_reported(tmp_path):
         verifier.close()
 
 
+def test_sentences_without_an_answer_are_reported_and_those_that_are_answers_are_not(tmp_path):
+    golds = ["Natalia sold 48/2 = 24 clips in May.", "(B) the sum of two even numbers", "any odd n"]
+    rows = [{"problem": f"{n}?", "answer": gold, "id": str(n)} for n, gold in enumerate(golds)]
+    verifier = MathVerifier(workers=1)
+    try:
+        bad = unreadable_golds(load_problems(written(tmp_path, rows)), verifier)
+    finally:
+        verifier.close()
+    assert bad == {"0": "a sentence in which no answer is found"}
+
+
 def test_loading_warns_of_golds_that_cannot_be_graded(tmp_path):
     path = written(tmp_path, [*ROWS, BROKEN])
-    with pytest.warns(UserWarning, match=r"p\.jsonl: 1 of 3 golds cannot be graded \(broken: "):
+    with pytest.warns(UserWarning, match=r"1 of 3 golds cannot be graded \(broken: .*or leave out"):
         load_task(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -239,7 +239,7 @@ def test_a_json_file_of_several_lists_gives_the_one_asked_for(tmp_path, data):
     path = written(tmp_path, data, "p.json")
     assert load_problems(path, split="train")["question"][:] == ["a?"]
     assert load_problems(path, split="test")["question"][:] == ["b?", "c?"]
-    for split, says in [(None, r"say which is meant \(split"), ("dev", "none is called 'dev'")]:
+    for split, says in [(None, r"Name one of them \(split"), ("dev", "none is called 'dev'")]:
         with pytest.raises(ValueError, match=rf"train \(1 rows\).*test \(2 rows\).*{says}"):
             load_problems(path, split=split)
     assert load_task(str(path), split="train", check=False).problems["question"][:] == ["a?"]
@@ -340,6 +340,23 @@ def test_dotted_names_that_lead_nowhere_are_refused(tmp_path):
     for name in ("reward_model.gold", "prompt.gold", "nothing.gold"):
         with pytest.raises(ValueError, match=rf"none for the answer \(looked for {name}\)"):
             load_problems(path, columns={"answer": name})
+
+
+# --- worked solutions as golds -------------------------------------------------------------------
+
+
+def test_a_worked_solution_gives_its_last_answer_and_is_told_once(tmp_path):
+    golds = [
+        "We add 3+4=7.\n#### 7",
+        "First #### is 3.\n#### 1,234",
+        "So we have to take \\boxed{\\frac{1}{2}} of it.",
+        "x = \\boxed{5}",
+        "Either \\boxed{1} or \\boxed{2} of them will do.",
+    ]
+    rows = [{"problem": f"{n}?", "answer": gold} for n, gold in enumerate(golds)]
+    with pytest.warns(UserWarning, match="3 of 5 answers are worked solutions.*row 1 '7'; row 2"):
+        made = load_problems(written(tmp_path, rows))
+    assert made["answer"][:] == ["7", "1,234", "\\frac{1}{2}", *golds[3:]]
 
 
 # --- golds that are none -------------------------------------------------------------------------
