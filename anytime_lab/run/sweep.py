@@ -59,6 +59,8 @@ def check_settings(sweep: Sweep, jobs: Mapping[Point, Job]) -> None:
     Raises:
         ValueError: a preset, a task or a setting is unknown, or settings do not go together.
     """
+    from anytime_lab.tasks.problems import check_task
+
     seen: set[str] = set()
     for point, job in jobs.items():
         if callable(job.parameters):
@@ -71,20 +73,11 @@ def check_settings(sweep: Sweep, jobs: Mapping[Point, Job]) -> None:
         values = {**declared_parameters(job.notebook), **job.parameters}
         try:
             if "task" in values:
-                _check_task(values["task"])
+                check_task(values["task"])
             if "preset" in values and "train_config(" in job.notebook.read_text(encoding="utf-8"):
                 config_of(values, job.needs.processes)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{sweep.name}.yaml: {job.name}: {error}") from error
-
-
-def _check_task(name: str) -> None:
-    from anytime_lab.tasks.problems import BENCHMARKS, COUNTDOWN
-
-    if name != COUNTDOWN and name not in BENCHMARKS and not Path(name).expanduser().is_file():
-        raise ValueError(
-            f"there is no task {name!r}; choose {COUNTDOWN}, {', '.join(BENCHMARKS)}, or a file."
-        )
 
 
 def config_of(values: Mapping[str, Any], processes: int = 1) -> Any:

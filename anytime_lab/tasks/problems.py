@@ -17,9 +17,10 @@ from datasets import Dataset, DatasetInfo
 
 from anytime_lab.store.manifest import describe_problems
 from anytime_lab.tasks.countdown import load_countdown
+from anytime_lab.tasks.gym import load_gym
 from anytime_lab.tasks.rows import load_hub_rows, read_rows
 from anytime_lab.verify.answers import find_boxed
-from anytime_lab.verify.verifiers import CountdownVerifier, MathVerifier, Verifier
+from anytime_lab.verify.verifiers import CountdownVerifier, FunctionVerifier, MathVerifier, Verifier
 
 MAX_TEXT = 1_000_000  # characters of a question, an answer or an id
 # Where no column is named, the first of these that is there is taken; a dot looks into an object.
@@ -407,7 +408,25 @@ def unreadable_golds(dataset: Dataset, verifier: MathVerifier) -> dict[str, str]
     return {id: why[str(gold)] for id, gold in ids if why[str(gold)]}
 
 
-COUNTDOWN = "countdown"
+COUNTDOWN, GYM = "countdown", "reasoning_gym/"
+
+
+def check_task(name: Any) -> None:
+    """Refuse what names no task.
+
+    Raises:
+        TypeError: the name is no text and no path.
+        ValueError: there is no such task.
+    """
+    known = (
+        f"Choose {COUNTDOWN}, {', '.join(BENCHMARKS)}, {GYM}GENERATOR, or the path of a file of "
+        "problems (.json, .jsonl, .parquet, .csv)."
+    )
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"the task is {name!r:.80}. {known}")
+    made = name in (COUNTDOWN, *BENCHMARKS) or str(name).startswith(GYM)
+    if not made and not Path(name).expanduser().is_file():
+        raise ValueError(f"there is no task {name!r}. {known}")
 
 
 @dataclass(frozen=True)
@@ -440,38 +459,38 @@ def load_task(
 
     Args:
         name: `countdown`; a benchmark (`aime24`, `amc22_23`, `math500`, `minerva`,
-            `olympiad_bench`, `deepscaler`); or a file of mathematics problems (JSON, JSONL,
-            parquet, CSV).
-        split: Of the embedded task, `train` or `test`, or of a file that holds several; a benchmark
+            `olympiad_bench`, `deepscaler`); `reasoning_gym/` and a generator of that library; or
+            a file of mathematics problems (JSON, JSONL, parquet, CSV).
+        split: Of a generated task, `train` or `test`, or of a file that holds several; a benchmark
             has one.
         num_problems: How many; None takes all.
         require_all: Where a problem has several answers, ask for all of them, in any order; by
-            default any one is right. Not for the embedded task.
+            default any one is right. Not for generated tasks.
         check: Grade every gold against itself and warn of those that cannot be graded (some seconds
             for ten thousand problems).
-        **options: For `load_countdown` or `load_problems`.
+        **options: For `load_countdown`, `load_gym` or `load_problems`.
 
     Raises:
         TypeError: the name is no text and no path.
         ValueError: there is no such task, too few problems, or require_all for `countdown`.
     """
-    known = (
-        f"Choose {COUNTDOWN}, {', '.join(BENCHMARKS)}, or the path of a file of problems (.json, "
-        ".jsonl, .parquet, .csv)."
-    )
-    if not isinstance(name, str | os.PathLike):
-        raise TypeError(f"the task is {name!r:.80}. {known}")
+    check_task(name)
     if isinstance(num_problems, bool) or not isinstance(num_problems, int | None):
         raise ValueError(
             f"num_problems is {num_problems!r}; expected a whole number, or None for all."
         )
+    if require_all and (name == COUNTDOWN or str(name).startswith(GYM)):
+        raise ValueError(f"require_all is for lists of answers; a problem of {name} has one.")
     if name == COUNTDOWN:
-        if require_all:
-            raise ValueError("require_all is for lists of answers; a Countdown problem has one.")
         problems = load_countdown(num_problems, split, **options)
         return Task(name, problems, CountdownVerifier(), card_of(problems))
-    if name not in BENCHMARKS and not Path(name).expanduser().is_file():
-        raise ValueError(f"there is no task {name!r}. {known}")
+    if str(name).startswith(GYM):
+        options = {"question_suffix": QUESTION_SUFFIX, **options}
+        problems = load_gym(name.removeprefix(GYM), num_problems, split, **options)
+        graded = "anytime_lab.tasks.gym:score"
+        warm_up = (graded, ["", problems["answer"][0]])  # no answer pays for the import
+        verifier = FunctionVerifier(graded, name="reasoning_gym", warm_up=warm_up)
+        return Task(name, problems, verifier, card_of(problems))
     problems = load_problems(name, split=split, **options)
     if num_problems is not None:
         if not 1 <= num_problems <= len(problems):

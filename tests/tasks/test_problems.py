@@ -406,7 +406,7 @@ def test_a_task_asks_for_any_answer_or_for_all(tmp_path):
         scores += [g.score for g in task.verifier.grade_answers(["2", "-2, 2", "3, 2"], golds)]
         task.verifier.close()
     assert scores == [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
-    with pytest.raises(ValueError, match="a Countdown problem has one"):
+    with pytest.raises(ValueError, match="a problem of countdown has one"):
         load_task("countdown", require_all=True)
 
 
