@@ -24,11 +24,9 @@ import pandas as pd
 
 from anytime_lab.read.curves import NOTHING, Estimate, mean_interval
 
+KEYS = ["problem_id", "sample", "budget", "summary"]  # tell records apart
 REPLAY_COLUMNS = [
-    "problem_id",
-    "sample",
-    "budget",
-    "summary",
+    *KEYS,
     "cut",
     "thinking_tokens",
     "thinking_end",
@@ -74,16 +72,6 @@ class Replay:
         with np.errstate(invalid="ignore"):
             return sums / counts
 
-    def by_sample(self, values: np.ndarray) -> np.ndarray:
-        """(N, …) as (P, n, …), where every problem has the same n samples."""
-        counts = np.bincount(self.problem)
-        if counts.min() != counts.max():
-            raise ValueError(
-                f"problems have {counts.min()} to {counts.max()} samples; this needs equally many. "
-                "Wait until the evaluation is finished."
-            )
-        return values.reshape(len(counts), counts[0], *values.shape[1:])
-
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -114,63 +102,71 @@ def lay_out(records: pd.DataFrame) -> Replay:
         raise ValueError("records are empty; evaluate at least one problem first.")
     if records["problem_id"].isna().any():
         raise ValueError("records hold rows without a problem_id; every row needs one.")
-    problem = pd.factorize(records["problem_id"], sort=True)[0]
-    budgets, budget = np.unique(records["budget"].to_numpy(), return_inverse=True)
-    summaries, summary = np.unique(records["summary"].to_numpy(), return_inverse=True)
-    sample = records["sample"].to_numpy(dtype=np.int64)
-    thinking = problem * (sample.max() + 1) + sample
-    place = budget * len(summaries) + summary
-    order = np.lexsort((place, thinking))
-    shape = (-1, len(budgets), len(summaries))
-    per = len(budgets) * len(summaries)
-    whole = (
-        len(order) % per == 0
-        and (
-            (thinking[order].reshape(-1, per) == thinking[order][::per, None])
-            & (place[order].reshape(-1, per) == np.arange(per))
-        ).all()
-    )
-    if not whole:
+    rows = records.sort_values(KEYS)
+    sizes = rows["budget"].nunique(), rows["summary"].nunique()
+    thinkings = len(rows[KEYS[:2]].drop_duplicates())
+    if rows.duplicated(KEYS).any() or len(rows) != thinkings * math.prod(sizes):
         raise ValueError(
             "records are ragged or doubled: not every thinking has each (budget, summary) exactly "
             "once. Read one run folder, and do not filter its rows by budget of a problem."
         )
 
-    def numbers(column: str) -> np.ndarray:
-        return records[column].to_numpy(dtype=float, na_value=np.nan)[order].reshape(shape)
+    def lay(column: pd.Series | np.ndarray) -> np.ndarray:
+        return np.asarray(column).reshape(thinkings, *sizes)
 
-    logprob, asked, cut = numbers("logprob"), numbers("summary_tokens"), numbers("cut")
-    closed = (records["thinking_end"].astype(str) != "length").to_numpy()[order].reshape(shape)
+    logprob, asked, cut, length, score, correct = (
+        lay(rows[column].to_numpy(dtype=float, na_value=np.nan))
+        for column in ("logprob", "summary_tokens", "cut", "thinking_tokens", "score", "correct")
+    )
+    closed = lay(rows["thinking_end"].astype(str) != "length")
     return Replay(
-        problem=problem[order][::per],
-        budgets=tuple(int(b) for b in budgets),
-        answers=pd.factorize(records["answer"])[0][order].reshape(shape),
-        correct=np.where(np.isnan(numbers("score")), np.nan, numbers("correct")),
+        problem=lay(pd.factorize(rows["problem_id"])[0])[:, 0, 0],
+        budgets=tuple(int(b) for b in lay(rows["budget"])[0, :, 0]),
+        answers=lay(pd.factorize(rows["answer"])[0]),
+        correct=np.where(np.isnan(score), np.nan, correct),
         whole=np.exp(logprob),
         per_token=np.exp(logprob / np.maximum(asked, 1)),
         cut=cut,
         asked=asked,
-        ended=(closed & (cut >= numbers("thinking_tokens")))[:, :, 0],
+        ended=(closed & (cut >= length))[:, :, 0],
     )
 
 
 # --- rules ---------------------------------------------------------------------------------------
 
 
+def _answered(
+    replay: Replay, at: np.ndarray, asked: np.ndarray, policy: str, setting: str, value: float
+) -> Outcome:
+    """Each replay is answered at one budget.
+
+    at: (N, S) number of the budget. asked: (N, J, S) summary tokens that this costs.
+    """
+
+    def there(values: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(values, at[:, None], axis=1)[:, 0]
+
+    spent = there(replay.cut)
+    costs = (spent, np.asarray(replay.budgets, dtype=float)[at], spent + there(asked))
+    means = [float(replay.by_problem(cost).mean()) for cost in costs]
+    return Outcome(policy, setting, value, replay.by_problem(there(replay.correct)), *means)
+
+
 def fixed_budgets(replay: Replay) -> list[Outcome]:
     """The plain budget curve: think up to the budget, ask once."""
+    first = np.zeros_like(replay.answers[:, 0])
     return [
-        Outcome(
-            FIXED,
-            f"{budget:,} tokens",
-            budget,
-            replay.by_problem(replay.correct[:, j]),
-            _mean(replay, replay.cut[:, j]),
-            float(budget),
-            _mean(replay, replay.cut[:, j] + replay.asked[:, j]),
-        )
+        _answered(replay, first + j, replay.asked, FIXED, f"{budget:,} tokens", budget)
         for j, budget in enumerate(replay.budgets)
     ]
+
+
+def _stopped(replay: Replay, stop: np.ndarray, policy: str, setting: str, value: float) -> Outcome:
+    """stop: (N, J, S) whether the rule would stop here. The last budget stops all."""
+    stop = stop | replay.ended[:, :, None]
+    stop[:, -1] = True
+    asked = np.cumsum(replay.asked, axis=1)
+    return _answered(replay, stop.argmax(axis=1), asked, policy, setting, value)
 
 
 def stop_on_agreement(replay: Replay, ks: Sequence[int]) -> list[Outcome]:
@@ -192,16 +188,10 @@ def stop_on_confidence(
     replay: Replay, thresholds: Sequence[float], per_token: bool = False
 ) -> list[Outcome]:
     """Stop at the first budget with an answer whose confidence is at least the threshold."""
-    confidence = replay.per_token if per_token else replay.whole
+    sure = np.where(replay.answers >= 0, replay.per_token if per_token else replay.whole, -1.0)
     return [
-        _stopped(
-            replay,
-            (confidence >= threshold) & (replay.answers >= 0),
-            CONFIDENCE,
-            f"confidence ≥ {threshold:.3g}",
-            threshold,
-        )
-        for threshold in thresholds
+        _stopped(replay, sure >= least, CONFIDENCE, f"confidence ≥ {least:.3g}", least)
+        for least in thresholds
     ]
 
 
@@ -209,10 +199,8 @@ def spread_thresholds(replay: Replay, per_token: bool = False, count: int = 16) 
     """Thresholds at even quantiles of the confidences there are, so that a curve spans them."""
     confidence = replay.per_token if per_token else replay.whole
     known = confidence[np.isfinite(confidence)]
-    if not len(known):
-        return []
-    cuts = np.unique(np.quantile(known, np.linspace(0, 1, count)))
-    return [float(f"{cut:.3g}") for cut in cuts]
+    cuts = np.quantile(known, np.linspace(0, 1, count)) if len(known) else []
+    return [float(f"{cut:.3g}") for cut in np.unique(cuts)]
 
 
 def majority_votes(
@@ -226,55 +214,29 @@ def majority_votes(
     Raises:
         ValueError: problems have different numbers of samples, or fewer than a k.
     """
-    answers = replay.by_sample(replay.answers).astype(np.int32)
-    right = replay.by_sample(np.nan_to_num(replay.correct)).astype(np.float32)
-    n = right.shape[1]
+    counts = np.bincount(replay.problem)
+    if counts.min() != (n := counts.max()):
+        raise ValueError(
+            f"problems have {counts.min()} to {n} samples; this needs equally many. Wait until "
+            "the evaluation is finished."
+        )
     if bad := [k for k in ks if not 1 <= k <= n]:
         raise ValueError(f"k must be in 1 … {n} (the samples per problem); got {bad[0]}.")
-    outcomes = []
+    shape = (len(counts), n, *replay.answers.shape[1:])
+    answers = replay.answers.astype(np.int32).reshape(shape)
+    right = np.nan_to_num(replay.correct).astype(np.float32).reshape(shape)
+    fixed, outcomes = fixed_budgets(replay), []
     for k in ks:
-        subsets = _subsets(n, k, draws, seed)
+        subsets = np.random.default_rng(seed).permuted([range(n)] * draws, axis=1)[:, :k]
+        if math.comb(n, k) <= draws:
+            subsets = np.array(list(combinations(range(n), k)))
         accuracy = np.mean([_vote(answers[:, s], right[:, s]) for s in subsets], axis=0)
-        for j, (budget, one) in enumerate(zip(replay.budgets, fixed_budgets(replay), strict=True)):
+        for j, one in enumerate(fixed):
             tokens = (k * one.spent, k * one.allowed, k * one.with_summaries)
-            setting = f"majority of {k} at {budget:,} tokens"
+            setting = f"majority of {k} at {one.setting}"
             told = accuracy[:, j].mean(axis=1)
             outcomes.append(Outcome(MAJORITY, setting, k, told, *tokens))
     return outcomes
-
-
-def _stopped(replay: Replay, stop: np.ndarray, policy: str, setting: str, value) -> Outcome:
-    """stop: (N, J, S) whether the rule would stop here. The last budget stops all."""
-    stop = stop | replay.ended[:, :, None]
-    stop[:, -1] = True
-    at = stop.argmax(axis=1)[:, None]  # (N, 1, S), the first place
-
-    def there(values: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(values, at, axis=1)[:, 0]
-
-    spent = there(replay.cut)
-    asked = there(np.cumsum(replay.asked, axis=1))
-    allowed = np.asarray(replay.budgets, dtype=float)[at[:, 0]]
-    return Outcome(
-        policy,
-        setting,
-        value,
-        replay.by_problem(there(replay.correct)),
-        _mean(replay, spent),
-        _mean(replay, allowed),
-        _mean(replay, spent + asked),
-    )
-
-
-def _mean(replay: Replay, values: np.ndarray) -> float:
-    return float(replay.by_problem(values).mean())
-
-
-def _subsets(n: int, k: int, draws: int, seed: int) -> np.ndarray:
-    if math.comb(n, k) <= draws:
-        return np.array(list(combinations(range(n), k)))
-    rng = np.random.default_rng(seed)
-    return rng.permuted(np.tile(np.arange(n), (draws, 1)), axis=1)[:, :k]
 
 
 def _vote(answers: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -354,30 +316,23 @@ def policy_frame(outcomes: Sequence[Outcome], count: str = "spent") -> pd.DataFr
     plain = np.stack([outcomes[i].accuracy for _, i in fixed], axis=1)
     rows = []
     for o in outcomes:
-        tokens = getattr(o, count)
+        tokens, pair = getattr(o, count), NOTHING
         told = _estimate(o.accuracy, (0.0, 1.0))
-        pair = NOTHING
         if o.policy != FIXED and tokens >= costs[0] * (1 - 1e-9):
-            pair = _estimate(o.accuracy - _at_cost(plain, costs, tokens), (-1.0, 1.0))
+            parts = np.array([np.interp(tokens, costs, each) for each in np.eye(len(costs))])
+            at_cost = plain[:, parts > 0] @ parts[parts > 0]
+            pair = _estimate(o.accuracy - at_cost, (-1.0, 1.0))
         rows.append(
-            (o.policy, o.setting, o.value, tokens)
-            + (told.value, told.se, told.low, told.high, told.n_problems)
-            + (pair.value, pair.low, pair.high)
+            {
+                **{"policy": o.policy, "setting": o.setting, "value": o.value, "tokens": tokens},
+                **{"accuracy": told.value, "se": told.se, "low": told.low, "high": told.high},
+                "n_problems": told.n_problems,
+                "difference": pair.value,
+                "difference_low": pair.low,
+                "difference_high": pair.high,
+            }
         )
-    columns = (
-        "policy setting value tokens accuracy se low high n_problems difference difference_low "
-        "difference_high"
-    )
-    return pd.DataFrame(rows, columns=columns.split())
-
-
-def _at_cost(plain: np.ndarray, costs: np.ndarray, tokens: float) -> np.ndarray:
-    """(P,) accuracy of the plain curve at a cost; plain: (P, J), costs: (J,) increasing."""
-    upper = min(int(np.searchsorted(costs, tokens)), len(costs) - 1)
-    lower = max(upper - 1, 0)
-    gap = costs[upper] - costs[lower]
-    part = min((tokens - costs[lower]) / gap, 1.0) if gap > 0 else 1.0
-    return (1 - part) * plain[:, lower] + part * plain[:, upper]
+    return pd.DataFrame(rows)
 
 
 def _estimate(values: np.ndarray, bounds: tuple[float, float]) -> Estimate:
@@ -401,21 +356,15 @@ def calibration(
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1; got {bins}.")
-    confidence, right, problem = _judged(replay, budget, per_token)
-    rows = []
-    edges = np.unique(np.quantile(confidence, np.linspace(0, 1, bins + 1))) if len(right) else []
-    places = np.searchsorted(edges[1:-1], confidence, side="right") if len(right) else right
-    for place in np.unique(places):
-        inside = places == place
-        mean, n = right[inside].mean(), int(inside.sum())
-        off = np.bincount(problem[inside], right[inside] - mean)  # summed within each problem
-        clusters = len(np.unique(problem[inside]))
-        known = clusters > 1
-        se = math.sqrt((off**2).sum() * clusters / (clusters - 1)) / n if known else math.nan
-        low, high = max(mean - 1.96 * se, 0.0), min(mean + 1.96 * se, 1.0)
-        if not known:
-            low = high = math.nan
-        rows.append((float(confidence[inside].mean()), float(mean), se, low, high, n))
+    judged, rows = _judged(replay, budget, per_token), []
+    places = []
+    if len(judged):
+        places = pd.qcut(judged["confidence"], bins, labels=False, duplicates="drop").fillna(0)
+    for _, part in judged.groupby(places):
+        mean, n = part["right"].mean(), len(part)
+        off = (part["right"] - mean).groupby(part["problem"]).sum().to_numpy()
+        told = _estimate(mean + off * len(off) / n, (0.0, 1.0))
+        rows.append((part["confidence"].mean(), mean, told.se, told.low, told.high, n))
     return pd.DataFrame(rows, columns=["confidence", "accuracy", "se", "low", "high", "answers"])
 
 
@@ -431,23 +380,22 @@ def confidence_auroc(replay: Replay, budget: int | None = None, per_token: bool 
 
     NaN where all answers are right, or all wrong. Budgets as in `calibration`.
     """
-    confidence, right, _ = _judged(replay, budget, per_token)
-    good, bad = right.sum(), (1 - right).sum()
-    if not good or not bad:
+    judged = _judged(replay, budget, per_token)
+    right = judged["right"] == 1
+    if right.all() or not right.any():
         return math.nan
-    ranks = pd.Series(confidence).rank().to_numpy()
-    return float((ranks[right == 1].sum() - good * (good + 1) / 2) / (good * bad))
+    good, bad = right.sum(), (~right).sum()
+    ranks = judged["confidence"].rank()[right].sum()
+    return float((ranks - good * (good + 1) / 2) / (good * bad))
 
 
-def _judged(
-    replay: Replay, budget: int | None, per_token: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Confidence, correctness and problem of every summary with an answer and a verdict."""
+def _judged(replay: Replay, budget: int | None, per_token: bool) -> pd.DataFrame:
+    """Columns confidence, right and problem of every summary with an answer and a verdict."""
     if budget is not None and budget not in replay.budgets:
         raise ValueError(f"budget {budget} was not measured; choose from {list(replay.budgets)}.")
-    places = slice(None) if budget is None else [replay.budgets.index(budget)]
-    confidence = (replay.per_token if per_token else replay.whole)[:, places]
-    right = replay.correct[:, places]
-    problem = np.broadcast_to(replay.problem[:, None, None], right.shape)
-    kept = np.isfinite(right) & np.isfinite(confidence) & (replay.answers[:, places] >= 0)
-    return confidence[kept], right[kept], problem[kept]
+    wanted = np.isin(replay.budgets, replay.budgets if budget is None else budget)[:, None]
+    confidence = replay.per_token if per_token else replay.whole
+    kept = np.isfinite(replay.correct) & np.isfinite(confidence) & (replay.answers >= 0) & wanted
+    problem = np.broadcast_to(replay.problem[:, None, None], kept.shape)
+    columns = {"confidence": confidence, "right": replay.correct, "problem": problem}
+    return pd.DataFrame({name: values[kept] for name, values in columns.items()})
