@@ -13,7 +13,6 @@ from anytime_lab.look.figures import plot_thinking
 from anytime_lab.look.live import LiveFigure, Text, button, chooser, described, row, ticked
 from anytime_lab.look.view import ENDS, RunsView, View, summaries_html
 from anytime_lab.page import escaped, paragraph, region, short
-from anytime_lab.read.curves import ProblemTable
 from anytime_lab.read.runs import (
     ORDERS,
     Evaluation,
@@ -261,7 +260,7 @@ class InsideProblem(RunsView):
     def _list_problems(self) -> None:
         a, b = self.table(self.a.value), self.table(self.b.value)
         self._listed_at = self.budget
-        rows = [] if a is None else _ordered(a, b, self.budget, self.order.value)
+        rows = [] if a is None else order_problems(a, b, self.budget, self.order.value)
         if self.apart.value and b is not None:
             rows = [row for row in rows if (row[1] >= 0.5) != (row[2] >= 0.5)]
         options = []
@@ -301,16 +300,3 @@ class InsideProblem(RunsView):
         self.relist.layout.display = "none" if self.budget == self._listed_at else None
         for side in self.sides:
             side.read(self.budget)
-
-
-def _ordered(
-    a: ProblemTable, b: ProblemTable | None, budget: int, order: str
-) -> list[tuple[str, float, float]]:
-    """As order_problems; of problems alike in it, those first whose answer came with thinking."""
-    rows = order_problems(a, b, budget, order)
-    if order == ORDERS["by name"] or budget not in a.budgets:
-        return rows
-    rise = a.values[:, a.budgets.index(budget)] - a.values[:, 0]
-    rises = dict(zip(map(str, a.problems), np.nan_to_num(rise), strict=True))
-    first = {row[1:]: place for place, row in reversed(list(enumerate(rows)))}
-    return sorted(rows, key=lambda row: (first[row[1:]], -rises[row[0]]))

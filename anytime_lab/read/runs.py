@@ -6,10 +6,10 @@ Whatever is wrong with a folder becomes a sentence; nothing here raises for what
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,16 +90,14 @@ class Catalogue:
         """Names of the datasets, in the order in which they were found."""
         return list(dict.fromkeys(e.dataset for e in self.evaluations))
 
-    def of(self, dataset: str | None) -> list[Evaluation]:
-        """The evaluations on one dataset."""
-        return [e for e in self.evaluations if e.dataset == dataset]
-
     def names(self, dataset: str | None) -> dict[str, Evaluation]:
         """Evaluations on a dataset by a name of their own: the run, and its step if it has more."""
-        mine = self.of(dataset)
+        mine = [e for e in self.evaluations if e.dataset == dataset]
         runs = [e.run for e in mine]
+        steps = ["no step" if e.step is None else f"step {e.step}" for e in mine]
         return {
-            e.run if runs.count(e.run) == 1 else f"{e.run} · {_told_step(e.step)}": e for e in mine
+            e.run if runs.count(e.run) == 1 else f"{e.run} · {step}": e
+            for e, step in zip(mine, steps, strict=True)
         }
 
 
@@ -112,7 +110,9 @@ def find_evaluations(runs: Runs) -> Catalogue:
     found, complaints = [], []
     for name, path in named_runs(runs):
         try:
-            folders = _folders(path)
+            folders = run_folders(path, MANIFEST)
+            if folders != [path]:
+                folders = [folder for folder in folders if _is_evaluation(folder, path)]
             if not folders:
                 read_manifest(path)  # raises, and says what is there
             for folder in folders:
@@ -155,16 +155,10 @@ def folder_name(name: str, path: Path, folder: Path) -> str:
     return name or folder.resolve().name if below == "." else "/".join(filter(None, [name, below]))
 
 
-def _folders(path: Path) -> list[Path]:
-    """The evaluation in a folder, or those below it."""
-    found = run_folders(path, MANIFEST)
-    if found == [path]:
-        return found
-    shown = [f for f in found if not any(p.startswith(".") for p in f.relative_to(path).parts)]
-    return [folder for folder in shown if _is_evaluation(folder)]
-
-
-def _is_evaluation(folder: Path) -> bool:
+def _is_evaluation(folder: Path, below: Path) -> bool:
+    """Whether one is there, in sight."""
+    if any(part.startswith(".") for part in folder.relative_to(below).parts):
+        return False
     try:
         manifest = read_json(folder / MANIFEST)
     except RunFolderError:
@@ -177,39 +171,29 @@ def _evaluation(run: str, folder: Path) -> Evaluation:
     about = manifest.get("dataset")
     about = about if isinstance(about, dict) else {}
     dataset = about.get("name") or str(about.get("sha256") or "")[:8] or "(not named)"
+    places = folder.name, str(manifest.get("model_path") or "").rstrip("/")
+    steps = [int(match[1]) for match in map(STEP.search, places) if match]
     return Evaluation(
         run=run,
         dataset=str(dataset),
-        step=_step(folder.name) or _step(str(manifest.get("model_path") or "").rstrip("/")),
+        step=next(filter(None, steps), None),
         path=folder,
         done=len(finished_chunks(folder)),
         chunks=int(manifest["chunks"]),
     )
 
 
-def _step(name: str) -> int | None:
-    match = STEP.search(name)
-    return int(match[1]) if match else None
-
-
-def _told_step(step: int | None) -> str:
-    return "no step" if step is None else f"step {step}"
-
-
 def _with_own_names(found: list[Evaluation]) -> list[Evaluation]:
     """Lengthens the names of runs that would be taken for one another by their folders."""
 
-    def keys(evaluations: list[Evaluation]) -> list[tuple[Any, ...]]:
-        return [(e.run, e.dataset, e.step) for e in evaluations]
-
     found = list({e.path.resolve(): e for e in found}.values())
     for length in range(2, 12):
-        taken = keys(found)
-        if len(set(taken)) == len(taken):
-            break
+        taken = Counter((e.run, e.dataset, e.step) for e in found)
         found = [
-            replace(e, run="/".join(e.path.resolve().parts[-length:])) if taken.count(k) > 1 else e
-            for e, k in zip(found, taken, strict=True)
+            replace(e, run="/".join(e.path.resolve().parts[-length:]))
+            if taken[e.run, e.dataset, e.step] > 1
+            else e
+            for e in found
         ]
     return found
 
@@ -251,7 +235,6 @@ class Thought:
     records: one row per (budget, summary), sorted.
     """
 
-    problem_id: str
     sample: int
     question: str
     gold: str
@@ -275,10 +258,6 @@ class ThinkingStore:
     path: Path
     parts: Mapping[str, Mapping[int, int]]
 
-    def samples(self, problem: str) -> list[int]:
-        """The samples of a problem, in order."""
-        return sorted(self.parts.get(problem, {}))
-
     def records(self, problem: str) -> pd.DataFrame:
         """All records of a problem.
 
@@ -299,22 +278,19 @@ class ThinkingStore:
             RunFolderError: it is not there, or its part is damaged.
         """
         part = self.parts.get(problem, {}).get(sample)
-        frame = None if part is None else read_part(self.path, THINKINGS, part, problem=problem)
-        rows = None if frame is None else frame[frame["sample"] == sample]
-        if rows is None or not len(rows):
+        if part is None:
             raise RunFolderError(
                 f"{self.path} holds no thinking of problem {problem!r}, sample {sample}."
             )
-        found = rows.iloc[0]
+        thinkings = read_part(self.path, THINKINGS, part, problem=problem)
+        found = thinkings[thinkings["sample"] == sample].iloc[0]
+        ends = found["token_ends"]
         return Thought(
-            problem_id=problem,
             sample=sample,
             question=str(found["question"]),
             gold=str(found["gold"]),
             thinking=str(found["thinking"] or ""),
-            token_ends=np.asarray(
-                found["token_ends"] if found["token_ends"] is not None else [], dtype=np.int64
-            ),
+            token_ends=np.asarray([] if ends is None else ends, dtype=np.int64),
             tokens=int(found["tokens"]),
             end=str(found["end"]),
             records=records[records["sample"] == sample].reset_index(drop=True),
@@ -357,31 +333,19 @@ def answer_path(records: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for budget, part in records.groupby("budget", sort=True):
-        answers = part["answer"].astype(object).where(part["answer"].notna(), None).tolist()
-        given = [a for a in answers if a is not None]
+        given = part["answer"].dropna().tolist()
         answer = max(dict.fromkeys(given), key=given.count) if given else None
-        correct = part["correct"].to_numpy(dtype=bool)
-        giving = np.array([a == answer for a in answers])
-        rows.append(
-            {
-                "budget": int(budget),
-                "cut": int(part["cut"].iloc[0]),
-                "answer": answer,
-                "votes": float(giving.mean()),
-                "share_right": float(correct.mean()),
-                "right": bool(given) and bool(correct[giving].mean() >= 0.5),
-            }
-        )
-    columns = ["budget", "cut", "answer", "votes", "share_right", "right"]
+        giving = part["answer"].eq(answer) if given else part["answer"].isna()
+        correct = part["correct"].astype(bool)
+        right = bool(given) and bool(correct[giving].mean() >= 0.5)
+        rows.append((budget, part["cut"].iloc[0], giving.mean(), correct.mean(), right, answer))
+    columns = ["budget", "cut", "votes", "share_right", "right", "answer"]
     frame = pd.DataFrame(rows, columns=columns)
-    frame["answer"] = pd.Series([row["answer"] for row in rows], dtype=object)  # None stays None
-    right = frame["right"].to_numpy(dtype=bool)
-    answers = frame["answer"].tolist()
-    before = [None, *answers[:-1]]
-    flips = [j > 0 and a != b for j, (a, b) in enumerate(zip(answers, before, strict=True))]
-    frame["flip"] = np.array(flips, dtype=bool)
-    frame["first_right"] = right & (np.cumsum(right) == 1)
-    frame["lost"] = ~right & np.concatenate([[False], right[:-1]])
+    frame["answer"] = pd.Series([row[-1] for row in rows], dtype=object)  # None stays None
+    answers, right = frame["answer"].map(repr), frame["right"]
+    frame["flip"] = answers.ne(answers.shift(fill_value=answers[0]))
+    frame["first_right"] = right & (right.cumsum() == 1)
+    frame["lost"] = ~right & right.shift(fill_value=False)
     return frame
 
 
@@ -393,30 +357,25 @@ def order_problems(
 ) -> list[tuple[str, float, float]]:
     """The problems of `a`, with both runs' accuracy at a budget, in one of ORDERS' orders.
 
-    Returns (problem, accuracy of a, accuracy of b); NaN where not measured or not graded.
+    Of problems alike in it those come first whose answer came with thinking, and what cannot be
+    compared last. Returns (problem, accuracy of a, accuracy of b); NaN where not measured or not
+    graded.
     """
-    names = [str(p) for p in a.problems]
-    mine = _column(a, budget)
-    theirs = dict(zip(map(str, b.problems), _column(b, budget), strict=True)) if b else {}
-    rows = [(n, float(v), float(theirs.get(n, np.nan))) for n, v in zip(names, mine, strict=True)]
-
-    def lead(row: tuple[str, float, float]) -> float:
-        pair = row[1:] if b else (row[1], 0.0)
-        return pair[0] - pair[1]
-
-    def after(key: float) -> float:  # what cannot be compared comes last
-        return np.inf if np.isnan(key) else key
-
-    keys = {
-        "a over b": lambda row: (after(-lead(row)), row[0]),
-        "b over a": lambda row: (after(lead(row)), row[0]),
-        "hard": lambda row: (after(row[1]), row[0]),
-        "name": lambda row: (0.0, row[0]),
-    }
-    return sorted(rows, key=keys[order])
+    frame = _accuracies(a, budget).to_frame("a")
+    frame["b"] = _accuracies(b, budget).reindex(frame.index) if b else np.nan
+    lead = frame["a"] - (frame["b"] if b else 0.0)
+    keys = {"a over b": -lead, "b over a": lead, "hard": frame["a"]}
+    if order in keys:
+        rise = (frame["a"] - a.values[:, 0]).fillna(0.0)
+        frame = frame.assign(key=keys[order], rise=-rise, name=frame.index)
+        frame = frame.sort_values(["key", "rise", "name"])
+    else:
+        frame = frame.sort_index()
+    return list(frame[["a", "b"]].itertuples(name=None))
 
 
-def _column(table: ProblemTable, budget: int) -> np.ndarray:
-    if budget not in table.budgets:
-        return np.full(len(table.problems), np.nan)
-    return table.values[:, table.budgets.index(budget)]
+def _accuracies(table: ProblemTable, budget: int) -> pd.Series:
+    values = np.full(len(table.problems), np.nan)
+    if budget in table.budgets:
+        values = table.values[:, table.budgets.index(budget)]
+    return pd.Series(values, index=table.problems.astype(str))
