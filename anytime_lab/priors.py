@@ -39,11 +39,6 @@ class Prior:
         object.__setattr__(self, "weights", weights)
 
     @classmethod
-    def of(cls, budgets: Sequence[int], weights: Sequence[float]) -> "Prior":
-        """Any weights that sum to 1."""
-        return cls(budgets, tuple(weights))
-
-    @classmethod
     def base(cls, budgets: Sequence[int]) -> "Prior":
         """P_m = 1: only the largest budget counts, the standard objective (BRPO eq. 5)."""
         return cls._scaled(budgets, [0.0] * (len(check_budgets(budgets)) - 1) + [1.0])

@@ -12,7 +12,7 @@ def test_the_named_priors():
     assert Prior.linear(budgets).weights == pytest.approx((0.1, 0.2, 0.7))
     assert Prior.geometric(budgets, 0.5).weights == pytest.approx((4 / 7, 2 / 7, 1 / 7))
     assert Prior.geometric(budgets, 2).weights == pytest.approx((1 / 7, 2 / 7, 4 / 7))
-    assert Prior.of(budgets, [0.2, 0.3, 0.5]).weights == (0.2, 0.3, 0.5)
+    assert Prior(budgets, [0.2, 0.3, 0.5]).weights == (0.2, 0.3, 0.5)
 
 
 @pytest.mark.parametrize("make", [Prior.base, Prior.uniform, Prior.linear, Prior.geometric])

@@ -75,9 +75,7 @@ def tokens_html(
             first = int(tree["token_ends"][line.start - 1]) if line.start else 0
             said = escaped(tree["thinking"][first : int(tree["token_ends"][line.end - 1])], limit)
             value = getattr(line, f"{ADVANTAGE}{method}")
-            told = (
-                f"{credit.told_tokens(line.start, line.end)}: advantage {credit.signed(value, 3)}"
-            )
+            told = f"{credit.told_stretch(line)}: advantage {credit.signed(value, 3)}"
             here = ' class="here"' if line.budget == budget else ""
             score = "" if line.score != line.score else f", score {line.score:.2f}"
             parts.append(

@@ -115,7 +115,7 @@ class PriorEditor(View):
         if not self.budgets:
             self.prior = None
         elif kind == HAND:
-            self.prior = Prior.of(self.budgets, weights / weights.sum())
+            self.prior = Prior(self.budgets, weights / weights.sum())
         else:
             self.prior = PRIORS[kind][1](self.budgets, self.ratio.value)
         self._show_weight()

@@ -33,27 +33,26 @@ def find_rollouts(runs: Runs) -> tuple[dict[str, Path], list[str]]:
     for name, path in named_runs(runs):
         try:
             folders = run_folders(path, ROLLOUTS)
-            if not folders:
-                complaints.append(_told_missing(path))
             for folder in folders:
                 if rollout_steps(folder):
                     found[folder_name(name, path, folder)] = folder
                 else:
                     complaints.append(f"{folder} holds no rollouts yet.")
+            if not folders:
+                complaints.append(_told_missing(path))
         except Exception as error:  # whatever is on that disk, the view goes on
             complaints.append(told_error(path, error))
     return found, complaints
 
 
 def _told_missing(path: Path) -> str:
-    if not path.is_dir():
-        return f"{path} is not a folder; give the output folder of a training run."
     if (path / METRICS).exists():
         return (
             f"{path} is a training run that kept no rollouts: it has no {ROLLOUTS}/. Train with "
             "save_rollouts_steps above 0 to see credit."
         )
-    return f"{path} holds no {ROLLOUTS}/; give the output folder of a training run."
+    found = f"holds no {ROLLOUTS}/" if path.is_dir() else "is not a folder"
+    return f"{path} {found}; give the output folder of a training run."
 
 
 def method_words(rollouts: Rollouts) -> dict[str, str]:
@@ -122,86 +121,72 @@ def told_credit(frame: pd.DataFrame, methods: Mapping[str, str]) -> str:
     trained = frame[frame["end"] > frame["start"]]
     if not len(trained):
         return "This thinking has no token."
-    columns = [f"advantage_{m}" for m in methods]
+    advantages = {words: trained[f"{ADVANTAGE}{method}"] for method, words in methods.items()}
     if len(frame) == 1:
-        line = frame.iloc[0]
         return (
-            f"This run scored its rollouts at one budget only, {line['budget']:,.0f} tokens: there "
-            "is no earlier score to build a progress baseline on, so BRPO is GRPO here. All "
-            f"{line['end']:,.0f} tokens are credited {signed(line[columns[0]])} alike, those that "
-            "led to the answer and those that did not."
+            f"This run scored its rollouts at one budget only, {frame['budget'][0]:,.0f} tokens: "
+            "there is no earlier score to build a progress baseline on, so BRPO is GRPO here. All "
+            f"{frame['end'][0]:,.0f} tokens are credited "
+            f"{signed(next(iter(advantages.values()))[0])} alike, those that led to the answer and "
+            "those that did not."
         )
     scores = ", ".join("—" if s != s else f"{s:.2f}" for s in frame["score"])
     budgets = ", ".join(f"{b:,}" for b in frame["budget"])
     said = [f"The summaries score {scores} at {budgets} tokens."]
-    if (trained[columns].abs() < NOTHING).all(axis=None):
+    if all((values.abs() < NOTHING).all() for values in advantages.values()):
         return f"{said[0]} No token is credited or blamed: nothing is learnt from this thinking."
-    said += [_told_method(trained, method, words) for method, words in methods.items()]
-    return " ".join([*said, _told_rise(frame, methods)]).strip()
+    for words, values in advantages.items():
+        if values.max() - values.min() < NOTHING:
+            count = int(trained["end"].max())
+            said.append(f"Under {words} all {count:,} tokens get {signed(values.iloc[0])}.")
+        else:
+            most, least = (told_stretch(frame.loc[at]) for at in (values.idxmax(), values.idxmin()))
+            said.append(
+                f"Under {words} {most} get the most ({signed(values.max())}), {least} the least "
+                f"({signed(values.min())})."
+            )
+    return " ".join([*said, *_told_rise(frame, methods)])
 
 
-def _told_method(trained: pd.DataFrame, method: str, name: str) -> str:
-    values = trained[f"{ADVANTAGE}{method}"]
-    if values.max() - values.min() < NOTHING:
-        count = int(trained["end"].max())
-        return f"Under {name} all {count:,} tokens get {signed(values.iloc[0])}."
-    most, least = trained.loc[values.idxmax()], trained.loc[values.idxmin()]
-    return (
-        f"Under {name} {_stretch(most)} get the most ({signed(values.max())}), {_stretch(least)} "
-        f"the least ({signed(values.min())})."
-    )
-
-
-def _told_rise(frame: pd.DataFrame, methods: Mapping[str, str]) -> str:
+def _told_rise(frame: pd.DataFrame, methods: Mapping[str, str]) -> list[str]:
     """What happens after the largest rise of the score, where BRPO is shown and there is more."""
-    if "brpo" not in methods:
-        return ""
-    rises = frame["score"].diff()
-    rises.iloc[0] = frame["score"].iloc[0]
-    if rises.isna().all() or rises.max() <= 0:
-        return ""
+    rises = frame["score"].diff().fillna({0: frame["score"][0]})
+    if "brpo" not in methods or not rises.max() > 0:
+        return []
     at = int(rises.idxmax())
     rise, after = frame.iloc[at], frame.iloc[at + 1 :]
-    after = after[after["end"] > after["start"]]
-    if not len(after) or after["advantage_brpo"].iloc[0] >= rise["advantage_brpo"] - NOTHING:
-        return ""
+    after, own = after[after["end"] > after["start"]], f"{ADVANTAGE}brpo"
+    if not len(after) or after[own].iloc[0] >= rise[own] - NOTHING:
+        return []
     then = after.iloc[0]
-    others = [m for m in methods if m != "brpo"]
-    against = (
-        f"; {methods[others[0]]} gives them {signed(then[f'advantage_{others[0]}'])}"
-        if others
-        else ""
-    )
-    return (
-        f"The score rises most in {_stretch(rise)}. After that the progress baseline expects it "
-        f"(V1 {then['progress']:.2f} of R {then['return']:.2f}), so BRPO gives {_stretch(then)} "
-        f"{signed(then['advantage_brpo'])}{against}."
-    )
+    others = [
+        f"; {words} gives them {signed(then[f'{ADVANTAGE}{method}'])}"
+        for method, words in methods.items()
+        if method != "brpo"
+    ]
+    return [
+        f"The score rises most in {told_stretch(rise)}. After that the progress baseline expects "
+        f"it (V1 {then['progress']:.2f} of R {then['return']:.2f}), so BRPO gives "
+        f"{told_stretch(then)} {signed(then[own])}{''.join(others[:1])}."
+    ]
 
 
-def _stretch(line: pd.Series) -> str:
-    return told_tokens(line["start"], line["end"])
-
-
-def told_tokens(start: float, end: float) -> str:
-    """The tokens after the first `start` ones up to `end`, counted from 1."""
-    if end - start <= 1:
-        return f"token {end:,.0f}"
-    return f"tokens {start + 1:,.0f}–{end:,.0f}"
+def told_stretch(line: pd.Series) -> str:
+    """The tokens after `start` up to `end` of a line of credit_frame(), counted from 1."""
+    if line.end - line.start <= 1:
+        return f"token {line.end:,.0f}"
+    return f"tokens {line.start + 1:,.0f}–{line.end:,.0f}"
 
 
 def told_budget(frame: pd.DataFrame, budget: int, methods: Mapping[str, str]) -> str:
     """The numbers of one budget in words."""
     line = frame[frame["budget"] == budget].iloc[0]
     score = "no score" if pd.isna(line["score"]) else f"score {line['score']:.2f}"
-    values = "; ".join(
-        f"{words} {signed(line[f'{ADVANTAGE}{m}'], 3)}" for m, words in methods.items()
-    )
+    where = "the thinking had ended before, so no token of it is trained for this budget."
     if line["end"] > line["start"]:
         lead = "leads" if line["end"] - line["start"] == 1 else "lead"
-        where = f"{_stretch(line)} {lead} here. Advantage: {values}."
-    else:
-        where = "the thinking had ended before, so no token of it is trained for this budget."
+        values = [f"{words} {signed(line[f'{ADVANTAGE}{m}'], 3)}" for m, words in methods.items()]
+        where = f"{told_stretch(line)} {lead} here. Advantage: {'; '.join(values)}."
     return (
         f"At {budget:,} tokens: {score}, return R {line['return']:.3f}, progress baseline V1 "
         f"{line['progress']:.3f}, group baseline V2 {line['group']:.3f}, BRPO baseline V "

@@ -402,7 +402,7 @@ class BRPOConfig(GRPOConfig):
         """P_j as a value."""
         if self.prior is None:
             return Prior.uniform(tuple(self.budgets))
-        return Prior.of(tuple(self.budgets), tuple(self.prior))
+        return Prior(self.budgets, self.prior)
 
     @property
     def summary_weights(self) -> tuple[float, ...]:

@@ -39,7 +39,7 @@ def test_anytime_and_final_accuracy_worked_by_hand():
     frame = records(SMALL)
     assert anytime_accuracy(frame).value == 0.5
     assert anytime_accuracy(frame).se == 0  # both problems have ½ over the two budgets
-    weighted = anytime_accuracy(frame, Prior.of((10, 20), (0.2, 0.8)))
+    weighted = anytime_accuracy(frame, Prior((10, 20), (0.2, 0.8)))
     assert weighted.value == pytest.approx(0.2 * 0.25 + 0.8 * 0.75)
     assert weighted.se == pytest.approx(np.std([0.8, 0.5], ddof=1) / math.sqrt(2))
     assert final_accuracy(frame).value == 0.75
