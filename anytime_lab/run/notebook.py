@@ -151,9 +151,12 @@ def take_parameters(room: dict[str, Any]) -> None:
     known = {name: getattr(kind, "__name__", str(kind)) for name, kind in
              room.get("__annotations__", {}).items()}  # fmt: skip
     given: dict[str, Any] = {}
-    for cell in room.get("In", ()):
-        if isinstance(cell, str) and cell.lstrip().startswith("# Parameters"):  # papermill's
+    defaults = dict(room)
+    cells = [cell for cell in room.get("In", ()) if isinstance(cell, str)]
+    for before, cell in itertools.pairwise(cells):
+        if cell.lstrip().startswith("# Parameters"):  # papermill's, after the declared ones
             given |= {name: value for name, (_, value) in declared(cell).items()}
+            defaults |= {name: value for name, (_, value) in declared(before).items()}
     for name in given:
         _check_name("this notebook", name, known)
         if hide_secrets({name: given[name]})[1]:
@@ -165,7 +168,7 @@ def take_parameters(room: dict[str, Any]) -> None:
     kept = json.loads(os.environ.get(SECRETS, "{}"))
     for name, kind in known.items():
         value = _in_place(_from_text(room[name], kind), kept)
-        _check_value(name, value, kind, given.get(name, room[name]))
+        _check_value(name, value, kind, defaults[name])
         room[name] = value
     if (ROOT / "notebooks").is_dir() and Path.cwd().is_relative_to(ROOT):
         os.chdir(ROOT)

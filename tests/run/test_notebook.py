@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from made_notebooks import notebook
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from anytime_lab.run.notebook import (
     NOTEBOOKS,
@@ -99,6 +101,23 @@ def test_text_is_read_as_what_is_declared(in_project):
 def test_a_value_of_another_type_is_refused_before_work(in_project, given, says):
     with pytest.raises(ValueError, match=says):
         take_parameters(room(f"# Parameters\n{given}\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("steps", 2.5, r"steps is 2.5 \(float\); expected int, such as 60\."),
+        ("budgets", 96, r"budgets is 96 \(int\); expected list, such as \[24, 48\]\."),
+    ],
+)
+def test_the_example_is_the_notebooks_own_default(in_project, tmp_path, name, value, says):
+    path = notebook(tmp_path, "pass", parameters=DECLARED.strip())
+    injected = parameterize_notebook(load_notebook_node(str(path)), {name: value})
+    given = {"In": ["", *(cell.source for cell in injected.cells)]}
+    for cell in given["In"]:
+        exec(cell, given)
+    with pytest.raises(ValueError, match=says):
+        take_parameters(given)
 
 
 def test_relative_folders_are_from_the_project_and_a_tilde_is_home(in_project, monkeypatch):
