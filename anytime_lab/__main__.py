@@ -10,6 +10,7 @@ import sys
 from argparse import REMAINDER, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 FAILED, WRONG, STOPPED = 1, 2, 130  # exit statuses
@@ -24,7 +25,6 @@ OF_ALL_SWEEPS: dict[str, dict[str, Any]] = {
 LAB = {
     **OF_ALL_SWEEPS,
     "--seed": {"type": int, "default": 0, "help": "of training and evaluation (0)"},
-    "--updates": {"type": int, "help": "of each training run (60)"},
 }
 SWEEP = {
     "file": {"help": "such as experiments/quickstart.yaml"},
@@ -39,9 +39,6 @@ SWEEP = {
     },
     "--retry-failed": {"action": "store_true", "help": "try failed runs again"},
     "--seeds": {"type": int, "nargs": "+", "help": "in place of the file's"},
-    "--set": {
-        "nargs": "+", "default": [], "metavar": "NAME=VALUE", "help": "values of the file's base"
-    },
 }  # fmt: skip
 PREFLIGHT = {
     "--model": {"default": "embedded", "help": "embedded, a folder, or a name on the hub"},
@@ -49,18 +46,15 @@ PREFLIGHT = {
     "--preset": {"default": "ar_uniform", "help": "a published one, such as grpo (ar_uniform)"},
     "--budgets": {"type": int, "nargs": "+", "default": [24, 48, 72, 96]},
     "--settings": {"type": json.loads, "default": {}, "help": "fields of BRPOConfig as JSON"},
-    "--prompts": {"type": int, "default": 64, "help": "prompts to measure (64)"},
     "--records": {"help": "run folder of an evaluation of this model"},
     "--device": {"help": "of the data sheets, such as a100; what is here by default"},
     "--devices": {"type": int, "help": "how many share the run"},
-    "--memory": {"type": float, "help": "GiB of one device, instead of the data sheet's"},
     "--sharding": {
         "default": "none", "choices": ("none", "zero2", "zero3"), "help": "FSDP is zero3"
     },
     "--dtype": {"default": "bfloat16", "choices": ("bfloat16", "float16", "float32")},
     "--trainable": {"type": int, "help": "parameters of an adapter; all weights by default"},
 }  # fmt: skip
-DOCTOR = {"--need": {"nargs": "+", "help": "what has to be ready; by default all not at choice"}}
 SERVE = {
     "notebook": {},
     "options": {"nargs": REMAINDER, "help": "of voila, such as --port=8866"},
@@ -69,6 +63,7 @@ PICTURES = {"notebook": {"nargs": "+"}}
 
 
 def _sweep(given: Namespace) -> int:
+    print(f"Checking {Path(given.file).name}; the plan and how long it takes follow.", flush=True)
     from rich.console import Console
 
     from anytime_lab.run.jobs import JobsFailed
@@ -78,7 +73,7 @@ def _sweep(given: Namespace) -> int:
     if given.jobs is not None and given.jobs < 1:
         raise ValueError(f"--jobs is {given.jobs}; expected at least 1.")
     console = Console()
-    changes = {"scale": given.scale, "values": _values(given.set), "seeds": given.seeds}
+    changes = {"scale": given.scale, "seeds": given.seeds}
     prepared = prepare_sweep(given.file, given.out, given.only, given.storage, **changes)
     if given.fresh and not given.dry_run:
         prepared.remove()
@@ -96,27 +91,11 @@ def _sweep(given: Namespace) -> int:
     return 0
 
 
-def _values(said: Sequence[str]) -> dict[str, object]:
-    """NAME=VALUE: numbers, lists and mappings are read as JSON, other text stays."""
-    values: dict[str, object] = {}
-    for one in said:
-        name, equals, value = one.partition("=")
-        if not equals:
-            raise ValueError(f"--set {one}: expected NAME=VALUE, such as --set updates=10.")
-        values[name] = value
-        with contextlib.suppress(ValueError):
-            values[name] = json.loads(value)
-    return values
-
-
 def _lab(given: Namespace) -> int:
     from anytime_lab.run.notebook import ROOT
 
-    if given.updates is not None and given.updates < 1:
-        raise ValueError(f"--updates is {given.updates}; expected at least 1.")
     os.environ["HF_HUB_OFFLINE"] = "1"  # the main job needs nothing from outside
     given.file = ROOT / "experiments" / "lab.yaml"
-    given.set = [] if given.updates is None else [f"updates={given.updates}"]
     given.seeds, given.only, given.dry_run, given.retry_failed = [given.seed], [], False, True
     given.executor, given.storage = "local", None
     return _sweep(given)
@@ -142,7 +121,7 @@ VERBS: dict[str, tuple[str, dict[str, dict[str, Any]], Callable[[Namespace], int
         "what a training takes, and whether it fits", PREFLIGHT, _of("anytime_lab.run.estimate")
     ),
     "doctor": (
-        "what this environment can do, and what to install", DOCTOR, _of("anytime_lab.run.doctor")
+        "what this environment can do, and what to install", {}, _of("anytime_lab.run.doctor")
     ),
     "serve": (
         "a notebook as a page without its code, on this machine",

@@ -116,15 +116,7 @@ def examine(
 
 
 def command(asked: Namespace, findings: Sequence[Finding] | None = None) -> int:
-    """Print the table; 1 if a purpose of `asked.need` (None: all not at choice) is not ready.
-
-    Raises:
-        ValueError: there is no such purpose.
-    """
-    need = asked.need or NEEDED
-    if unknown := set(need) - {*NEEDED, *OPTIONAL}:
-        known = ", ".join((*NEEDED, *OPTIONAL))
-        raise ValueError(f"--need {', '.join(sorted(unknown))}: choose of {known}.")
+    """Print the table; 1 if a purpose that is not at choice is not ready."""
     findings = examine() if findings is None else findings
     table = Table("", "ready", "found", "what to do")
     for one in findings:
@@ -132,4 +124,4 @@ def command(asked: Namespace, findings: Sequence[Finding] | None = None) -> int:
         cells = (one.purpose + choice, "yes" if one.ready else "no", one.found, one.fix)
         table.add_row(*map(Text, cells))
     Console().print(table)
-    return int(any(not one.ready for one in findings if one.purpose in need))
+    return int(any(not one.ready for one in findings if one.purpose in NEEDED))

@@ -32,6 +32,7 @@ HEADROOM = 0.9  # of a device's memory: fragments, buffers of communication, the
 BYTES_PER_TREE = 3  # of a packed token in saved rollouts and records, compressed
 # Share of a device's FLOP/s that training reaches, as is usual for a few billion parameters
 UTILISATION = 0.35
+PROMPTS = 64  # whose lengths are measured
 GIB = 2**30
 
 
@@ -60,14 +61,10 @@ class ModelSize(NamedTuple):
     """What of a model decides its costs."""
 
     parameters: int
-    body: int  # parameters of the blocks' matrices: each token goes through all of them
-    hidden: int
-    inner: int
-    layers: int
+    body: int  # of the blocks' matrices: each token goes through all of them
     q: int  # width of the queries over all heads
     kv: int  # and of the keys
-    vocabulary: int
-    positions: float  # infinite where the model has no limit
+    text: PretrainedConfig  # of the language model
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "ModelSize":
@@ -80,16 +77,13 @@ class ModelSize(NamedTuple):
         matrices = [p for p in model.parameters() if p.ndim > 1 and id(p) not in embeddings]
         heads = text.num_attention_heads
         head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        key_heads = getattr(text, "num_key_value_heads", None) or heads
         return cls(
-            parameters=sum(p.numel() for p in model.parameters()),
-            body=sum(p.numel() for p in matrices),
-            hidden=text.hidden_size,
-            inner=text.intermediate_size,
-            layers=text.num_hidden_layers,
-            q=heads * head_size,
-            kv=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
-            vocabulary=text.vocab_size,
-            positions=getattr(text, "max_position_embeddings", None) or math.inf,
+            sum(p.numel() for p in model.parameters()),
+            sum(p.numel() for p in matrices),
+            heads * head_size,
+            key_heads * head_size,
+            text,
         )
 
 
@@ -124,6 +118,8 @@ def costs_of(size: ModelSize, shape: TreeShape, width: int = 2, again: bool = Fa
         width: Bytes of an activation.
         again: Checkpointing: keep the inputs of the blocks only, and make their activations anew.
     """
+    hidden, inner = size.text.hidden_size, size.text.intermediate_size
+    layers, vocabulary = size.text.num_hidden_layers, size.text.vocab_size
     trunk, leaf = shape.prompt + shape.thinking, shape.forced + shape.summary
     segment = shape.summaries * leaf  # the leaves of a budget, which see the trunk up to its cut
     seen = [shape.prompt + cut for cut in shape.cuts]
@@ -131,15 +127,15 @@ def costs_of(size: ModelSize, shape: TreeShape, width: int = 2, again: bool = Fa
     packed = trunk + len(seen) * segment
     pairs = trunk**2 + sum(segment * (keys + segment) for keys in seen)  # in whole blocks
     sampled_pairs = trunk**2 / 2 + sum(segment * (keys + leaf / 2) for keys in seen)
-    matrices, attention = 2 * size.body * packed, 4 * size.layers * size.q
-    head = 2 * size.hidden * size.vocabulary * trained
+    matrices, attention = 2 * size.body * packed, 4 * layers * size.q
+    head = 2 * hidden * vocabulary * trained
     body = matrices + attention * pairs
     # Norms keep their input in fp32 and the normalised value; q and k before and after rotation,
     # keys and values repeated to all heads, the output; gate, up, product, input.
-    token = width * (4 * size.hidden + 9 * size.q + 3 * size.kv + 4 * size.inner) + 8 * size.hidden
+    token = width * (4 * hidden + 9 * size.q + 3 * size.kv + 4 * inner) + 8 * hidden
     # A segment copies the keys of the trunk up to its cut, and its own.
     block = packed * token + sum(keys + segment for keys in seen) * 2 * width * size.q
-    inputs = size.layers * packed * width * size.hidden
+    inputs = layers * packed * width * hidden
     return Costs(
         trained=trained,
         packed=packed,
@@ -147,9 +143,9 @@ def costs_of(size: ModelSize, shape: TreeShape, width: int = 2, again: bool = Fa
         update=3 * (body + head) + (body if again else 0.0),
         rollout=matrices + attention * sampled_pairs + head,
         # The masks of the leaves take a byte a pair and serve all layers.
-        activations=(inputs + block if again else size.layers * block)
-        + pairs + 2 * width * size.hidden * trained,
-        cached=2 * size.layers * size.kv * width,
+        activations=(inputs + block if again else layers * block)
+        + pairs + 2 * width * hidden * trained,
+        cached=2 * layers * size.kv * width,
         width=width,
     )  # fmt: skip
 
@@ -278,8 +274,10 @@ class Plan:
             weights += trained * width
         if costs.width < width:  # autocast keeps a narrow copy during a step
             weights += size.body * costs.width / weight_parts
-        logits = 3 * 4 * min(self.rows * costs.trained, 4096) * size.vocabulary  # a chunk of them
-        cache = self.rollout_rows * (costs.packed * costs.cached + 8 * size.vocabulary)
+        logits = (
+            3 * 4 * min(self.rows * costs.trained, 4096) * size.text.vocab_size
+        )  # a chunk of them
+        cache = self.rollout_rows * (costs.packed * costs.cached + 8 * size.text.vocab_size)
         if self.sharding == "zero3":  # weights are gathered to sample
             cache += size.parameters * costs.width
         return {
@@ -402,7 +400,8 @@ def this_machine(devices: int | None = None) -> Hardware:
 
 def refusals(plan: Plan) -> list[str]:
     """Why a plan cannot run, each with what could; empty if it can."""
-    args, longest, positions = plan.config, plan.shape(longest=True), plan.size.positions
+    args, longest = plan.config, plan.shape(longest=True)
+    positions = getattr(plan.size.text, "max_position_embeddings", None) or math.inf
     room = positions - int(longest.prompt) - args.max_summary_tokens
     rows = [
         (
@@ -506,8 +505,6 @@ def command(asked: Namespace) -> int:
     hardware = this_machine(asked.devices)
     if asked.device:
         hardware = Hardware(asked.device, asked.devices or 1, *DEVICES[asked.device])
-    if asked.memory:
-        hardware = hardware._replace(memory=asked.memory * GIB)
     config = train_config(
         asked.preset,
         asked.budgets,
@@ -516,7 +513,7 @@ def command(asked: Namespace) -> int:
         settings=asked.settings,
     )
     problems = load_task(asked.task, split="train").problems
-    sample = problems["prompt"][: asked.prompts]
+    sample = problems["prompt"][:PROMPTS]
     plan = make_plan(
         asked.model, config, sample, hardware, records=asked.records, sharding=asked.sharding,
         trainable=asked.trainable, weight_dtype=asked.dtype, problems=len(problems),

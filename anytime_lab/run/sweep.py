@@ -319,7 +319,7 @@ def prepare_sweep(
         only: Patterns such as `ar_*` or `*/seed-0/*` of the runs wanted; what they need is added.
         storage: An fsspec URL where the results are, for a cluster whose nodes share no file
             system; `out` is then made to show what a plan and a comparison read of them.
-        **changes: Scale, values and seeds in place of the file's; see `load_sweep`.
+        **changes: Scale and seeds in place of the file's; see `load_sweep`.
 
     Raises:
         ValueError: the file, a reference, a parameter or a setting is wrong, or no run matches.

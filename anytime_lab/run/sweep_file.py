@@ -166,14 +166,12 @@ class Sweep(NamedTuple):
 def load_sweep(
     path: str | Path,
     scale: str | None = None,
-    values: Mapping[str, Any] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Sweep:
     """Read the file of a sweep.
 
     Args:
         scale: One of the file's scales; its name joins the sweep's.
-        values: In place of those of base.
         seeds: In place of the file's.
 
     Raises:
@@ -190,12 +188,10 @@ def load_sweep(
     name = path.stem if scale is None else f"{path.stem}-{scale}"
     try:
         file = _read(SweepFile, said)
-        named = [("scale", scale, file.scales)] if scale is not None else []
-        named += [("value of base", one, file.base) for one in values or ()]
-        for kind, one, known in named:
-            if one not in known:
-                raise ValueError(f"there is no {kind} {one!r}; {nearest(one, known)}")
-        file.base |= file.scales.get(scale, {}) | (values or {})
+        if scale is not None:
+            if scale not in file.scales:
+                raise ValueError(f"there is no scale {scale!r}; {nearest(scale, file.scales)}")
+            file.base |= file.scales[scale]
         if seeds is not None:
             file.seeds = _read(SweepFile, {"seeds": list(seeds)}).seeds
         return _sweep(path, name, file)

@@ -25,7 +25,7 @@ def examine(missing=(), versions=None, devices=("H100",), trouble=None, programs
 def test_a_whole_environment_is_ready_for_everything():
     found = examine()
     assert all(one.ready and not one.fix for one in found.values()), found
-    assert doctor.command(Namespace(need=None), list(found.values())) == 0
+    assert doctor.command(Namespace(), list(found.values())) == 0
     assert "H100" in found["train"].found
 
 
@@ -47,7 +47,7 @@ def test_a_missing_package_is_named_where_it_is_needed(name, purposes):
         if purpose in doctor.NEEDED:
             assert f"no {name}" in found[purpose].found
             assert f'pip install "{name}' in found[purpose].fix
-    assert doctor.command(Namespace(need=None), list(found.values())) == 1
+    assert doctor.command(Namespace(), list(found.values())) == 1
 
 
 def test_another_version_is_told_with_the_one_that_is_wanted():
@@ -59,15 +59,12 @@ def test_another_version_is_told_with_the_one_that_is_wanted():
 
 
 @pytest.mark.parametrize(("purpose", "extra"), [("vLLM", "vllm"), ("ray", "ray")])
-def test_what_is_at_choice_may_be_missing_unless_it_is_asked_for(
-    purpose, extra, capsys, monkeypatch
-):
+def test_what_is_at_choice_may_be_missing(purpose, extra, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     found = examine(missing=[extra])
     assert found[purpose].fix == f'pip install -e ".[{extra}]" (in the clone)'
-    assert doctor.command(Namespace(need=None), list(found.values())) == 0
+    assert doctor.command(Namespace(), list(found.values())) == 0
     assert f'pip install -e ".[{extra}]"' in capsys.readouterr().out
-    assert doctor.command(Namespace(need=[purpose]), list(found.values())) == 1
 
 
 def test_vllm_needs_a_device_and_training_does_not():

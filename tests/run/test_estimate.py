@@ -253,7 +253,7 @@ def test_groups_without_variance_are_counted_over_all_ways_to_draw_them():
     ("arguments", "status", "says"),
     [
         ([], 0, "optimiser steps"),
-        (["--device", "a100", "--memory", "0.01"], 1, "Refused: one device needs"),
+        (["--device", "a100", "--budgets", "4000000"], 1, "Refused: one device needs"),
         (["--budgets", "48", "24"], 2, "Sort them, shortest first"),
         (["--budgets", "900", "1000"], 1, "Set the largest budget to"),
     ],

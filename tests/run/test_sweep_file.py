@@ -249,16 +249,15 @@ def test_the_main_jobs_runs_differ_in_the_preset_only(tmp_path):
     assert {said["seed"] for said in (grpo, ar, first, second)} == {3}
 
 
-def test_scales_and_values_change_what_the_file_says(tmp_path):
+def test_scales_and_seeds_change_what_the_file_says(tmp_path):
     path = NOTEBOOKS.parent / "experiments/lab.yaml"
-    sweep = load_sweep(path, "smoke", {"updates": 2})
+    sweep = load_sweep(path, "smoke", [7])
     jobs = {job.name: job.parameters for job in sweep_jobs(sweep, tmp_path).values()}
     assert sweep.name == "lab-smoke"
-    assert (jobs["train_ar"]["max_steps"], jobs["train_ar"]["problems_per_step"]) == (2, 3)
+    assert (jobs["train_ar"]["max_steps"], jobs["train_ar"]["problems_per_step"]) == (4, 3)
+    assert jobs["train_ar"]["seed"] == 7
     with pytest.raises(ValueError, match="no scale 'large'; there are smoke"):
         load_sweep(path, "large")
-    with pytest.raises(ValueError, match="no value of base 'update'; do you mean updates"):
-        load_sweep(path, values={"update": 2})
     with pytest.raises(ValueError, match=r"seeds is \[-1\]; expected a list of different whole"):
         load_sweep(path, seeds=[-1])
 
