@@ -29,6 +29,7 @@ def smoke(tmp_path_factory):
     run = lab(out)
     assert run.returncode == 0, run.stderr[-3000:]
     told = run.stdout
+    assert told.startswith("Checking lab.yaml; the plan and how long it takes follow.")
     assert "It takes a minute or two on two cores." in told.split("train_grpo: starting")[0]
     assert "train_grpo: done" in told and "open notebooks/04_budget_curves.ipynb" in told
     return out
