@@ -36,6 +36,7 @@ RUNS: dict[str, tuple[str, str, str]] = {
         "--rounds 3 --thinking 2048 --prompt 200 --growth",
     ),
     "engines": ("engines", "hf --rounds 2 --problems 16", "hf"),
+    "coverage": ("coverage", "--trials 1000", ""),
     "grading": ("grading", "--quick", ""),
     "views": ("views", "--problems 200 --samples 4", ""),
 }  # fmt: skip

@@ -28,6 +28,7 @@ RUNS = {
         [f"{view}: first paint" for view in ("budget curves", "one problem", "rules")],
     ),
     "engines": ("hf --problems 2 --rounds 1 --samples 1", ["sampling by hf"]),
+    "coverage": ("--trials 40", ["15 problems, 1 samples, alike 0.3"]),
     "grading": ("--quick", ["easy pairs", "mixed pairs"]),
 }
 

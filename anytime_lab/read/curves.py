@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
+from scipy.special import betaincinv, ndtri, stdtrit
 
 from anytime_lab.priors import Prior
 from anytime_lab.store.records import read_records
@@ -328,18 +328,38 @@ def weighted_means(table: ProblemTable, weights: np.ndarray) -> Estimate:
 
 
 def mean_interval(values: np.ndarray, bounds: tuple[float, float]) -> Estimate:
-    """Means over problems with 95 % intervals by Student's t, kept inside `bounds`.
+    """Means over problems with 95 % intervals that hold for few problems and near the bounds, too.
 
-    values: (P, K), NaN where unknown. The standard error is sqrt(Var_q / n).
+    values: (P, K), NaN where unknown. The standard error is sqrt(Var_q / n). The spread behind an
+    interval is that of the problems and of a part of a made-up one at either bound, so that values
+    that all agree are not certain: half a problem each for a share (bounds 0 and 1), a quarter for
+    a difference. A share has Jeffreys' interval at the number of independent answers that would
+    spread as much (Franco et al. 2019, doi 10.1093/jssam/smy019), a difference Student's t.
+    `benchmarks/coverage.py` measures both.
     """
-    n = np.isfinite(values).sum(axis=0)
-    mean = known_mean(values, axis=0)
+    n, mean = np.isfinite(values).sum(axis=0), known_mean(values, axis=0)
+    low, high = bounds
+    part = 0.5 if low == 0 else 0.25
+    middle = (n * mean + part * (low + high)) / (n + 2 * part)
     with np.errstate(invalid="ignore", divide="ignore"):
         se = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / (n - 1) / n)
-        reach = stdtrit(n - 1, (1 + CONFIDENCE) / 2) * se
+        ends = part * ((middle - low) ** 2 + (high - middle) ** 2)
+        spread = (np.nansum((values - middle) ** 2, axis=0) + ends) / (n + 2 * part)
+        reach = stdtrit(n - 1, (1 + CONFIDENCE) / 2)
+        if low != 0:
+            reach = reach * np.sqrt(spread / (n - 1))
+            return Estimate(
+                mean, np.maximum(mean - reach, low), np.minimum(mean + reach, high), se, n
+            )
+        answers = n * middle * (1 - middle) / spread * (ndtri((1 + CONFIDENCE) / 2) / reach) ** 2
+    right, wrong = answers * mean + 0.5, answers * (1 - mean) + 0.5
+    tail = (1 - CONFIDENCE) / 2
+    lower, upper = (betaincinv(right, wrong, share) for share in (tail, 1 - tail))
+    known = ~np.isnan(reach)
     return Estimate(
-        mean, np.maximum(mean - reach, bounds[0]), np.minimum(mean + reach, bounds[1]), se, n
-    )
+        mean, np.where(known & (mean <= 0), 0.0, lower), np.where(known & (mean >= 1), 1.0, upper),
+        se, n,
+    )  # fmt: skip
 
 
 def bootstrap_means(

@@ -6,12 +6,11 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 from made_runs import BUDGETS, random_right, write_run
 
 from anytime_lab.look.report import write_report
-from anytime_lab.read.curves import paired_differences, read_tables
+from anytime_lab.read.curves import mean_interval, paired_differences, read_tables
 from anytime_lab.read.told import summary_table, told_table
 from anytime_lab.store.files import RunFolderError, append_jsonl, read_json, write_json
 from anytime_lab.store.records import part_path
@@ -165,11 +164,11 @@ def _signed(fraction):
 def test_bands_are_the_95_percent_intervals(tmp_path, runs):
     page = report(tmp_path, take(runs, "GRPO", "AR"))
     right = random_right(lead=0.0, seed=1).mean(axis=(1, 3))  # (P, J)
-    reach = 2.0452 * right.std(axis=0, ddof=1) / np.sqrt(30)  # t of 29, 97.5 %
+    told = mean_interval(right, (0.0, 1.0))
     band = page.figures[0]["data"][0]
     assert band["name"] == "GRPO 95 %"
-    assert band["y"][:4] == pytest.approx(right.mean(axis=0) + reach, abs=2e-4)
-    assert band["y"][:3:-1] == pytest.approx(right.mean(axis=0) - reach, abs=2e-4)
+    assert band["y"][:4] == pytest.approx(told.high, abs=2e-4)
+    assert band["y"][:3:-1] == pytest.approx(told.low, abs=2e-4)
 
 
 def test_training_panels_by_update_and_by_time(tmp_path, runs, training):

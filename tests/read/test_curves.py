@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_runs import SMALL, random_records, records
+from scipy.stats import beta
 
 from anytime_lab.priors import Prior
 from anytime_lab.read.curves import (
@@ -16,6 +17,7 @@ from anytime_lab.read.curves import (
     anytime_accuracy,
     bootstrap_means,
     final_accuracy,
+    mean_interval,
     paired_difference,
     paired_differences,
     problem_table,
@@ -30,8 +32,11 @@ def test_a_curve_worked_by_hand():
     assert curve["budget"].tolist() == [10, 20]
     assert curve["accuracy"].tolist() == [0.25, 0.75]
     assert curve["se"].tolist() == pytest.approx([0.25, 0.25])  # sqrt(Var 0.125 / 2)
-    assert curve["low"].tolist() == [0, 0]  # t_1 = 12.7: all of it, kept inside 0 … 1
-    assert curve["high"].tolist() == [1, 1]
+    # Half a problem at either bound: middle 1/3, spread (1/9 + 1/36 + 5/18) / 3 = 5/36, and t_1 is
+    # 12.706, so the two say as much as 2 · 2/9 / (5/36) · (1.96 / 12.706)² = 0.0761 answers.
+    low, high = beta.ppf([0.025, 0.975], 0.0761 / 4 + 0.5, 0.0761 * 3 / 4 + 0.5)
+    assert curve["low"].tolist() == pytest.approx([low, 1 - high], rel=1e-2)
+    assert curve["high"].tolist() == pytest.approx([high, 1 - low], rel=1e-2)
     assert curve["n_problems"].tolist() == [2, 2]
 
 
@@ -72,8 +77,12 @@ def test_standard_errors_equal_the_direct_formula():
     )
     anytime = by_problem.mean(axis=1)
     assert anytime_accuracy(frame).se == pytest.approx(anytime.std(ddof=1) / math.sqrt(20))
-    reach = 2.093024 * anytime_accuracy(frame).se  # the printed table, 19 degrees of freedom
-    assert anytime_accuracy(frame).high == pytest.approx(anytime.mean() + reach)
+    # 95 % of Jeffreys' interval for as many answers as spread like the 20 problems and one more
+    middle = (anytime.sum() + 0.5) / 21
+    spread = (((anytime - middle) ** 2).sum() + 0.5 * (middle**2 + (1 - middle) ** 2)) / 21
+    answers = 20 * middle * (1 - middle) / spread * (1.959964 / 2.093024) ** 2
+    high = beta.ppf(0.975, answers * anytime.mean() + 0.5, answers * (1 - anytime.mean()) + 0.5)
+    assert anytime_accuracy(frame).high == pytest.approx(high)
 
 
 def test_abstained_summaries_leave_the_means():
@@ -109,31 +118,22 @@ def test_mixed_records_are_refused():
         accuracy_curve(frame.iloc[:0])
 
 
-@pytest.mark.slow
-def test_intervals_hold_the_truth_95_times_in_100():
-    rng = np.random.default_rng(0)
-    held = {"anytime": 0, "difference": 0}
-    trials = 600
-    for _ in range(trials):
-        ability = rng.normal(size=(40, 1, 1, 1))
-        draw = [
-            (rng.random((40, 4, 3, 1)) < 1 / (1 + np.exp(-ability - shift))).astype(float)
-            for shift in (0.0, 0.3)
-        ]
-        a, b = (problem_table(records(d)) for d in draw)
-        truth = [_logistic_mean(shift) for shift in (0.0, 0.3)]
-        told = anytime_accuracy(a)
-        held["anytime"] += told.low <= truth[0] <= told.high
-        row = paired_difference(b, a, resamples=10).set_index("measure").loc["anytime"]
-        held["difference"] += row["low"] <= truth[1] - truth[0] <= row["high"]
-    for count in held.values():  # three standard deviations around 95 %
-        assert count / trials == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / trials))
+@pytest.mark.parametrize("samples", [1, 4])
+@pytest.mark.parametrize("accuracy", [0.5, 0.95, 0.99])
+def test_intervals_hold_the_truth_with_few_problems_and_near_the_bounds(accuracy, samples):
+    rng, size = np.random.default_rng(0), 3  # problems differ: beta with a + b = 3
+    chances = rng.beta(accuracy * size, (1 - accuracy) * size, (30, 4000))
+    told = mean_interval(rng.binomial(samples, chances) / samples, (0.0, 1.0))
+    held = ((told.low <= accuracy) & (accuracy <= told.high)).mean()
+    assert 0.94 < held < 0.995
 
 
-def _logistic_mean(shift):
-    x = np.linspace(-8, 8, 4001)
-    weight = np.exp(-(x**2) / 2)
-    return float((weight / (1 + np.exp(-x - shift))).sum() / weight.sum())
+def test_no_interval_is_without_width_where_all_agree():
+    ones = np.ones((30, 1))
+    told = mean_interval(ones, (0.0, 1.0))
+    assert 0.85 < told.low[0] < 0.95 and told.high[0] == 1.0  # 3 / 30 is the rule of three
+    told = mean_interval(ones - 1, (-1.0, 1.0))
+    assert told.high[0] == -told.low[0] == pytest.approx(0.048, abs=1e-3)
 
 
 # --- two runs ------------------------------------------------------------------------------------
@@ -159,7 +159,8 @@ def test_paired_differences_equal_the_direct_formula():
 def test_a_run_does_not_differ_from_itself():
     a = random_records()
     told = paired_difference(a, a)
-    assert (told[["difference", "se", "low", "high", "boot_low", "boot_high"]] == 0).all().all()
+    assert (told[["difference", "se", "boot_low", "boot_high"]] == 0).all().all()
+    assert (told["low"] == -told["high"]).all() and (told["high"] > 0).all()
 
 
 def test_pairing_uses_the_problems_that_both_have():
