@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from IPython.display import display
 from plotly.io.json import to_json_plotly
 
-from anytime_lab.look.live import StyleSheet, Text, button, described, row
+from anytime_lab.look.live import JS, StyleSheet, Text, button, described, row
 from anytime_lab.look.pictures import FIGURE, draw
 from anytime_lab.look.style import latex_table, told_figure
 from anytime_lab.page import escaped, folded, short, table
@@ -117,9 +117,11 @@ class View(widgets.VBox):
         if not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):  # which saves nothing
             for sheet in self._sheet:
                 sheet._pictured = True
+            style = f'<style class="anytime-lab-saved">{(JS / "saved.css").read_text()}</style>'
+            display({"text/html": style, "text/plain": ""}, raw=True)
             told = json.loads(to_json_plotly(self.picture().to_dict()))
             display({FIGURE: told, "text/plain": "a figure"}, raw=True)
-        display(self._repr_mimebundle_(), raw=True)
+        display({**self._repr_mimebundle_(), "text/plain": "Run the cell to use it."}, raw=True)
 
     def exporter(self, folder: str | Path) -> widgets.Widget:
         """A menu that writes figure() or the tidy frame() into a folder; `status` tells of it."""

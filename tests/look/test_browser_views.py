@@ -116,6 +116,23 @@ def test_the_curves_fit_a_screen_and_nothing_is_clipped(lab, runs, width):
                 assert box["x"] + box["width"] <= view["x"] + view["width"] + 2, part
 
 
+def test_a_saved_notebook_opens_with_its_picture_and_no_lost_view(lab, runs):
+    path = lab.copy("04_budget_curves", runs=runs, reference="grpo")
+    with lab.opened(path) as page:
+        page.run_all()
+        page.wait(lambda: page.live(0).data())
+        page.raw.keyboard.press("Control+s")
+        page.wait(lambda: "image/png" in path.read_text())
+    assert path.stat().st_size < 300_000
+    with lab.opened(path, checked=False) as page:
+        lost = page.raw.get_by_text("model not found")
+        page.wait(lost.count)
+        assert page.raw.locator(".jp-RenderedPlotly").is_visible()
+        assert lost.evaluate("(node) => getComputedStyle(node).fontSize") == "0px"
+        told = lost.evaluate("(node) => getComputedStyle(node, '::after').content")
+        assert "run the cell to use it" in told
+
+
 def test_steps_and_data_sets_are_chosen(lab, tmp_path):
     made = {"ar/step-10": (0, "countdown"), "ar/step-20": (1, "countdown")}
     made |= {"ar/other/step-20": (2, "math500"), "grpo/step-20": (3, "countdown")}
