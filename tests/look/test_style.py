@@ -1,17 +1,21 @@
 """What figures share: styles of runs, names at line ends, ticks, and the files they go to."""
 
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from anytime_lab.look.figures import GAIN, LOSS
+from anytime_lab.look.live import JS
 from anytime_lab.look.style import (
     COLOURS,
     DASHES,
     GLYPHS,
     LABEL_CHARACTERS,
     MARKERS,
+    QUIET,
     apart,
     budget_ticks,
     label_lines,
@@ -37,16 +41,53 @@ def test_runs_differ_by_colour_dash_and_marker():
     assert len(set(DASHES)) == len(DASHES) and len(set(MARKERS)) == len(MARKERS) == len(GLYPHS)
 
 
-@pytest.mark.parametrize("paper", ["#FFFFFF", "#111111"])
-def test_every_colour_is_seen_on_white_and_on_black(paper):
-    def light(colour):  # WCAG 2.2, relative luminance
+def contrast(one, other):
+    """The ratio of two colours by WCAG 2.2."""
+
+    def light(colour):  # relative luminance
+        colour = "#" + "".join(2 * c for c in colour[1:]) if len(colour) == 4 else colour
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
-    for colour in COLOURS:
-        low, high = sorted((light(colour), light(paper)))
-        assert (high + 0.05) / (low + 0.05) >= 3, colour
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+PAPER = {"light": "#ffffff", "dark": "#111111"}
+
+
+def text_colours(theme):
+    """What the views' own rules colour text with, by selector."""
+    css, dark = (JS / "view.css").read_text(), '[data-jp-theme-light="false"]'
+    found = {}
+    for selector, body in re.findall(r"([^{}]+)\{([^{}]*)\}", css):
+        given = re.findall(r"(?:^|[; ])color: (#[0-9a-f]{3,6})\b", body)
+        named = selector.strip().removeprefix(dark).strip()
+        if given and (theme == "dark" or dark not in selector):
+            found[named] = given[-1]
+    return found
+
+
+@pytest.mark.parametrize("theme", PAPER)
+def test_lines_have_3_to_1_and_text_4_and_a_half(theme):
+    for colour in (*COLOURS, QUIET, GAIN, LOSS):
+        assert contrast(colour, PAPER[theme]) >= 3, colour
+    text = text_colours(theme)
+    assert {".anytime-lab .rest", ".anytime-lab .right", ".anytime-lab .wrong"} <= set(text)
+    assert all(contrast(colour, PAPER[theme]) >= 4.5 for colour in text.values()), text
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_the_page_can_be_read_in_both_themes(theme):
+    css, script = ((JS / f"report.{kind}").read_text() for kind in ("css", "js"))
+    ink, soft, paper = (
+        re.findall(rf"--{name}: (#[0-9a-f]+)", css)[theme] for name in ("ink", "soft", "paper")
+    )
+    assert contrast(ink, paper) >= 4.5 and contrast(soft, paper) >= 4.5
+    quiet = re.search(r"color: dark.matches \? '(#\w+)' : '(#\w+)'};\n  out.modebar", script)
+    assert contrast(quiet[2 - theme], paper) >= 3
+    assert all(contrast(colour, paper) >= 3 for colour in (*COLOURS, QUIET))
 
 
 def test_few_budgets_are_their_own_ticks():

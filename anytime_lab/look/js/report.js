@@ -9,7 +9,7 @@ function layout(figure) {
   for (const key of Object.keys(out)) if (/^[xy]axis/.test(key))
     Object.assign(out[key], {gridcolor: grid, linecolor: grid, zerolinecolor: grid});
   out.hoverlabel = {bgcolor: dark.matches ? '#23282f' : '#fff', font: {color: ink}};
-  const quiet = {bgcolor: 'rgba(0,0,0,0)', color: dark.matches ? '#6b7685' : '#aab2bd'};
+  const quiet = {bgcolor: 'rgba(0,0,0,0)', color: dark.matches ? '#7b8695' : '#7b8593'};
   out.modebar = Object.assign({activecolor: ink}, quiet, out.modebar);
   return out;
 }
