@@ -194,11 +194,11 @@ def evaluate(
         "dataset": describe_rows(asked)["sha256"],
         "verifier": _described(verifier, sorted(vars(verifier))),
     }
-    path = model or getattr(
-        getattr(getattr(engine, "model", None), "config", None), "_name_or_path", ""
-    )
+    weights = getattr(engine, "model", None)
+    path = model or getattr(getattr(weights, "config", None), "_name_or_path", "")
     about = {
         "model_path": str(path),
+        "parameters": weights.num_parameters() if hasattr(weights, "num_parameters") else None,
         "dataset": {"name": dataset_name, "card": dataset_card, **describe_problems(dataset)},
     }
     with only_writer(run_dir) as folder:

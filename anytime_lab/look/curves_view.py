@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import traitlets
 
-from anytime_lab.look.figures import OVER, plot_curves
+from anytime_lab.look.figures import MANY, OVER, plot_curves
 from anytime_lab.look.live import (
     JS,
     LiveFigure,
@@ -32,7 +32,6 @@ from anytime_lab.read import told
 from anytime_lab.read.curves import NOTHING, Estimate, ProblemTable, difference_table
 from anytime_lab.read.runs import Runs, find_evaluations
 
-AT_FIRST = 6  # runs that are shown before any is chosen
 NO_BENCHMARK = "none"
 HEIGHT = 520
 
@@ -82,6 +81,7 @@ class BudgetCurves(RunsView):
         self.live = LiveFigure()
         self.runs, self.prior, self.published_table = RunList(), PriorEditor([]), Text()
         self.story, self.score, self.reach = (Text(live=True) for _ in range(3))
+        self.axes = Text()  # what the curves cannot be drawn over, and why
         self._make_controls(str(export_dir))
         self._dataset_chosen()
         self.on(self.dataset, self._dataset_chosen)
@@ -114,6 +114,11 @@ class BudgetCurves(RunsView):
     def frame(self) -> pd.DataFrame:
         """The tidy table of what is shown: accuracy by budget and the paired difference."""
         frame = told.tidy_curves(self.shown, self.pairs)
+        frame["flops"] = (
+            2
+            * frame["spent"]
+            * frame["run"].map({n: e.parameters for n, e in self.names.items()}).astype(float)
+        )
         frame.insert(1, "dataset", self.dataset.value)
         frame.insert(2, "step", [self.names[name].step for name in frame["run"]])
         return frame.assign(reference=self.runs.reference)
@@ -143,8 +148,7 @@ class BudgetCurves(RunsView):
     def _make_controls(self, folder: str) -> None:
         self.dataset = chooser("Dataset", self.catalogue.datasets)
         self.common = described(widgets.Dropdown, "Score over", "100%", options=[("", "")])
-        over = [(words, column) for column, words in OVER.items()]
-        self.over = described(widgets.Dropdown, "Drawn over", options=over)
+        self.over = described(widgets.Dropdown, "Drawn over", options=list(OVER))
         self.log_axis = ticked("Logarithmic axis")
         self.level = described(
             widgets.FloatSlider, "Tokens to accuracy", "28em",
@@ -162,6 +166,7 @@ class BudgetCurves(RunsView):
         more = widgets.VBox(
             [
                 row(self.over, self.log_axis, self.published, self.again),
+                self.axes,
                 self.published_table,
                 row(self.level, self.reach),
                 self.exporter(folder),
@@ -182,7 +187,7 @@ class BudgetCurves(RunsView):
         self._here = [f"{n} · {self.dataset.value}" if several else n for n in names]
         steps = {n: self.names[n].step or 0 for n in self._here}
         last = {self.names[n].run: n for n in sorted(steps, key=steps.get)}
-        at_first = [n for n in self._here if n in last.values()][:AT_FIRST]
+        at_first = [n for n in self._here if n in last.values()][:MANY]
         kept = [n for n in self._here if n in self.runs.ticked]
         with self.quiet():
             self.runs.ticked = kept or at_first
@@ -206,8 +211,20 @@ class BudgetCurves(RunsView):
             share = f"They share {_listed(common)}." if common else "They share none."
             said.append(f"The runs were measured at different budgets: {at}. {share}")
         if len(chosen) < len(self._here):
-            said.append(f"{len(chosen)} of {len(self._here)} runs are shown.")
+            said.append(
+                f"{len(chosen)} of {len(self._here)} runs are shown; tick others in the list."
+            )
+        if len(shown) > MANY:
+            said.append(
+                f"Bands of more than {MANY} runs hide each other: point at a run for its own."
+            )
         self.say(*said)
+        untold = [name for name in shown if not self.names[name].parameters]
+        axes = {column: words for column, words in OVER.items() if column != "flops" or not untold}
+        at = self.over.value if self.over.value in axes else "budget"
+        self.refill(self.over, [(words, column) for column, words in axes.items()], at)
+        missing = f"FLOPs: no parameters are told by {', '.join(untold)}. " if untold else ""
+        self.axes.say(f"{missing}Seconds: evaluations record none.", kind="note")
         options = [(f"{len(common)} budgets all share: {_listed(common)}", "")] if common else []
         options += [(f"those of {short(n, 24)}: {budgets}", n) for n, budgets in grids.items()]
         self.refill(self.common, options, options[0][1] if options else None)

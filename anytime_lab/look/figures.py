@@ -39,7 +39,9 @@ CURVES = {  # a panel of the curves: before its bounds, what is possible, its ax
 OVER = {  # what the curves are drawn over: column, words
     "budget": "Thinking budget (tokens allowed)",
     "spent": "Thinking tokens spent (mean per problem)",
+    "flops": "FLOPs of thinking, estimated: 2 × parameters × tokens spent",
 }
+MANY = 6  # runs whose bands can still be told apart
 STRIP, GAP = 0.13, 0.055  # shares of the height: the prior, and the room between panels
 
 
@@ -59,15 +61,16 @@ def plot_curves(
 
     Args:
         curves: columns run, budget (tokens), accuracy, low, high; with difference, difference_low,
-            difference_high the panel of differences to `reference` is drawn; with spent the curves
-            can be drawn over it; with told a sentence of its own is said of each point.
+            difference_high the panel of differences to `reference` is drawn; with spent or flops
+            the curves can be drawn over it; with told a sentence of its own is said of each point.
         runs: all runs of the study in order, which gives their colours; those in `curves` if None.
         over: one of OVER.
         prior: drawn as bars under the budgets.
         published: the frame of published_table() for one benchmark, laid over.
         log: logarithmic axis.
 
-    Returns traces named "RUN 95 %" (bands), RUN (lines), for each panel, and "prior".
+    Returns traces named "RUN 95 %" (bands, unseen where there are more than MANY), RUN (lines), for
+    each panel, and "prior".
     """
     wanted = ["run", "budget", "accuracy", "low", "high"]
     if missing := [column for column in wanted if column not in curves]:
@@ -95,7 +98,8 @@ def plot_curves(
         rows = rows.assign(stop=rows["budget"], tokens=rows["budget"]).dropna(subset="share")
         rows = rows.sort_values(over)
         parts = {run: rows[rows["run"] == run] for run in styles if run in set(rows["run"])}
-        traces = [band(part, over, styles[run], run) for run, part in parts.items()]
+        rest = 0 if len(found) > MANY else 1
+        traces = [band(part, over, styles[run], run, rest) for run, part in parts.items()]
         for run, part in parts.items():
             traces.append(curve_trace(part, over, styles[run], run, value, stops))
         where = {"yaxis": f"y{number}", "showlegend": False}
@@ -134,7 +138,7 @@ def _curve_axis(places: pd.Series, over: str, log: bool) -> dict:
     """Ticks at the budgets where they are what is drawn over, and a range that ends with them."""
     places = sorted(set(places.dropna()))
     if over != "budget":
-        ticks = {"tickformat": ",d" if places[-1] > 10 else None}
+        ticks = {"tickformat": "~s" if over == "flops" else ",d" if places[-1] > 10 else None}
     else:
         ticks = log_ticks(places) if log else budget_ticks(places)
     least, most = np.log10([places[0], places[-1]]) if log else (places[0], places[-1])
@@ -287,8 +291,8 @@ def policy_lines(policies: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return lines
 
 
-def band(part: pd.DataFrame, x: str, style: RunStyle, name: str) -> dict:
-    """A scatter trace that fills the interval of a curve."""
+def band(part: pd.DataFrame, x: str, style: RunStyle, name: str, rest: float = 1) -> dict:
+    """A scatter trace that fills the interval of a curve; rest: its opacity, not pointed at."""
     part = part.dropna(subset=["low", "high"])
     return {
         "x": [*part[x], *part[x][::-1]],
@@ -300,7 +304,8 @@ def band(part: pd.DataFrame, x: str, style: RunStyle, name: str) -> dict:
         "name": f"{safe_text(name)} 95 %",
         "showlegend": False,
         "hoverinfo": "skip",
-        "meta": {"name": plain(name)},
+        "opacity": rest,
+        "meta": {"name": plain(name), "rest": rest},
     }
 
 

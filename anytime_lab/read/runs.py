@@ -71,6 +71,7 @@ class Evaluation:
     path: Path
     done: int  # parts written
     chunks: int  # parts wanted
+    parameters: int | None = None  # of the model, where the manifest tells them
 
     @property
     def partial(self) -> bool:
@@ -168,7 +169,7 @@ def _is_evaluation(folder: Path, below: Path) -> bool:
 
 def _evaluation(run: str, folder: Path) -> Evaluation:
     manifest = read_manifest(folder)
-    about = manifest.get("dataset")
+    about, parameters = manifest.get("dataset"), manifest.get("parameters")
     about = about if isinstance(about, dict) else {}
     dataset = about.get("name") or str(about.get("sha256") or "")[:8] or "(not named)"
     places = folder.name, str(manifest.get("model_path") or "").rstrip("/")
@@ -180,6 +181,7 @@ def _evaluation(run: str, folder: Path) -> Evaluation:
         path=folder,
         done=len(finished_chunks(folder)),
         chunks=int(manifest["chunks"]),
+        parameters=parameters if isinstance(parameters, int) else None,
     )
 
 

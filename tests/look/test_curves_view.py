@@ -14,7 +14,7 @@ from anytime_lab.priors import Prior
 from anytime_lab.read.curves import difference_table, paired_difference, problem_table
 from anytime_lab.read.runs import find_evaluations
 from anytime_lab.read.told import told_difference, told_points, under_prior
-from anytime_lab.store.files import write_json
+from anytime_lab.store.files import read_json, write_json
 from anytime_lab.store.records import part_path, read_records
 
 
@@ -180,6 +180,11 @@ def test_of_many_runs_the_first_are_shown(tmp_path):
     view = BudgetCurves(tmp_path)
     assert len(view.shown) == 6 and len(view.runs._rows) == 8
     assert "6 of 8 runs are shown" in view.notes.value
+    assert all(t.opacity == 1 for t in view.live.figure.data if t.name.endswith("95 %"))
+    view.runs.ticked = [row["name"] for row in view.runs._rows]
+    assert "Bands of more than 6 runs" in view.notes.value
+    bands = [t for t in view.live.figure.data if t.name.endswith("95 %")]
+    assert len(bands) == 15 and all(t.opacity == t.meta["rest"] == 0 for t in bands)
 
 
 def test_datasets_and_steps_are_chosen_apart(tmp_path):
@@ -241,6 +246,27 @@ def test_the_axis_goes_logarithmic_or_over_what_was_spent(view):
     view.live.move_to(32)
     view.over.value = "spent"
     assert view.budget == 32 and view.live.stop == line(view, "grpo").x[-1]
+
+
+def test_flops_are_drawn_over_where_every_model_tells_its_parameters(tmp_path):
+    for name, size in (("small", 10), ("large", 1000)):
+        folder = write_run(tmp_path / name, random_right(p=3))
+        write_json(
+            folder / "manifest.json", read_json(folder / "manifest.json") | {"parameters": size}
+        )
+    write_run(tmp_path / "untold", random_right(p=3))
+    view = BudgetCurves([tmp_path / n for n in ("small", "large", "untold")])
+    columns = [column for _, column in view.over.options]
+    assert columns == ["budget", "spent"] and "told by untold" in view.axes.value
+    assert "Seconds: evaluations record none" in view.axes.value
+    view.runs.ticked = ["small", "large"]
+    view.over.value = "flops"
+    spent = view.frame().query("run == 'large'")["spent"]
+    assert line(view, "large").x == pytest.approx(2 * 1000 * spent)
+    assert line(view, "small").x == pytest.approx(2 * 10 * spent)
+    assert "estimated" in view.live.figure.layout.xaxis.title.text
+    view.runs.ticked = ["small", "untold"]
+    assert view.over.value == "budget"
 
 
 def test_published_values_lie_over_the_curves_when_asked(view):

@@ -91,7 +91,10 @@ class Figure {
     const over = this.model.get("over"), { data } = this.plot;
     const known = data.some((trace) => over && trace.meta?.name === over);
     const named = data.flatMap((trace, i) => (trace.meta?.name ? [i] : []));
-    const opacity = named.map((i) => (known && data[i].meta.name !== over ? FAINT : 1));
+    const opacity = named.map((i) => {
+      const { name, rest = 1 } = data[i].meta; // some bands are seen only when they are pointed at
+      return !known ? rest : name === over ? 1 : Math.min(rest, FAINT);
+    });
     if (opacity.some((value, k) => value !== (data[named[k]].opacity ?? 1)))
       this.Plotly.restyle(this.plot, { opacity }, named);
   }
