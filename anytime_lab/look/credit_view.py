@@ -157,8 +157,10 @@ def plot_credit(frame: pd.DataFrame, methods: Mapping[str, str], title: str = ""
     ended, last = int(frame["end"].max()), int(frame["budget"].max())
     if ended < last:
         figure.add_vline(ended, line={"color": QUIET, "width": 1.5, "dash": "dot"})
-        figure.add_annotation(x=ended, y=1, yref="paper", text="ended", showarrow=False,
-                              xanchor="left", yanchor="top", font={"size": 12})  # fmt: skip
+        between = {"y": 0.445, "yref": "paper", "yanchor": "middle"}  # the panels
+        figure.add_annotation(
+            x=ended, xanchor="left", text="ended", showarrow=False, font={"size": 12}, **between
+        )
     base(figure, 380 + (44 if title else 0), title, margin={"t": 96 if title else 52})
     span = [-0.01 * last, 1.05 * last]
     figure.update_xaxes(range=span, zeroline=False, **budget_ticks(budgets))

@@ -141,7 +141,7 @@ def described(
 ) -> widgets.Widget:
     """A control with its whole description beside it; `width` is that of both."""
     if width:
-        settings["layout"] = {"width": width, "max_width": "100%"}
+        settings["layout"] = {"width": f"min({width}, 100% - 4px)"}  # of its margins
     return kind(description=description, style=LABEL, **settings)
 
 

@@ -74,7 +74,7 @@ def plot_training(
     panels = list(dict.fromkeys(training["measure"]))
     titles = [[m.capitalize() + ("" if "accuracy" in m else " (tokens)") for m in panels]]
     if scores:
-        named = f"Score at each budget, {short_text(detail, 24)}"
+        named = f"Scores of {short_text(detail, 24)}"
         titles.append(["Score by budget, latest mean", named])
     if variance is not None and len(variance):
         titles.append(list(MEASURES.values()))
@@ -117,7 +117,7 @@ def _add_measure(figure, training: pd.DataFrame, styles, over: str, where: dict)
     for run, part in training.groupby("run", sort=False):
         part, style = part.sort_values(over), styles[run]
         first = not any(trace.legendgroup == safe_text(run) for trace in figure.data)
-        faint = {"color": faded(style.colour, 0.3), "width": 1, "dash": "solid"}
+        faint = {"color": faded(style.colour, 0.4), "width": 1, "dash": "solid"}
         more = {"legendgroup": safe_text(run), "showlegend": False}
         each = _line(part, over, "value", "", f"{run}, each step", style, line=faint, **more)
         mean = _line(part, over, "smooth", f"{short_text(run)}: {unit}", run, style)
