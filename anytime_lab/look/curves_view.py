@@ -156,7 +156,11 @@ class BudgetCurves(RunsView):
         )  # fmt: skip
         self.published = chooser("Published values (BRPO)", [NO_BENCHMARK, *told.BENCHMARKS])
         self.again = button("Read the folders again", self._read_again)
-        self.back = button("Back to the runs", self._show_runs, icon="arrow-left")
+        self.back = button(
+            "Back to the runs",
+            lambda: self.aside.set_trait("children", self._aside),
+            icon="arrow-left",
+        )
         self.inside = button(
             "Problems behind the line",
             lambda: self._look_inside(self._other()),
@@ -261,18 +265,14 @@ class BudgetCurves(RunsView):
         self.prior.draw([drawn.get(budget, 0.0) for budget in self.prior.budgets])
 
     def _draw(self) -> None:
-        shown = self.shown
-        places = self._places() if shown else pd.Series(dtype=float)
+        # each budget stands at what the runs spent of it, on their average
+        places = self.frame().groupby("budget")[self.over.value].mean()
         stops = [(x, f"{budget:,} tokens") for budget, x in places.items()]
         self.live.update_from(self.picture(), stops=stops)
         self._tell_story()
         self._draw_published()
         self._line_moved()
         self._read_reach()
-
-    def _places(self) -> pd.Series:
-        """Where on the axis each budget is: at what the runs spent of it, on their average."""
-        return self.frame().groupby("budget")[self.over.value].mean()
 
     @property
     def budget(self) -> int:
@@ -285,22 +285,17 @@ class BudgetCurves(RunsView):
         if not self.shown:
             return self.story.show()
         story = told.told_story(self.shown, self.pairs, self.runs.reference, self.prior.prior)
-        timed = self._timed() if self._equal_time else ""
-        story += f"; at equal training time {timed}" if timed else ""
-        self.story.say(story, kind="story")
-        self.live.label = f"Accuracy by thinking budget. {story}"
-
-    def _timed(self) -> str:
-        """The same at equal training time, where it was evaluated."""
         found = find_evaluations(self._equal_time).names(self.dataset.value)
         self.tables.read(list(found.values()))
         known = {name: self.tables.known.get(e.path) for name, e in found.items()}
-        base, prior, said = known.pop(self.runs.reference, None), self.prior.prior, []
+        base, prior, timed = known.pop(self.runs.reference, None), self.prior.prior, []
         for name, mine in known.items():
-            if mine and base and prior and (pair := difference_table(mine, base)):
+            if mine and base and prior and (pair := told.difference_table(mine, base)):
                 score = told.under_prior(pair, prior)
-                said.append(f"{name} {told.told_points(score.value, score.low, score.high)}")
-        return ", ".join(said)
+                timed.append(f"{name} {told.told_points(score.value, score.low, score.high)}")
+        story += f"; at equal training time {', '.join(timed)}" if timed else ""
+        self.story.say(story, kind="story")
+        self.live.label = f"Accuracy by thinking budget. {story}"
 
     def _draw_published(self) -> None:
         benchmark = self.published.value
@@ -384,9 +379,6 @@ class BudgetCurves(RunsView):
         pair = {n: self.names[n].path for n in dict.fromkeys([name, other])}
         view = InsideProblem(pair, self.budget, style=False, beside=True)
         self.aside.children = [self.back, view]
-
-    def _show_runs(self) -> None:
-        self.aside.children = self._aside
 
 
 def _cells(column: str, estimate: Estimate, told) -> dict[str, str]:

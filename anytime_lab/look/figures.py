@@ -19,8 +19,8 @@ from anytime_lab.look.style import (
     budget_ticks,
     end_names,
     faded,
+    label_lines,
     log_ticks,
-    names_width,
     point_ticks,
     run_styles,
     safe_text,
@@ -85,10 +85,11 @@ def plot_curves(
     bottom = STRIP + GAP if prior else 0.0
     middle = bottom + 0.42 * (1 - bottom) if compared else bottom - GAP
     domains = [(middle + GAP, 1.0), *[(bottom, middle)] * compared, *[(0.0, STRIP)] * bool(prior)]
+    letters = max(len(line) for run in found for line in label_lines(run))  # at line ends
     figure = base(
         go.Figure(), height, title,
         showlegend=published is not None, dragmode=False, hoverdistance=30,
-        margin={"r": names_width(found), "t": 56 if title else 20, "b": 48},
+        margin={"r": 36 + round(7.4 * letters), "t": 56 if title else 20, "b": 48},
     )  # fmt: skip
     stops = sorted(set(curves["budget"]))
     for place, (panel, number) in enumerate([("accuracy", ""), ("difference", 2)][: 1 + compared]):

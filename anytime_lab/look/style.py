@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,13 +137,6 @@ def end_names(
         }
         for run, y in zip(ends.index, apart(ends.tolist(), sizes, low, high), strict=True)
     ]  # fmt: skip
-
-
-def names_width(runs: Iterable[str]) -> int:
-    """Pixels that the names at line ends need."""
-    return 36 + round(
-        7.4 * max((len(line) for run in runs for line in label_lines(run)), default=0)
-    )
 
 
 def apart(wanted: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
