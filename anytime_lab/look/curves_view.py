@@ -290,7 +290,7 @@ class BudgetCurves(RunsView):
         known = {name: self.tables.known.get(e.path) for name, e in found.items()}
         base, prior, timed = known.pop(self.runs.reference, None), self.prior.prior, []
         for name, mine in known.items():
-            if mine and base and prior and (pair := told.difference_table(mine, base)):
+            if mine and base and prior and (pair := difference_table(mine, base)):
                 score = told.under_prior(pair, prior)
                 timed.append(f"{name} {told.told_points(score.value, score.low, score.high)}")
         story += f"; at equal training time {', '.join(timed)}" if timed else ""
