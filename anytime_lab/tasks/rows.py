@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
-from datasets.exceptions import DataFilesNotFoundError
+from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 from pyarrow import ArrowException
 
 SPLIT = "split"  # a column of this name says to which split a row belongs
@@ -218,7 +218,7 @@ UNREACHABLE = {
     "TransportError",
     "gaierror",
 }
-NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
+NO_ROUTE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN}
 
 
 def load_hub_rows(
@@ -240,10 +240,7 @@ def load_hub_rows(
     try:
         rows = datasets.load_dataset(path, config, split=split, revision=revision)
     except Exception as error:
-        explained = _explained(error, name, path, revision)
-        if explained is error:
-            raise
-        raise explained from error
+        raise _explained(error, f"{name} ({HUB}/{path})", name) from error
     # The repository's commit names the folder that the hub's rows are cached in.
     parts = {part for file in rows.cache_files for part in Path(file["filename"]).parts}
     commit = next((part for part in sorted(parts) if COMMIT.fullmatch(part)), None)
@@ -257,65 +254,37 @@ def load_hub_rows(
     return list(enumerate(rows, start=1)), homepage
 
 
-def _explained(error: Exception, name: str, path: str, revision: str | None) -> Exception:
+def _explained(error: Exception, what: str, name: str) -> Exception:
     """An error of `datasets` as one that says what was asked and what to do."""
-    what = f"{name} ({HUB}/{path})"
-    pass_file = (
-        f'bring the file here by other means and pass it: load_task("{name}", path="{name}.jsonl")'
-    )
-    said = str(error).split("\n")[0][:300].rstrip(".")
     causes, cause = [], error
     while cause is not None and cause not in causes:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
     names = {base.__name__ for cause in causes for base in type(cause).__mro__}
-    unreachable = bool(names & UNREACHABLE) or any(
-        isinstance(cause, OSError) and cause.errno in NO_ROUTE for cause in causes
+    numbers = {cause.errno for cause in causes if isinstance(cause, OSError)}
+    said = f"{type(error).__name__}: {error}".split("\n")[0][:300].rstrip(".")
+    unreachable = bool(names & UNREACHABLE or numbers & NO_ROUTE)
+    advice = (
+        "Check the connection (proxy, HF_ENDPOINT) and the token (HF_TOKEN), or try again later"
     )
-    cache, offline = datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE
-    for holds, kind, told in (
-        (
-            offline and (unreachable or "cache" in said),
-            ConnectionError,
-            f" is not in the cache ({cache}), and HF_HUB_OFFLINE forbids to ask the hub. Unset "
-            f"HF_HUB_OFFLINE and load it once; or {pass_file}.",
-        ),
-        (
-            "GatedRepoError" in names or "gated" in said,
-            PermissionError,
-            f" is gated: {said}. Agree to its terms on that page, log in (hf auth login, or "
-            f"HF_TOKEN); or {pass_file}.",
-        ),
-        (
-            "RevisionNotFoundError" in names or said.startswith("Revision"),
-            ValueError,
-            f" has no revision {revision!r}; its commits are listed at {HUB}/{path}/commits/main. "
-            "Name one of them, or leave revision out.",
-        ),
-        (
-            "DatasetNotFoundError" in names,
-            ValueError,
-            f": {said}. It was moved or deleted, or is private and wants a login (hf auth login, "
-            f"or HF_TOKEN; hf auth whoami tells whose it is); {pass_file}.",
-        ),
-        (
-            isinstance(
-                error, (ValueError, DataFilesNotFoundError)
-            ),  # configuration, split, no data
-            ValueError,
-            f" is not as it was: {said}. Name an older commit (revision=...), or {pass_file}.",
-        ),
-        (
-            unreachable or "HfHubHTTPError" in names,
-            ConnectionError,
-            f" could not be loaded: {type(error).__name__}: {said}. Check the connection (proxy, "
-            f"HF_ENDPOINT) and the token (HF_TOKEN), or try again later; or {pass_file}.",
-        ),
-    ):
-        if holds:
-            return kind(what + told)
-    error.add_note(
-        f"This came of loading {what} into {cache} (HF_HOME moves it). Without the hub: "
-        f"{pass_file}."
+    if datasets.config.HF_HUB_OFFLINE and (unreachable or "cache" in said):
+        advice = (
+            f"It is not in the cache ({datasets.config.HF_DATASETS_CACHE}), and HF_HUB_OFFLINE "
+            "forbids to ask the hub: unset that and load it once"
+        )
+    elif "gated" in said or "GatedRepoError" in names:
+        advice = "Agree to its terms on that page and log in (hf auth login, or HF_TOKEN)"
+    elif isinstance(error, (ValueError, DataFilesNotFoundError, DatasetNotFoundError)):
+        advice = (
+            "It was moved, deleted or changed, or is private: name another commit (revision=...) "
+            "or log in (hf auth login, or HF_TOKEN)"
+        )
+    elif not unreachable and "HfHubHTTPError" not in names:
+        error.add_note(f"This came of loading {what} into {datasets.config.HF_DATASETS_CACHE}.")
+        return error  # a full disk, or a fault of the library
+    kind = PermissionError if advice.startswith("Agree") else ConnectionError
+    kind = ValueError if advice.startswith("It was") else kind
+    return kind(
+        f"{what} could not be loaded: {said}. {advice}; or bring the file here by other means and "
+        f'pass it: load_task("{name}", path="{name}.jsonl").'
     )
-    return error

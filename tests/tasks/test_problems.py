@@ -125,13 +125,9 @@ def offline_error():
         (offline_error(), ConnectionError, "Check the connection"),
         (httpx.ReadTimeout("timed out"), ConnectionError, "Check the connection"),
         (OSError(errno.EHOSTUNREACH, "No route to host"), ConnectionError, "Check the connection"),
-        (ValueError("BuilderConfig 'a' not found."), ValueError, "not as it was: .*revision=..."),
-        (
-            DatasetNotFoundError("Dataset 'x' doesn't exist"),
-            ValueError,
-            "moved or deleted, or is p",
-        ),
-        (DatasetNotFoundError("Revision 'v' doesn't exist"), ValueError, "has no revision 'v'"),
+        (ValueError("BuilderConfig 'a' not found."), ValueError, "'a' not found. .*revision=..."),
+        (DatasetNotFoundError("Dataset 'x' doesn't exist"), ValueError, "moved.*or is private"),
+        (DatasetNotFoundError("Revision 'v' doesn't exist"), ValueError, "Revision 'v' .*another"),
         (DatasetNotFoundError("'x' is a gated dataset"), PermissionError, "Agree to its terms"),
     ],
 )
@@ -146,8 +142,7 @@ def test_what_the_hub_refuses_is_told_apart_and_says_how_to_pass_a_file(
     with pytest.raises(kind, match=says) as caught:
         load_problems("aime24", revision="v")
     assert "aime24 (https://huggingface.co/datasets/HuggingFaceH4/aime_2024)" in str(caught.value)
-    if "no revision" not in says:
-        assert 'load_task("aime24", path="aime24.jsonl")' in str(caught.value)
+    assert 'load_task("aime24", path="aime24.jsonl")' in str(caught.value)
 
 
 def test_a_full_disk_or_a_bug_is_not_taken_for_the_hub(monkeypatch):
@@ -293,17 +288,17 @@ def test_a_benchmark_comes_from_a_hub_and_then_from_its_cache(tmp_path):
         serving.join()
     expected = {
         "0": [
-            "ValueError .*aime_2024.* has no revision 'no_such_revision'",
-            "ValueError .*someone/hidden.*moved or deleted, or is private",
-            "PermissionError .*someone/gated.* is gated",
-            "ValueError .*not as it was: Unknown split .test.",
-            "ValueError .*not as it was: BuilderConfig .hard. not found",
+            "ValueError .*aime_2024.*'no_such_revision'",
+            "ValueError .*someone/hidden.*moved, deleted or changed, or is private",
+            "PermissionError .*someone/gated.* gated .*Agree",
+            "ValueError .*Unknown split .test..*moved, deleted or changed",
+            "ValueError .*BuilderConfig .hard. not found",
         ],
         "1": [
             f"ValueError .*the cache holds {Hub.commit} and not 'ffff",
             "ConnectionError .*someone/hidden.* is not in the cache",
             "ConnectionError .*someone/gated.* is not in the cache",
-            "ValueError .*not as it was: Unknown split .test.",
+            "ValueError .*Unknown split .test..*moved, deleted or changed",
             "ConnectionError .* is not in the cache",
         ],
     }
