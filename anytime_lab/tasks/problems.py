@@ -20,6 +20,7 @@ from anytime_lab.tasks.countdown import load_countdown
 from anytime_lab.tasks.gym import load_gym
 from anytime_lab.tasks.rows import load_hub_rows, read_rows
 from anytime_lab.verify.answers import find_boxed
+from anytime_lab.verify.forms import UnreadableError, clean
 from anytime_lab.verify.verifiers import CountdownVerifier, FunctionVerifier, MathVerifier, Verifier
 
 MAX_TEXT = 1_000_000  # characters of a question, an answer or an id
@@ -187,24 +188,26 @@ def _problems(
         numbers[id] = number
     if not made:
         raise ValueError(f"{source} holds no problem with an answer; expected at least one.")
-    if unanswered or repeated:
-        warnings.warn(
-            f"{source}: left out {unanswered} problems without an answer and {repeated} repeated "
-            f"ones; {len(made):,} are left.",
-            stacklevel=3,
-        )
-    if worked:
-        warnings.warn(
-            f"{source}: {len(worked):,} of {len(made):,} answers are worked solutions; taken is "
-            f"what follows their last '####' or stands in their only box: {_first(worked)}.",
-            stacklevel=3,
-        )
-    if doubtful:
-        warnings.warn(
-            f"{source}: {len(doubtful):,} of {len(made):,} answers look like none: "
-            f"{_first(doubtful)}. No answer will be graded right there. Correct them; {ADVICE}",
-            stacklevel=3,
-        )
+    of_them = f"of {len(made):,} answers"
+    for holds, told in (
+        (
+            unanswered or repeated,
+            f"left out {unanswered} problems without an answer and {repeated} repeated ones; "
+            f"{len(made):,} are left.",
+        ),
+        (
+            worked,
+            f"{len(worked):,} {of_them} are worked solutions; taken is what follows their last "
+            f"'####' or stands in their only box: {_first(worked)}.",
+        ),
+        (
+            doubtful,
+            f"{len(doubtful):,} {of_them} look like none: {_first(doubtful)}. No answer will be "
+            f"graded right there. Correct them; {ADVICE}",
+        ),
+    ):
+        if holds:
+            warnings.warn(f"{source}: {told}", stacklevel=3)
     return list(made.values())
 
 
@@ -296,16 +299,13 @@ def _plain(text: str, where: str, what: str) -> str:
     return text.strip()
 
 
-# Golds that stand for none, but for case, dollars, a box, \\text and a full stop.
+# Golds that stand for none, once cleaned.
 _NONE = re.compile(
-    r"(nan|none|null|nil|n/?a|not (available|applicable)|no(ne)? (answer|given|solution given)|"
-    r"missing|unknown|tbd|todo|-+|\?+|\.*|"
-    r"\(?(see )?(the )?(proofs?|solution|above|below|attached)( (omitted|below|above|needed))?\)?)",
+    r"(\\text\{ ?)?(nan|none|null|nil|n/?a|not (available|applicable)|missing|unknown|tbd|todo|-*|"
+    r"no(ne)? (answer|given|solution given)|"
+    r"\(?(see )?(the )?(proofs?|solution|above|below|attached)( (omitted|below|above|needed))?\)?)"
+    r"\.? ?\}?",
     re.IGNORECASE,
-)
-_WRAPPED = re.compile(
-    r"\s*(?:\$+(.*?)\$+|\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s*\{(.*)\}|\\\((.*)\\\))\s*",
-    re.DOTALL,
 )
 
 
@@ -321,11 +321,9 @@ def _looks_missing(value: Any) -> str:
     listed = _read(text, "[") if len(text) < 10_000 else None
     if listed == [] or (isinstance(listed, list) and re.search("[\"']", text)):
         return "a list written as text; make it a list, or name the one answer"
-    while match := _WRAPPED.fullmatch(text):
-        text = next(part for part in match.groups() if part is not None).strip()
-    if not text:
-        return "no answer" if not value.strip() else "an empty box"
-    return "stands for a missing one" if _NONE.fullmatch(text.rstrip(" .")) else ""
+    with contextlib.suppress(UnreadableError):
+        return "stands for a missing one" if _NONE.fullmatch(clean(text)) else ""
+    return ""
 
 
 def _final(gold: str) -> str:
