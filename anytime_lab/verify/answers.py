@@ -104,29 +104,38 @@ def find_answer(
     if boxed is not None:
         return boxed
     paragraph = _first_paragraph(region)
-    if _is_cut(_CLOSED.sub(" ", paragraph)):
+    unclosed = _CLOSED.sub(" ", paragraph)
+    if _OPEN_DOLLAR.search(unclosed) or any(
+        unclosed.rfind(opening) > unclosed.rfind(closing) for opening, closing in _BRACKETS
+    ):
         return None
-    return _last_formula(paragraph) or first_line(region)
+    stated = _STATED.search(paragraph)
+    named = _last_of(stated.group("all")) if stated else None
+    return named or _last_of(paragraph) or first_line(region)
 
 
 def find_boxed(region: str) -> str | None:
     """Content of the first complete box, with any that directly follow, joined by ", "."""
     found: list[str] = []
-    closings = _closings(region)
-    end = 0
+    closings, end = _closings(region), 0
     for match in _BOX.finditer(region):
         if match.start() < end:
             continue  # a box inside the box already taken
-        if found:
-            joint = _JOINT.match(region, end)
-            if joint is None or joint.end() < match.start():
-                break
-        content = _content(region, match.end(), closings)
-        if content is None:
-            if found:
-                break
+        joint = _JOINT.match(region, end) if found else None
+        if found and (joint is None or joint.end() < match.start()):
+            break
+        start = match.end()
+        while (option := _OPTION.match(region, start)) is not None:
+            start = option.end()
+        bare = _BARE_BOX.match(region, start)
+        if start in closings:
+            value, end = region[start + 1 : closings[start]].strip(), closings[start] + 1
+        elif bare and bare.end() < len(region):  # one that runs to the end may be cut off
+            value, end = bare.group(), bare.end()
+        elif found:
+            break
+        else:
             continue
-        value, end = content
         if value and value not in found:
             found.append(value)
     return ", ".join(found) if found else None
@@ -140,21 +149,6 @@ def first_line(region: str) -> str | None:
         if line.strip("#*_`$.: -"):
             return line.removesuffix(".").strip() or None
     return None
-
-
-def _content(region: str, start: int, closings: dict[int, int]) -> tuple[str, int] | None:
-    """(content, end) of the braces at `start`, or of a bare token; None where they never close."""
-    while (option := _OPTION.match(region, start)) is not None:
-        start = option.end()
-    if start >= len(region):
-        return None
-    if region[start] != "{":
-        bare = _BARE_BOX.match(region, start)
-        # A bare token that runs to the end of the text may be cut off.
-        return (bare.group(), bare.end()) if bare and bare.end() < len(region) else None
-    if start not in closings:
-        return None
-    return region[start + 1 : closings[start]].strip(), closings[start] + 1
 
 
 def _closings(region: str) -> dict[int, int]:
@@ -181,18 +175,6 @@ def _first_paragraph(region: str) -> str:
         return ""
     announces = parts[0].rstrip("* \n").endswith((":", " is", " is given by", " ="))
     return " ".join(parts[:2]) if announces else parts[0]
-
-
-def _is_cut(paragraph: str) -> bool:
-    """Whether the end of the text cuts a formula: it is opened, and not closed behind."""
-    brackets = any(paragraph.rfind(a) > paragraph.rfind(b) for a, b in _BRACKETS)
-    return brackets or _OPEN_DOLLAR.search(paragraph) is not None
-
-
-def _last_formula(paragraph: str) -> str | None:
-    """The last formula or number of what is stated as the answer, or else of all."""
-    stated = _STATED.search(paragraph)
-    return (_last_of(stated.group("all")) if stated else None) or _last_of(paragraph)
 
 
 def _last_of(paragraph: str) -> str | None:
