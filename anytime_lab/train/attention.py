@@ -181,7 +181,6 @@ def tree_attention_forward(
 
     Raises:
         PlanLostError: the model dropped the plan on the way.
-        RuntimeError: the model caps its scores.
     """
     if tree is None:
         if attention_mask is not None and attention_mask.shape[-1] == 1 < key.shape[2]:
@@ -191,11 +190,6 @@ def tree_attention_forward(
             )
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
-    if kwargs.get("softcap") is not None:
-        raise RuntimeError(
-            f"{type(module).__name__} caps its attention scores, which SDPA cannot do. Set "
-            'tree_backend="unrolled".'
         )
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)

@@ -93,76 +93,40 @@ _Whole = Annotated[int, BeforeValidator(_no_switch)]
 _Number = Annotated[float, BeforeValidator(_no_switch), Field(allow_inf_nan=False)]
 _Positive, _AboveNone = Annotated[_Whole, Field(ge=1)], Annotated[_Number, Field(gt=0)]
 _NotNegative, _Share = Annotated[_Number, Field(ge=0)], Annotated[_Number, Field(ge=0, le=1)]
-_Weights = Annotated[list[_Number] | None, BeforeValidator(_from_json)]
-_DEFAULT = "Leave it out (None) for the default."
+_Count = Annotated[_Whole, Field(ge=0)]
 _OWN_CACHE = "Trees are sampled with a cache of their own."
-_UNIFORM = "Give one number for each budget, or None for uniform."
-# Field, what it must be, and why or the way out.
+# Fields of TRL, what they must be, and why or the way out.
 RULES: tuple[tuple[str, Any, str], ...] = (
-    (
-        "budgets", Annotated[list[_Whole], BeforeValidator(_from_json)],
-        "Give whole numbers of tokens, such as [24, 48, 96].",
-    ),
-    ("prior", _Weights, _UNIFORM),
-    ("summary_prior", _Weights, _UNIFORM),
-    ("num_summaries", _Positive, "Set 1 for one summary per budget."),
-    ("baseline", Literal[*BASELINES], "The published runs use 'brpo'."),
-    ("discount", _Share, "The published runs use 0.5."),
-    ("train_summaries", Literal["all", "last"], "The published AnytimeReasoner trains all."),
-    (
-        "max_summary_tokens", Annotated[_Whole, Field(ge=2)],
-        "It holds the forced text and the answer; 128 as published.",
-    ),
-    ("length_penalty", Literal[*PENALTIES] | None, "None is off."),
-    ("length_penalty_alpha", _Share, "The published runs use 0.2."),
-    ("tree_backend", Literal[*TREE_BACKENDS], "'auto' takes what the model supports."),
-    ("check_logprobs_steps", Annotated[_Whole, Field(ge=0)], "0 never compares them."),
-    ("logprobs_tolerance", _NotNegative, "It is in nats a token."),
-    ("save_rollouts_steps", Annotated[_Whole, Field(ge=0)], "0 writes no rollouts."),
-    ("rollout_batch_size", _Positive | None, _DEFAULT),
-    ("loss_length", _Positive | None, _DEFAULT),
     # What a tree of thinking and summaries cannot honour.
     (
         "mask_truncated_completions", Literal[False],
         "A row is a whole tree; a summary that hit its limit is scored as it stands.",
     ),
+    ("use_transformers_continuous_batching use_transformers_paged", Literal[False], _OWN_CACHE),
+    ("cache_implementation", None, _OWN_CACHE),
     ("use_liger_kernel", Literal[False], "It replaces the forward that runs packed trees."),
-    ("use_transformers_continuous_batching", Literal[False], _OWN_CACHE),
-    ("use_transformers_paged", Literal[False], _OWN_CACHE),
     (
         "remove_unused_columns", Literal[False],
         "It would drop the columns that the rewards grade by.",
     ),
     ("generation_kwargs", None, "Set temperature, top_p, top_k or min_p."),
-    ("cache_implementation", None, _OWN_CACHE),
     ("off_policy_mask_threshold", None, "It would mask whole trees by one number."),
     ("vllm_structured_outputs_regex", None, "A thinking and a summary follow no one pattern."),
-    ("scale_rewards", Literal["none"], "BRPO never divides by a standard deviation."),
     ("importance_sampling_level", Literal["token"], "A sequence would be a whole tree."),
     (
         "multi_objective_aggregation", Literal["sum_then_normalize"],
         "Scores are summed and not normalised.",
     ),
     (
-        "vllm_importance_sampling_mode", Literal["token_truncate"],
-        "A ratio per sequence would be one per tree.",
-    ),
-    (
         "repetition_penalty", Annotated[float, Field(ge=1, le=1)],
         "Sampled log-probs would not be the policy's.",
     ),
-    (
-        "loss_type", Literal["dr_grpo", "dapo", "bnpo", "grpo", "cispo", "sapo"],
-        "The published runs use 'dr_grpo'.",
-    ),
     ("vllm_mode", Literal["colocate", "server"], "'colocate' shares the trainer's GPUs."),
-    ("temperature", _AboveNone, "Training samples from the policy: set 1.0."),
     (
         "num_generations", Annotated[_Whole, Field(ge=2)],
         "A thinking is compared with the others of its group: set num_generations=8.",
     ),
     # With these TRL and transformers train nothing or the wrong way, without a word.
-    ("learning_rate", _AboveNone, "The published runs use 1e-6; small models take 3e-4."),
     (
         "max_steps", _Positive | Literal[-1],
         "Set a number of updates, or -1 to train for num_train_epochs instead.",
@@ -170,15 +134,12 @@ RULES: tuple[tuple[str, Any, str], ...] = (
     ("num_train_epochs", _AboveNone, "Set 1, or max_steps for a number of updates."),
     ("per_device_train_batch_size", _Positive, "Set as many rows as the memory holds."),
     ("gradient_accumulation_steps", _Positive, "Set 1 for one batch an update."),
-    ("max_grad_norm", _NotNegative, "Set 1.0 as published; 0 does not clip."),
-    ("weight_decay", _NotNegative, "Set 0 for none."),
-    ("warmup_steps", _NotNegative, "Set 0 for none."),
+    ("weight_decay warmup_steps", _NotNegative, "Set 0 for none."),
+    (
+        "steps_per_generation generation_batch_size num_generations_eval", _Positive | None,
+        "Leave it out (None) for the default.",
+    ),
     ("num_iterations", _Positive, "Set 1 to use each rollout once."),
-    ("steps_per_generation", _Positive | None, _DEFAULT),
-    ("generation_batch_size", _Positive | None, _DEFAULT),
-    ("num_generations_eval", _Positive | None, _DEFAULT),
-    ("beta", _NotNegative, "It is the KL coefficient; 0 is off."),
-    ("epsilon", _NotNegative, "The published runs use 0.2."),
     ("epsilon_high", _NotNegative | None, "None takes epsilon."),
     ("delta", _NotNegative | None, "None is off."),
     (
@@ -199,13 +160,17 @@ def read_fields(config: Any) -> None:
         ValueError: a field has a value that the method, or TRL on trees, cannot take.
     """
     for item in fields(config):
-        value = getattr(config, item.name)
-        if value is None and item.default is None:
+        value, told = getattr(config, item.name), item.metadata.get("help", "")
+        if item.name in BRPOConfig.__annotations__:
+            wanted = BRPOConfig.__annotations__[item.name]
+            setattr(config, item.name, read_as(item.name, _from_json(value), wanted, told))
+        elif value is None and item.default is None:
             continue  # HfArgumentParser has taken the None out of the types
-        if item.type in _SIMPLE and not isinstance(value, (numbers.Real, numpy.bool_)):
+        elif item.type in _SIMPLE and not isinstance(value, (numbers.Real, numpy.bool_)):
             setattr(config, item.name, read_as(item.name, value, item.type))
-    for name, wanted, fix in RULES:
-        setattr(config, name, read_as(name, getattr(config, name), wanted, fix))
+    for names, wanted, fix in RULES:
+        for name in names.split():
+            setattr(config, name, read_as(name, getattr(config, name), wanted, fix))
 
 
 def check_together(config: Any) -> None:
@@ -266,39 +231,45 @@ class BRPOConfig(GRPOConfig):
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "thinking_format"]
 
-    budgets: list[int] = _setting(
+    budgets: list[_Whole] = _setting(
         lambda: [2000, 4000, 6000, 8000],
-        "Thinking budgets b_1 < ... < b_m in tokens. One thinking of b_m tokens is "
-        "sampled and summarised at each of them.",
+        "Thinking budgets b_1 < ... < b_m in whole tokens, such as [24, 48, 96]. One thinking of "
+        "b_m tokens is sampled and summarised at each of them.",
     )
-    prior: list[float] | None = _setting(
+    prior: list[_Number] | None = _setting(
         None,
         "Probability P_j of each budget; sums to 1. None is uniform. [0, ..., 0, 1] "
         "rewards the final answer only.",
     )
-    summary_prior: list[float] | None = _setting(
+    summary_prior: list[_Number] | None = _setting(
         None,
         "Weight P'_j of each budget in the summary policy's gradient. None is uniform "
         "(BRPO eq. 10).",
     )
-    num_summaries: int = _setting(
+    num_summaries: _Positive = _setting(
         4, "Summaries sampled for each (thinking, budget): A in the paper."
     )
-    baseline: str = _setting("brpo", f"Baseline of the thinking policy. {_choices(BASELINES)}.")
-    discount: float = _setting(
-        0.5, "Discount of earlier scores in the progress baseline, in [0, 1]."
+    baseline: Literal[*BASELINES] = _setting(
+        "brpo", f"Baseline of the thinking policy. {_choices(BASELINES)}."
     )
-    train_summaries: str = _setting(
-        "all", "'all' trains the summaries at every budget; 'last' those at the largest only."
+    discount: _Share = _setting(
+        0.5, "Discount of earlier scores in the progress baseline; 0.5 as published."
     )
-    max_summary_tokens: int = _setting(
-        128, "Longest summary in tokens, the forced text (cut suffix and answer header) included."
+    train_summaries: Literal["all", "last"] = _setting(
+        "all",
+        "'all' trains the summaries at every budget, as the published AnytimeReasoner; 'last' "
+        "those at the largest only.",
     )
-    length_penalty: str | None = _setting(
+    max_summary_tokens: Annotated[_Whole, Field(ge=2)] = _setting(
+        128,
+        "Longest summary in tokens, the forced text (cut suffix and answer header) included; 128 "
+        "as published.",
+    )
+    length_penalty: Literal[*PENALTIES] | None = _setting(
         None, f"Shorten thinkings through the score. {_choices(PENALTIES)}. None is off."
     )
-    length_penalty_alpha: float = _setting(
-        0.2, "Strength of the length penalty; used when length_penalty is set."
+    length_penalty_alpha: _Share = _setting(
+        0.2, "Strength of the length penalty, where one is set; 0.2 as published."
     )
     check_format: bool = _setting(
         True,
@@ -311,7 +282,9 @@ class BRPOConfig(GRPOConfig):
         "How the model writes a thinking: 'auto' (None; what tokenizer and chat template say), a "
         "name in anytime_lab.prompts.FORMATS, or a dict of fields of ThinkingFormat.",
     )
-    tree_backend: str = _setting("auto", f"How a packed tree is run. {_choices(TREE_BACKENDS)}.")
+    tree_backend: Literal[*TREE_BACKENDS] = _setting(
+        "auto", f"How a packed tree is run. {_choices(TREE_BACKENDS)}."
+    )
     skip_dead_tokens: bool = _setting(
         True,
         "Leave out of an update what has no gradient: summaries whose advantage is 0, and a "
@@ -319,52 +292,56 @@ class BRPOConfig(GRPOConfig):
         "loss has a term on every token (beta, an entropy bonus, top_entropy_quantile). The "
         "logged entropy is then estimated by the log-probs of the sampled tokens.",
     )
-    rollout_batch_size: int | None = _setting(
+    rollout_batch_size: _Positive | None = _setting(
         None, "Trees sampled at a time on each process. None: the whole generation batch."
     )
-    save_rollouts_steps: int = _setting(
+    save_rollouts_steps: _Count = _setting(
         25,
         "Updates between the rollout trees of two problems that are written to "
         "output_dir/rollouts, with their advantages under every baseline (and at update 1). "
         "0 writes none.",
     )
-    loss_length: int | None = _setting(
+    loss_length: _Positive | None = _setting(
         None,
         "Constant number of tokens that the dr_grpo loss divides by. None: "
         "budgets[-1] + "
         "len(budgets) * num_summaries * max_summary_tokens.",
     )
 
-    check_logprobs_steps: int = _setting(
+    check_logprobs_steps: _Count = _setting(
         1,
         "With use_vllm, compare vLLM's log-probs of the rollouts with the trainer's "
         "each so many steps (where new rollouts are sampled) and warn where they differ. 0 is "
         "off.",
     )
-    logprobs_tolerance: float = _setting(
+    logprobs_tolerance: _NotNegative = _setting(
         0.05,
         "Mean absolute difference of these log-probs, in nats a token, that is "
         "warned of. Two bf16 implementations differ by about 0.01, two in fp32 by 1e-5.",
     )
 
     # TRL's fields with the method's defaults (method section 7).
-    loss_type: str = _setting(
+    loss_type: Literal["dr_grpo", "dapo", "bnpo", "grpo", "cispo", "sapo"] = _setting(
         "dr_grpo",
-        "'dr_grpo' (default: sum over trained tokens / constant), 'dapo', 'bnpo', "
+        "'dr_grpo' (as published: sum over trained tokens / constant), 'dapo', 'bnpo', "
         "'grpo', 'cispo' or 'sapo'.",
     )
-    scale_rewards: str = _setting(
+    scale_rewards: Literal["none"] = _setting(
         "none", "Must be 'none' (or False): BRPO never divides by a standard deviation."
     )
-    beta: float = _setting(0.0, "KL coefficient; 0 loads no reference model.")
-    epsilon: float = _setting(0.2, "Clip range of the importance ratio.")
-    temperature: float = _setting(1.0, "Sampling temperature of the rollouts.")
-    max_grad_norm: float = _setting(1.0, "Largest gradient norm.")
-    learning_rate: float = _setting(1e-6, "Initial learning rate of AdamW.")
+    beta: _NotNegative = _setting(0.0, "KL coefficient; 0 loads no reference model.")
+    epsilon: _NotNegative = _setting(0.2, "Clip range of the importance ratio; 0.2 as published.")
+    temperature: _AboveNone = _setting(
+        1.0, "Sampling temperature of the rollouts; the policy itself at 1.0, so set 1.0."
+    )
+    max_grad_norm: _NotNegative = _setting(1.0, "Largest gradient norm; 0 does not clip.")
+    learning_rate: _AboveNone = _setting(
+        1e-6, "Initial learning rate of AdamW; 1e-6 as published, small models take 3e-4."
+    )
     max_completion_length: int | None = _setting(
         None, "Derived from budgets, num_summaries and max_summary_tokens, or loss_length."
     )
-    vllm_importance_sampling_mode: str = _setting(
+    vllm_importance_sampling_mode: Literal["token_truncate"] = _setting(
         "token_truncate",
         "Must be 'token_truncate': a ratio per sequence would be one for a whole tree.",
     )
@@ -417,19 +394,19 @@ class BRPOConfig(GRPOConfig):
     @property
     def method(self) -> dict[str, Any]:
         """What makes this run this method: the fields that BRPO adds, as they act."""
-        return {
-            "budgets": self.budgets,
+        named = [
+            "budgets",
+            "num_summaries",
+            "num_generations",
+            "baseline",
+            "discount",
+            "length_penalty",
+        ]
+        return {name: getattr(self, name) for name in named} | {
             "prior": [round(w, 4) for w in self.budget_prior.weights],
             "summary_prior": [round(w, 4) for w in self.summary_weights],
-            "num_summaries": self.num_summaries,
-            "num_generations": self.num_generations,
-            "baseline": self.baseline,
-            "discount": self.discount,
             "length_penalty": self.length_penalty
-            and (
-                self.length_penalty,
-                self.length_penalty_alpha,
-            ),
+            and (self.length_penalty, self.length_penalty_alpha),
             "loss_length": self.max_completion_length,
             "problems_per_generation": self.generation_batch_size // self.num_generations,
         }

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from trl import GRPOTrainer
@@ -156,10 +155,18 @@ def check_logprobs(trainer: Any, batch: dict[str, Any], mode: str) -> None:
         return
     trained = batch.get("old_per_token_logps")
     if trained is None:  # TRL needs them for its own correction only
-        trained = _score(trainer, batch)
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        columns, size = batch["completion_ids"].shape[1], trainer.args.per_device_train_batch_size
+        score = trainer._get_per_token_logps_and_entropies
+        with torch.no_grad():
+            trained = score(trainer.model, ids, mask, columns, size)[0]
     sampled = batch["sampling_per_token_logps"]
     counted = (batch["completion_mask"] * batch["tool_mask"]).bool() & ~sampled.isnan()
-    mean, largest = logprob_difference(trainer.accelerator, trained, sampled, counted)
+    apart = torch.where(counted, trained - sampled, 0.0).abs().double()
+    told = torch.stack([apart.sum(), counted.sum().double(), apart.max()])
+    total, count, largest = trainer.accelerator.gather(told[None]).unbind(dim=1)
+    mean, largest = (total.sum() / count.sum().clamp(min=1)).item(), largest.max().item()
     values = {"logprobs/difference_mean": mean, "logprobs/difference_max": largest}
     for name, value in values.items():
         trainer._metrics[mode][name].append(value)
@@ -176,31 +183,3 @@ def check_logprobs(trainer: Any, batch: dict[str, Any], mode: str) -> None:
             LogprobMismatch,
             stacklevel=2,
         )
-
-
-@torch.no_grad()
-def _score(trainer: Any, batch: dict[str, Any]) -> Tensor:
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    size = trainer.args.per_device_train_batch_size
-    columns = batch["completion_ids"].shape[1]
-    scored = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, columns, size)
-    return scored[0]
-
-
-def logprob_difference(
-    accelerator: Any, trained: Tensor, sampled: Tensor, counted: Tensor
-) -> tuple[float, float]:
-    """Mean and largest absolute difference over the tokens of all processes, in nats.
-
-    Args:
-        accelerator: Gathers over processes.
-        trained: (B, C) the trainer's log-probs.
-        sampled: (B, C) the engine's.
-        counted: (B, C) True on sampled tokens that the engine has a log-prob of.
-    """
-    apart = (trained - sampled).abs()[counted].double()
-    largest = apart.max() if apart.numel() else apart.new_zeros(())
-    told = torch.stack([apart.sum(), apart.new_tensor(float(apart.numel())), largest])
-    total, count, largest = accelerator.gather(told[None]).unbind(dim=1)
-    return (total.sum() / count.sum().clamp(min=1)).item(), largest.max().item()

@@ -221,23 +221,21 @@ def checkpoint_to_resume(output_dir: str | Path, wanted: str | bool | None) -> s
     Raises:
         ValueError: there is no such checkpoint, or it lacks a part.
     """
-    if not wanted:
-        return None
-    if wanted is True:
-        path = last_complete_checkpoint(output_dir)
-        if path is None:
+    if wanted is not True:
+        missing = missing_parts(wanted) if wanted else []
+        if missing:
             raise ValueError(
-                f"no complete checkpoint lies in {output_dir}. Start with "
-                "resume_from_checkpoint=None, or pass last_complete_checkpoint(output_dir), "
-                "which is None where there is none."
+                f"{wanted} cannot be resumed: {', '.join(missing)} missing or damaged, as when a "
+                "run was killed while writing. Pass last_complete_checkpoint(output_dir)."
             )
-        return path
-    if missing := missing_parts(wanted):
+        return str(wanted) if wanted else None
+    if (path := last_complete_checkpoint(output_dir)) is None:
         raise ValueError(
-            f"{wanted} cannot be resumed: {', '.join(missing)} missing or damaged, as when a run "
-            "was killed while writing. Pass last_complete_checkpoint(output_dir)."
+            f"no complete checkpoint lies in {output_dir}. Start with "
+            "resume_from_checkpoint=None, or pass last_complete_checkpoint(output_dir), "
+            "which is None where there is none."
         )
-    return str(wanted)
+    return path
 
 
 def step_of(checkpoint: str | Path) -> int:

@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from anytime_lab.engines.hf import generate_rows
-from anytime_lab.train.devices import LogprobMismatch, logprob_difference
+from anytime_lab.train.devices import LogprobMismatch, check_logprobs
 from anytime_lab.train.trainer import BRPOTrainer
 
 
@@ -142,13 +142,21 @@ def test_a_sleeping_engine_stays_awake_between_the_phases(tmp_path):
 
 
 def test_the_difference_is_over_counted_tokens_only(tmp_path):
-    accelerator = build(tmp_path).accelerator
+    trainer = build(tmp_path)
     nan = float("nan")
-    trained = torch.tensor([[-1.0, -2.0, 0.0], [-1.0, -1.0, -1.0]])
-    sampled = torch.tensor([[-1.5, -2.0, -9.0], [-1.0, nan, -2.0]])
-    counted = torch.tensor([[1, 1, 0], [1, 0, 1]]).bool()
-    assert logprob_difference(accelerator, trained, sampled, counted) == pytest.approx((0.375, 1))
-    assert logprob_difference(accelerator, trained, sampled, counted & False) == (0, 0)
+    counted = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    batch = {
+        "old_per_token_logps": torch.tensor([[-1.0, -2.0, 0.0], [-1.0, -1.0, -1.0]]),
+        "sampling_per_token_logps": torch.tensor([[-1.5, -2.0, -9.0], [-1.0, nan, -2.0]]),
+        "completion_mask": counted,
+        "tool_mask": torch.ones_like(counted),
+    }
+    with pytest.warns(LogprobMismatch, match="0.375 nats a token on average .largest 1;"):
+        check_logprobs(trainer, batch, "train")
+    batch["tool_mask"] *= 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LogprobMismatch)
+        check_logprobs(trainer, batch, "train")
 
 
 def test_a_model_without_a_name_is_refused_before_any_work(tmp_path):
