@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
-from anytime_lab.prompts import ThinkingTokens, text_and_ends
+from anytime_lab.prompts import text_and_ends
 from anytime_lab.store.files import (
     METRICS,
     RunFolderError,
@@ -495,7 +495,8 @@ def keep_trees(
         scores: (N, J, S) of all processes' trees, before any length penalty.
         cuts: (N, J).
     """
-    args, step = trainer.args, trainer.state.global_step + 1
+    args, tokens, step = trainer.args, trainer.tokens, trainer.state.global_step + 1
+    each = args.num_summaries
     if not args.saves_rollouts_at(step):
         return
     group = args.num_generations
@@ -509,8 +510,19 @@ def keep_trees(
         if problem in chosen:
             numbers = {"scores": scores, "cuts": cuts, **told}
             row = {name: value[problem, sample].tolist() for name, value in numbers.items()}
-            row |= _texts(tree, trainer.tokens, args.num_summaries)
-            rows.append({"problem": problem, "sample": sample, **row})
+            thinking, ends = text_and_ends(tokens, tree.thinking)
+            said = [tokens.decode(leaf.summary) for leaf in tree.leaves]
+            row |= {
+                "problem": problem,
+                "sample": sample,
+                "prompt": tokens.tokenizer.decode(tree.prompt, skip_special_tokens=False),
+                "thinking": thinking,
+                "token_ends": ends,
+                "tokens": len(tree.thinking),
+                "end": tree.end,
+                "summaries": [said[i : i + each] for i in range(0, len(said), each)],
+            }
+            rows.append(row)
     rows = gather_object(rows)  # a group may straddle processes
     if trainer.accelerator.is_main_process:
         rows.sort(key=lambda row: (chosen.index(row["problem"]), row["sample"]))
@@ -524,16 +536,3 @@ def keep_trees(
             "methods": {name: words for name, (words, _) in BASELINES.items()},
         }
         write_rollouts(args.output_dir, step, settings, rows)
-
-
-def _texts(tree: Tree, tokens: ThinkingTokens, summaries: int) -> dict[str, Any]:
-    thinking, ends = text_and_ends(tokens, tree.thinking)
-    told = [tokens.decode(leaf.summary) for leaf in tree.leaves]
-    return {
-        "prompt": tokens.tokenizer.decode(tree.prompt, skip_special_tokens=False),
-        "thinking": thinking,
-        "token_ends": ends,
-        "tokens": len(tree.thinking),
-        "end": tree.end,
-        "summaries": [told[i : i + summaries] for i in range(0, len(told), summaries)],
-    }

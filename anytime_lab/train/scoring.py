@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from trl.trainer.utils import pad
 
 from anytime_lab.engines.hf import inner_model, sampling_mode
 from anytime_lab.prompts import ThinkingTokens
@@ -56,27 +57,17 @@ def stack_rows(
         device: where the tensors are made.
         multiple_of: C becomes a multiple of this, as TRL pads completions.
     """
-    length = max(len(tree.ids) for tree in packed)
-    if multiple_of:
-        length = -(-length // multiple_of) * multiple_of
-
-    def padded(rows: list[Sequence[int]], value: int) -> Tensor:
-        return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], device=device)
-
+    fills = {"leaf": PADDING, "branch": 0, "trained": 0}
     return TreeRows(
-        leaf=padded([tree.leaf for tree in packed], PADDING),
-        branch=padded([tree.branch for tree in packed], 0),
-        trained=padded([tree.trained for tree in packed], 0),
+        **{
+            name: pad(
+                [torch.tensor(getattr(tree, name), device=device) for tree in packed],
+                padding_value=fill,
+                pad_to_multiple_of=multiple_of,
+            )
+            for name, fill in fills.items()
+        }
     )
-
-
-def leaf_token_ids(trees: Sequence[Tree]) -> list[list[int]]:
-    """Thinking as cut, forced text and summary of every leaf; tree by tree, budget-major."""
-    return [
-        [*tree.thinking[: leaf.cut], *leaf.forced, *leaf.summary]
-        for tree in trees
-        for leaf in tree.leaves
-    ]
 
 
 def leaf_texts(token_ids: Sequence[Sequence[int]], tokenizer, unseen: frozenset[int]) -> list[str]:

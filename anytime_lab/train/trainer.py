@@ -79,7 +79,6 @@ from anytime_lab.train.scoring import (
     choose_backend,
     count_trees,
     leaf_texts,
-    leaf_token_ids,
     live_columns,
     score_kept,
     score_rows,
@@ -242,7 +241,11 @@ class BRPOTrainer(GRPOTrainer):
         start = time.perf_counter()
         budgets, summaries = len(self.args.budgets), self.args.num_summaries
         leaves = budgets * summaries
-        token_ids = leaf_token_ids(self._trees)
+        token_ids = [
+            [*tree.thinking[: leaf.cut], *leaf.forced, *leaf.summary]
+            for tree in self._trees
+            for leaf in tree.leaves
+        ]
         texts = leaf_texts(token_ids, self._tokenizer, self.tokens.eos_ids)
         if is_conversational({"prompt": prompts[0]}):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
