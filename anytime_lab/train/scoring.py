@@ -1,7 +1,6 @@
 """Log-probs of packed rows by the backend that a model supports, in TRL's fused head."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -235,21 +234,6 @@ def _dense_inputs(model: Any, rows: TreeRows, prompt_mask: Tensor) -> dict[str, 
     return {"attention_mask": mask}
 
 
-@contextlib.contextmanager
-def _hidden_states_at(backbone: torch.nn.Module, where: Tensor) -> Iterator[None]:
-    """Let a backbone return the hidden states at `where` (B, L) only, as (1, N, D)."""
-
-    def take(module, arguments, output):
-        output.last_hidden_state = output.last_hidden_state[where][None]
-        return output
-
-    hook = backbone.register_forward_hook(take)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def score_tokens(
     model: Any, unwrap: Callable, input_ids: Tensor, scored: Tensor, **inputs: Any
 ) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -265,7 +249,12 @@ def score_tokens(
     if nothing := not len(labels):  # the graph must reach the weights all the same
         scored[0, -1], labels = True, labels.new_full((1,), -100)
     where = scored.roll(-1, dims=1)  # the hidden state before a token predicts it
-    with _hidden_states_at(inner_model(unwrap(model)).base_model, where):
+
+    def take(module, arguments, output):  # the head sees these alone, as (1, N, D)
+        output.last_hidden_state = output.last_hidden_state[where][None]
+        return output
+
+    with inner_model(unwrap(model)).base_model.register_forward_hook(take):
         out = model(input_ids=input_ids, shift_labels=labels[None], fused_lm_head=True, **inputs)
     if nothing:
         return out.log_probs[0, :0] + out.log_probs.sum(), None, torch.zeros_like(scored)
