@@ -4,13 +4,14 @@ A run is done only if its result is there and was made by the same code, paramet
 versions and input runs; else it runs (again), and what the notebook itself can resume is resumed.
 What other parameters or versions had made is never gone on with: it is moved to `.replaced/` inside
 the folder. The run is a process of its own, so that a dead kernel, a time-out or a kill is seen as
-a failure, with its reason. It holds the folder's lock, and it ends, with its kernel and whatever
-that has started, on SIGTERM, at its time limit, and when the process that started it is gone.
+a failure, with its reason. Its folder is locked for so long, and it ends, with its kernel and
+whatever that has started, on SIGTERM, at its time limit, and when who started it is gone.
 """
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import signal
@@ -205,62 +206,96 @@ def run_to_end(
         RunFailed: it ended without a result; the reason is kept in `failure.json`.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(run.folder / LOCK, timeout=PATIENCE).acquire()
+    except Timeout:
+        raise RunFailed(
+            f"another process is running in {run.folder}. Wait for it, or stop it, then run the "
+            "same command again."
+        ) from None
+    with held:
+        return _run(run, environment or {}, look)
+
+
+def _run(run: Job, environment: Mapping[str, str], look: Callable[[], None]) -> dict[str, Any]:
     shown, secrets = hide_secrets(run.parameters)
-    about = {
-        "notebook": str(run.notebook),
-        "parameters": shown,
-        "hash": run.hash,
-        "made_of": run.made_of,
-        **asdict(run.needs),
-        "started": time.time(),
-    }
+    started, limit = time.time(), math.inf if run.needs.timeout is None else run.needs.timeout
+    about = {"notebook": str(run.notebook), "parameters": shown, "hash": run.hash}
+    about |= {"made_of": run.made_of, **asdict(run.needs), "started": started}
+    _take_folder(run.folder, about)
     # The kernel named python3 shall be this environment's, whatever the user has installed.
     surroundings = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false"}
     surroundings.pop("JUPYTER_PATH", None)
-    surroundings |= {MARK: str(run.folder), SECRETS: json.dumps(secrets), **(environment or {})}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "anytime_lab.run.process", str(run.folder)],
-        stdin=subprocess.PIPE,  # stays open: its end tells the child that this process is gone
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,  # until the log is open
-        env=surroundings,
-        start_new_session=True,
-    )
+    surroundings |= {MARK: str(run.folder), SECRETS: json.dumps(secrets), **environment}
+    with open(run.folder / LOG, "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "anytime_lab.run.process", str(run.folder)],
+            stdin=subprocess.PIPE,  # stays open: its end tells the child that this process is gone
+            stdout=log,
+            stderr=log,
+            env=surroundings,
+            start_new_session=True,
+        )
     try:
-        with contextlib.suppress(BrokenPipeError):  # it has ended already, and will say why
-            process.stdin.write(json.dumps(about).encode() + b"\n")
-            process.stdin.flush()
-        while process.poll() is None:
+        while process.poll() is None and time.time() < started + limit:
             look()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(LOOK)
+        late = process.returncode is None
     finally:
-        with contextlib.suppress(OSError):  # it has ended already
-            process.stdin.close()  # see `_watch_starter`
+        process.stdin.close()  # see `_watch_starter`
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE)
         process.kill()
         code = process.wait()
-    return finish_run(run, code, process.stderr.read().decode(errors="replace").strip())
+    told = f"TimeoutError: the run took longer than its limit of {limit:g} s" if late else ""
+    return finish_run(run, code, told)
 
 
-def finish_run(run: Job, code: int, told: str = "") -> dict[str, Any]:
+def finish_run(run: Job, code: int, reason: str = "") -> dict[str, Any]:
     """The result of a run whose process has ended; being written last, it counts however that was.
 
     Args:
         code: Its exit status.
-        told: What it said before it had a log.
+        reason: Why it was ended; where nobody ended it, its log may say.
 
     Raises:
         RunFailed: it ended without a result; the reason is kept in `failure.json`.
     """
     if (result := run.result) is not None:
         return result
-    if told.startswith(RunFailed.__name__):  # the folder is another's
-        raise RunFailed(told.partition(": ")[2])
-    reason = redacted(told.splitlines()[-1] if told else _reason(run.folder, code))
+    reason = redacted(reason or _reason(run.folder, code))
     write_json(run.folder / FAILURE, {"hash": run.hash, "reason": reason, "finished": time.time()})
     raise RunFailed(run.told_failure)
+
+
+def _take_folder(folder: Path, about: Mapping[str, Any]) -> None:
+    """Put a different run's files out of the way, and say what is to be done."""
+    before = read_or_nothing(folder / RUN)
+    if before:  # its kernel may outlive its launcher by a second
+        known = [(one, one.info["environ"] or {}) for one in psutil.process_iter(["environ"])]
+        _kill(
+            [one for one, told in known if told.get(MARK) == str(folder) and one.pid != os.getpid()]
+        )
+    for stale in (RESULT, FAILURE):
+        (folder / stale).unlink(missing_ok=True)
+    if before and before.get("hash") != about["hash"]:
+        _set_aside(folder, str(before.get("hash"))[:12])
+    remove_leftovers(folder)  # of a writer that was killed
+    write_json(folder / RUN, about)
+    (folder / LOG).unlink(missing_ok=True)
+
+
+def _set_aside(folder: Path, name: str) -> None:
+    """Move another run's files to `.replaced/name`; `run.json` last, so that a kill repeats it."""
+    target = folder / REPLACED / name
+    number = 2
+    while (target / RUN).exists():
+        target, number = folder / REPLACED / f"{name}-{number}", number + 1
+    target.mkdir(parents=True, exist_ok=True)
+    left = sorted(path for path in folder.iterdir() if path.name not in (REPLACED, LOCK, RUN))
+    for path in [*left, folder / RUN]:
+        os.replace(path, target / path.name)
 
 
 _ERROR = re.compile(r"[\w.]*(Error|Exception|Died|Interrupt|Failed)\b")
@@ -280,49 +315,6 @@ def _reason(folder: Path, code: int) -> str:
     return (errors or [line for line in told if line] or [f"exit status {code}"])[-1][:500]
 
 
-# --- from inside: python -m anytime_lab.run.process FOLDER ---------------------------------------
-
-
-def main(folder: Path, rank: bool) -> None:
-    """The process of a run, or of one of its ranks."""
-    signal.signal(signal.SIGTERM, lambda *_: _end(folder, 143))
-    if rank:
-        execute_notebook(folder, read_json(folder / RUN))
-        return
-    about = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_watch_starter, args=[folder], daemon=True).start()
-    try:
-        held = FileLock(folder / LOCK, timeout=PATIENCE).acquire()
-    except Timeout:
-        sys.exit(
-            f"{RunFailed.__name__}: another process is running in {folder}. Wait for it, or stop "
-            "it, then run the same command again."
-        )
-    with held:
-        _take_folder(folder, about)
-        _execute(folder, about)
-
-
-def _take_folder(folder: Path, about: Mapping[str, Any]) -> None:
-    """Put a different run's files out of the way, say what is to be done, and open the log."""
-    before = read_or_nothing(folder / RUN)
-    if before:  # its kernel may outlive its launcher by a second
-        known = [(one, one.info["environ"] or {}) for one in psutil.process_iter(["environ"])]
-        _kill(
-            [one for one, told in known if told.get(MARK) == str(folder) and one.pid != os.getpid()]
-        )
-    for stale in (RESULT, FAILURE):
-        (folder / stale).unlink(missing_ok=True)
-    if before and before.get("hash") != about["hash"]:
-        _set_aside(folder, str(before.get("hash"))[:12])
-    remove_leftovers(folder)  # of a writer that was killed
-    write_json(folder / RUN, about)
-    (folder / LOG).unlink(missing_ok=True)
-    with open(folder / LOG, "ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-
-
 def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
@@ -330,25 +322,23 @@ def _kill(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=10)
 
 
-def _set_aside(folder: Path, name: str) -> None:
-    """Move another run's files to `.replaced/name`; `run.json` last, so that a kill repeats it."""
-    target = folder / REPLACED / name
-    number = 2
-    while (target / RUN).exists():
-        target, number = folder / REPLACED / f"{name}-{number}", number + 1
-    target.mkdir(parents=True, exist_ok=True)
-    left = sorted(path for path in folder.iterdir() if path.name not in (REPLACED, LOCK, RUN))
-    for path in [*left, folder / RUN]:
-        os.replace(path, target / path.name)
+# --- from inside: python -m anytime_lab.run.process FOLDER ---------------------------------------
+
+
+def main(folder: Path, rank: bool) -> None:
+    """The process of a run, or of one of its ranks."""
+    signal.signal(signal.SIGTERM, lambda *_: _end(folder, 143))
+    about = read_json(folder / RUN)
+    if rank:
+        execute_notebook(folder, about)
+        return
+    threading.Thread(target=_watch_starter, args=[folder], daemon=True).start()
+    _execute(folder, about)
 
 
 def _execute(folder: Path, about: Mapping[str, Any]) -> None:
     """Execute the run of a folder, in one process or several, and write its result."""
     started = time.time()
-    if about["timeout"] is not None:
-        limit = threading.Timer(about["timeout"], _expire, [folder, about["timeout"]])
-        limit.daemon = True
-        limit.start()
     try:
         if about["processes"] > 1 or about["accelerate"]:
             _run_processes(folder, about)
@@ -418,11 +408,6 @@ def _run_processes(folder: Path, about: Mapping[str, Any]) -> None:
     ended = subprocess.run(command, stdin=subprocess.DEVNULL)
     if ended.returncode:
         sys.exit(ended.returncode if ended.returncode > 0 else 128 - ended.returncode)
-
-
-def _expire(folder: Path, limit: float) -> None:
-    print(f"TimeoutError: the run took longer than its limit of {limit:g} s", flush=True)
-    _end(folder, 124)
 
 
 def _watch_starter(folder: Path) -> None:

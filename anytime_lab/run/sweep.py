@@ -61,15 +61,12 @@ def check_settings(sweep: Sweep, jobs: Mapping[Point, Job]) -> None:
     """
     from anytime_lab.tasks.problems import check_task
 
-    seen: set[str] = set()
+    once: dict[str, Job] = {}  # seeds differ in nothing that is checked
     for point, job in jobs.items():
-        if callable(job.parameters):
-            continue  # made of results that are not there yet
-        said = {k: v for k, v in job.parameters.items() if k not in ("output_dir", "seed")}
-        once = json.dumps([point.step, said], sort_keys=True)
-        if once in seen:  # seeds differ in nothing that is checked
-            continue
-        seen.add(once)
+        if not callable(job.parameters):  # else made of results that are not there yet
+            said = {k: v for k, v in job.parameters.items() if k not in ("output_dir", "seed")}
+            once.setdefault(json.dumps([point.step, said], sort_keys=True), job)
+    for job in once.values():
         values = {**declared_parameters(job.notebook), **job.parameters}
         try:
             if "task" in values:
@@ -185,29 +182,20 @@ def plan_line(planned: Sequence[Planned], workers: int) -> str:
 # --- the comparison ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Compared:
+class Compared(NamedTuple):
     """What was written."""
 
     # One row per step and variant: the columns of `summary_table`, and step, seeds
     summary: pd.DataFrame
     pages: tuple[Path, ...]  # HTML files
-    verdicts: Mapping[str, Sequence[str]]  # step → what its paired differences say
-    title: str  # of the sweep
-
-    def show(self, console: Console) -> None:
-        """Print the table of each step, what it says, and where the pages are."""
-        for step, part in self.summary.groupby("step", sort=False):
-            named = self.title if len(self.verdicts) == 1 else str(step)
-            console.print(terminal_table(part, named))
-            for sentence in self.verdicts[step]:
-                console.print(text(sentence), highlight=False)
-        for page in self.pages:
-            console.print(f"Curves with their bands: {page.as_uri()}", soft_wrap=True)
 
 
-def compare(prepared: "Prepared") -> Compared | None:
-    """Write pages and `summary.csv` over all runs that have a result; None if none evaluates."""
+def compare(prepared: "Prepared", console: Console | None = None) -> Compared | None:
+    """Write pages and `summary.csv` over all runs that have a result; None if none evaluates.
+
+    The table of each step, what it says, and where the pages are goes to the console.
+    """
+    console = console or Console(quiet=True)
     sweep, out = prepared.sweep, prepared.out
     planned = plan_sweep(prepared.jobs)
     evaluations: dict[str, dict[str, list[Path]]] = {}  # step → variant → a folder for each seed
@@ -226,7 +214,7 @@ def compare(prepared: "Prepared") -> Compared | None:
                      "numbers.")  # fmt: skip
     if len(training) > 1:
         notes.append("The training curves are those of the chain's last training step.")
-    frames, pages, said = [], [], {}
+    frames, pages = [], []
     alone = len(evaluations) == 1
     for step, runs in evaluations.items():
         reference = sweep.file.reference if sweep.file.reference in runs else next(iter(runs))
@@ -236,12 +224,17 @@ def compare(prepared: "Prepared") -> Compared | None:
         pages.append(write_report(runs, page, **settings))
         tables = read_tables(runs)
         frames.append(_summary(tables, reference, step))
-        said[step] = verdicts(paired_differences(tables, reference)) if len(tables) > 1 else []
+        console.print(terminal_table(frames[-1], sweep.file.title if alone else step))
+        said = verdicts(paired_differences(tables, reference)) if len(tables) > 1 else []
+        for sentence in said:
+            console.print(text(sentence), highlight=False)
     if not frames:
         return None
+    for page in pages:
+        console.print(f"Curves with their bands: {page.as_uri()}", soft_wrap=True)
     summary = pd.concat(frames, ignore_index=True)
     write_csv(out / TABLE, summary)
-    return Compared(summary, tuple(pages), said, sweep.file.title)
+    return Compared(summary, tuple(pages))
 
 
 def _summary(tables: Mapping, reference: str, step: str) -> pd.DataFrame:
@@ -385,9 +378,7 @@ def run_sweep(
             failure = None
         except JobsFailed as failed:
             failure = failed
-        compared = compare(prepared)
-    if compared is not None:
-        compared.show(console)
+        compared = compare(prepared, console)
     if failure is not None:
         raise failure
     if then := prepared.sweep.file.then:
