@@ -35,7 +35,6 @@ from anytime_lab.store.files import write_text
 from anytime_lab.store.records import read_manifest
 
 SMOOTHED = 10  # updates that a point of a strong training curve averages
-RESAMPLES = 2000  # of the bootstrap
 
 
 def write_report(
@@ -95,7 +94,6 @@ def write_report(
         left_out=told_compared(metrics) if metrics else "",
         timed=_compared(timed, reference, names) if timed else None,
         equal_time_note=equal_time_note,
-        resamples=RESAMPLES,
         same=same,
         differ=differ,
         table=_table,
@@ -126,7 +124,7 @@ def _compared(
 ) -> dict[str, Any]:
     """The story, headline table, curves and paired differences of one set of runs."""
     against = reference if len(tables) > 1 else None
-    pairs = paired_differences(tables, against, resamples=RESAMPLES) if against else None
+    pairs = paired_differences(tables, against) if against else None
     apart = {n: difference_table(t, tables[against]) for n, t in tables.items() if n != reference}
     budgets = told.common_budgets(list(tables.values()))
     story = told.told_story(tables, apart, reference, Prior.uniform(budgets) if budgets else None)
@@ -167,10 +165,11 @@ PAIRED = {
     "accuracy": (lambda value: told.told_percent(value, math.nan, math.nan), ["accuracy_a"]),
     "reference": (lambda value: told.told_percent(value, math.nan, math.nan), ["accuracy_b"]),
     "difference": (told.told_points, ["difference", "low", "high"]),
-    "by bootstrap": (
+    "at all budgets at once": (
         lambda low, high: told.told_points(0.0, low, high).partition(" ")[2],
-        ["boot_low", "boot_high"],
+        ["band_low", "band_high"],
     ),
+    "p": (lambda p: told.told_p(p).lstrip("p="), ["p"]),
 }
 
 

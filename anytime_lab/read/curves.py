@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import betaincinv, ndtri, stdtrit
+from scipy.special import bdtr, betaincinv, ndtr, ndtri, stdtr, stdtrit
 
 from anytime_lab.priors import Prior
 from anytime_lab.store.records import read_records
 
-CONFIDENCE = 0.95
+CONFIDENCE, DRAWS = 0.95, 20_000
 CURVE_COLUMNS = ["problem_id", "budget", "correct", "score", "cut"]
 END_COLUMNS = ["budget", "cut", "thinking_tokens", "thinking_end", "reason"]
 
@@ -45,6 +46,22 @@ class ProblemTable:
         cells = np.ix_(rows, [self.budgets.index(budget) for budget in budgets])
         values, tokens = self.values[cells], self.tokens[cells]
         return ProblemTable(problems, tuple(budgets), values, tokens, self.bounds)
+
+    @cached_property
+    def widening(self) -> float:
+        """How much longer the intervals of all budgets must be to hold together, 95 times in 100.
+
+        By a bootstrap that weighs each problem once for all budgets, of the greatest error over
+        the budgets in standard errors (Chernozhukov et al. 2013, doi 10.1214/13-AOS1161).
+        """
+        off = np.nan_to_num(self.values - known_mean(self.values, axis=0))
+        off = off / np.maximum(np.linalg.norm(off, axis=0), 1e-12)
+        # the problems' sum, weighed by normal draws, is normal itself: drawn by its correlations
+        normal = np.random.default_rng(0).multivariate_normal
+        drawn = normal(np.zeros(off.shape[1]), off.T @ off, DRAWS, "ignore", method="eigh")
+        reach = np.quantile(np.abs(drawn).max(axis=1), CONFIDENCE)
+        longer = stdtrit(len(off) - 1, ndtr(reach)) / stdtrit(len(off) - 1, (1 + CONFIDENCE) / 2)
+        return float(np.fmax(longer, 1.0))
 
 
 # A run: its records, its table, or the tables of its seeds, which count by their mean.
@@ -141,13 +158,20 @@ def accuracy_curve(records: Records, measure: str = "accuracy") -> pd.DataFrame:
     Args:
         measure: what the mean of it is called.
 
-    Returns columns budget (tokens), `measure`, se, low, high, n_problems.
+    Returns columns budget (tokens), `measure`, se, low, high, band_low, band_high (which hold at
+    all budgets at once), n_problems.
     """
     table = problem_table(records)
     told = weighted_means(table, np.eye(len(table.budgets)))
-    columns = {"budget": table.budgets, measure: told.value, "se": told.se}
-    columns |= {"low": told.low, "high": told.high, "n_problems": told.n_problems}
+    columns = {"budget": table.budgets, measure: told.value, **_interval_columns(table, told)}
     return pd.DataFrame(columns)
+
+
+def _interval_columns(table: ProblemTable, told: Estimate) -> dict[str, np.ndarray]:
+    ends = [told.value + table.widening * (end - told.value) for end in (told.low, told.high)]
+    low, high = (np.clip(end, *table.bounds) for end in ends)
+    columns = {"se": told.se, "low": told.low, "high": told.high}
+    return columns | {"band_low": low, "band_high": high, "n_problems": told.n_problems}
 
 
 def accuracy_curves(runs: Mapping[str, Records]) -> pd.DataFrame:
@@ -203,24 +227,16 @@ def difference_table(a: ProblemTable, b: ProblemTable) -> ProblemTable | None:
     return replace(a, values=a.values - b.values, tokens=a.tokens - b.tokens, bounds=(-1.0, 1.0))
 
 
-def paired_difference(
-    a: Records,
-    b: Records,
-    prior: Prior | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> pd.DataFrame:
+def paired_difference(a: Records, b: Records, prior: Prior | None = None) -> pd.DataFrame:
     """Accuracy of `a` minus that of `b`, paired over the problems both have.
 
     Args:
         prior: weights of the anytime difference; None is the plain mean over the budgets.
-        resamples: bootstrap resamples; each draws problems once for all budgets, so that
-            budgets and areas stay correlated.
 
     Returns one row per budget (measure "accuracy"), then one each for "anytime" and "final";
     columns measure, budget (tokens; missing for anytime), accuracy_a, accuracy_b, difference,
-    se, low, high (paired over problems, Student t), boot_low, boot_high (bootstrap percentiles),
-    n_problems (graded in both runs).
+    se, low, high, band_low, band_high (which hold at all budgets at once; missing for "anytime"
+    and "final"), n_problems (graded in both runs), p (as `chance_of`).
 
     Raises:
         ValueError: the runs share no problem, or were measured at different budgets.
@@ -239,38 +255,33 @@ def paired_difference(
         )
     each = np.eye(len(a.budgets))
     weights = np.column_stack([each, _weights(a.budgets, prior), each[-1]])
-    told = weighted_means(pair, weights)
+    values = weighted_values(pair, weights)
+    told = mean_interval(values, pair.bounds)
     base = b.take(pair.problems, pair.budgets)
     base = replace(base, values=np.where(np.isfinite(pair.values), base.values, np.nan))
     theirs = weighted_means(base, weights).value
-    boot = [
-        _percentiles(drawn) for drawn in bootstrap_means(pair.values, weights, resamples, seed).T
-    ]
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "measure": ["accuracy"] * len(a.budgets) + ["anytime", "final"],
             "budget": pd.array([*a.budgets, None, a.budgets[-1]], dtype="Int64"),
             "accuracy_a": theirs + told.value,
             "accuracy_b": theirs,
             "difference": told.value,
-            "se": told.se,
-            "low": told.low,
-            "high": told.high,
-            "boot_low": [low for low, _ in boot],
-            "boot_high": [high for _, high in boot],
-            "n_problems": told.n_problems,
+            **_interval_columns(pair, told),
+            "p": chance_of(values, told),
         }
     )
+    frame.loc[len(a.budgets) :, ["band_low", "band_high"]] = np.nan
+    return frame
 
 
 def paired_differences(
-    runs: Mapping[str, Records],
-    reference: str,
-    prior: Prior | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
+    runs: Mapping[str, Records], reference: str, prior: Prior | None = None
 ) -> pd.DataFrame:
     """`paired_difference` of every run to `reference`, with first columns run and reference.
+
+    A last column p_holm is p after Holm (1979): of so many runs compared, by so small a chance one
+    or more would differ from a reference that is their like.
 
     Raises:
         ValueError: the reference is not among the runs, or is the only one; two runs cannot be
@@ -281,13 +292,22 @@ def paired_differences(
     frames = {}
     for name in [name for name in runs if name != reference]:
         try:
-            pair = paired_difference(runs[name], runs[reference], prior, resamples, seed)
+            pair = paired_difference(runs[name], runs[reference], prior)
         except ValueError as error:
             raise ValueError(f"{name!r} against {reference!r}: {error}") from error
         frames[name, reference] = pair
     if not frames:
         raise ValueError(f"{reference!r} is the only run; give one more to compare it with.")
-    return pd.concat(frames, names=["run", "reference"]).reset_index([0, 1]).reset_index(drop=True)
+    frame = pd.concat(frames, names=["run", "reference"]).reset_index([0, 1])
+    frame = frame.reset_index(drop=True)
+    alike = frame.groupby(["measure", "budget"], dropna=False)["p"]
+    return frame.assign(p_holm=alike.transform(_holm))
+
+
+def _holm(p: pd.Series) -> pd.Series:
+    rising = p.dropna().sort_values()
+    stepped = rising * np.arange(len(rising), 0, -1)
+    return stepped.cummax().clip(upper=1.0).reindex(p.index)
 
 
 # --- statistics ----------------------------------------------------------------------------------
@@ -312,10 +332,35 @@ def known_mean(values: np.ndarray, axis: int) -> np.ndarray:
         return np.where(known, values, 0.0).sum(axis=axis) / known.sum(axis=axis)
 
 
-def weighted_means(table: ProblemTable, weights: np.ndarray) -> Estimate:
-    """Σ_j w_jk mean_q(x_qj) for each k, with its interval by each problem's part in the sum.
+def chance_of(values: np.ndarray, told: Estimate) -> np.ndarray:
+    """Two-sided p of no difference: how often one as great would come about by chance.
 
-    weights: (J, K). A problem that is known at no budget with a weight does not count.
+    McNemar's exact test where the problems that differ do so by the same amount, as with one
+    sample a problem; else that of the interval (Student's t).
+
+    values: (P, K) differences, NaN where unknown. told: their mean_interval(). Returns (K,).
+    """
+    known = np.nan_to_num(values).round(9)
+    size = np.abs(known).max(axis=0)
+    alike = np.isin(np.abs(known) / np.where(size > 0, size, 1.0), (0.0, 1.0)).all(axis=0)
+    better, worse = (known > 0).sum(axis=0), (known < 0).sum(axis=0)
+    exact = np.minimum(2 * bdtr(np.minimum(better, worse), better + worse, 0.5), 1.0)
+    quantile = stdtrit(told.n_problems - 1, (1 + CONFIDENCE) / 2)
+    reach = np.maximum(told.high - told.value, told.value - told.low)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        by_t = 2 * stdtr(told.n_problems - 1, -np.abs(told.value) / reach * quantile)
+    return np.where(np.isnan(reach), np.nan, np.where(alike, exact, by_t))
+
+
+def weighted_means(table: ProblemTable, weights: np.ndarray) -> Estimate:
+    """Σ_j w_jk mean_q(x_qj) for each k, with its interval; weights: (J, K)."""
+    return mean_interval(weighted_values(table, weights), table.bounds)
+
+
+def weighted_values(table: ProblemTable, weights: np.ndarray) -> np.ndarray:
+    """Each problem's part in Σ_j w_jk mean_q(x_qj), so that their mean is that sum.
+
+    weights: (J, K). Returns (P, K); a problem that is known at no budget with a weight is NaN.
     """
     known = np.isfinite(table.values)
     means = known_mean(table.values, axis=0)
@@ -324,7 +369,7 @@ def weighted_means(table: ProblemTable, weights: np.ndarray) -> Estimate:
     # a problem known at every budget contributes Σ_j w_j (x_qj − mean_j); the ratio is 1 then
     off = np.where(known, table.values - means, 0.0) / np.maximum(known.sum(axis=0), 1)
     parts = np.nan_to_num(means) @ weights + off @ weights * counts.sum(axis=0)
-    return mean_interval(np.where(counts & ~unknown, parts, np.nan), table.bounds)
+    return np.where(counts & ~unknown, parts, np.nan)
 
 
 def mean_interval(values: np.ndarray, bounds: tuple[float, float]) -> Estimate:
@@ -360,27 +405,3 @@ def mean_interval(values: np.ndarray, bounds: tuple[float, float]) -> Estimate:
         mean, np.where(known & (mean <= 0), 0.0, lower), np.where(known & (mean >= 1), 1.0, upper),
         se, n,
     )  # fmt: skip
-
-
-def bootstrap_means(
-    values: np.ndarray, weights: np.ndarray, resamples: int = 2000, seed: int = 0
-) -> np.ndarray:
-    """Weighted means over problems drawn with replacement, all budgets together.
-
-    values: (P, J), NaN where missing. weights: (J, K). Returns (R, K), NaN where a budget with a
-    weight lacks every problem of a resample.
-    """
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1; got {resamples}.")
-    n, known = len(values), np.isfinite(values)
-    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples).astype(float)
-    with np.errstate(invalid="ignore"):
-        means = (times @ np.where(known, values, 0.0)) / (times @ known)
-    unknown = np.isnan(means) @ (weights != 0)
-    return np.where(unknown, np.nan, np.nan_to_num(means) @ weights)
-
-
-def _percentiles(drawn: np.ndarray) -> tuple[float, float]:
-    tail = 50 * (1 - CONFIDENCE)
-    drawn = drawn[np.isfinite(drawn)]
-    return tuple(np.percentile(drawn, [tail, 100 - tail])) if len(drawn) else (np.nan, np.nan)

@@ -116,8 +116,6 @@ def summary_table(
     runs: Mapping[str, Records],
     reference: str | None = None,
     prior: Prior | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Anytime and final accuracy of each run, and their paired differences to the reference.
 
@@ -127,13 +125,13 @@ def summary_table(
         prior: weights of the anytime accuracy; None is the plain mean over the budgets.
 
     Returns one row per run; columns run, n_problems, thinking_length (tokens), and anytime,
-    final, anytime_difference, final_difference, each with _low and _high (95 %). The reference's
-    own differences are missing. Fractions, not percent.
+    final, anytime_difference, final_difference, each with _low and _high (95 %), and of the
+    differences _p (after Holm). The reference's own differences are missing. Fractions.
     """
     pairs = None
     if reference is not None and len(runs) > 1:
-        pairs = paired_differences(runs, reference, prior, resamples, seed)
-        pairs = pairs.set_index(["run", "measure"])[["difference", "low", "high"]]
+        pairs = paired_differences(runs, reference, prior).set_index(["run", "measure"])
+        pairs = pairs[["difference", "low", "high", "p_holm"]]
     rows = []
     for name, records in runs.items():
         table = problem_table(records)
@@ -143,8 +141,9 @@ def summary_table(
         for measure in () if pairs is None else tuple(told):
             own = NOTHING if name == reference else pairs.loc[name, measure]
             told[f"{measure}_difference"] = own
-        for column, (value, low, high, *_) in told.items():
+        for column, (value, low, high, p, *_) in told.items():
             row |= {column: value, f"{column}_low": low, f"{column}_high": high}
+            row |= {f"{column}_p": p} if column.endswith("difference") else {}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -159,7 +158,7 @@ def told_table(summary: pd.DataFrame) -> pd.DataFrame:
         ("final_difference", "final difference", told_points),
     ):
         if column in summary:
-            numbers = summary[[column, f"{column}_low", f"{column}_high"]].to_numpy(dtype=float)
+            numbers = summary.filter(regex=f"^{column}(_low|_high|_p)?$").to_numpy(dtype=float)
             out[title] = [words(*row) for row in numbers]
     out["thinking tokens"] = [f"{tokens:,.0f}" for tokens in summary["thinking_length"]]
     return pd.DataFrame(out)
@@ -173,12 +172,19 @@ def told_percent(value: float, low: float, high: float) -> str:
     return f"{100 * value:.1f}{NBSP}%{bounds}"
 
 
-def told_points(value: float, low: float, high: float) -> str:
-    """A difference of fractions in points with its interval, e.g. "+4.0 [+1.2, +6.8]"."""
+def told_points(value: float, low: float, high: float, p: float = np.nan) -> str:
+    """A difference of fractions in points with its interval, e.g. "+4.0 [+1.2, +6.8] p=.002"."""
     if pd.isna(value):
         return "—"
     bounds = "" if pd.isna(low) else f" [{_points(low)},{NBSP}{_points(high)}]"
-    return _points(value) + bounds
+    return _points(value) + bounds + ("" if pd.isna(p) else f" {told_p(p)}")
+
+
+def told_p(p: float) -> str:
+    """A p value to three places, e.g. "p=.012"; below them "p<.001"."""
+    if pd.isna(p):
+        return "—"
+    return "p<.001" if p < 0.001 else "p=" + f"{p:.3f}".removeprefix("0")
 
 
 def _points(fraction: float) -> str:
@@ -199,7 +205,7 @@ def terminal_table(summary: pd.DataFrame, title: str = "") -> Padding:
     for run, *cells in told.itertuples(index=False):
         # Long names break before hyphens, in the 15 places that 80 columns leave them.
         name = fill(plain(run).replace("-", " -"), 15, break_on_hyphens=False).replace(" -", "-")
-        stacked = [cell.replace(" [", "\n[").replace(f",{NBSP}", ",") for cell in cells]
+        stacked = [cell.replace(f",{NBSP}", ",").replace(" ", "\n") for cell in cells]
         table.add_row(Text(name), *map(Text, stacked))
     return Padding(table, (1, 0), expand=False)
 
@@ -236,14 +242,18 @@ def verdicts(differences: pd.DataFrame) -> list[str]:
         says = f"{side} {reference} by {points:.1f} points of anytime accuracy"
         if side == "not distinguishable":
             says = f"{side} from {reference} in anytime accuracy"
-        above, below = int((curve["low"] > 0).sum()), int((curve["high"] < 0).sum())
-        places = [f"above 0 at {above}"] * (above > 0) + [f"below 0 at {below}"] * (below > 0)
+        counts = {
+            "above 0": (curve["band_low"] > 0).sum(),
+            "below 0": (curve["band_high"] < 0).sum(),
+        }
+        places = [f"{where} at {count}" for where, count in counts.items() if count]
         sentences.append(
             f"{run} is {says} (95 % interval {_points(anytime['low'])} to "
-            f"{_points(anytime['high'])}, {anytime['n_problems']:,} problems). Budget by budget, "
-            f"the interval is {' and '.join(places) or 'above or below 0 at none'} of "
-            f"{len(curve)}. Final accuracy differs by {_points(final['difference'])} points "
-            f"({_points(final['low'])} to {_points(final['high'])})."
+            f"{_points(anytime['high'])}, {told_p(anytime['p'])}, {anytime['n_problems']:,} "
+            "problems). By a band that holds at all budgets at once, it is "
+            f"{' and '.join(places) or 'above or below 0 at none'} of {len(curve)}. Final accuracy "
+            f"differs by {_points(final['difference'])} points ({_points(final['low'])} to "
+            f"{_points(final['high'])}, {told_p(final['p'])})."
         )
     return sentences
 
@@ -274,8 +284,8 @@ def told_story(
     points = f"{told_points(*score[:3])} points of anytime score"
     if side not in ("above", "below"):
         return f"{best} is {side} from {reference}: {points}"
-    clear = int(((curve["low"] > 0) if side == "above" else (curve["high"] < 0)).sum())
-    return f"{best} is {side} {reference} at {clear} of {len(curve)} budgets: {points}"
+    clear = int(((curve["band_low"] > 0) if side == "above" else (curve["band_high"] < 0)).sum())
+    return f"{best} is {side} {reference} at {clear} of {len(curve)} budgets at once: {points}"
 
 
 # --- read-outs -----------------------------------------------------------------------------------
@@ -327,8 +337,9 @@ def tidy_curves(
     """Accuracy by budget of several runs and the paired difference to the reference.
 
     Returns columns run, budget, spent (mean tokens of thinking), accuracy, se, low, high,
-    n_problems, difference, difference_low, difference_high (missing for the reference and where
-    the runs share nothing).
+    n_problems, difference, difference_low, difference_high, difference_band_low,
+    difference_band_high (at all budgets at once); missing for the reference and where the runs
+    share nothing.
     """
     frames = []
     for name, table in tables.items():
@@ -336,10 +347,10 @@ def tidy_curves(
         frame = accuracy_curve(table).assign(run=name, spent=spent).set_index("budget", drop=False)
         if differences.get(name) is not None:
             apart = accuracy_curve(differences[name], "difference").set_index("budget")
-            apart = apart.rename(columns={"low": "difference_low", "high": "difference_high"})
-            frame = frame.join(apart[["difference", "difference_low", "difference_high"]])
+            ends = {end: f"difference_{end}" for end in ("low", "high", "band_low", "band_high")}
+            frame = frame.join(apart.rename(columns=ends)[["difference", *ends.values()]])
         frames.append(frame)
     columns = "run budget spent accuracy se low high n_problems difference difference_low "
-    columns += "difference_high"
+    columns += "difference_high difference_band_low difference_band_high"
     whole = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     return whole.reindex(columns=columns.split())

@@ -71,7 +71,7 @@ def test_the_line_reads_every_run_at_its_budget(view):
 
 def test_differences_are_the_paired_ones_of_the_curves(runs, view):
     tables = {n: problem_table(read_records(runs / n)) for n in ("ar", "grpo")}
-    known = paired_difference(tables["ar"], tables["grpo"], resamples=10)
+    known = paired_difference(tables["ar"], tables["grpo"])
     frame = view.frame()
     mine = frame[frame["run"] == "ar"].set_index("budget")
     theirs = known[known["measure"] == "accuracy"].set_index("budget")

@@ -154,7 +154,7 @@ def test_the_numbers_at_every_budget_are_the_paired_differences(tmp_path, runs):
         f"[{_signed(first['low'])}, {_signed(first['high'])}]",
     )
     assert told[1][3] == points + interval
-    assert told[1][4] == f"[{_signed(first['boot_low'])}, {_signed(first['boot_high'])}]"
+    assert told[1][4] == f"[{_signed(first['band_low'])}, {_signed(first['band_high'])}]"
 
 
 def _signed(fraction):

@@ -2,6 +2,7 @@
 
 import math
 import time
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,6 @@ from anytime_lab.read.curves import (
     accuracy_curve,
     accuracy_curves,
     anytime_accuracy,
-    bootstrap_means,
     final_accuracy,
     mean_interval,
     paired_difference,
@@ -159,7 +159,7 @@ def test_paired_differences_equal_the_direct_formula():
 def test_a_run_does_not_differ_from_itself():
     a = random_records()
     told = paired_difference(a, a)
-    assert (told[["difference", "se", "boot_low", "boot_high"]] == 0).all().all()
+    assert (told[["difference", "se"]] == 0).all().all() and (told["p"] == 1).all()
     assert (told["low"] == -told["high"]).all() and (told["high"] > 0).all()
 
 
@@ -178,18 +178,12 @@ def test_a_budget_that_is_hardly_graded_leaves_the_intervals_of_the_others():
     a, b = (
         ProblemTable(np.array(list("pqrs")), (10, 20, 30), side, np.ones((4, 3))) for side in values
     )
-    told = paired_difference(a, b, resamples=300, seed=2).set_index("budget")
-    times = np.random.default_rng(2).multinomial(4, np.full(4, 1 / 4), 300)
-    drawn = np.array([np.repeat(np.arange(4), row) for row in times])
-    gap = values[0] - values[1]
-    for j, budget in ((1, 20), (2, 30)):
-        low, high = np.percentile(gap[drawn, j].mean(axis=1), [2.5, 97.5])
-        rows = told.loc[[budget]]
-        assert rows["boot_low"].to_numpy() == pytest.approx(low)
-        assert rows["boot_high"].to_numpy() == pytest.approx(high)
-        assert (rows["n_problems"] == 4).all()
-    assert told.loc[10, "n_problems"] == 1
-    assert told.loc[10, "boot_low"] == pytest.approx(gap[3, 0])
+    told = paired_difference(a, b).set_index("budget")
+    apart = [table.take(table.problems, (20, 30)) for table in (a, b)]
+    wanted = paired_difference(*apart).set_index("budget")
+    columns = ["difference", "low", "high", "n_problems", "p"]
+    assert told.loc[[20, 30], columns].equals(wanted.loc[[20, 30], columns])
+    assert told.loc[10, "n_problems"] == 1 and np.isnan(told.loc[10, "p"])
 
 
 def test_runs_that_cannot_be_compared_are_refused():
@@ -204,24 +198,65 @@ def test_runs_that_cannot_be_compared_are_refused():
         paired_differences({"a": a}, "a")
 
 
-def test_the_bootstrap_equals_drawing_problems_one_by_one():
-    values = np.random.default_rng(3).random((5, 2))
-    values[1, 0] = np.nan
-    times = np.random.default_rng(7).multinomial(5, np.full(5, 1 / 5), 50)
-    drawn = [np.repeat(np.arange(5), row) for row in times]
-    wanted = np.array([np.nanmean(values[rows], axis=0) for rows in drawn])
-    weights = np.array([[1.0, 0.25], [0.0, 0.75]])
-    told = bootstrap_means(values, weights, resamples=50, seed=7)
-    assert told == pytest.approx(wanted @ weights)
+def made(values):
+    values = np.asarray(values, dtype=float)
+    problems = np.array([f"p{i:03d}" for i in range(len(values))], dtype=object)
+    budgets = tuple(range(10, 10 * values.shape[1] + 1, 10))
+    return ProblemTable(problems, budgets, values, np.ones_like(values))
 
 
-def test_the_bootstrap_agrees_with_the_standard_error_and_repeats_itself():
-    a, b = random_records(p=200, seed=1), random_records(p=200, seed=2)
-    told = paired_difference(a, b, resamples=4000, seed=1)
-    width = (told["boot_high"] - told["boot_low"]) / (2 * 1.96)
-    assert width.to_numpy() == pytest.approx(told["se"].to_numpy(), rel=0.08)
-    assert told.equals(paired_difference(a, b, resamples=4000, seed=1))
-    assert not told.equals(paired_difference(a, b, resamples=4000, seed=2))
+def test_a_band_holds_at_all_budgets_at_once_95_times_in_100():
+    rng = np.random.default_rng(1)
+    trials, held, pointwise = 400, 0, 0
+    for _ in range(trials):  # problems that agree over budgets in part
+        values = 0.5 + 0.1 * (rng.normal(size=(40, 1)) + rng.normal(size=(40, 6)))
+        told = accuracy_curve(made(values))
+        held += ((told["band_low"] <= 0.5) & (told["band_high"] >= 0.5)).all()
+        pointwise += ((told["low"] <= 0.5) & (told["high"] >= 0.5)).all()
+    assert held / trials == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / trials))
+    assert pointwise / trials < 0.88
+
+
+def test_a_band_of_budgets_that_are_alike_is_the_interval():
+    one = np.random.default_rng(0).random((50, 1))
+    told = accuracy_curve(made(np.repeat(one, 5, axis=1)))
+    assert told["band_low"].to_numpy() == pytest.approx(told["low"].to_numpy(), abs=0.003)
+    for budgets in (1, 12):  # 12 independent ones: t at (1 - 0.95^(1/12)) / 2
+        wide = made(np.random.default_rng(2).normal(size=(4000, budgets))).widening
+        wanted = NormalDist().inv_cdf(0.5 + 0.5 * 0.95 ** (1 / budgets)) / 1.96
+        assert wide == pytest.approx(wanted, abs=0.03)
+
+
+def test_one_sample_a_problem_is_tested_by_mcnemar():
+    # 12 solved by a alone, 4 by b alone: 2 · P(X ≤ 4 | 16, ½) = 2 · 2517 / 65536
+    a = np.array([1] * 12 + [0] * 4 + [1] * 20 + [0] * 14)[:, None]
+    b = np.array([0] * 12 + [1] * 4 + [1] * 20 + [0] * 14)[:, None]
+    told = paired_difference(made(a), made(b))
+    assert told["p"].to_numpy() == pytest.approx(3 * [2 * 2517 / 65536])
+    assert paired_difference(made(a), made(a))["p"].tolist() == [1, 1, 1]
+
+
+def test_a_p_below_5_percent_is_an_interval_without_0():
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        base = rng.random((25, 3))
+        told = paired_difference(made(base + rng.normal(0.05, 0.1, (25, 3))), made(base))
+        without = (told["low"] > 0) | (told["high"] < 0)
+        assert ((told["p"] < 0.05) == without).all()
+
+
+def test_several_runs_are_tested_after_holm():
+    rng = np.random.default_rng(4)
+    base = (rng.random((200, 1)) < 0.5) * 1.0
+    runs = {name: made(np.where(rng.random((200, 1)) < share, 1, base))
+            for name, share in (("much", 0.1), ("some", 0.04), ("little", 0.01))}  # fmt: skip
+    told = paired_differences({"base": made(base), **runs}, "base")
+    told = told[told["measure"] == "final"].set_index("run")
+    p = told["p"].to_dict()
+    assert p["much"] < p["some"] < p["little"]
+    holm = [3 * p["much"], 2 * p["some"], p["little"]]
+    holm = [holm[0], max(holm[:2]), max(holm)]
+    assert told["p_holm"].to_dict() == pytest.approx(dict(zip(p, holm, strict=True)))
 
 
 def test_correlated_budgets_keep_their_area_uncertain():
@@ -230,7 +265,7 @@ def test_correlated_budgets_keep_their_area_uncertain():
     scores = np.repeat((rng.random((100, 1, 1, 1)) > 0.5).astype(float), 8, axis=2)
     a, b = records(scores), records(np.zeros_like(scores))
     told = paired_difference(a, b).set_index("measure")
-    assert told.loc["anytime", "boot_low"] == pytest.approx(told.loc["final", "boot_low"])
+    assert told.loc["anytime", "low"] == pytest.approx(told.loc["final", "low"])
     assert told.loc["anytime", "se"] == pytest.approx(told.loc["final", "se"])
 
 

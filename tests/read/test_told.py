@@ -70,7 +70,7 @@ def test_numbers_are_told_in_percent_and_points():
 
 def test_verdicts_say_above_below_or_not_distinguishable(runs):
     tables = read_tables(runs)
-    said = verdicts(paired_differences(tables, "GRPO", resamples=100))
+    said = verdicts(paired_differences(tables, "GRPO"))
     assert said[0].startswith("start is below GRPO by")
     assert "below 0 at 4 of 4" in said[0]
     assert said[1].startswith("AR is above GRPO by")
@@ -80,14 +80,14 @@ def test_verdicts_say_above_below_or_not_distinguishable(runs):
 
 def test_one_shared_problem_gives_no_verdict(tmp_path):
     one = {n: write_run(tmp_path / n, random_right(p=1, seed=i)) for i, n in enumerate("ab")}
-    (said,) = verdicts(paired_differences(read_tables(one), "a", resamples=10))
+    (said,) = verdicts(paired_differences(read_tables(one), "a"))
     assert "share one problem" in said and "nan" not in said
 
 
 def test_the_terminal_table_fits_80_columns_and_shows_no_control(runs):
     tables = read_tables({"\x1b[31mred [bold]x[/bold]": runs["AR"], "AR-uniform": runs["GRPO"]})
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(terminal_table(summary_table(tables, "AR-uniform", resamples=10), "Result"))
+    console.print(terminal_table(summary_table(tables, "AR-uniform"), "Result"))
     text = console.export_text()
     assert "\x1b" not in text and "bold" in text
     assert max(map(len, text.splitlines())) <= 80
@@ -117,7 +117,7 @@ def test_the_terminal_table_breaks_a_long_name_before_its_hyphen(runs):
     name = "AnytimeReasoner-uniform"
     console = Console(width=80, record=True, file=io.StringIO())
     tables = read_tables({"start": runs["start"], name: runs["AR"]})
-    console.print(terminal_table(summary_table(tables, "start", resamples=10)))
+    console.print(terminal_table(summary_table(tables, "start")))
     words = console.export_text().split()
     assert "AnytimeReasoner" in words and "-uniform" in words
 
