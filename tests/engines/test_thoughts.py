@@ -1,10 +1,13 @@
 """A thinking that is asked in the middle, against the same thinking left alone."""
 
+import contextlib
 import threading
 from dataclasses import replace
 
+import families
 import pytest
 import torch
+from completions_server import serving
 from made_thoughts import QUESTION, think_on
 from tiny import SMALL, ending
 from transformers import MistralConfig, MistralForCausalLM
@@ -12,8 +15,9 @@ from transformers import MistralConfig, MistralForCausalLM
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.engines.load import load_thinker
+from anytime_lab.engines.server import ServerEngine
 from anytime_lab.engines.thoughts import Thinker, ThinkingError
-from anytime_lab.prompts import PieceReader, prompt_ids
+from anytime_lab.prompts import PieceReader, prompt_ids, resolve_tokens
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +183,39 @@ def test_characters_of_several_tokens_come_when_they_are_whole(thinker):
     pieces = [reader.read(byte) for byte in said.encode()]
     assert "".join(pieces) + reader.rest() == said
     assert pieces[:2] == ["", "é"] and pieces[5:9] == ["", "", "", "𝄞"]
+
+
+SPELLED = {"think_close": "ba"}  # letters that the model likes to write, in two tokens
+
+
+@pytest.mark.parametrize("way", ["cache", "prefixes", "server"])
+@pytest.mark.parametrize("wanted", [SPELLED, "unmarked"], ids=["several tokens", "no marker"])
+def test_a_thinking_ends_and_is_asked_in_every_format_and_engine(wanted, way):
+    tok = families.tokenizer("llama3")
+    tokens, model = resolve_tokens(tok, wanted), families.model(tok, "abc", seed=3)
+    if wanted == "unmarked":  # its turns end, too
+        model.get_output_embeddings().bias.data[tok.eos_token_id] = 9.0
+    sampling = Sampling(temperature=0, max_summary_tokens=6)
+    with contextlib.ExitStack() as stack:
+        engine = HFEngine(model, tokens, branches=way == "cache")
+        if way == "server":
+            url, _ = stack.enter_context(serving(model, engine.tokens, most=256))
+            engine = ServerEngine(url, engine.tokens, retries=0)
+            stack.callback(engine.http.close)
+        ends = []
+        for number in range(0, 40, 5):
+            asked = f"{number} + 1?"
+            thought = Thinker(engine, sampling, max_thinking_tokens=20).think(asked, 0.0)
+            (tree,) = HFEngine(model, tokens).sample_trees([thought.prompt], [3, 20], 1, sampling)
+            heard = [think_on(thought, 3).answers(1)[0]]
+            heard.append(think_on(thought, 20).answers(1)[0])
+            assert (tuple(thought.ids), thought.end) == (tree.thinking, tree.end)
+            assert thought.text == tokens.decode(tree.thinking)
+            for answer, leaf in zip(heard, tree.leaves, strict=True):
+                assert answer.forced == tokens.decode(leaf.forced)
+                assert (answer.text, answer.finished) == (
+                    tokens.decode(leaf.summary),
+                    leaf.finished,
+                )
+            ends.append(thought.end)
+    assert set(ends) >= {"closed", "length"}
