@@ -13,8 +13,9 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,40 +74,7 @@ class Problem:
     prompt: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Work:
-    """All that stays the same over the chunks of an evaluation."""
-
-    engine: Engine
-    tokens: ThinkingTokens
-    verifier: Verifier
-    problems: tuple[Problem, ...]
-    budgets: tuple[int, ...]
-    sampling: Sampling
-    seed: int
-    num_samples: int
-    num_summaries: int
-    batch_size: int
-
-    @property
-    def total(self) -> int:
-        """Thinkings in all."""
-        return len(self.problems) * self.num_samples
-
-    @property
-    def chunks(self) -> int:
-        """Number of chunks; the last may be smaller."""
-        return -(-self.total // self.batch_size)
-
-    def pairs(self, chunk: int) -> list[tuple[Problem, int]]:
-        """The (problem, sample) pairs of a chunk: all problems once, then all a second time, …
-
-        so that a run which is still being written already speaks of all problems.
-        """
-        first = chunk * self.batch_size
-        last = min(first + self.batch_size, self.total)
-        p = len(self.problems)
-        return [(self.problems[k % p], k // p) for k in range(first, last)]
+Pairs = list[tuple[Problem, int]]  # problems, and numbers of their samples
 
 
 def evaluate(
@@ -170,7 +138,9 @@ def evaluate(
     tokens, chat_template_kwargs = engine.tokens, dict(chat_template_kwargs or {})
     problems = _problems(dataset, tokens, chat_template_kwargs)
     budgets, verifier = check_budgets(budgets), fit_verifier(verifier, tokens.fmt)
-    work = Work(engine, tokens, verifier, problems, budgets, sampling, seed, **sizes)
+    # all problems once, then again, so that a run still being written already speaks of all
+    pairs = [(problem, sample) for sample in range(num_samples) for problem in problems]
+    chunks = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
     longest = max(problems, key=lambda problem: len(problem.prompt))
     room = engine.room(len(longest.prompt), sampling)
     if room is not None and room < budgets[-1]:
@@ -202,52 +172,60 @@ def evaluate(
         "dataset": {"name": dataset_name, "card": dataset_card, **describe_problems(dataset)},
     }
     with only_writer(run_dir) as folder:
-        open_folder(folder, settings, about, work.chunks)
+        open_folder(folder, settings, about, len(chunks))
         if progress:
             print(describe_format(tokens, problems[0].prompt))
-        _run_chunks(work, folder, progress)
+        work = partial(evaluate_chunk, engine, verifier, budgets, num_summaries, sampling)
+        ends = _run_chunks(folder, work, chunks, seed, budgets, progress)
+    if ends:
+        warn_of_eos(ends.count("eos") / len(ends), tokens.fmt)
     return folder
 
 
 # --- the loop ------------------------------------------------------------------------------------
 
 
-def _run_chunks(work: Work, run_dir: Path, progress: bool) -> None:
+def _run_chunks(
+    run_dir: Path,
+    work: Callable[[Pairs, int], tuple[list[dict], list[dict]]],
+    chunks: list[Pairs],
+    seed: int,
+    budgets: tuple[int, ...],
+    progress: bool,
+) -> list[str]:
+    """Evaluates and writes the chunks that are not there yet; how their thinkings ended."""
     for found in drop_damaged_chunks(run_dir):
         warnings.warn(found, stacklevel=3)
     finished = finished_chunks(run_dir)
-    sizes = [len(work.pairs(chunk)) for chunk in range(work.chunks)]
-    done = before = sum(sizes[chunk] for chunk in finished)
-    started, seen = time.time(), Counter()
+    done = before = sum(len(chunks[number]) for number in finished)
+    total = sum(map(len, chunks))
+    started, seen, ends = time.time(), Counter(), []
 
     def tell(message: str) -> None:
         told = {"started": started, "done_before": before, "message": message}
-        write_progress(run_dir, "evaluate", done, work.total, "thinkings", **told)
+        write_progress(run_dir, "evaluate", done, total, "thinkings", **told)
 
     tell("resumed" if done else "started")
-    words = f"evaluate at {len(work.budgets)} budgets"
-    bar = tqdm(total=work.total, initial=done, desc=words, unit="thinking", disable=not progress)
-    with bar:
-        for chunk in sorted({*range(work.chunks)} - finished):
-            records, thinkings = evaluate_chunk(work, chunk)
-            write_part(run_dir, THINKINGS, chunk, thinkings)
-            write_part(run_dir, RECORDS, chunk, records)  # last: it makes the chunk finished
-            done += sizes[chunk]
-            last = [r for r in records if r["budget"] == work.budgets[-1]]
-            seen["thinkings"] += len(thinkings)
-            seen["unclosed"] += sum(thinking["end"] == "eos" for thinking in thinkings)
+    words = f"evaluate at {len(budgets)} budgets"
+    with tqdm(total=total, initial=done, desc=words, unit="thinking", disable=not progress) as bar:
+        for number in sorted({*range(len(chunks))} - finished):
+            records, thinkings = work(chunks[number], chunk_seed(seed, number))
+            write_part(run_dir, THINKINGS, number, thinkings)
+            write_part(run_dir, RECORDS, number, records)  # last: it makes the chunk finished
+            ends += [thinking["end"] for thinking in thinkings]
+            done += len(thinkings)
+            last = [r for r in records if r["budget"] == budgets[-1]]
             seen["right"] += sum(r["correct"] for r in last)
             seen["graded"] += sum(r["score"] is not None for r in last)
             seen["failed"] += sum(r["reason"] in FAILURES for r in records)
             right = seen["right"] / max(1, seen["graded"])
             message = f"{right:.1%} right at the largest budget" if seen["graded"] else ""
             message += f"; grading cut short {seen['failed']} times" if seen["failed"] else ""
-            bar.update(sizes[chunk])
+            bar.update(len(thinkings))
             bar.set_postfix_str(message)
             tell(message)
     tell("finished")
-    if seen:
-        warn_of_eos(seen["unclosed"] / seen["thinkings"], work.tokens.fmt)
+    return ends
 
 
 def chunk_seed(seed: int, chunk: int) -> int:
@@ -256,33 +234,40 @@ def chunk_seed(seed: int, chunk: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def evaluate_chunk(work: Work, chunk: int) -> tuple[list[dict], list[dict]]:
+def evaluate_chunk(
+    engine: Engine,
+    verifier: Verifier,
+    budgets: tuple[int, ...],
+    num_summaries: int,
+    sampling: Sampling,
+    pairs: Pairs,
+    seed: int,
+) -> tuple[list[dict], list[dict]]:
     """Samples and grades one chunk. Returns the rows of its records and of its thinkings."""
-    pairs = work.pairs(chunk)
-    trees = work.engine.sample_trees(
-        [problem.prompt for problem, _ in pairs],
-        work.budgets,
-        work.num_summaries,
-        work.sampling,
-        seed=chunk_seed(work.seed, chunk),
-        share_cuts=True,
-    )
-    wanted = len(work.budgets) * work.num_summaries
+    prompts = [problem.prompt for problem, _ in pairs]
+    trees = engine.sample_trees(prompts, budgets, num_summaries, sampling, seed, share_cuts=True)
+    wanted = len(budgets) * num_summaries
     if len(trees) != len(pairs) or any(len(tree.leaves) != wanted for tree in trees):
         raise RuntimeError(
             f"the engine returned {len(trees)} trees for {len(pairs)} prompts, with "
             f"{sorted({len(tree.leaves) for tree in trees})} leaves; expected {wanted} each."
         )
-    told, asked = [], []
+    tokens, told, asked = engine.tokens, [], []
     for (problem, sample), tree in zip(pairs, trees, strict=True):
-        text, ends = text_and_ends(work.tokens, tree.thinking)
-        thinking = Known(problem=problem, sample=sample, tree=tree, thinking=text, token_ends=ends)
-        told.append(thinking)
-        asked += _summaries(work, thinking)
+        text, ends = text_and_ends(tokens, tree.thinking)
+        told.append(
+            Known(problem=problem, sample=sample, tree=tree, thinking=text, token_ends=ends)
+        )
+        for number, leaf in enumerate(tree.leaves):
+            budget, summary = divmod(number, num_summaries)
+            said = tokens.decode(leaf.summary)
+            place = {"budget": budgets[budget], "summary": summary, "leaf": leaf, "text": said}
+            whole = tokens.decode((*tree.thinking[: leaf.cut], *leaf.forced, *leaf.summary))
+            asked.append((replace(told[-1], **place), whole))
     # budgets past the end of a thinking repeat the same text: grade it once
     unique = list(dict.fromkeys((known.problem.id, text) for known, text in asked))
     golds = {known.problem.id: known.problem.gold for known in told}
-    grades = work.verifier.grade([text for _, text in unique], [golds[id] for id, _ in unique])
+    grades = verifier.grade([text for _, text in unique], [golds[id] for id, _ in unique])
     if len(grades) != len(unique):
         raise RuntimeError(
             f"the verifier returned {len(grades)} grades for {len(unique)} texts; one each is due."
@@ -293,21 +278,6 @@ def evaluate_chunk(work: Work, chunk: int) -> tuple[list[dict], list[dict]]:
         for known, text in asked
     ]
     return records, [row_of(THINKINGS, known) for known in told]
-
-
-def _summaries(work: Work, thinking: Known) -> Iterator[tuple[Known, str]]:
-    """What is known of each summary of a thinking, not graded yet, and the text to grade."""
-    for number, leaf in enumerate(thinking.tree.leaves):
-        budget, summary = divmod(number, work.num_summaries)
-        ids = (*thinking.tree.thinking[: leaf.cut], *leaf.forced, *leaf.summary)
-        known = replace(
-            thinking,
-            budget=work.budgets[budget],
-            summary=summary,
-            leaf=leaf,
-            text=work.tokens.decode(leaf.summary),
-        )
-        yield known, work.tokens.decode(ids)
 
 
 # --- checks --------------------------------------------------------------------------------------
