@@ -11,7 +11,7 @@ from peft import LoraConfig
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.load import ADAPTER, load_engine, load_thinker, load_tokens
 from anytime_lab.evaluate import evaluate
-from anytime_lab.look.answer_view import ask_along
+from anytime_lab.look.answer_view import ask
 from anytime_lab.look.credit_view import Credit
 from anytime_lab.look.problem_view import InsideProblem
 from anytime_lab.read.curves import accuracy_curve
@@ -76,8 +76,8 @@ def test_it_is_trained_looked_at_and_opened_again(task, tmp_path, lora):
     assert credit.rollouts.budgets == tuple(BUDGETS) and credit.figure().data
     thinker = load_thinker(str(tmp_path / "model"), max_summary_tokens=8)
     thought = thinker.think(task.problems[0]["prompt"], temperature=0.0)
-    asked = list(ask_along(thought, [3, 6], 1, task.verifier, task.problems[0]["answer"]))
-    assert [one.tokens for one in asked] == [3, 6] and thought.text.startswith("4 + 4")
+    asked = ask(think_on(thought, 6), 1, task.verifier, task.problems[0]["answer"])
+    assert asked.tokens == 6 and thought.text.startswith("4 + 4")
 
 
 def test_it_is_served(task, engine):
