@@ -67,7 +67,7 @@ def clean(text: str) -> str:
         raise UnreadableError("unparsable")
     text = _unwrap(text)
     for needle, pattern, replacement in _REWRITTEN:
-        if needle in text:
+        if needle in text and pattern.search(text):
             text = pattern.sub(replacement, text)
     text = text.strip()
     while text and text[-1] in ".,;:!?" and not text.endswith("..."):
@@ -241,18 +241,10 @@ _REWRITTEN: list[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str
         (r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}"),
         (r"(?<=\d)\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*(?=\d)", ":"),
         (r"\\mathbb\s*R", r"\\mathbb{R}"),
-        (r"(?<![a-zA-Z\\])(?:infinity|infty|Infinity|inf)", r"\\infty"),
-        (r"(?<![a-zA-Z\\])(?:pi|Pi)", r"\\pi"),
+        (r"(?<![a-zA-Z\\])(infinity|infty|Infinity|inf|pi|Pi)", lambda m: _DATA["words"][m[1]]),
         (r"(?<![a-zA-Z\\])sqrt\s*\(([^()]{1,400})\)", r"\\sqrt{\1}"),
         (r"(?<![a-zA-Z\\])sqrt(?=\s*[\d{])", r"\\sqrt"),
-        (r"<=", r"\\le "),
-        (r">=", r"\\ge "),
-        (r"!=", r"\\ne "),
-        (r"\*\*", "^"),
-        (r"\+/-", r"\\pm "),
-        (r"\{,\}", ","),
-        (r"\\([%#])", r"\1"),
-        (r"\\&", " and "),
+        (r"[<>!]=|\*\*|\+/-|\{,\}|\\[%#&]", lambda m: _DATA["signs"][m[0]]),
         (r"\^(?: \\circ|\{\\circ ?\})", r"^\\circ"),
         # What words say.
         (

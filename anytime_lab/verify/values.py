@@ -57,9 +57,7 @@ class Node:
         if self.function in (_power, _logarithm) and self.names and _is_below_zero(parts[0]):
             point.crossed |= self.function is _logarithm or _above(parts[1]) is None
         value = self.function(*parts) if self.parts else self.function(point)
-        if not mp.isfinite(value):
-            raise ArithmeticError("infinite")
-        digits = int(0.302 * mp.mag(value)) if value else 0
+        digits = int(0.302 * mp.mag(value)) if value else 0  # an error where it is infinite
         point.size, point.digits = max(point.size, digits), max(point.digits, abs(digits))
         if point.digits > MAX_DIGITS:
             raise TooLargeError("too large a number")
@@ -71,7 +69,8 @@ def _node(function: Callable[..., Any], *parts: Node) -> Node:
 
 
 def _number(value: str | int) -> Node:
-    return Node(lambda point: mp.mpf(value))
+    number = int(value)
+    return Node(lambda point: mp.mpf(number))
 
 
 def _is_below_zero(value: Any) -> bool:
@@ -279,12 +278,13 @@ class Reader:
 
 
 def _values(
-    left: Node, right: Node, whole: Collection[str] = ()
+    left: Node, right: Node, whole: Collection[str] = (), exactly: bool = False
 ) -> Iterator[tuple[Point, Any, Any, Any]]:
     """(point, value, value, how far apart equal ones may be by rounding), where both are defined.
 
     Fixed points, none of them special: of both signs, then small and large; one point without
-    values where there are no names. Names of `whole` get odd and even numbers in turn.
+    values where there are no names. Names of `whole` get odd and even numbers in turn. Values that
+    are far apart have fewer digits, unless they are wanted `exactly`.
     """
     names = sorted(left.names | right.names)
     for number, stretched in enumerate(_STRETCHED[: None if names else 1]):
@@ -298,14 +298,12 @@ def _values(
         with contextlib.suppress(ArithmeticError, ValueError):
             with mp.workdps(DIGITS):
                 a, b = left.value(point), right.value(point)
-                apart = mp.mpf(10) ** (point.size - DIGITS + 20)
-            if abs(a - b) <= apart:  # as many digits as the longest number needs
-                digits = point.digits
-                with mp.workdps(DIGITS + 3 * digits):
+                differ = abs(a - b) > mp.mpf(10) ** (point.size - DIGITS + 20)
+            digits = point.digits
+            with mp.workdps(DIGITS + 3 * digits):
+                if digits > 8 and (exactly or not differ):  # as many as the longest number needs
                     a, b = left.value(point), right.value(point)
-                    apart = mp.mpf(10) ** -(AGREEING + 2 * digits)
-            with mp.workdps(DIGITS + 3 * point.digits):
-                yield point, a, b, apart
+                yield point, a, b, mp.mpf(10) ** -(AGREEING + 2 * digits)
 
 
 def equal_values(answer: str, gold: str) -> bool | None:
@@ -345,7 +343,7 @@ def common_factor(answer: tuple[str, str], gold: tuple[str, str]) -> Any:
         for relation in (answer, gold)
     ]
     ratios = []
-    for _, a, b, apart in _values(*both):
+    for _, a, b, apart in _values(*both, exactly=True):
         if (abs(a) <= apart) != (abs(b) <= apart):
             return None
         if abs(a) > apart:
