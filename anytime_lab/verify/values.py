@@ -121,7 +121,7 @@ _CONSTANTS = {"\\pi": mp.pi, "e": mp.e, "i": mp.mpc(0, 1)}
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
 _AROUND = {"\\lfloor": mp.floor, "\\lceil": mp.ceil, "|": abs}
 _TWO_PARTS = {"\\frac": operator.truediv, "\\binom": mp.binomial}
-_FRACTION = ["\\frac", "{", "}", "{", "}"]  # behind a number, with one token in each brace
+_MIXED = ["number", "\\frac", "{", "number", "}", "{", "number", "}"]  # 3\frac{1}{2}
 _GREEK = (
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|chi|psi"
     "|omega|Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega|ell|hbar"
@@ -149,8 +149,7 @@ class Reader:
     """
 
     def __init__(self, text: str):
-        self.tokens = [(m.lastgroup, m[m.lastgroup]) for m in _TOKEN.finditer(text)]
-        self.tokens += [("", "")] * 8
+        self.tokens = [(m.lastgroup, m[m.lastgroup]) for m in _TOKEN.finditer(text)] + [("", "")]
         self.at = 0
         self.bars = False  # whether the next one closes a pair of them
         self.whole: set[str] = set()
@@ -192,8 +191,11 @@ class Reader:
 
     def factors(self, of_function: bool = False) -> Node:
         """Factors side by side, which bind closer than `/`."""
-        ahead = [self.tokens[self.at + n][1] for n in (1, 2, 4, 5, 7)]
-        mixed = self.kind == "number" and ahead == _FRACTION  # 3\frac{1}{2}
+        ahead = [
+            kind if kind == "number" else token
+            for kind, token in self.tokens[self.at : self.at + 8]
+        ]
+        mixed = ahead == _MIXED
         node = self.power()
         while self.begins_factor() and not (of_function and self.token[1:] in _FUNCTIONS):
             node = _node(operator.add if mixed else operator.mul, node, self.power())
