@@ -86,7 +86,7 @@ _FORMATS = {
 }
 # Name → (format, which models have it).
 FORMATS = {name: (ThinkingFormat(name, **own), words) for name, (words, own) in _FORMATS.items()}
-COUNTDOWN = FORMATS["countdown"][0]
+COUNTDOWN, PLAIN = FORMATS["countdown"][0], FORMATS["plain"][0]
 AUTO = "auto"  # by what tokenizer and chat template say
 
 
@@ -293,6 +293,11 @@ def choose_format(
     if not getattr(tokenizer, "chat_template", None):
         fmt = replace(fmt, chat_template=False)
     return replace(fmt, **given), why
+
+
+def detect_format(tokenizer: Any) -> ThinkingFormat:
+    """The format that a tokenizer speaks, by its chat template and vocabulary."""
+    return choose_format(tokenizer)[0]
 
 
 def _detected(tokenizer: Any) -> tuple[str, str]:
