@@ -172,6 +172,21 @@ def told_percent(value: float, low: float, high: float) -> str:
     return f"{100 * value:.1f}{NBSP}%{bounds}"
 
 
+def told_curve(records: pd.DataFrame, task: str) -> str:
+    """The curve of a run as markdown, for a model's card."""
+    curve, anytime = accuracy_curve(records), anytime_accuracy(records)
+    rows = [
+        f"| {row.budget} | {told_percent(row.accuracy, row.low, row.high)} |\n"
+        for row in curve.itertuples()
+    ]
+    return (
+        f"Measured on {anytime.n_problems} problems of {task}, with 95 % intervals clustered by "
+        f"problem. Mean over the budgets: "
+        f"{told_percent(anytime.value, anytime.low, anytime.high)}.\n\n"
+        f"| thinking tokens | accuracy |\n|---|---|\n{''.join(rows)}"
+    )
+
+
 def told_points(value: float, low: float, high: float, p: float = np.nan) -> str:
     """A difference of fractions in points with its interval, e.g. "+4.0 [+1.2, +6.8] p=.002"."""
     if pd.isna(value):

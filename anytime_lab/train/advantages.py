@@ -139,18 +139,35 @@ def thinking_advantages(
     return returns(scores, prior) - BASELINES[baseline][1](scores, prior, budgets, discount)
 
 
-def summary_advantages(leaf_scores: Tensor, cuts: Tensor, summary_prior: Tensor) -> Tensor:
+# Name → (words, function of the prior (J,) and S → the weight of a summary at each budget (J,)).
+SUMMARY_WEIGHTINGS: dict[str, tuple[str, Callable[[Tensor, int], Tensor]]] = {
+    "eq10": (
+        "P'_j times the mean over a budget's summaries (eq. 10)",
+        lambda prior, summaries: prior / summaries,
+    ),
+    "authors": (
+        "each whole, in one sum with the thinking (the authors' code, and so the published runs)",
+        lambda prior, summaries: (prior > 0).to(prior),
+    ),
+}
+
+
+def summary_advantages(
+    leaf_scores: Tensor, cuts: Tensor, summary_prior: Tensor, weighting: str = "eq10"
+) -> Tensor:
     """Advantage of each summary, decoupled from the thinking (BRPO eq. 10).
 
     With S > 1 the baseline is the mean score of the summaries on the same truncated thinking:
     budgets at or past its end share it, so theirs form one group. With S = 1 it is the mean over
-    the group's thinkings at the same budget. Weighted by P'_j / S, since the gradient takes the
-    mean over summaries.
+    the group's thinkings at the same budget. By eq. 10 it is weighted by P'_j / S, since the
+    gradient takes the mean over summaries; the authors' code sums score - mean as it stands, which
+    is J S times as much under a uniform P'.
 
     Args:
         leaf_scores: (P, G, J, S), NaN where the verifier abstained.
         cuts: (P, G, J) thinking tokens that the summaries at a budget stand on.
-        summary_prior: (J,) P'_j.
+        summary_prior: (J,) P'_j; 0 where no summary is trained.
+        weighting: One of `SUMMARY_WEIGHTINGS`.
 
     Returns:
         (P, G, J, S); 0 where the verifier abstained.
@@ -168,8 +185,8 @@ def summary_advantages(leaf_scores: Tensor, cuts: Tensor, summary_prior: Tensor)
         known = (~leaf_scores.isnan()).to(leaf_scores).sum(-1)
         total = leaf_scores.nan_to_num(0.0).sum(-1)
         baseline = (same @ total[..., None]) / (same @ known[..., None])
-    weight = summary_prior.to(leaf_scores)[:, None] / summaries
-    return ((leaf_scores - baseline) * weight).nan_to_num(0.0)
+    weight = SUMMARY_WEIGHTINGS[weighting][1](summary_prior.to(leaf_scores), summaries)
+    return ((leaf_scores - baseline) * weight[:, None]).nan_to_num(0.0)
 
 
 def token_advantages(

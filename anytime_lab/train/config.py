@@ -22,7 +22,7 @@ from torch import Tensor
 from trl import GRPOConfig
 
 from anytime_lab.priors import Prior, check_budgets
-from anytime_lab.train.advantages import BASELINES, PENALTIES
+from anytime_lab.train.advantages import BASELINES, PENALTIES, SUMMARY_WEIGHTINGS
 
 # Name → words; the runner of each is in `scoring.py`.
 TREE_BACKENDS = {
@@ -192,6 +192,11 @@ def check_together(config: Any) -> None:
             "summary_prior is set, but train_summaries='last' trains the last budget only. "
             "Set train_summaries='all', or leave summary_prior out."
         )
+    if config.summary_weighting == "authors" and config.summary_prior is not None:
+        raise ValueError(
+            "summary_prior is set, but summary_weighting='authors' weights every summary alike. "
+            "Set summary_weighting='eq10', or leave summary_prior out."
+        )
     truncated = [
         f"{name}={getattr(config, name)}"
         for name, neutral in (("top_p", (1.0,)), ("top_k", (0, None)), ("min_p", (0, None)))
@@ -221,7 +226,9 @@ class BRPOConfig(GRPOConfig):
     """Settings of one BRPO run: every field of `trl.GRPOConfig`, and those below.
 
     The defaults are the settings of the published runs (method: BRPO, arXiv 2505.13438):
-    no reward scaling, a constant loss length, clip 0.2, no KL.
+    no reward scaling, a constant loss length, clip 0.2, no KL. One differs: summaries are weighted
+    as the paper's eq. 10 says; the authors' code, and so the published runs, sum them unweighted
+    (`summary_weighting="authors"`).
 
     Differences from TRL's defaults: `loss_type="dr_grpo"`, `scale_rewards="none"`,
     `vllm_importance_sampling_mode="token_truncate"` (TRL's default takes one ratio for a whole
@@ -245,6 +252,9 @@ class BRPOConfig(GRPOConfig):
         None,
         "Weight P'_j of each budget in the summary policy's gradient. None is uniform "
         "(BRPO eq. 10).",
+    )
+    summary_weighting: Literal[*SUMMARY_WEIGHTINGS] = _setting(
+        "eq10", f"Weight of a summary's gradient. {_choices(SUMMARY_WEIGHTINGS)}."
     )
     num_summaries: _Positive = _setting(
         4, "Summaries sampled for each (thinking, budget): A in the paper."

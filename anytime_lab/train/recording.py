@@ -254,7 +254,8 @@ _LOSS_METRICS = ("entropy", "kl", "clip_ratio/region_mean")
 
 # Fields that make another run; others (max_steps, saving, logging) may change on the way.
 _MAKES_THE_RUN = (
-    "budgets", "prior", "summary_prior", "num_summaries", "max_summary_tokens", "num_generations",
+    "budgets", "prior", "summary_prior", "summary_weighting", "num_summaries", "max_summary_tokens",
+    "num_generations",
     "baseline", "discount", "train_summaries", "length_penalty", "length_penalty_alpha",
     "check_format", "loss_type", "loss_length", "beta", "epsilon", "temperature", "num_iterations",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed",
@@ -294,6 +295,7 @@ def check_same_run(trainer: Any) -> None:
     args, problems = trainer.args, trainer.train_dataset
     told = read_manifest(args.output_dir)
     before, now = told.get("settings") or {}, json.loads(json.dumps(args.to_dict(), default=str))
+    before = {"summary_weighting": "eq10", **before} if before else {}  # of before there were two
     differ = [
         f"{name} {before[name]!r} (now {now[name]!r})"
         for name in _MAKES_THE_RUN
@@ -464,6 +466,7 @@ def credit(scores: Tensor, cuts: Tensor, args: BRPOConfig) -> dict[str, Tensor]:
     leaf = args.penalised(scores, cuts)
     means = leaf.nanmean(dim=3)
     prior = means.new_tensor(args.budget_prior.weights)
+    weights = means.new_tensor(args.summary_weights)
     final = torch.zeros_like(prior)
     final[-1] = 1.0
     told = {
@@ -471,9 +474,7 @@ def credit(scores: Tensor, cuts: Tensor, args: BRPOConfig) -> dict[str, Tensor]:
         "returns": returns(means, prior),
         "progress": progress_baseline(means, prior, args.discount),
         "group": group_baseline(means, prior),
-        "summary_advantages": summary_advantages(
-            leaf, cuts, means.new_tensor(args.summary_weights)
-        ),
+        "summary_advantages": summary_advantages(leaf, cuts, weights, args.summary_weighting),
         "advantage_grpo": thinking_advantages(means, final, args.budgets, "group", args.discount),
     }
     for name in BASELINES:
@@ -532,6 +533,7 @@ def keep_trees(
             "baseline": args.baseline,
             "discount": args.discount,
             "summary_weights": list(args.summary_weights),
+            "summary_weighting": args.summary_weighting,
             "length_penalty": args.length_penalty,
             "methods": {name: words for name, (words, _) in BASELINES.items()},
         }

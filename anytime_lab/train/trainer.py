@@ -40,6 +40,7 @@ from anytime_lab.train.advantages import (
     thinking_advantages,
     token_advantages,
 )
+from anytime_lab.train.card import complete_card
 from anytime_lab.train.checks import (
     as_reward_functions,
     check_args,
@@ -59,6 +60,7 @@ from anytime_lab.train.devices import (
 from anytime_lab.train.recording import (
     MISLEADING,
     STATE_FILE,
+    TRAINING_MANIFEST,
     ProgressBar,
     StepRecorder,
     check_same_run,
@@ -176,7 +178,7 @@ class BRPOTrainer(GRPOTrainer):
         check_datasets(
             train_dataset, eval_dataset, functions, model_config, args, self.encode_prompt
         )
-        example = self.encode_prompt(next(iter(train_dataset))["prompt"])
+        self.example = self.encode_prompt(next(iter(train_dataset))["prompt"])
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
@@ -195,7 +197,7 @@ class BRPOTrainer(GRPOTrainer):
                 rollout_func=_sample_rollouts,
             )
         if self.accelerator.is_main_process:
-            print(describe_format(self.tokens, example))
+            print(describe_format(self.tokens, self.example))
         check_sharding(self)
         self.tree_backend, reason = choose_backend(self.model, args.tree_backend, args.temperature)
         if self.ref_model is not None:
@@ -322,7 +324,7 @@ class BRPOTrainer(GRPOTrainer):
         means = leaf.nanmean(dim=3)
         made = (
             thinking_advantages(means, prior, args.budgets, args.baseline, args.discount),
-            summary_advantages(leaf, cuts, weights),
+            summary_advantages(leaf, cuts, weights, args.summary_weighting),
         )
         rounding = 1e-6 * leaf.nan_to_num(0.0).abs().amax()
         return tuple(advantage.where(advantage.abs() > rounding, 0.0) for advantage in made)
@@ -444,6 +446,11 @@ class BRPOTrainer(GRPOTrainer):
         with alone if self.accelerator.is_main_process else contextlib.nullcontext():
             path = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
             self._step, self._buffered_inputs = 0, None
+            if path is None and (Path(self.args.output_dir) / TRAINING_MANIFEST).exists():
+                logger.warning(
+                    "%s holds a run, which is begun anew: it goes on from no checkpoint.",
+                    self.args.output_dir,
+                )
             if path is not None:
                 check_same_run(self)
                 step = step_of(path)
@@ -473,10 +480,19 @@ class BRPOTrainer(GRPOTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Save the model; `~` in the folder's name is the home folder, as everywhere."""
+        """Save the model with its card; `~` in the folder's name is the home folder."""
         if output_dir is not None:
             output_dir = os.path.expanduser(output_dir)
         super().save_model(output_dir, _internal_call)
+        if not _internal_call and self.is_world_process_zero():
+            self.create_model_card()
+            complete_card(self, output_dir or self.args.output_dir)
+
+    def create_model_card(self, *given, **named):
+        """TRL's card in `output_dir`, with settings, data, how to load the model, and its curve."""
+        super().create_model_card(*given, **named)
+        if self.is_world_process_zero():
+            complete_card(self, self.args.output_dir)
 
     def _save_checkpoint(self, model, trial):
         """Delete earlier checkpoints only once this one is whole, as transformers does not."""

@@ -144,6 +144,22 @@ def test_single_summaries_are_compared_with_the_group_at_the_same_budget():
     close(got[0, :, 1, 0] / 0.75, [-1 / 3, -1 / 3, 2 / 3])
 
 
+def test_summaries_weighted_as_in_the_paper_and_as_in_the_authors_code_by_hand():
+    # two thinkings, two budgets, two summaries; each node's mean is 1/2, 1, 0 and 1/2
+    scores = torch.tensor([[[[1.0, 0.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]]]])
+    cuts, prior = torch.tensor([[[2, 4], [2, 3]]]), torch.tensor([0.25, 0.75])
+    apart = torch.tensor([[[0.5, -0.5], [0.0, 0.0]], [[0.0, 0.0], [-0.5, 0.5]]])
+    close(summary_advantages(scores, cuts, prior, "eq10")[0, 0, 0], [0.25 / 4, -0.25 / 4])
+    close(summary_advantages(scores, cuts, prior, "eq10")[0, 1, 1], [-0.75 / 4, 0.75 / 4])
+    close(summary_advantages(scores, cuts, prior, "authors")[0], apart.tolist())
+    last = summary_advantages(scores, cuts, torch.tensor([0.0, 1.0]), "authors")  # trained alone
+    close(last[0], [[[0.0, 0.0]] * 2, [[0.0, 0.0], [-0.5, 0.5]]])
+    uniform = [
+        summary_advantages(scores, cuts, torch.full((2,), 0.5), w) for w in ("eq10", "authors")
+    ]
+    close(uniform[1], (uniform[0] * 4).tolist())  # J S
+
+
 def test_an_abstained_summary_has_no_advantage_and_leaves_the_mean():
     scores = torch.tensor([[[[1.0, NAN, 0.0], [NAN, NAN, NAN]]]])
     got = summary_advantages(scores, torch.tensor([[[1, 2]]]), torch.tensor([1.0, 0.0]))

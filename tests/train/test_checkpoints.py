@@ -95,6 +95,7 @@ def test_a_finished_run_that_is_resumed_changes_nothing(tmp_path):
     [
         ({"learning_rate": 1e-6}, r"learning_rate 0.001 \(now 1e-06\)"),
         ({"budgets": [6], "baseline": "group"}, r"budgets \[3, 6\] \(now \[6\]\), baseline"),
+        ({"summary_weighting": "authors"}, r"summary_weighting 'eq10' \(now 'authors'\)"),
         ({"seed": 4}, r"seed 3 \(now 4\)(.|\n)*More max_steps alone goes on"),
     ],
 )
@@ -146,6 +147,24 @@ def test_flipped_bytes_are_named_and_the_checkpoint_before_is_taken(copy, name):
     assert found is not None and found != str(copy / "checkpoint-4")
     with pytest.raises(ValueError, match=f"{name} missing or damaged"):
         checkpoint_to_resume(copy, str(copy / "checkpoint-4"))
+
+
+def test_a_damaged_manifest_tells_a_way_on_that_works(copy):
+    (copy / "training.json").write_text('{"settings": ')
+    with pytest.raises(RunFolderError, match="training.json cannot(.|\n)*Delete it and go on"):
+        killable.make_trainer(copy, max_steps=5).train(resume_from_checkpoint=True)
+    (copy / "training.json").unlink()
+    killable.make_trainer(copy, max_steps=5).train(resume_from_checkpoint=True)
+    (session,) = json.loads((copy / "training.json").read_text())["sessions"]
+    assert session["resumed_from"].endswith("checkpoint-4")
+    assert [line["step"] for line in lines(copy)] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_is_begun_anew_in_its_folder_says_so(tmp_path, caplog):
+    killable.make_trainer(tmp_path, max_steps=1, save_strategy="no").train()
+    assert "begun anew" not in caplog.text and last_complete_checkpoint(tmp_path) is None
+    killable.make_trainer(tmp_path, max_steps=1).train()
+    assert f"{tmp_path} holds a run, which is begun anew" in caplog.text
 
 
 def test_a_second_training_in_a_folder_is_told_at_once(copy):

@@ -63,6 +63,8 @@ WRONG_VALUES = [
     ),
     ({"summary_prior": [1.0]}, "summary_prior is \\[1.0\\]: the prior has 1 weights"),
     ({"summary_prior": [0.25] * 4, "train_summaries": "last"}, "leave summary_prior out"),
+    ({"summary_prior": [0.25] * 4, "summary_weighting": "authors"}, "leave summary_prior out"),
+    ({"summary_weighting": "eq. 10"}, "expected 'eq10' or 'authors'. Weight of a"),
     ({"num_summaries": 0}, "num_summaries is 0"),
     ({"num_summaries": 1.5}, "num_summaries is 1.5"),
     ({"baseline": "v1"}, "'progress'"),

@@ -497,6 +497,19 @@ def test_last_trains_the_final_summaries_only(tmp_path):
     assert batch["advantages"][batch["tree_leaf"] == 2].any()
 
 
+def test_unweighted_summaries_weigh_as_many_times_as_there_are_and_the_thinking_as_before(tmp_path):
+    batches = []
+    for weighting in ("eq10", "authors"):
+        trainer = build(tmp_path / weighting, summary_weighting=weighting, **SGD)
+        trainer.model.train()
+        inputs = [row for row in tiny.problems().select(range(2)) for _ in range(4)]
+        batches.append(trainer._generate_and_score_completions(inputs))
+    paper, authors = (batch["advantages"] for batch in batches)
+    on_leaf = batches[0]["tree_leaf"] >= 0
+    assert torch.equal(authors[~on_leaf], paper[~on_leaf]) and paper[on_leaf].any()
+    torch.testing.assert_close(authors[on_leaf], paper[on_leaf] * 3 * 2)  # budgets, summaries
+
+
 # --- adapters, checkpoints, evaluation ------------------------------------------------------------
 
 
