@@ -131,7 +131,11 @@ def _texts_equal(answer: str, gold: str) -> bool:
     given, wanted = _RELATION.fullmatch(answer), _RELATION.fullmatch(gold)
     with contextlib.suppress(UnknownFormError):
         if given and wanted:
-            return _relations_equal(given, wanted)
+            sides = [tuple(map(_prepared, both.groups()[1:])) for both in (given, wanted)]
+            factor = common_factor(*sides)
+            if factor is None or given.group(1) in ("=", "\\ne"):
+                return factor is not None
+            return factor.imag == 0 and (factor.real < 0) == (given.group(1) != wanted.group(1))
         verdict = equal_values(_prepared(answer), _prepared(gold))
         if verdict is not None:
             return verdict
@@ -142,15 +146,6 @@ def _texts_equal(answer: str, gold: str) -> bool:
     except UnparsableError:
         return False  # a gold that is no expression is met by its own text only
     return bool(verify(right, left, timeout_seconds=None, float_rounding=6))
-
-
-def _relations_equal(given: re.Match[str], wanted: re.Match[str]) -> bool:
-    """Whether `a - b` and `c - d` differ by a constant factor only, of the right sign."""
-    sides = [tuple(map(_prepared, relation.groups()[1:])) for relation in (given, wanted)]
-    factor = common_factor(*sides)
-    if factor is None or given.group(1) in ("=", "\\ne"):
-        return factor is not None
-    return factor.imag == 0 and (factor.real < 0) == (given.group(1) != wanted.group(1))
 
 
 def grade(answer: str, golds: list[str]) -> str:

@@ -200,7 +200,9 @@ def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
             named = is_name(answer.texts[0])
             if key(answer.texts[0]) == key(gold.texts[0]) or not named:
                 return equal(given, wanted, atoms)
-            if is_name(gold.texts[0]) and not _has_names(answer, gold):
+            # With names on a right side they may be the same rearranged.
+            right = key_letters(answer.texts[-1] + gold.texts[-1])
+            if is_name(gold.texts[0]) and not re.search("[a-zA-Z]", right):
                 return False
         return _algebra(answer, gold, atoms)
     if isinstance(gold, Relation):
@@ -267,11 +269,6 @@ def _stated(relation: Relation) -> Form | None:
         if before > 0 or not is_name(relation.texts[0]):
             return relation.members[before]  # the exact value, not its rounding
     return relation.members[-1]
-
-
-def _has_names(*relations: Relation) -> bool:
-    """Whether a right side holds names, so that the equations may be the same rearranged."""
-    return any(any(c.isalpha() for c in key_letters(r.texts[-1])) for r in relations)
 
 
 def _algebra(answer: Relation, gold: Relation, atoms: AtomsEqual) -> bool | None:

@@ -105,14 +105,9 @@ def split_commas(text: str) -> list[str]:
     Without a space after any comma `1,000` is still one number if that leaves a single part;
     otherwise all commas part.
     """
-    parts = split_top(without_separators(text), ",")
+    parts = split_top(_THOUSANDS.sub(lambda m: m.group().replace(",", ""), text), ",")
     spaced = any(part[:1].isspace() for part in parts[1:])
     return parts if len(parts) == 1 or spaced else split_top(text, ",")
-
-
-def without_separators(text: str) -> str:
-    """The text with `1,000` as `1000`."""
-    return _THOUSANDS.sub(lambda m: m.group().replace(",", ""), text)
 
 
 def _folded(odd: re.Match[str]) -> str:
@@ -470,8 +465,11 @@ def _read(text: str, depth: int) -> Form:
     if _ALL_REALS.fullmatch(text):
         return Group("(", ")", (_LOWEST, _HIGHEST))
     words = read_words(text)
+    if words is not None and NOTHING.fullmatch(words.text):
+        return Many((), braced=True)  # no solution
     if words is not None:
-        return _meant(words)
+        spelled = words.text in NUMBERS
+        return _exact(Fraction(NUMBERS.index(words.text))) if spelled else words
     number = read_number(text)
     if number is not None:
         return Atom(text, number)
@@ -491,15 +489,6 @@ def _read(text: str, depth: int) -> Form:
             return Atom(inner.text, inner.number, unit, text if unit.letters else "")
         return inner
     return Atom(text, None, None)
-
-
-def _meant(words: Words) -> Form:
-    """`no solution` is the empty set, and `four` is 4; any other text stands for itself."""
-    if NOTHING.fullmatch(words.text):
-        return Many((), braced=True)
-    if words.text in NUMBERS:
-        return _exact(Fraction(NUMBERS.index(words.text)))
-    return words
 
 
 def _read_quantity(text: str) -> Atom | None:
@@ -725,9 +714,11 @@ def _read_matrix(text: str, depth: int) -> Form | None:
         factor = scalar.strip().removesuffix("\\cdot").removesuffix("\\times")
         factor = "-1" if factor == "-" else factor
         form = _read_matrix(text[len(scalar) :], depth)
-        if not isinstance(form, Matrix) or not isinstance(_read(factor, depth), Atom):
+        cells = [cell for row in form.rows for cell in row] if isinstance(form, Matrix) else [None]
+        if not all(isinstance(cell, Atom) for cell in [*cells, _read(factor, depth)]):
             return None
-        return Matrix(tuple(tuple(_times(factor, cell) for cell in row) for row in form.rows))
+        times = rf"({factor})\cdot"
+        return Matrix(tuple(tuple(Atom(f"{times}({c.text})") for c in row) for row in form.rows))
     match = _ENVIRONMENT.fullmatch(re.sub(r"^[(\[]\s*(?=\\begin)|(?<=\})\s*[)\]]$", "", text))
     if match is None or "\\begin" in match.group(2):
         return None
@@ -736,10 +727,6 @@ def _read_matrix(text: str, depth: int) -> Form | None:
     if not cells or len(cells) * max(map(len, cells)) > MAX_ITEMS:
         return None
     return Matrix(tuple(tuple(_read(cell, depth) for cell in row) for row in cells))
-
-
-def _times(factor: str, cell: Form) -> Form:
-    return Atom(rf"({factor})\cdot({cell.text})") if isinstance(cell, Atom) else cell
 
 
 def is_name(text: str) -> bool:
