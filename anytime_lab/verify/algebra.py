@@ -129,7 +129,7 @@ def _texts_equal(answer: str, gold: str) -> bool:
     if sorted(_PRIMES.findall(answer)) != sorted(_PRIMES.findall(gold)):
         return False
     given, wanted = _RELATION.fullmatch(answer), _RELATION.fullmatch(gold)
-    with contextlib.suppress(UnknownFormError):
+    with contextlib.suppress(UnknownFormError, RecursionError):
         if given and wanted:
             sides = [tuple(map(_prepared, both.groups()[1:])) for both in (given, wanted)]
             factor = common_factor(*sides)

@@ -78,6 +78,7 @@ def _is_below_zero(value: Any) -> bool:
 
 
 def _power(base: Any, exponent: Any) -> Any:
+    """A real root where there is one: -2 is the cube root of -8."""
     if base == 0 and exponent != 0 and not (mp.im(exponent) == 0 and mp.re(exponent) > 0):
         raise ZeroDivisionError
     if base and exponent and mp.mag(exponent * mp.log(base)) > 17:
@@ -85,7 +86,7 @@ def _power(base: Any, exponent: Any) -> Any:
     above = _above(exponent) if _is_below_zero(base) else None
     if above is None or mp.isint(exponent):
         return mp.power(base, exponent)
-    return (-1) ** above * mp.power(-base, exponent)  # -2 is the cube root of -8
+    return (-1) ** above * mp.power(-base, exponent)
 
 
 def _above(exponent: Any) -> int | None:
@@ -108,8 +109,7 @@ _SIGNS = {
     **dict.fromkeys(("/", "\\div"), operator.truediv),
 }
 _FUNCTIONS = {
-    "ln": _logarithm,
-    "log": lambda value: _logarithm(value, 10),
+    **dict.fromkeys(("ln", "log"), _logarithm),
     "exp": mp.exp,
     **{
         name: getattr(mp, name.replace("arc", "a"))
@@ -275,7 +275,8 @@ class Reader:
         inside = self.enclosed() if self.token in ("(", "[") else self.factors(of_function=True)
         if self.token in _SIGNS and self.token not in ("+", "-"):
             raise UnknownFormError("where the function ends")
-        node = _node(_logarithm, inside, base) if base else _node(_FUNCTIONS[name], inside)
+        bases = [base or _number(10)] if name == "log" else []
+        node = _node(_FUNCTIONS[name], inside, *bases)
         return _node(_power, node, power) if power else node
 
 

@@ -57,6 +57,7 @@ def test_an_expression_equals_itself_and_not_a_little_more(text):
     [
         (r"\ln(a/b)", r"\ln a-\ln b", True),
         (r"\sqrt{ab}", r"\sqrt{a}\sqrt{b}", True),
+        (r"\log(a/b)", r"\log a-\log b", True),
         (r"\ln|x|", r"\ln x", False),
         (r"\sqrt{x^2}", "x", False),
         (r"\cos(n\pi)", "(-1)^n", True),
