@@ -274,9 +274,8 @@ class Plan:
             weights += trained * width
         if costs.width < width:  # autocast keeps a narrow copy during a step
             weights += size.body * costs.width / weight_parts
-        logits = (
-            3 * 4 * min(self.rows * costs.trained, 4096) * size.text.vocab_size
-        )  # a chunk of them
+        scored = min(self.rows * costs.trained, 4096)  # a chunk of them at a time
+        logits = 3 * 4 * scored * size.text.vocab_size
         cache = self.rollout_rows * (costs.packed * costs.cached + 8 * size.text.vocab_size)
         if self.sharding == "zero3":  # weights are gathered to sample
             cache += size.parameters * costs.width

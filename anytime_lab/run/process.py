@@ -326,19 +326,13 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 
 def main(folder: Path, rank: bool) -> None:
-    """The process of a run, or of one of its ranks."""
+    """The process of a run, which writes its result, or of one of its ranks."""
     signal.signal(signal.SIGTERM, lambda *_: _end(folder, 143))
-    about = read_json(folder / RUN)
+    about, started = read_json(folder / RUN), time.time()
     if rank:
         execute_notebook(folder, about)
         return
     threading.Thread(target=_watch_starter, args=[folder], daemon=True).start()
-    _execute(folder, about)
-
-
-def _execute(folder: Path, about: Mapping[str, Any]) -> None:
-    """Execute the run of a folder, in one process or several, and write its result."""
-    started = time.time()
     try:
         if about["processes"] > 1 or about["accelerate"]:
             _run_processes(folder, about)

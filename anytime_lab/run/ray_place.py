@@ -22,7 +22,6 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import ray
@@ -96,13 +95,11 @@ def _run_on_node(run: Job, url: str | None, told: Queue) -> None:
 
 
 def _run_here(run: Job, told: Queue) -> None:
+    def look() -> None:
+        told.put((run.name, read_or_nothing(run.folder / PROGRESS)))
+
     # Ray counts one core for each kernel of a run without devices.
-    look = partial(_tell, run.folder / PROGRESS, run.name, told)
     run_to_end(run, {"OMP_NUM_THREADS": "1"}, look)
-
-
-def _tell(progress: Path, name: str, told: Queue) -> None:
-    told.put((name, read_or_nothing(progress)))
 
 
 class RayPlace(Place):
