@@ -112,3 +112,14 @@ def test_parameters_are_json_literals_with_a_type(path):
     declared = declared_parameters(path)
     assert len(declared) == len(lines)
     assert json.loads(json.dumps(declared)) == declared
+
+
+def test_executed_copies_show_their_views_as_pictures_and_are_small():
+    copies = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
+    assert {path.stem for path in copies} == {"04_budget_curves", "06_inside_a_problem"}
+    for path in copies:
+        outputs = [one for cell in cells(path) for one in cell.get("outputs", ())]
+        kinds = {kind for one in outputs for kind in one.get("data", ())}
+        assert "image/png" in kinds and not any("plotly" in k or "widget" in k for k in kinds), kinds
+        assert not [one for one in outputs if one["output_type"] == "error"]
+        assert path.stat().st_size < 300_000
