@@ -1,4 +1,4 @@
-"""Run notebooks on the shipped example and keep them with their pictures: `python docs/executed.py`.
+"""Run notebooks on the shipped example; keep them with pictures: `python docs/executed.py`.
 
 What GitHub shows of a view is its picture; the figure itself, which is large, is left out. It needs
 Chromium or Chrome.

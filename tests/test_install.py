@@ -85,7 +85,7 @@ def test_the_lock_is_of_what_pyproject_asks_for():
     }
     locked = {
         (
-            "".join(re.findall(r"extra == '(\w+)'", one.get("marker", ""))),
+            "".join(re.findall(r"extra == '([\w-]+)'", one.get("marker", ""))),
             one["name"],
             SpecifierSet(one.get("specifier", "")),
         )

@@ -120,6 +120,8 @@ def test_executed_copies_show_their_views_as_pictures_and_are_small():
     for path in copies:
         outputs = [one for cell in cells(path) for one in cell.get("outputs", ())]
         kinds = {kind for one in outputs for kind in one.get("data", ())}
-        assert "image/png" in kinds and not any("plotly" in k or "widget" in k for k in kinds), kinds
+        assert "image/png" in kinds and not any("plotly" in k or "widget" in k for k in kinds), (
+            kinds
+        )
         assert not [one for one in outputs if one["output_type"] == "error"]
         assert path.stat().st_size < 300_000
