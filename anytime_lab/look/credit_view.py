@@ -1,7 +1,5 @@
 """View: a rollout tree of training, its tokens coloured by their advantage under two methods."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import ipywidgets as widgets

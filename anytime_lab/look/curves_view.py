@@ -1,7 +1,5 @@
 """View: accuracy by thinking budget of several runs, read at a budget and under a prior."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -148,7 +146,7 @@ class BudgetCurves(RunsView):
     def _make_controls(self, folder: str) -> None:
         self.dataset = chooser("Dataset", self.catalogue.datasets)
         self.common = described(widgets.Dropdown, "Score over", "100%", options=[("", "")])
-        self.over = described(widgets.Dropdown, "Drawn over", options=list(OVER))
+        self.over = described(widgets.Dropdown, "Drawn over", "36em", options=list(OVER))
         self.log_axis = ticked("Logarithmic axis")
         self.level = described(
             widgets.FloatSlider, "Tokens to accuracy", "28em",
@@ -227,7 +225,8 @@ class BudgetCurves(RunsView):
         axes = {column: words for column, words in OVER.items() if column != "flops" or not untold}
         at = self.over.value if self.over.value in axes else "budget"
         self.refill(self.over, [(words, column) for column, words in axes.items()], at)
-        missing = f"FLOPs: no parameters are told by {', '.join(untold)}. " if untold else ""
+        told_by = "any run" if len(untold) == len(shown) else ", ".join(untold)
+        missing = f"FLOPs: the parameters are not told by {told_by}. " if untold else ""
         self.axes.say(f"{missing}Seconds: evaluations record none.", kind="note")
         options = [(f"{len(common)} budgets all share: {_listed(common)}", "")] if common else []
         options += [(f"those of {short(n, 24)}: {budgets}", n) for n, budgets in grids.items()]

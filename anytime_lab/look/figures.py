@@ -1,7 +1,5 @@
 """One function a figure: tidy frames in, a plotly figure out, shown static and alive."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Figures on a page: the static figure drawn alive, in the page's colours, with a line to move."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path

@@ -5,8 +5,6 @@ show nothing else of a figure. Sweeps and the main job add them by themselves wh
 Chrome or Chromium, which this needs.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import os

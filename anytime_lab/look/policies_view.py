@@ -1,7 +1,5 @@
 """View: early-exit rules replayed on a run's records, and the calibration of its confidence."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path

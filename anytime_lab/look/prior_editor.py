@@ -1,7 +1,5 @@
 """A budget prior chosen from a list, tuned by a slider, or drawn by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import ipywidgets as widgets

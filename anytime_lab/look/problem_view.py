@@ -1,7 +1,5 @@
 """View: the problems behind a point of a curve, and two runs' thinkings read up to a budget."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import ipywidgets as widgets

@@ -1,7 +1,5 @@
 """Runs → one HTML page that needs no network: tables, curves with bands, how it was measured."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """How everything is drawn: colours, names at line ends, ticks, and a frame as LaTeX."""
 
-from __future__ import annotations
-
 import html
 import textwrap
 from collections.abc import Mapping, Sequence

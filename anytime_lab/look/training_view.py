@@ -1,7 +1,5 @@
 """View: training runs as they go, or as they went, from what they write."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What every view has: its notes, observers that keep still, a static picture, export."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
