@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import traitlets
 
-from anytime_lab.look.figures import MANY, OVER, plot_curves
+from anytime_lab.look.figures import MANY, OVER, plot_curves, prior_trace
 from anytime_lab.look.live import (
     JS,
     LiveFigure,
@@ -87,7 +87,7 @@ class BudgetCurves(RunsView):
         self.on(self.runs, self._reference_chosen, "reference")
         self.on([self.log_axis, self.over, self.published], self._draw)
         self.on(self.common, self._common_chosen)
-        self.on(self.prior, self._draw, "prior")
+        self.on(self.prior, self._prior_chosen, "prior")
         self.on(self.live, self._line_moved, "at")
         self.on(self.level, self._read_reach)
         self.live.hear("click", self._point_clicked)
@@ -257,6 +257,19 @@ class BudgetCurves(RunsView):
         self._pairs.clear()
         if self.dataset.value in self.catalogue.datasets:
             self._dataset_chosen()
+
+    def _prior_chosen(self) -> None:
+        """Draws the bars anew, and no more: a slider may ask for it at each step."""
+        figure, prior, stops = self.live.figure, self.prior.prior, self.live._stops
+        bars = next(figure.select_traces({"name": "prior"}), None)
+        if bars is None or prior is None:
+            return self._draw()
+        places = pd.Series([x for x, _ in stops], told.all_budgets(list(self.shown.values())))
+        bars.update(prior_trace(prior, places))
+        figure.layout[bars.yaxis.replace("y", "yaxis")].range = [0, 1.25 * max(prior.weights)]
+        self.live.update_from(figure)
+        self._tell_story()
+        self._read()
 
     def _painted(self, heights: list[float]) -> None:
         budgets = told.all_budgets(list(self.shown.values()))
