@@ -427,10 +427,12 @@ def prompt_ids(
     """
     if wrong := what_is_wrong(prompt):
         raise ValueError(f"a prompt {wrong}")
+    if not isinstance(prompt, str):
+        prompt = [_of_text(message) for message in prompt]
     if isinstance(prompt, str):
         text = prompt
     elif not fmt.chat_template:
-        text = "".join(f"{_content(message['content'])}\n\n" for message in prompt)
+        text = "".join(f"{message['content']}\n\n" for message in prompt)
     elif getattr(tokenizer, "chat_template", None) is None:
         raise ValueError(
             "the prompt is a conversation, but the tokenizer has no chat template. Set "
@@ -438,7 +440,7 @@ def prompt_ids(
         )
     else:
         text = tokenizer.apply_chat_template(
-            [{**message, "content": _content(message["content"])} for message in prompt],
+            prompt,
             add_generation_prompt=True,
             tokenize=False,
             **dict(chat_template_kwargs or {}),
@@ -459,7 +461,7 @@ def _opened(text: str, prompt: Any, fmt: ThinkingFormat) -> str:
     marker, close = fmt.think_open.strip(), fmt.think_close
     begun = ""  # what the template wrote after the last message
     if not isinstance(prompt, str):
-        said = _content(prompt[-1]["content"]).strip()
+        said = prompt[-1]["content"].strip()
         begun = text[text.rfind(said) + len(said) :] if said in text else text
     opened = begun.rfind(marker) if marker else -1
     ends_turns = close in TURN_ENDS  # a template writes it after each message
@@ -476,9 +478,11 @@ def _opened(text: str, prompt: Any, fmt: ThinkingFormat) -> str:
     return text if opened >= 0 else text + fmt.think_open
 
 
-def _content(content: str | Sequence[Mapping[str, Any]]) -> str:
+def _of_text(message: Mapping[str, Any]) -> dict[str, Any]:
     # Many templates print a list of parts as it is, brackets and all.
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+    content = message["content"]
+    parts = [content] if isinstance(content, str) else [part["text"] for part in content]
+    return {**message, "content": "".join(parts)}
 
 
 def text_and_ends(tokens: ThinkingTokens, ids: Sequence[int]) -> tuple[str, list[int]]:
@@ -509,7 +513,7 @@ class PieceReader:
     def read(self, token: int) -> str:
         """The text that a token completes; often its own, sometimes none."""
         self._ids.append(token)
-        added = self._added()
+        added = self.rest()
         if not added or added.endswith("\ufffd"):
             return ""
         self._ids, self._known = self._ids[self._known :], len(self._ids) - self._known
@@ -517,8 +521,5 @@ class PieceReader:
 
     def rest(self) -> str:
         """What was held back, should no token follow."""
-        return self._added()
-
-    def _added(self) -> str:
         known = self.tokens.decode(self._ids[: self._known])
         return self.tokens.decode(self._ids)[len(known) :]
