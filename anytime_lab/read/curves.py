@@ -405,3 +405,32 @@ def mean_interval(values: np.ndarray, bounds: tuple[float, float]) -> Estimate:
         mean, np.where(known & (mean <= 0), 0.0, lower), np.where(known & (mean >= 1), 1.0, upper),
         se, n,
     )  # fmt: skip
+
+
+def least_difference(
+    problems: int, samples: int = 1, accuracy: float = 0.5, alike: float = 0.0, power: float = 0.8
+) -> float:
+    """The smallest difference of two runs at a budget that an evaluation is likely to tell from 0.
+
+    Args:
+        problems: that both are asked.
+        samples: thinkings for each problem, of each run.
+        accuracy: of the runs, about; 0.5 is where most problems are needed.
+        alike: share of the variance of answers that lies between problems, which pairing takes
+            away: 0 where all are as hard, 1 where each is always solved or never.
+        power: chance that the interval of such a difference leaves out 0.
+
+    Returns a fraction: (t at 97.5 % + t at `power`) · sqrt(2 p (1 − p) (1 − alike) / (S P)).
+
+    Raises:
+        ValueError: fewer than two problems or one sample, or a share outside 0 … 1.
+    """
+    shares = {"accuracy": accuracy, "alike": alike, "power": power}
+    if problems < 2 or samples < 1 or not all(0 <= share <= 1 for share in shares.values()):
+        raise ValueError(
+            f"{problems} problems, {samples} samples, {shares}; expected 2 problems, 1 sample or "
+            "more, and shares of 0 to 1."
+        )
+    variance = 2 * accuracy * (1 - accuracy) * (1 - alike) / (samples * problems)
+    reach = stdtrit(problems - 1, (1 + CONFIDENCE) / 2) + stdtrit(problems - 1, power)
+    return float(reach * np.sqrt(variance))

@@ -17,6 +17,7 @@ from anytime_lab.read.curves import (
     accuracy_curves,
     anytime_accuracy,
     final_accuracy,
+    least_difference,
     mean_interval,
     paired_difference,
     paired_differences,
@@ -257,6 +258,22 @@ def test_several_runs_are_tested_after_holm():
     holm = [3 * p["much"], 2 * p["some"], p["little"]]
     holm = [holm[0], max(holm[:2]), max(holm)]
     assert told["p_holm"].to_dict() == pytest.approx(dict(zip(p, holm, strict=True)))
+
+
+@pytest.mark.parametrize(("problems", "samples", "alike"), [(60, 1, 0.0), (400, 4, 0.3)])
+def test_the_least_difference_is_found_4_times_in_5(problems, samples, alike):
+    gain = least_difference(problems, samples, alike=alike)
+    rng, trials = np.random.default_rng(0), 4000
+    size = (1 - alike) / alike if alike else 1e9
+    chances = np.clip(rng.beta(size / 2, size / 2, (problems, trials)), gain / 2, 1 - gain / 2)
+    a, b = (rng.binomial(samples, chances + side * gain / 2) / samples for side in (1, -1))
+    told = mean_interval(a - b, (-1.0, 1.0))
+    assert (told.low > 0).mean() == pytest.approx(0.8, abs=0.04)
+    assert least_difference(4 * problems, samples) == pytest.approx(
+        least_difference(problems, 4 * samples), rel=0.03
+    )
+    with pytest.raises(ValueError, match="1 problems, 1 samples"):
+        least_difference(1)
 
 
 def test_correlated_budgets_keep_their_area_uncertain():
