@@ -53,6 +53,15 @@ def main() -> None:
                     right = rng.binomial(samples, drawn) / samples
                     shares.append(held(right, (0.0, 1.0), mean))
                 note(f"{problems} problems, {samples} samples, alike {alike}", shares)
+    print(f"{'anytime: accuracy at the last of 6 budgets':<44}    .20    .50    .80    .95    .99")
+    for problems in PROBLEMS:
+        shares = []
+        for mean in (0.2, 0.5, 0.8, 0.95, 0.99):
+            last = chances(rng, mean, 0.3, (problems, args.trials))
+            when = np.ceil(6 * rng.random(last.shape))  # the budget that a thinking needs
+            right = (rng.random(last.shape) < last) * (7 - when) / 6
+            shares.append(held(right, (0.0, 1.0), mean * 3.5 / 6))
+        note(f"{problems} problems, 1 sample, anytime", shares)
     print(f"{'difference: accuracy of the first run':<44}" + "    .50    .50    .90    .90    .97")
     for samples in (1, 4):
         for problems in PROBLEMS:

@@ -346,7 +346,7 @@ def chance_of(values: np.ndarray, told: Estimate) -> np.ndarray:
     better, worse = (known > 0).sum(axis=0), (known < 0).sum(axis=0)
     exact = np.minimum(2 * bdtr(np.minimum(better, worse), better + worse, 0.5), 1.0)
     quantile = stdtrit(told.n_problems - 1, (1 + CONFIDENCE) / 2)
-    reach = np.maximum(told.high - told.value, told.value - told.low)
+    reach = np.where(told.value > 0, told.value - told.low, told.high - told.value)  # towards 0
     with np.errstate(invalid="ignore", divide="ignore"):
         by_t = 2 * stdtr(told.n_problems - 1, -np.abs(told.value) / reach * quantile)
     return np.where(np.isnan(reach), np.nan, np.where(alike, exact, by_t))
@@ -375,36 +375,47 @@ def weighted_values(table: ProblemTable, weights: np.ndarray) -> np.ndarray:
 def mean_interval(values: np.ndarray, bounds: tuple[float, float]) -> Estimate:
     """Means over problems with 95 % intervals that hold for few problems and near the bounds, too.
 
-    values: (P, K), NaN where unknown. The standard error is sqrt(Var_q / n). The spread behind an
-    interval is that of the problems and of a part of a made-up one at either bound, so that values
-    that all agree are not certain: half a problem each for a share (bounds 0 and 1), a quarter for
-    a difference. A share has Jeffreys' interval at the number of independent answers that would
-    spread as much (Franco et al. 2019, doi 10.1093/jssam/smy019), a difference Student's t.
-    `benchmarks/coverage.py` measures both.
+    values: (P, K), NaN where unknown. The standard error is sqrt(Var_q / n).
+
+    A share (bounds 0 and 1) has Jeffreys' interval at the number of independent answers that would
+    spread as much as the problems do (Franco et al. 2019, doi 10.1093/jssam/smy019) and half a
+    made-up one at either end: half-way from the furthest problem to the bound, and at the bound
+    where all agree, which is not certain. A difference (bounds -1 and 1) is what is gained less
+    what is lost: two such shares, joined by how they go together over the problems (Newcombe 1998,
+    Statistics in Medicine 17:2635; Zou and Donner 2008, 27:1693). `benchmarks/coverage.py`
+    measures both.
     """
     n, mean = np.isfinite(values).sum(axis=0), known_mean(values, axis=0)
-    low, high = bounds
-    part = 0.5 if low == 0 else 0.25
-    middle = (n * mean + part * (low + high)) / (n + 2 * part)
+    quantile = stdtrit(n - 1, (1 + CONFIDENCE) / 2)
     with np.errstate(invalid="ignore", divide="ignore"):
         se = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / (n - 1) / n)
-        ends = part * ((middle - low) ** 2 + (high - middle) ** 2)
-        spread = (np.nansum((values - middle) ** 2, axis=0) + ends) / (n + 2 * part)
-        reach = stdtrit(n - 1, (1 + CONFIDENCE) / 2)
-        if low != 0:
-            reach = reach * np.sqrt(spread / (n - 1))
-            return Estimate(
-                mean, np.maximum(mean - reach, low), np.minimum(mean + reach, high), se, n
+    if bounds[0] < 0:
+        sides = [np.maximum(values, 0.0), np.maximum(-values, 0.0)]
+        gain, loss = (mean_interval(side, (0.0, 1.0)) for side in sides)
+        # sums of products over sqrt of products of sums of squares, which are n (n - 1) se²
+        products = np.nansum((sides[0] - gain.value) * (sides[1] - loss.value), axis=0)
+        scale = n * (n - 1) * gain.se * loss.se
+        alike = np.divide(products, scale, out=np.zeros_like(mean), where=scale > 0)
+        low, high = (
+            mean + sign * np.sqrt(np.maximum(a**2 + b**2 - 2 * alike * a * b, 0.0))
+            for sign, a, b in (
+                (-1, gain.value - gain.low, loss.high - loss.value),
+                (1, gain.high - gain.value, loss.value - loss.low),
             )
-        answers = n * middle * (1 - middle) / spread * (ndtri((1 + CONFIDENCE) / 2) / reach) ** 2
-    right, wrong = answers * mean + 0.5, answers * (1 - mean) + 0.5
-    tail = (1 - CONFIDENCE) / 2
-    lower, upper = (betaincinv(right, wrong, share) for share in (tail, 1 - tail))
-    known = ~np.isnan(reach)
-    return Estimate(
-        mean, np.where(known & (mean <= 0), 0.0, lower), np.where(known & (mean >= 1), 1.0, upper),
-        se, n,
-    )  # fmt: skip
+        )
+        return Estimate(mean, np.maximum(low, -1.0), np.minimum(high, 1.0), se, n)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        least, most = np.fmin.reduce(values), np.fmax.reduce(values)
+        ends = np.where(least < most, [least / 2, (1 + most) / 2], [[0.0], [1.0]])
+        middle = (n * mean + ends.mean(axis=0)) / (n + 1)
+        off = np.nansum((values - middle) ** 2, axis=0) + ((ends - middle) ** 2).mean(axis=0)
+        spread = off / (n + 1)
+        answers = n * middle * (1 - middle) / spread * (ndtri((1 + CONFIDENCE) / 2) / quantile) ** 2
+    right, wrong, tail = answers * mean + 0.5, answers * (1 - mean) + 0.5, (1 - CONFIDENCE) / 2
+    low, high = (betaincinv(right, wrong, share) for share in (tail, 1 - tail))
+    known = ~np.isnan(quantile)
+    low, high = np.where(known & (mean <= 0), 0.0, low), np.where(known & (mean >= 1), 1.0, high)
+    return Estimate(mean, low, high, se, n)
 
 
 def least_difference(

@@ -33,9 +33,10 @@ def test_a_curve_worked_by_hand():
     assert curve["budget"].tolist() == [10, 20]
     assert curve["accuracy"].tolist() == [0.25, 0.75]
     assert curve["se"].tolist() == pytest.approx([0.25, 0.25])  # sqrt(Var 0.125 / 2)
-    # Half a problem at either bound: middle 1/3, spread (1/9 + 1/36 + 5/18) / 3 = 5/36, and t_1 is
-    # 12.706, so the two say as much as 2 · 2/9 / (5/36) · (1.96 / 12.706)² = 0.0761 answers.
-    low, high = beta.ppf([0.025, 0.975], 0.0761 / 4 + 0.5, 0.0761 * 3 / 4 + 0.5)
+    # Half a problem at 0 and at 3/4, half-way to the bounds: middle 7/24, spread
+    # (49 + 25 + (49 + 121) / 2) / 576 / 3 = 0.0920, and t_1 is 12.706, so the two say as much as
+    # 2 · 7/24 · 17/24 / 0.0920 · (1.96 / 12.706)² = 0.1069 answers.
+    low, high = beta.ppf([0.025, 0.975], 0.1069 / 4 + 0.5, 0.1069 * 3 / 4 + 0.5)
     assert curve["low"].tolist() == pytest.approx([low, 1 - high], rel=1e-2)
     assert curve["high"].tolist() == pytest.approx([high, 1 - low], rel=1e-2)
     assert curve["n_problems"].tolist() == [2, 2]
@@ -79,8 +80,9 @@ def test_standard_errors_equal_the_direct_formula():
     anytime = by_problem.mean(axis=1)
     assert anytime_accuracy(frame).se == pytest.approx(anytime.std(ddof=1) / math.sqrt(20))
     # 95 % of Jeffreys' interval for as many answers as spread like the 20 problems and one more
-    middle = (anytime.sum() + 0.5) / 21
-    spread = (((anytime - middle) ** 2).sum() + 0.5 * (middle**2 + (1 - middle) ** 2)) / 21
+    ends = np.array([anytime.min() / 2, (1 + anytime.max()) / 2])
+    middle = (anytime.sum() + ends.mean()) / 21
+    spread = (((anytime - middle) ** 2).sum() + 0.5 * ((ends - middle) ** 2).sum()) / 21
     answers = 20 * middle * (1 - middle) / spread * (1.959964 / 2.093024) ** 2
     high = beta.ppf(0.975, answers * anytime.mean() + 0.5, answers * (1 - anytime.mean()) + 0.5)
     assert anytime_accuracy(frame).high == pytest.approx(high)
@@ -129,12 +131,22 @@ def test_intervals_hold_the_truth_with_few_problems_and_near_the_bounds(accuracy
     assert 0.94 < held < 0.995
 
 
+@pytest.mark.parametrize(("accuracy", "gain"), [(0.5, 0.2), (0.9, 0.5), (0.97, 0.7)])
+def test_intervals_of_differences_hold_the_truth_near_the_bounds(accuracy, gain):
+    rng = np.random.default_rng(0)
+    base = rng.beta(accuracy * 2, (1 - accuracy) * 2, (30, 4000))
+    pair = [rng.random(base.shape) < chances for chances in (base + gain * (1 - base), base)]
+    told = mean_interval(pair[0] * 1.0 - pair[1], (-1.0, 1.0))
+    truth = gain * (1 - accuracy)
+    assert ((told.low <= truth) & (truth <= told.high)).mean() > 0.94
+
+
 def test_no_interval_is_without_width_where_all_agree():
     ones = np.ones((30, 1))
     told = mean_interval(ones, (0.0, 1.0))
     assert 0.85 < told.low[0] < 0.95 and told.high[0] == 1.0  # 3 / 30 is the rule of three
     told = mean_interval(ones - 1, (-1.0, 1.0))
-    assert told.high[0] == -told.low[0] == pytest.approx(0.048, abs=1e-3)
+    assert told.high[0] == -told.low[0] == pytest.approx(0.086, abs=1e-3)
 
 
 # --- two runs ------------------------------------------------------------------------------------

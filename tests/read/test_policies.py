@@ -169,8 +169,8 @@ def test_a_rule_is_paired_with_the_fixed_budget_of_the_same_cost():
     # fixed: p0 0 1 1 1, p1 1 1 0 0. k=2 costs 25: halfway between (1, 1) and (1, 0).
     row = frame.loc["2 budgets agree"]
     assert row["tokens"] == 25 and row["difference"] == pytest.approx(0.25)
-    # two problems, differences 0 and 0.5: se 0.25, Student's t with 1 degree of freedom
-    assert row["difference_high"] == pytest.approx(min(1, 0.25 + 12.706 * 0.25), abs=1e-3)
+    # two problems, differences 0 and 0.5, say next to nothing
+    assert row["difference_low"] < -0.5 and row["difference_high"] > 0.9
     assert frame.loc["1 budgets agree", "difference"] == 0
     assert frame.loc["3 budgets agree", "difference"] == 0
     assert frame.loc["20 tokens", "difference"] != frame.loc["20 tokens", "difference"]  # missing

@@ -51,7 +51,8 @@ def test_the_summary_worked_by_hand(tmp_path):
     assert told.loc["a", "final_difference"] == 0.5
     # two problems say next to nothing (t_1 is 12.7), though their differences of the area agree
     for measure in ("anytime_difference", "final_difference"):
-        assert told.loc["a", [f"{measure}_low", f"{measure}_high"]].tolist() == [-1, 1]
+        low, high = told.loc["a", [f"{measure}_low", f"{measure}_high"]]
+        assert low < 0 < 0.5 < high
     assert told.loc["b", "anytime_difference":].isna().all()
     assert told["thinking_length"].tolist() == [16, 16]
     alone = summary_table(read_tables({"a": tmp_path / "a"}), "a")
