@@ -174,8 +174,8 @@ def _csv(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             # Strict: a quote that is never closed would swallow the rest of the file.
-            table = csv.DictReader(file, strict=True)
-            header = list(table.fieldnames or ())
+            table = filter(None, csv.reader(file, strict=True))
+            header = next(table, [])
             if twice := sorted({name for name in header if header.count(name) > 1}):
                 raise ValueError(
                     f"{path} has several columns named {', '.join(twice)}. Rename them."
@@ -186,17 +186,12 @@ def _csv(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
                     f"not by {' '.join(map(repr, sorted(other)))}. Save it with commas."
                 )
             for number, row in enumerate(table, start=1):
-                if None in row:
+                if len(row) != len(header):
                     raise ValueError(
-                        f"{path}, row {number} has {len(row[None])} fields more than the header "
-                        f"({', '.join(header)}). Quote fields that hold commas."
+                        f"{path}, row {number} has {len(row)} fields; expected {len(header)}, as "
+                        f"the header ({', '.join(header)}). Quote fields that hold commas."
                     )
-                if short := [name for name, value in row.items() if value is None]:
-                    raise ValueError(
-                        f"{path}, row {number} ends before {', '.join(short)}; every row needs as "
-                        "many fields as the header."
-                    )
-                yield number, row
+                yield number, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise ValueError(
             f"{path}, row {number + 1}: {error}. Is a closing quote missing, or a quote inside "

@@ -514,14 +514,15 @@ def _read_list(text: str, depth: int) -> Form | None:
     parts = split_top(text, ";")
     if len(parts) == 1:
         parts = split_commas(text)
-    parts = [part.strip() for part in parts if part.strip()]
-    if len(parts) == 1:
-        both = _both_signs(parts[0])
-        return Many(tuple(_read(part, depth) for part in both)) if len(both) == 2 else None
-    if not parts or len(parts) > MAX_ITEMS:
+    parts = [sign for part in parts if part.strip() for sign in _both_signs(part.strip())]
+    if not 1 < len(parts) <= MAX_ITEMS:
         return None
-    both_each = [sign for part in parts for sign in _both_signs(part)]
-    return Many(_shared_unit([_read(part, depth) for part in both_each]))
+    items = [_read(part, depth) for part in parts]
+    unit = items[-1].unit if isinstance(items[-1], Atom) else None
+    for at, item in enumerate(items):
+        if unit is not None and isinstance(item, Atom) and item.unit is None:
+            items[at] = replace(item, unit=unit)  # `3, 4 \\text{ cm}`: the last one stands for all
+    return Many(tuple(items))
 
 
 def _both_signs(text: str) -> list[str]:
@@ -532,17 +533,6 @@ def _both_signs(text: str) -> list[str]:
     if len(_PLUS_MINUS.findall(text)) != 1 or "\\mp" in text or listed:
         return [text]
     return [_PLUS_MINUS.sub("+", text).lstrip("+ "), _PLUS_MINUS.sub("-", text)]
-
-
-def _shared_unit(items: list[Form]) -> tuple[Form, ...]:
-    """`3, 4 \\text{ cm}`: the last unit stands for all."""
-    unit = items[-1].unit if isinstance(items[-1], Atom) else None
-    return tuple(
-        replace(item, unit=unit)
-        if unit is not None and isinstance(item, Atom) and item.unit is None
-        else item
-        for item in items
-    )
 
 
 def _read_relation(text: str, depth: int) -> Form | None:
