@@ -314,11 +314,38 @@ def group_length_penalty(
     return torch.where(right, leaf_scores * (1 - alpha * relative.sigmoid()), leaf_scores)
 
 
+def overlong_penalty(
+    leaf_scores: Tensor, cuts: Tensor, budgets: Sequence[int], alpha: float
+) -> Tensor:
+    """Scores less what a thinking takes of the last alpha b_m tokens, as a share of them.
+
+    DAPO's soft overlong punishment (2503.14476, eq. 13), r + min(0, (b_m - c - |z|) / c) with the
+    cache c = alpha b_m: nothing up to b_m - c, then falling to -1 at b_m, right or wrong.
+
+    Args:
+        leaf_scores: (P, G, J, S).
+        cuts: (P, G, J) thinking tokens that the summaries stand on.
+        budgets: J, of which the last is b_m.
+        alpha: c / b_m, 0.2 as published (4,096 of 20,480); 0 takes nothing.
+
+    Returns:
+        (P, G, J, S).
+    """
+    cache = alpha * budgets[-1]
+    if not cache:
+        return leaf_scores
+    return leaf_scores + ((budgets[-1] - cache - cuts) / cache).clamp(max=0)[..., None]
+
+
 # Name → (words, function of scores (P, G, J, S), cuts (P, G, J), J budgets and strength → scores).
 PENALTIES: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "linear": ("L1: 1 - alpha |z| / b_m where right", linear_length_penalty),
     "group": (
         "Arora & Zanette: by the length relative to the group's right thinkings",
         group_length_penalty,
+    ),
+    "overlong": (
+        "DAPO: less by up to 1 within the last alpha b_m tokens, right or wrong",
+        overlong_penalty,
     ),
 }

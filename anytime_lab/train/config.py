@@ -447,7 +447,7 @@ class BRPOConfig(GRPOConfig):
 
 
 class Preset(NamedTuple):
-    """A published configuration.
+    """A published configuration: the nine of the paper, then others' to compare with.
 
     Attributes:
         words: What it is.
@@ -504,6 +504,10 @@ PRESETS: dict[str, Preset] = {
     "grpo_length_penalty_v2": Preset(
         "GRPO with the length penalty of Arora & Zanette, alpha 0.2",
         Prior.base, _penalised("group"), largest=True,
+    ),
+    "grpo_overlong": Preset(
+        "GRPO with DAPO's soft overlong punishment (2503.14476) on the last fifth of b_m",
+        Prior.base, _penalised("overlong"), largest=True,
     ),
 }  # fmt: skip
 

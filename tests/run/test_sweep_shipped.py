@@ -35,7 +35,7 @@ def test_the_issues_files_are_shipped():
 
 def test_the_ablations_are_the_nine_presets():
     sweep = load_sweep(ROOT / "experiments/countdown_ablations.yaml")
-    assert list(sweep.variants) == list(PRESETS)
+    assert list(sweep.variants) == list(PRESETS)[:9]  # the paper's
     assert all(len(variant.seeds) == 3 for variant in sweep.variants.values())
 
 

@@ -237,6 +237,17 @@ def test_the_linear_length_penalty_lowers_what_is_right():
     close(linear(scores, cuts, [50, 100], 0.2)[0, :, :, 0], [[0.9, 0.0], [-1.0, 0.4]])
 
 
+def test_the_overlong_penalty_falls_over_the_last_tokens_right_or_wrong():
+    # 100 tokens with a cache of 20: nothing up to 80, a half at 90, a whole one at 100
+    scores = torch.tensor([[[[1.0, 0.0]], [[1.0, 0.0]], [[1.0, 0.0]], [[torch.nan, 1.0]]]])
+    cuts = torch.tensor([[[80], [90], [100], [30]]])
+    overlong = PENALTIES["overlong"][1]
+    got = overlong(scores, cuts, [100], 0.2)[0, :, 0]
+    close(got[:3], [[1.0, 0.0], [0.5, -0.5], [0.0, -1.0]])
+    assert got[3, 0].isnan() and got[3, 1] == 1.0
+    assert overlong(scores, cuts, [100], 0.0) is scores
+
+
 def test_the_group_length_penalty_compares_with_the_right_thinkings():
     scores = torch.tensor([[[[1.0]], [[1.0]], [[0.0]]]])
     cuts = torch.tensor([[[40], [60], [1000]]])

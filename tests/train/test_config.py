@@ -72,7 +72,10 @@ WRONG_VALUES = [
     ({"discount": -0.1}, "discount is -0.1"),
     ({"train_summaries": "final"}, "expected 'all' or 'last'"),
     ({"max_summary_tokens": 1}, "max_summary_tokens is 1"),
-    ({"length_penalty": "l1"}, "expected 'linear' or 'group'. Shorten(.|\n)*None is off"),
+    (
+        {"length_penalty": "l1"},
+        "'linear', 'group' or 'overlong'. Shorten(.|\n)*None is off",
+    ),
     ({"length_penalty_alpha": -1}, "length_penalty_alpha is -1"),
     ({"tree_backend": "flex"}, "'segmented'"),
     ({"rollout_batch_size": 0}, "rollout_batch_size is 0"),

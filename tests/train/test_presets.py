@@ -1,4 +1,4 @@
-"""The nine presets against the table of the published runs, row by row."""
+"""The presets against the table of the published runs, row by row, and others' to compare with."""
 
 import pytest
 
@@ -18,6 +18,7 @@ TABLE = [  # preset, budgets, prior, A, baseline, summaries trained, length pena
     ("ar_uniform", BUDGETS, UNIFORM, 4, "brpo", "all", None),
     ("grpo_length_penalty_v1", [80], (1,), 1, "group", "last", "linear"),
     ("grpo_length_penalty_v2", [80], (1,), 1, "group", "last", "group"),
+    ("grpo_overlong", [80], (1,), 1, "group", "last", "overlong"),
 ]
 
 
