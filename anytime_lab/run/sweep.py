@@ -195,7 +195,7 @@ def compare(prepared: "Prepared", console: Console | None = None) -> Compared | 
 
     The table of each step, what it says, and where the pages are goes to the console.
     """
-    console = console or Console(quiet=True)
+    console = console or Console()
     sweep, out = prepared.sweep, prepared.out
     planned = plan_sweep(prepared.jobs)
     evaluations: dict[str, dict[str, list[Path]]] = {}  # step → variant → a folder for each seed
