@@ -9,7 +9,7 @@ import fnmatch
 import json
 import shutil
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +112,7 @@ def plan_sweep(jobs: Mapping[Point, Job]) -> list[Planned]:
     """How each run of `sweep_jobs` stands, in order."""
     runs: dict[str, Job] = {}
     stands: dict[Point, tuple[str, str]] = {}
+    took: dict[Any, list[float]] = defaultdict(list)  # of a step, and of a step and variant
     for point, job in jobs.items():
         try:
             run = job.run({name: runs[name].hash for name in job.after})
@@ -120,20 +121,18 @@ def plan_sweep(jobs: Mapping[Point, Job]) -> list[Planned]:
             continue
         runs[job.name] = run
         stands[point] = run.stands
-    took = {point: runs[job.name].result["seconds"] for point, job in jobs.items()
-            if stands[point][0] == "done"}  # fmt: skip
+        if run.result is not None:
+            for kind in (point.step, (point.step, point.variant)):
+                took[kind].append(run.result["seconds"])
 
     def expected(point: Point, job: Job) -> float | None:
         """As a run itself tells, or what siblings took; of its variant if there are any."""
         state = stands[point][0]
-        if state == "done":
-            return 0.0
         progress = read_or_nothing(job.folder / PROGRESS) if state == "begun" else {}
-        if (told := progress.get("seconds_left")) is not None:
-            return told
-        same_step = {other: spent for other, spent in took.items() if other.step == point.step}
-        closest = [spent for other, spent in same_step.items() if other.variant == point.variant]
-        return statistics.median(closest or same_step.values()) if same_step else None
+        if state == "done" or progress.get("seconds_left") is not None:
+            return progress.get("seconds_left", 0.0)
+        siblings = took.get((point.step, point.variant)) or took.get(point.step)
+        return statistics.median(siblings) if siblings else None
 
     return [
         Planned(point, job, *stands[point], expected(point, job)) for point, job in jobs.items()
