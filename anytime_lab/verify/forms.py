@@ -297,7 +297,7 @@ NUMBERS = (
     *("zero", "one", "two", "three", "four", "five", "six"),
     *("seven", "eight", "nine", "ten", "eleven", "twelve"),
 )
-# What follows a choice's letter and takes it back, or names another one: not `(A) or (B)`.
+# What follows a choice's letter and takes it back, or names another one.
 _UNSURE = re.compile(
     r"\W*(?:is|are|was|isn't|not(?! (?:enough|possible|determin))|or|and|nor|but|if|unless|maybe"
     r"|perhaps|wrong|incorrect)\b|[/,;=|&]|.*\(\s*[A-J]\s*\)|.*(?<![A-Za-z\\])[A-J][.):]"
@@ -330,7 +330,7 @@ def read_words(text: str) -> Words | None:
     if choice is None and re.fullmatch(r"\(?[A-J]\)?|\(?\\text\{\s*\(?[A-J]\)?\s*\}\)?", text):
         letter = re.sub(r"\\text|[^A-J]", "", text)
         return Words(letter.lower(), letter)
-    if choice is not None and not _UNSURE.match(rest := choice.group(2).strip()):
+    if choice is not None and names_one_choice(rest := choice.group(2).strip()):
         return Words(_fold_words(text), choice.group(1), rest)
     if "\\text" in text and re.search("[a-zA-Z]", text):
         letters = re.sub(r"\\text\{[^{}]*\}", "", text)
@@ -340,6 +340,11 @@ def read_words(text: str) -> Words | None:
     if _PROSE.fullmatch(text) and not _NO_PROSE.search(text):
         return Words(_fold_words(text))
     return None
+
+
+def names_one_choice(rest: str) -> bool:
+    """Whether what follows a choice's letter leaves it the only one: not of `(A) or (B)`."""
+    return not _UNSURE.match(rest)
 
 
 def _fold_words(text: str) -> str:

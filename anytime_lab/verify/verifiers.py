@@ -1,10 +1,11 @@
 """Verifiers: score the answer that a text gives against a gold answer.
 
 A verifier grades batches, says why a score is 0, and is itself a TRL reward function.
-`CountdownVerifier` and `ExactVerifier` work in this process; `MathVerifier` and
-`FunctionVerifier` hand what could hang or blow up to worker processes.
+`CountdownVerifier`, `ExactVerifier` and `MultipleChoiceVerifier` work in this process;
+`MathVerifier` and `FunctionVerifier` hand what could hang or blow up to worker processes.
 """
 
+import contextlib
 import re
 import sys
 from collections import Counter
@@ -24,7 +25,7 @@ from anytime_lab.verify.answers import (
 )
 from anytime_lab.verify.countdown import read_expression
 from anytime_lab.verify.equal import accepted_forms, decide
-from anytime_lab.verify.forms import UnreadableError, Words, read_form
+from anytime_lab.verify.forms import UnreadableError, Words, names_one_choice, read_form
 from anytime_lab.verify.workers import GradingPool, Outcome
 
 # Reasons for a zero that are the grader's limits, not the answer's fault.
@@ -271,6 +272,53 @@ class ExactVerifier(LineVerifier):
     def grade_answer(self, answer: str, gold: Any) -> Grade:
         """Grade a string; a list or tuple as gold accepts any of its entries."""
         return _verdict(answer.strip() in {str(g).strip() for g in _listed(gold)}, answer)
+
+
+class MultipleChoiceVerifier(LineVerifier):
+    """The answer is the letter of a choice: "C", "(C)", "\\\\textbf{(C)} 12", "**C.** Paris".
+
+    Args:
+        letters: The choices there are, out of A to J.
+        settings: As `Verifier`.
+    """
+
+    name = "multiple_choice"
+
+    def __init__(self, *, letters: str = "ABCDE", **settings: Any):
+        if not letters or not set(letters) <= set("ABCDEFGHIJ") or len(set(letters)) < len(letters):
+            raise ValueError(f"letters is {letters!r}; expected distinct capitals, e.g. 'ABCDE'.")
+        super().__init__(**settings)
+        self.letters = set(letters)
+        self._stated = re.compile(
+            rf"(?i:answer|choice|option)\s*(?:is|:)?\s*:?[\s$*(\[]*(?:\\\w+\{{)?[\s(]*([{letters}])"
+            rf"(?!\w)|\(([{letters}])\)|\*\*\(?([{letters}])\)?[.:]?\*\*",
+        )
+
+    def find(self, text: str) -> str | None:
+        """The first box; or else the letter that the first paragraph states, or its first line."""
+        line = super().find(text)
+        region = answer_region(text, self.header, self.think_close)
+        if line is None or self._letter(line) or find_boxed(region) is not None:
+            return line
+        stated = self._stated.search(region.lstrip().partition("\n\n")[0].rstrip("."))
+        if stated is None or not names_one_choice(stated.string[stated.end() :].split("\n")[0]):
+            return line
+        return next(filter(None, stated.groups()))
+
+    def grade_answer(self, answer: str, gold: Any) -> Grade:
+        """Grade a letter; a list or tuple as gold accepts any of its entries."""
+        wanted = {self._letter(str(entry)) for entry in _listed(gold)}
+        if None in wanted or not wanted:
+            return Grade(None, answer, "unreadable gold")
+        letter = self._letter(answer)
+        return _verdict(letter and letter in wanted, answer)
+
+    def _letter(self, answer: str) -> str | None:
+        with contextlib.suppress(UnreadableError):
+            form = read_form(answer[:200].upper() if len(answer.strip()) == 1 else answer[:200])
+            if isinstance(form, Words) and form.choice in self.letters:
+                return form.choice
+        return None
 
 
 class MathVerifier(PooledVerifier):

@@ -11,6 +11,7 @@ from anytime_lab.verify.verifiers import (
     CountdownVerifier,
     ExactVerifier,
     MathVerifier,
+    MultipleChoiceVerifier,
     find_answer,
 )
 
@@ -295,7 +296,7 @@ def test_hostile_golds_do_no_harm(tmp_path):
 
 @pytest.mark.parametrize(
     ("verifier", "gold"),
-    [(CountdownVerifier(), "(7-6)*3"), (ExactVerifier(), "7")],
+    [(CountdownVerifier(), "(7-6)*3"), (ExactVerifier(), "7"), (MultipleChoiceVerifier(), "C")],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_verifiers_in_this_process_survive_hostile_answers_quickly(tmp_path, verifier, gold):

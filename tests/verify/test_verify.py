@@ -13,6 +13,7 @@ from anytime_lab.verify.verifiers import (
     FunctionVerifier,
     Grade,
     MathVerifier,
+    MultipleChoiceVerifier,
     find_answer,
 )
 
@@ -310,6 +311,42 @@ def test_exact_compares_trimmed_text_and_takes_a_way_to_normalise():
     ]
     assert ExactVerifier().grade([stated("7")], [[6, 7]])[0].score == 1.0
     assert ExactVerifier().grade([stated("0.5")], [r"\frac12"])[0].reason == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("summary", "score"),
+    [
+        (r"\boxed{C}", 1.0),
+        (r"\boxed{(C)}", 1.0),
+        (r"\boxed{c}", 1.0),
+        (r"\boxed{\text{C}}", 1.0),
+        (r"\boxed{\textbf{(C)}\ 12}", 1.0),
+        (r"\boxed{C. Paris}", 1.0),
+        ("**C.** Paris", 1.0),
+        ("The answer is C.", 1.0),
+        ("The correct answer is (C) Paris.", 1.0),
+        ("I choose option C because of A.", 1.0),
+        (r"\boxed{B}", 0.0),
+        (r"\boxed{CC}", 0.0),
+        (r"\boxed{A or C}", 0.0),
+        (r"\boxed{Cat}", 0.0),
+        (r"\boxed{12}", 0.0),
+        ("A cat sat", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_multiple_choice_wants_the_letter(summary, score):
+    assert MultipleChoiceVerifier().grade([THOUGHT + HEADER + summary], ["C"])[0].score == score
+
+
+def test_multiple_choice_reads_golds_and_letters_as_given():
+    verifier = MultipleChoiceVerifier(letters="ABCDEFGHIJ")
+    texts = [stated("J"), stated("J"), stated("J"), stated("J")]
+    grades = verifier.grade(texts, ["(J)", ["A", "J"], "Z", ""])
+    assert [grade.score for grade in grades] == [1.0, 1.0, None, None]
+    for letters in ("abc", "AAB", "A-", ""):
+        with pytest.raises(ValueError, match="expected distinct capitals"):
+            MultipleChoiceVerifier(letters=letters)
 
 
 def test_a_user_function_scores_in_a_worker(tmp_path, monkeypatch):
