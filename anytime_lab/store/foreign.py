@@ -1,0 +1,142 @@
+"""Results of other harnesses as records: lm-evaluation-harness samples, inspect logs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from anytime_lab.store.files import (
+    MANIFEST,
+    RECORDS,
+    THINKINGS,
+    RunFolderError,
+    only_writer,
+    read_json,
+    read_jsonl,
+    write_json,
+)
+from anytime_lab.store.manifest import describe_rows, environment
+from anytime_lab.store.records import FORMAT, write_part
+
+_LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # as inspect's scorers write a verdict
+
+
+def import_results(files: Mapping[int, str | Path], run_dir: str | Path, metric: str = "") -> Path:
+    """Writes what another harness measured at several budgets as one evaluation.
+
+    Args:
+        files: budget in tokens → `samples_*.jsonl` of lm-evaluation-harness (`--log_samples`), or a
+            log of inspect (`.json`; `.eval` where inspect-ai is installed).
+        run_dir: a new folder.
+        metric: which score to take where a file has several: `exact_match,strict-match` (metric
+            and filter) of lm-evaluation-harness, the scorer's name of inspect.
+
+    Returns:
+        run_dir, absolute. What no such file tells is null (log-probs, ends) or empty (thinkings);
+        as the tokens that were thought (`cut`) the budget stands.
+
+    Raises:
+        ValueError: there is no such metric, or the files do not hold the same problems.
+        RunFolderError: a file cannot be read, or the folder holds an evaluation.
+    """
+    samples = {budget: _numbered(_samples(Path(path), metric)) for budget, path in files.items()}
+    counts = {budget: Counter(r["problem_id"] for r in rows) for budget, rows in samples.items()}
+    if not files or any(one != next(iter(counts.values())) for one in counts.values()):
+        told = ", ".join(f"{len(one)} problems at {budget}" for budget, one in counts.items())
+        raise ValueError(
+            f"the files hold {told or 'nothing'}; expected the same problems and numbers of "
+            "samples at every budget. Evaluate the same task, one budget a file."
+        )
+    records = [
+        {**row, "budget": budget, "summary": 0, "cut": budget}
+        for budget in sorted(samples)
+        for row in samples[budget]
+    ]
+    unknown = {"thinking": "", "token_ends": [], "tokens": 0, "end": ""}
+    thinkings = [row | unknown for row in samples[max(samples)]]
+    with only_writer(run_dir) as folder:
+        if (folder / MANIFEST).exists():
+            raise RunFolderError(f"{folder} holds an evaluation; give a new folder.")
+        problems = describe_rows({"id": r["problem_id"], "gold": r["gold"]} for r in thinkings)
+        settings = {"budgets": sorted(samples), "files": {b: str(p) for b, p in files.items()}}
+        manifest = {"format": FORMAT, "settings": settings, "chunks": 1, "model_path": ""}
+        write_json(
+            folder / MANIFEST, {**manifest, "dataset": problems, "sessions": [environment()]}
+        )
+        write_part(folder, THINKINGS, 0, thinkings)
+        write_part(folder, RECORDS, 0, records)
+    return folder
+
+
+def _numbered(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the number of each among those of its problem."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for row in rows:
+        score = None if math.isnan(row["score"]) else row["score"]
+        correct, sample = score is not None and score >= 1, seen[row["problem_id"]]
+        numbered.append({**row, "sample": sample, "score": score, "correct": correct})
+        seen[row["problem_id"]] += 1
+    return numbered
+
+
+def _samples(path: Path, metric: str) -> Iterator[dict[str, Any]]:
+    if path.suffix == ".jsonl":
+        return _of_lm_eval(path, metric)
+    if path.suffix == ".eval":
+        try:
+            from inspect_ai.log import read_eval_log
+        except ImportError as error:
+            raise ImportError(
+                f"{path} is a log that only inspect reads: pip install inspect-ai, or convert it: "
+                "inspect log convert --to json."
+            ) from error
+        return _of_inspect(path, json.loads(read_eval_log(str(path)).model_dump_json()), metric)
+    return _of_inspect(path, read_json(path), metric)
+
+
+def _of_lm_eval(path: Path, metric: str) -> Iterator[dict[str, Any]]:
+    rows = read_jsonl(path)
+    known = sorted({f"{name},{row['filter']}" for row in rows for name in row["metrics"]})
+    name, _, kept = _chosen(path, known, metric).rpartition(",")
+    for row in rows:
+        if row["filter"] == kept and name in row:
+            answer, asked = row["filtered_resps"][0], row["doc"]
+            yield {
+                "problem_id": str(row["doc_id"]),
+                "question": str(asked.get("question") or asked.get("problem") or asked),
+                "gold": str(row["target"]),
+                "answer": str(answer[0] if isinstance(answer, list) else answer),
+                "score": float(row[name]),
+                "summary_text": str(row["resps"][0][0]),
+            }
+
+
+def _of_inspect(path: Path, log: Any, metric: str) -> Iterator[dict[str, Any]]:
+    samples = log.get("samples") if isinstance(log, dict) else None
+    if not samples:
+        raise RunFolderError(f"{path} holds no samples; expected a whole log of inspect.")
+    name = _chosen(path, sorted({n for s in samples for n in s.get("scores") or {}}), metric)
+    for sample in samples:
+        told, asked = (sample.get("scores") or {}).get(name) or {}, sample["input"]
+        value, target = told.get("value", math.nan), sample["target"]
+        choices = (sample.get("output") or {}).get("choices") or [{}]
+        said = (choices[0].get("message") or {}).get("content") or ""
+        yield {
+            "problem_id": str(sample["id"]),
+            "question": asked if isinstance(asked, str) else str(asked[-1].get("content")),
+            "gold": target if isinstance(target, str) else json.dumps(target),
+            "answer": told.get("answer"),
+            "score": _LETTERS[value] if value in _LETTERS else float(value),
+            "summary_text": said if isinstance(said, str) else json.dumps(said),
+        }
+
+
+def _chosen(path: Path, known: list[str], metric: str) -> str:
+    if metric in known or (len(known) == 1 and not metric):
+        return metric or known[0]
+    raise ValueError(f"{path} has the scores {known}; choose one of them as metric ({metric!r}).")
