@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
+import pyarrow as pa
 
 from anytime_lab.store.files import (
     MANIFEST,
@@ -20,7 +22,7 @@ from anytime_lab.store.files import (
     write_json,
 )
 from anytime_lab.store.manifest import describe_rows, environment
-from anytime_lab.store.records import FORMAT, write_part
+from anytime_lab.store.records import COLUMNS, FORMAT, part_path, schema_of, write_table
 
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # as inspect's scorers write a verdict
 
@@ -43,45 +45,31 @@ def import_results(files: Mapping[int, str | Path], run_dir: str | Path, metric:
         ValueError: there is no such metric, or the files do not hold the same problems.
         RunFolderError: a file cannot be read, or the folder holds an evaluation.
     """
-    samples = {budget: _numbered(_samples(Path(path), metric)) for budget, path in files.items()}
-    counts = {budget: Counter(r["problem_id"] for r in rows) for budget, rows in samples.items()}
-    if not files or any(one != next(iter(counts.values())) for one in counts.values()):
-        told = ", ".join(f"{len(one)} problems at {budget}" for budget, one in counts.items())
+    frames = [pd.DataFrame(_samples(Path(path), metric)) for path in files.values()]
+    counts = [frame["problem_id"].value_counts().to_dict() for frame in frames]
+    if not files or any(one != counts[0] for one in counts):
+        told = ", ".join(f"{len(c)} problems at {b}" for b, c in zip(files, counts, strict=True))
         raise ValueError(
             f"the files hold {told or 'nothing'}; expected the same problems and numbers of "
             "samples at every budget. Evaluate the same task, one budget a file."
         )
-    records = [
-        {**row, "budget": budget, "summary": 0, "cut": budget}
-        for budget in sorted(samples)
-        for row in samples[budget]
-    ]
-    unknown = {"thinking": "", "token_ends": [], "tokens": 0, "end": ""}
-    thinkings = [row | unknown for row in samples[max(samples)]]
+    for frame, budget in zip(frames, files, strict=True):
+        right, sample = frame["score"] >= 1, frame.groupby("problem_id").cumcount()
+        frame[["budget", "cut", "summary"]] = budget, budget, 0
+        frame["sample"], frame["correct"] = sample, right
+    thinkings = frames[-1].assign(thinking="", tokens=0, end="", token_ends=[[]] * len(frames[-1]))
     with only_writer(run_dir) as folder:
         if (folder / MANIFEST).exists():
             raise RunFolderError(f"{folder} holds an evaluation; give a new folder.")
-        problems = describe_rows({"id": r["problem_id"], "gold": r["gold"]} for r in thinkings)
-        settings = {"budgets": sorted(samples), "files": {b: str(p) for b, p in files.items()}}
-        manifest = {"format": FORMAT, "settings": settings, "chunks": 1, "model_path": ""}
-        write_json(
-            folder / MANIFEST, {**manifest, "dataset": problems, "sessions": [environment()]}
-        )
-        write_part(folder, THINKINGS, 0, thinkings)
-        write_part(folder, RECORDS, 0, records)
+        problems = describe_rows(thinkings[["problem_id", "gold"]].to_dict("records"))
+        settings = {"budgets": sorted(files), "files": files}
+        manifest = {"format": FORMAT, "settings": settings, "chunks": 1, "dataset": problems}
+        write_json(folder / MANIFEST, {**manifest, "sessions": [environment()]})
+        for table, frame in ((THINKINGS, thinkings), (RECORDS, pd.concat(frames))):
+            schema = schema_of(COLUMNS[table])
+            data = pa.Table.from_pandas(frame.reindex(columns=schema.names), schema)
+            write_table(part_path(folder, table, 0), data.replace_schema_metadata())
     return folder
-
-
-def _numbered(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with the number of each among those of its problem."""
-    seen: Counter[str] = Counter()
-    numbered = []
-    for row in rows:
-        score = None if math.isnan(row["score"]) else row["score"]
-        correct, sample = score is not None and score >= 1, seen[row["problem_id"]]
-        numbered.append({**row, "sample": sample, "score": score, "correct": correct})
-        seen[row["problem_id"]] += 1
-    return numbered
 
 
 def _samples(path: Path, metric: str) -> Iterator[dict[str, Any]]:
