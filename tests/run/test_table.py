@@ -44,6 +44,6 @@ def test_the_main_job_begins_with_its_time_and_ends_with_the_notebook_to_open(tm
     out = io.StringIO()
     lab = prepare_sweep(LAB, tmp_path / "lab")
     lab.show(2, Console(file=out, width=200))
-    assert "It takes 6 to 7 minutes on two cores." in out.getvalue()
+    assert "It takes 4 to 6 minutes on two cores." in out.getvalue()
     then = told(lab.sweep, lab.out, lab.sweep.file.then)
     assert "open notebooks/04_budget_curves.ipynb" in then
