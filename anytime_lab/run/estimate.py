@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from anytime_lab.engines.load import adapter_base, load_tokenizer, model_path
 from anytime_lab.prompts import prompt_ids, resolve_tokens
+from anytime_lab.read.curves import least_difference
 from anytime_lab.store.records import read_records
 from anytime_lab.tasks.problems import load_task
 from anytime_lab.train.config import BRPOConfig, train_config
@@ -488,6 +489,10 @@ def report(plan: Plan) -> list[tuple[str, str, str]]:
         )
     rows.append(("thinkings finished before the end", *finished))
     rows.append(("prompts without variance", *flat))
+    for problems in (30, 500):  # AIME, MATH500
+        one, four = (f"{100 * least_difference(problems, samples):.0f}" for samples in (1, 4))
+        what = f"difference that {problems} problems can tell"
+        rows.append((what, f"{one} points", f"{four} with 4 samples each"))
     return rows
 
 

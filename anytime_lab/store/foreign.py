@@ -45,7 +45,7 @@ def import_results(files: Mapping[int, str | Path], run_dir: str | Path, metric:
         ValueError: there is no such metric, or the files do not hold the same problems.
         RunFolderError: a file cannot be read, or the folder holds an evaluation.
     """
-    frames = [pd.DataFrame(_samples(Path(path), metric)) for path in files.values()]
+    frames = [_frame(Path(path), metric) for path in files.values()]
     counts = [frame["problem_id"].value_counts().to_dict() for frame in frames]
     if not files or any(one != counts[0] for one in counts):
         told = ", ".join(f"{len(c)} problems at {b}" for b, c in zip(files, counts, strict=True))
@@ -70,6 +70,22 @@ def import_results(files: Mapping[int, str | Path], run_dir: str | Path, metric:
             data = pa.Table.from_pandas(frame.reindex(columns=schema.names), schema)
             write_table(part_path(folder, table, 0), data.replace_schema_metadata())
     return folder
+
+
+def _frame(path: Path, metric: str) -> pd.DataFrame:
+    """The samples of a file, none of them where it is of something else."""
+    try:
+        if path.stat().st_size:
+            return pd.DataFrame(_samples(path, metric))
+        found = "nothing"
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}.") from error
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        found = f"rows of another form ({type(error).__name__}: {error})"
+    raise RunFolderError(
+        f"{path} holds {found}; expected samples of lm-evaluation-harness (--log_samples) or a log "
+        "of inspect."
+    )
 
 
 def _samples(path: Path, metric: str) -> Iterator[dict[str, Any]]:

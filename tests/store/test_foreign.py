@@ -89,3 +89,21 @@ def test_what_does_not_fit_is_told(tmp_path):
     with pytest.raises(RunFolderError, match="no samples"):
         import_results({1: tmp_path / "d.json"}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("samples_a.jsonl", "", "holds nothing"),
+        ("samples_a.jsonl", '{"a": 1}\n', "rows of another form"),
+        ("log.json", '{"samples": [1]}', "rows of another form"),
+        ("log.json", "[1]", "holds no samples"),
+        ("absent.jsonl", None, "cannot be read"),
+    ],
+)
+def test_a_file_of_something_else_is_told(tmp_path, name, text, told):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(RunFolderError, match=told):
+        import_results({8: tmp_path / name}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
