@@ -236,7 +236,8 @@ def _finished(value: object) -> Markup:
 def _table(frame: pd.DataFrame, caption: str, kind: str = "") -> Markup:
     wordy = " wordy" if frame.columns[0] in ("run", "setting") else ""
     html = table(list(frame.columns), frame.itertuples(index=False), caption, kind + wordy)
-    return Markup(html if kind else html.replace(" [", "<br>["))  # the interval below its value
+    # the interval below its value, and p below that
+    return Markup(html if kind else html.replace(" [", "<br>[").replace("] p", "]<br>p"))
 
 
 def _data(figure: go.Figure) -> dict:

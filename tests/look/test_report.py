@@ -130,7 +130,10 @@ def test_a_page_of_one_two_or_five_runs(tmp_path, runs, count):
 def test_the_table_is_the_summary_of_the_records(tmp_path, runs):
     page = report(tmp_path, take(runs, "start", "GRPO", "AR"), reference="GRPO")
     wanted = told_table(summary_table(read_tables(take(runs, "start", "GRPO", "AR")), "GRPO"))
-    told = [[cell.replace("[", " [").strip() for cell in row] for row in page.tables[0]]
+    lines = [
+        [cell.replace("[", " [").replace("]p", "] p") for cell in row] for row in page.tables[0]
+    ]
+    told = [[cell.strip() for cell in row] for row in lines]
     assert told[0] == list(wanted.columns)
     rows = [[str(c).replace("\u00a0", " ") for c in row] for row in wanted.itertuples(index=False)]
     assert told[1:] == rows
