@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
+from anytime_lab.page import redacted
 from anytime_lab.prompts import text_and_ends
 from anytime_lab.store.files import (
     METRICS,
@@ -373,7 +374,7 @@ class StepRecorder(TrainerCallback):
             told = {
                 "dataset": None if self.problems is None else describe_problems(self.problems),
                 "model": self.model,
-                "settings": json.loads(json.dumps(args.to_dict(), default=str)),
+                "settings": redacted(json.loads(json.dumps(args.to_dict(), default=str))),
                 "sessions": [*sessions_of(known), session],
             }
             write_json(self.folder / TRAINING_MANIFEST, told)

@@ -27,6 +27,7 @@ from trl.data_utils import is_conversational
 
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.engines.load import load_tokens, model_path
+from anytime_lab.page import redacted
 from anytime_lab.prompts import (
     ThinkingFormat,
     describe_format,
@@ -493,6 +494,15 @@ class BRPOTrainer(GRPOTrainer):
         super().create_model_card(*given, **named)
         if self.is_world_process_zero():
             complete_card(self, self.args.output_dir)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None):
+        """Keep secrets out of `training_args.bin`, where transformers writes all settings."""
+        kept = {name: getattr(self.args, name) for name in ("hub_token", "model_init_kwargs")}
+        vars(self.args).update(redacted(kept))
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            vars(self.args).update(kept)
 
     def _save_checkpoint(self, model, trial):
         """Delete earlier checkpoints only once this one is whole, as transformers does not."""

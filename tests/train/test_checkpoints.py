@@ -7,6 +7,7 @@ import zlib
 
 import killable
 import pytest
+import tiny
 import torch
 from killable import assert_same_checkpoint, lines
 from safetensors.torch import load_file
@@ -21,7 +22,7 @@ from anytime_lab.train.recording import (
     read_state,
     step_of,
 )
-from anytime_lab.train.trainer import DivergedError
+from anytime_lab.train.trainer import BRPOTrainer, DivergedError
 
 SCHEDULES = {
     "every step is a boundary": ({"steps_per_generation": None, "max_steps": 4}, 2),
@@ -300,3 +301,20 @@ def test_weights_in_half_precision_train_and_resume_as_they_were(tmp_path):
     again = killable.make_trainer(tmp_path / "again", dtype=torch.bfloat16, **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
     assert_same_checkpoint(tmp_path / "run/checkpoint-4", tmp_path / "again/checkpoint-4")
+
+
+def test_no_file_of_a_run_holds_a_secret(tmp_path):
+    start = tmp_path / "start"
+    tiny.model().save_pretrained(start)
+    tiny.tokenizer().save_pretrained(start)
+    secrets = {"hub_token": "hf_sesame1", "model_init_kwargs": {"token": "hf_sesame2"}}
+    config = tiny.config(
+        tmp_path / "run", max_steps=1, save_strategy="steps", save_steps=1, **secrets
+    )
+    trainer = BRPOTrainer(str(start), tiny.digit_reward, config, tiny.problems())
+    trainer.train()
+    trainer.save_model(str(tmp_path / "run" / "model"))
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {"training_args.bin", "training.json", "README.md"} <= {path.name for path in files}
+    assert [path.name for path in files if b"sesame" in path.read_bytes()] == []
+    assert trainer.args.model_init_kwargs["token"] == "hf_sesame2"  # it still works with them
