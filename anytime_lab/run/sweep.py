@@ -220,8 +220,14 @@ def compare(prepared: "Prepared", console: Console | None = None) -> Compared | 
         page = out / (f"{PAGE}.html" if alone else f"{PAGE}-{step}.html")
         title = sweep.file.title if alone else f"{sweep.file.title}: {step}"
         settings = {"reference": reference, "training": trained, "title": title, "notes": notes}
+        try:
+            tables = read_tables(runs)
+        except RunFolderError as error:
+            raise RunFolderError(
+                f"{error} For a sweep that run is finished and kept: delete the result.json of its "
+                "folder, then run the sweep again."
+            ) from error
         pages.append(write_report(runs, page, **settings))
-        tables = read_tables(runs)
         frames.append(_summary(tables, reference, step))
         console.print(terminal_table(frames[-1], sweep.file.title if alone else step))
         said = verdicts(paired_differences(tables, reference)) if len(tables) > 1 else []

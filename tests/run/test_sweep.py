@@ -4,10 +4,11 @@ import re
 
 import pytest
 from made_notebooks import chain, notebook
+from made_runs import random_right, write_run
 
 from anytime_lab.run.process import PACKAGES
-from anytime_lab.run.sweep import plan_line, plan_sweep, prepare_sweep
-from anytime_lab.store.files import write_json
+from anytime_lab.run.sweep import compare, plan_line, plan_sweep, prepare_sweep
+from anytime_lab.store.files import RunFolderError, write_json
 from anytime_lab.store.manifest import versions_of
 
 
@@ -93,3 +94,18 @@ def test_a_plan_passes_no_control_characters_and_no_secrets(tmp_path, capsys, mo
     told = capsys.readouterr().out
     assert "\x1b" not in told and "\x07" not in told
     assert "[red]http://***@host" in told and "hunter2" not in told and "a:pw" not in told
+
+
+def test_a_damaged_part_of_a_finished_run_is_told_with_a_way_on_that_works(tmp_path):
+    out = tmp_path / "out"
+    steps = "  a: {notebook: rows, parameters: {x: '${x}'}}\n"
+    path = chain(tmp_path, "list: [{name: p, x: 3}]", steps)
+    run = finish(path, out, "p/seed-0/a")["p/seed-0/a"]
+    write_run(run.folder, random_right(p=3))
+    assert compare(prepare_sweep(path, out)).summary["run"].tolist() == ["p"]
+    (part,) = run.folder.glob("records/*.parquet")
+    part.write_bytes(b"x")
+    with pytest.raises(RunFolderError, match=r"damaged .* delete the result\.json of its folder"):
+        compare(prepare_sweep(path, out))
+    (run.folder / "result.json").unlink()
+    assert states(path, out)["p/seed-0/a"].state != "done"
