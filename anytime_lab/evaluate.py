@@ -24,6 +24,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from anytime_lab.engines.base import Engine, Sampling
+from anytime_lab.engines.load import model_path
 from anytime_lab.priors import check_budgets
 from anytime_lab.prompts import (
     ThinkingTokens,
@@ -180,6 +181,36 @@ def evaluate(
     if ends:
         warn_of_eos(ends.count("eos") / len(ends), tokens.fmt)
     return folder
+
+
+def evaluate_each(
+    models: Mapping[str, str],
+    load: Callable[[str], Engine],
+    dataset: Dataset,
+    verifier: Verifier,
+    budgets: Sequence[int],
+    **settings: Any,
+) -> list[Path]:
+    """Evaluates several models, such as the checkpoints of a training run; resumes as `evaluate`.
+
+    Args:
+        models: folder of an evaluation → name or folder of its model.
+        load: such a name → an engine.
+        dataset, verifier, budgets, settings: of `evaluate`, the same for all.
+
+    Returns:
+        the folders, absolute.
+    """
+    if not models:
+        raise ValueError(
+            "there is no model to evaluate. With checkpoints=True give the folder of a training "
+            "run as model, one that holds a whole checkpoint-N."
+        )
+    folders = []
+    for folder, name in tqdm(models.items(), unit="model", disable=len(models) == 1):
+        told = {"model": model_path(name), "progress": not folders}
+        folders += [evaluate(load(name), dataset, verifier, budgets, folder, **told, **settings)]
+    return folders
 
 
 # --- the loop ------------------------------------------------------------------------------------

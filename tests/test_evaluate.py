@@ -4,18 +4,21 @@ import json
 import os
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from made_notebooks import run_notebook
 
 from anytime_lab import evaluate as module
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
-from anytime_lab.evaluate import chunk_seed, evaluate
+from anytime_lab.evaluate import chunk_seed, evaluate, evaluate_each
 from anytime_lab.prompts import resolve_tokens
+from anytime_lab.read.runs import find_evaluations
 from anytime_lab.store.files import (
     RECORDS,
     THINKINGS,
@@ -35,6 +38,7 @@ from anytime_lab.store.records import (
 )
 from anytime_lab.verify.verifiers import ExactVerifier, Grade, Verifier
 
+ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = [4, 8, 12]
 PROBLEMS, SAMPLES, SUMMARIES = 5, 2, 2
 
@@ -429,3 +433,51 @@ def test_the_home_folder_is_one_place_for_writer_and_reader(parts, tmp_path, mon
     run(parts, "~/run")
     assert finished_chunks(tmp_path / "home" / "run") and not list((tmp_path / "work").iterdir())
     run(parts, "../home/run")  # the same folder, finished
+
+
+# --- several models ------------------------------------------------------------------------------
+
+
+def test_several_models_are_evaluated_as_one_by_one_and_resumed(parts, whole, tmp_path):
+    _, tok, tokens = parts
+    settings = {"num_samples": SAMPLES, "num_summaries": SUMMARIES, "batch_size": 4}
+    settings["sampling"] = Sampling(max_summary_tokens=6)
+    loaded = []
+
+    def load(name):
+        loaded.append(Watched(tiny.model(tok, seed=int(name)), tokens))
+        return loaded[-1]
+
+    def broken(name):
+        if name == "1":
+            raise StoppedError
+        return load(name)
+
+    models = {str(tmp_path / f"checkpoint-{n + 1}"): str(n) for n in range(2)}
+    given = (problems(), LengthVerifier(), BUDGETS)
+    with pytest.raises(StoppedError):
+        evaluate_each(models, broken, *given, **settings)
+    folders = evaluate_each(models, load, *given, **settings)
+    assert folders == [tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"]
+    assert [len(getattr(engine, "calls", [])) for engine in loaded] == [3, 0, 3]
+    same_records(whole[0], folders[0])
+    run(parts, tmp_path / "alone", engine=Watched(tiny.model(tok, seed=1), tokens))
+    same_records(tmp_path / "alone", folders[1])
+    assert {e.step for e in find_evaluations(tmp_path).evaluations} == {1, 2, None}
+    with pytest.raises(ValueError, match="no model to evaluate(.|\n)*whole checkpoint-N"):
+        evaluate_each({}, load, *given)
+
+
+@pytest.mark.slow
+def test_the_notebook_evaluates_every_checkpoint_of_an_adapters_training(tmp_path):
+    small = {"max_steps": 2, "problems_per_step": 2, "num_generations": 2, "save_steps": 1}
+    small |= {"budgets": [4, 8], "lora": {"r": 2, "target_modules": ["q_proj"]}}
+    run_notebook(ROOT / "notebooks/02_train.ipynb", small, tmp_path / "train")
+    (tmp_path / "train/checkpoint-3").mkdir()  # begun, not whole
+    asked = {"model": str(tmp_path / "train"), "checkpoints": True, "budgets": [4, 8]}
+    asked |= {"num_problems": 6, "num_samples": 1}
+    run_notebook(ROOT / "notebooks/03_evaluate.ipynb", asked, tmp_path / "out")
+    found = find_evaluations(tmp_path / "out").evaluations
+    assert [(e.step, e.partial) for e in found] == [(1, False), (2, False)]
+    assert all(len(read_records(e.path)) == 12 for e in found)
+    assert "checkpoint-2" in (tmp_path / "out/notebook.ipynb").read_text()

@@ -7,7 +7,7 @@ import time
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,26 +184,31 @@ def mark_complete(checkpoint: str | Path, state: Mapping[str, Any]) -> None:
     write_json(folder / STATE_FILE, {**state, "files": files})
 
 
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The whole checkpoint of the highest step under `output_dir`, or None; damaged ones are told.
-
-    For `trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))`, which
-    starts from the beginning where there is none.
-    """
+def whole_checkpoints(output_dir: str | Path) -> Iterator[str]:
+    """The whole checkpoints under `output_dir`, the highest step first; damaged ones are told."""
     found = {
         int(folder.name.removeprefix("checkpoint-")): folder
         for folder in run_folder(output_dir).glob("checkpoint-*")
         if folder.name.removeprefix("checkpoint-").isdecimal() and folder.is_dir()
     }
     for _, folder in sorted(found.items(), reverse=True):
-        if not (missing := missing_parts(folder)):
-            return str(folder)
-        warnings.warn(
-            f"{folder} is passed over: {', '.join(missing)} missing or damaged, as when a run "
-            "was killed while writing.",
-            stacklevel=2,
-        )
-    return None
+        if missing := missing_parts(folder):
+            warnings.warn(
+                f"{folder} is passed over: {', '.join(missing)} missing or damaged, as when a run "
+                "was killed while writing.",
+                stacklevel=3,
+            )
+        else:
+            yield str(folder)
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+    """The first of `whole_checkpoints`, or None.
+
+    For `trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))`, which
+    starts from the beginning where there is none.
+    """
+    return next(whole_checkpoints(output_dir), None)
 
 
 def read_state(checkpoint: str | Path) -> dict[str, Any]:

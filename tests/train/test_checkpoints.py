@@ -21,6 +21,7 @@ from anytime_lab.train.recording import (
     missing_parts,
     read_state,
     step_of,
+    whole_checkpoints,
 )
 from anytime_lab.train.trainer import BRPOTrainer, DivergedError
 
@@ -146,6 +147,10 @@ def test_flipped_bytes_are_named_and_the_checkpoint_before_is_taken(copy, name):
     with pytest.warns(UserWarning, match=f"checkpoint-4 is passed over: {name}"):
         found = last_complete_checkpoint(copy)
     assert found is not None and found != str(copy / "checkpoint-4")
+    with pytest.warns(UserWarning, match="checkpoint-4 is passed over"):
+        whole = list(whole_checkpoints(copy))
+    steps = [int(path.name[11:]) for path in copy.glob("checkpoint-*")]
+    assert [step_of(path) for path in whole] == sorted({*steps} - {4}, reverse=True)
     with pytest.raises(ValueError, match=f"{name} missing or damaged"):
         checkpoint_to_resume(copy, str(copy / "checkpoint-4"))
 
