@@ -470,14 +470,15 @@ def test_several_models_are_evaluated_as_one_by_one_and_resumed(parts, whole, tm
 
 @pytest.mark.slow
 def test_the_notebook_evaluates_every_checkpoint_of_an_adapters_training(tmp_path):
+    train, out = tmp_path / "train", tmp_path / "out"
     small = {"max_steps": 2, "problems_per_step": 2, "num_generations": 2, "save_steps": 1}
     small |= {"budgets": [4, 8], "lora": {"r": 2, "target_modules": ["q_proj"]}}
-    run_notebook(ROOT / "notebooks/02_train.ipynb", small, tmp_path / "train")
-    (tmp_path / "train/checkpoint-3").mkdir()  # begun, not whole
-    asked = {"model": str(tmp_path / "train"), "checkpoints": True, "budgets": [4, 8]}
+    run_notebook(ROOT / "notebooks/02_train.ipynb", {**small, "output_dir": str(train)}, train)
+    (train / "checkpoint-3").mkdir()  # begun, not whole
+    asked = {"model": str(train), "checkpoints": True, "budgets": [4, 8], "output_dir": str(out)}
     asked |= {"num_problems": 6, "num_samples": 1}
-    run_notebook(ROOT / "notebooks/03_evaluate.ipynb", asked, tmp_path / "out")
-    found = find_evaluations(tmp_path / "out").evaluations
+    run_notebook(ROOT / "notebooks/03_evaluate.ipynb", asked, out)
+    found = find_evaluations(out).evaluations
     assert [(e.step, e.partial) for e in found] == [(1, False), (2, False)]
     assert all(len(read_records(e.path)) == 12 for e in found)
-    assert "checkpoint-2" in (tmp_path / "out/notebook.ipynb").read_text()
+    assert "checkpoint-2" in (out / "notebook.ipynb").read_text()
