@@ -198,8 +198,7 @@ def evaluate_each(
         load: such a name → an engine.
         dataset, verifier, budgets, settings: of `evaluate`, the same for all.
 
-    Returns:
-        the folders, absolute.
+    Returns the folders, absolute.
     """
     if not models:
         raise ValueError(

@@ -295,11 +295,6 @@ def choose_format(
     return replace(fmt, **given), why
 
 
-def detect_format(tokenizer: Any) -> ThinkingFormat:
-    """The format that a tokenizer speaks, by its chat template and vocabulary."""
-    return choose_format(tokenizer)[0]
-
-
 def _detected(tokenizer: Any) -> tuple[str, str]:
     """The name of the format that a tokenizer speaks, and why."""
     template = str(getattr(tokenizer, "chat_template", None) or "")

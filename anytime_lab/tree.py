@@ -131,7 +131,7 @@ def tree_positions(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> Tensor:
     return torch.cat([prompt, completion.masked_fill(leaf == PADDING, 0)], dim=1)
 
 
-def tree_mask(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> Tensor:
+def tree_mask(leaf: Tensor, branch: Tensor, prompt_mask: Tensor, last: int | None = None) -> Tensor:
     """Who attends to whom in packed rows: the dense oracle.
 
     A trunk token sees the prompt and the trunk up to itself; a leaf token sees the prompt, the
@@ -142,6 +142,7 @@ def tree_mask(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> Tensor:
         leaf: (B, C).
         branch: (B, C).
         prompt_mask: (B, Q).
+        last: Rows wanted, those at the end; all Q + C if None.
 
     Returns:
         (B, 1, Q + C, Q + C) bool, True where the row's token sees the column's.
@@ -150,15 +151,16 @@ def tree_mask(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> Tensor:
     batch, prompt = prompt_mask.shape
     total = prompt + leaf.shape[1]
     index = torch.arange(total, device=leaf.device)
-    causal = index[:, None] >= index[None, :]
     # The prompt is trunk, too: its places are below 0, so that every cut lies above them.
     place = torch.cat([index[:prompt].expand(batch, -1) - prompt, branch], dim=1)
     kind = torch.cat([torch.where(prompt_mask.bool(), TRUNK, PADDING), leaf], dim=1)
-    key_is_trunk = (kind == TRUNK)[:, None, :]
-    below = place[:, None, :] < place[:, :, None] + (kind == TRUNK)[:, :, None]
-    same_leaf = (kind[:, :, None] == kind[:, None, :]) & (kind >= 0)[:, :, None]
-    sees = causal & ((key_is_trunk & below & (kind != PADDING)[:, :, None]) | same_leaf)
-    return (sees | torch.eye(total, dtype=torch.bool, device=leaf.device))[:, None]
+    first = 0 if last is None else total - last
+    own, at = kind[:, first:, None], place[:, first:, None]
+    below = place[:, None, :] < at + (own == TRUNK)
+    same_leaf = (own == kind[:, None, :]) & (own >= 0)
+    on_trunk = (kind == TRUNK)[:, None, :] & below & (own != PADDING)
+    sees = (index[first:, None] >= index) & (on_trunk | same_leaf)
+    return (sees | (index[first:, None] == index))[:, None]
 
 
 class UnrolledRows(NamedTuple):

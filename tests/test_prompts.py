@@ -14,7 +14,6 @@ from anytime_lab.prompts import (
     ThinkingFormat,
     choose_format,
     describe_format,
-    detect_format,
     fit_verifier,
     prompt_ids,
     resolve_tokens,
@@ -170,14 +169,14 @@ def test_a_format_closes_the_thinking_exactly_once(fields):
 
 
 def test_the_format_is_found_by_the_template():
-    assert detect_format(characters()) == PLAIN
-    assert detect_format(characters(markers=())) == replace(UNMARKED, chat_template=False)
-    assert detect_format(characters("{{ messages }}", markers=())) == UNMARKED
-    assert detect_format(characters("{{ messages }}<think>", markers=())) == ThinkingFormat()
-    assert detect_format(characters(QWEN3_TEMPLATE)) == QWEN3
-    assert detect_format(characters(R1_TEMPLATE)) == R1
-    assert detect_format(tiny.tokenizer()) == COUNTDOWN
-    assert detect_format(characters("{{ messages }}")) == ThinkingFormat()
+    assert choose_format(characters())[0] == PLAIN
+    assert choose_format(characters(markers=()))[0] == replace(UNMARKED, chat_template=False)
+    assert choose_format(characters("{{ messages }}", markers=()))[0] == UNMARKED
+    assert choose_format(characters("{{ messages }}<think>", markers=()))[0] == ThinkingFormat()
+    assert choose_format(characters(QWEN3_TEMPLATE))[0] == QWEN3
+    assert choose_format(characters(R1_TEMPLATE))[0] == R1
+    assert choose_format(tiny.tokenizer())[0] == COUNTDOWN
+    assert choose_format(characters("{{ messages }}"))[0] == ThinkingFormat()
 
 
 CUT = "...ĊĊ...ĊĊ"

@@ -232,19 +232,24 @@ class Engine(ABC):
             Prefix(tuple(prompt), 1, derived_seed(seed, row, "thinking"))
             for row, prompt in enumerate(prompts)
         ]
-        made = self.complete(wanted, budgets[-1], True, sampling)
-        trunks = [_trunk(one, budgets[-1], tokens) for (one,) in made]
+        trunks = []
+        for (made,) in self.complete(wanted, budgets[-1], True, sampling):
+            size = tokens.first_end(made.tokens, True)
+            end = tokens.end(made.tokens[:size])
+            if not end and size < budgets[-1]:
+                raise RuntimeError(STOPPED.format(size, budgets[-1]))
+            trunks.append((made.tokens[:size], made.logprobs[:size], end or "length"))
         # Greedy summaries of a cut are all the same, and vLLM refuses to sample them twice.
         count = num_summaries if sampling.temperature > 0 else 1
         stands, prefixes = [], []  # (row, cut, forced text) of each prefix that is summarised
         leaves_of = []  # for each row and budget the prefix that its summaries follow
-        for row, (thinking, end) in enumerate(trunks):
-            kept = tokens.kept(thinking.tokens)
+        for row, (thinking, _, end) in enumerate(trunks):
+            kept = tokens.kept(thinking)
             distinct, places = leaf_cuts(kept, budgets, share_cuts)
             leaves_of.append([len(prefixes) + place for place in places])
             for number, cut in enumerate(distinct):
                 forced = tokens.forced(end, cut, kept)
-                ids = (*wanted[row].ids, *thinking.tokens[:cut], *forced)
+                ids = (*wanted[row].ids, *thinking[:cut], *forced)
                 prefixes.append(Prefix(ids, count, derived_seed(seed, row, f"cut {number}")))
                 stands.append((cut, forced))
         summaries = self.complete(prefixes, sampling.max_summary_tokens, False, sampling)
@@ -253,10 +258,8 @@ class Engine(ABC):
             for stand, own in zip(stands, summaries, strict=True)
         ]
         return [
-            Tree(
-                prompt.ids, made.tokens, made.logprobs, end, tuple(chain(*(leaves[n] for n in own)))
-            )
-            for prompt, (made, end), own in zip(wanted, trunks, leaves_of, strict=True)
+            Tree(prompt.ids, *trunk, tuple(chain(*(leaves[n] for n in own))))
+            for prompt, trunk, own in zip(wanted, trunks, leaves_of, strict=True)
         ]
 
     # A thinking that goes on by a token and is asked in between.
@@ -331,14 +334,3 @@ STOPPED = (
     "short, or it stops at tokens of its own: raise its context length (vLLM: max_model_len), and "
     "start it without extra stop tokens."
 )
-
-
-def _trunk(made: Continuation, limit: int, tokens: ThinkingTokens) -> tuple[Continuation, str]:
-    """A thinking up to its end, and how it ended."""
-    size = tokens.first_end(made.tokens, True)
-    thinking = Continuation(made.tokens[:size], made.logprobs[:size])
-    if end := tokens.end(thinking.tokens):
-        return thinking, end
-    if size < limit:
-        raise RuntimeError(STOPPED.format(size, limit))
-    return thinking, "length"

@@ -25,7 +25,7 @@ from anytime_lab.engines.base import (
     summary_leaf,
 )
 from anytime_lab.prompts import ThinkingTokens
-from anytime_lab.tree import Leaf, Tree
+from anytime_lab.tree import PADDING, TRUNK, Leaf, Tree, tree_mask
 
 logger = logging.getLogger(__name__)
 
@@ -202,22 +202,18 @@ def _leaf_masks(trunks: Trunks, cut: Tensor, lengths: Tensor, steps: int) -> tup
         For the forced text (R, 1, F N, T + F N), and for one summary token of each leaf
         (R, 1, N, T + (F + steps) N), to be cut off at the columns that stand there.
     """
-    model, attended = trunks.model, trunks.attended.bool()
-    (rows, held), leaves, depth = attended.shape, cut.shape[1], int(lengths.max())
-    device = attended.device
-    below = torch.arange(held, device=device) < trunks.width + cut[..., None]
-    on_trunk = attended[:, None] & below  # (R, N, T)
-    time = torch.arange(depth, device=device)
-    real = time[None, :, None] >= (depth - lengths)[:, None]  # (R, F, N): not padding
-    same = torch.eye(leaves, dtype=torch.bool, device=device)
-    causal = (time[:, None] >= time[None, :])[:, None, :, None] & same[None, :, None, :]
-    own = (causal[None] & real[:, None, None]).reshape(rows, depth * leaves, depth * leaves)
-    # Padding sees itself, so that no softmax is empty.
-    own = own | torch.eye(depth * leaves, dtype=torch.bool, device=device)
-    forced = torch.cat([on_trunk.repeat(1, depth, 1), own], dim=2)
-    before = (real.transpose(1, 2)[..., None] & same[:, None]).reshape(rows, leaves, depth * leaves)
-    after = same.repeat(1, steps).expand(rows, -1, -1)
-    masks = forced[:, None], torch.cat([on_trunk, before, after], dim=2)[:, None]
+    model, (rows, leaves), depth = trunks.model, cut.shape, int(lengths.max())
+    trunk = torch.arange(trunks.length, device=cut.device).expand(rows, -1)
+    number = torch.arange(leaves, device=cut.device).expand(rows, depth, -1)
+    place = torch.arange(depth, device=cut.device)[None, :, None]
+    number = number.masked_fill(place < depth - lengths[:, None], PADDING).flatten(1)
+    leaf = torch.cat(
+        [torch.full_like(trunk, TRUNK), number, number[:, -leaves:].repeat(1, steps)], 1
+    )
+    branch = torch.cat([trunk, cut.repeat(1, depth + steps)], 1)
+    prompt, held = trunks.attended[:, : trunks.width], trunks.length + depth * leaves
+    forced = tree_mask(leaf[:, :held], branch[:, :held], prompt, last=depth * leaves)
+    masks = forced, tree_mask(leaf, branch, prompt, last=leaves)
     if model.config._attn_implementation == "eager":  # adds its mask to the scores
         lowest = torch.finfo(model.dtype).min
         return tuple(torch.zeros_like(m, dtype=model.dtype).masked_fill(~m, lowest) for m in masks)
@@ -330,8 +326,14 @@ class HFEngine(Engine):
         with sampling_mode(model), _plainly(model, prefixes[0].seed):
             if self._batched is None:
                 self._batched = _generates_in_batches(model, tokens, max(rows, key=len))
-            made = iter(generate_rows(model, tokens, rows, limit, sampling, thinks, self._batched))
-        return [[next(made) for _ in range(prefix.count)] for prefix in prefixes]
+            made = iter(
+                one
+                for part in ([rows] if self._batched else [[row] for row in rows])
+                for one in generate_rows(
+                    model, tokens, part, limit, sampling, thinks, self._batched
+                )
+            )
+            return [[next(made) for _ in range(prefix.count)] for prefix in prefixes]
 
     def think(self, prompt: Sequence[int], sampling: Sampling, seed: int | None = None) -> Any:
         """See `Engine.think`; on a cache, where the model can branch off it."""
@@ -435,15 +437,9 @@ def generate_rows(
     limit: int,
     sampling: Sampling,
     thinks: bool,
-    batched: bool = True,
+    use_cache: bool = True,
 ) -> list[Continuation]:
     """Continue each prefix by `generate`, up to where `Engine.complete` says."""
-    if not batched and len(prefixes) > 1:
-        alone = [
-            generate_rows(model, tokens, [prefix], limit, sampling, thinks, False)
-            for prefix in prefixes
-        ]
-        return [made for (made,) in alone]
     ids, mask = _left_padded(model, tokens, prefixes)
     width = ids.shape[1]
     greedy = sampling.temperature == 0
@@ -461,7 +457,7 @@ def generate_rows(
         do_sample=not greedy,
         eos_token_id=sorted(tokens.stop_ids if thinks else tokens.eos_ids),
         pad_token_id=tokens.pad_id,
-        use_cache=batched,
+        use_cache=use_cache,
         return_dict_in_generate=True,
         output_logits=True,
         **drawn,
@@ -497,7 +493,7 @@ def _generates_in_batches(
     """
     rows, greedy = [prompt[: max(1, len(prompt) // 2)], prompt], Sampling(temperature=0)
     together, alone = (
-        generate_rows(model, tokens, rows[:count], 4, greedy, False, batched=count > 1)[0]
+        generate_rows(model, tokens, rows[:count], 4, greedy, False, use_cache=count > 1)[0]
         for count in (2, 1)
     )
     apart = [abs(a - b) for a, b in zip(together.logprobs, alone.logprobs, strict=False)]

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -147,22 +146,14 @@ def cached_folder(name: str, files: Sequence[Path], make: Callable[[Path], None]
     what = "\n".join(" ".join(map(str, one)) for one in told)
     root = Path(os.environ.get(CACHE) or "~/.cache/anytime_lab").expanduser() / "models"
     folder = root / f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
-    if folder.is_dir():
-        return folder
+    part = root / f".{folder.name}"
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{folder.name}.lock"):
-        if folder.is_dir():  # another process has made it meanwhile
-            return folder
-        for left in root.glob(f".{folder.name}-*"):  # of one that was killed
-            shutil.rmtree(left)
-        logger.warning("turning %s into a model folder, once: %s", name, folder)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
-        try:
+    with FileLock(root / f"{part.name}.lock"):
+        if not folder.is_dir():
+            logger.warning("turning %s into a model folder, once: %s", name, folder)
+            shutil.rmtree(part, ignore_errors=True)  # of one that was killed
             make(part)
-            part.chmod(0o755)
             part.rename(folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
@@ -324,25 +315,22 @@ def load_thinker(
         ThinkingError: the server cannot be reached, or its tokenizer is not known.
         ValueError: there is no such thinking format, or it does not fit the tokenizer.
     """
-    engine, name = None, model
+    name = model
     if is_url(model):
-        options = {"timeout": 60.0, "retries": 0, **kwargs}
-        engine = load_engine(model, "", None, **options)
+        engine = load_engine(model, "", None, **{"timeout": 60.0, "retries": 0, **kwargs})
         name = engine.served_name
-    try:
+        try:
+            engine.tokens = load_tokens(tokenizer or name, thinking_format=thinking_format)
+        except OSError as error:
+            raise ThinkingError(
+                f"no tokenizer was found at {tokenizer or name!r} for the model that {model} "
+                "serves. Give its folder or its name on the hub as tokenizer."
+            ) from error
+    else:
         tokens = load_tokens(tokenizer or name, thinking_format=thinking_format)
-    except OSError as error:
-        if engine is None:
-            raise
-        raise ThinkingError(
-            f"no tokenizer was found at {tokenizer or name!r} for the model that {model} serves. "
-            "Give its folder or its name on the hub as tokenizer."
-        ) from error
+        engine = load_engine("hf", model, tokens, **kwargs)
+    tokens = engine.tokens
     example = prompt_ids(EXAMPLE, tokens.tokenizer, tokens.fmt, chat_template_kwargs)
     print(describe_format(tokens, example))
-    if engine is None:
-        engine = load_engine("hf", model, tokens, **kwargs)
-    else:
-        engine.tokens = tokens
     sampling = Sampling(max_summary_tokens=max_summary_tokens)
     return Thinker(engine, sampling, name, chat_template_kwargs, max_thinking_tokens)

@@ -9,9 +9,6 @@ from anytime_lab.prompts import ThinkingTokens
 
 logger = logging.getLogger(__name__)
 
-INSTALL = (
-    "Install it: pip install 'anytime-lab[vllm]' (Linux with a CUDA device), or use engine='hf'."
-)
 # What this engine decides itself; another value would change what the records mean.
 FIXED = {
     "logprobs_mode": "processed_logprobs",  # at the sampling temperature, not at 1
@@ -44,7 +41,10 @@ class VLLMEngine(Engine):
             from vllm import LLM
             from vllm.platforms import current_platform
         except ImportError as error:
-            raise ImportError(f"vLLM cannot be imported ({error}). {INSTALL}") from error
+            raise ImportError(
+                f"vLLM cannot be imported ({error}). Install it: pip install 'anytime-lab[vllm]' "
+                "(Linux with a CUDA device), or use engine='hf'."
+            ) from error
         if current_platform.is_cpu():  # its seeded sampler fails on prompts read in pieces
             options.setdefault("enable_chunked_prefill", False)
         self.tokens = tokens

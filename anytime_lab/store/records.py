@@ -337,7 +337,7 @@ def read_table(
         RunFolderError: the file is missing, damaged or something else.
     """
     try:
-        with _open(path, labels) as file:
+        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
             present = file.schema_arrow.names
             if present != _names_given(file):
                 raise ValueError("a column has another name than it was given")
@@ -349,23 +349,15 @@ def read_table(
             part = file.read(known, use_threads=False)
         columns = []
         for name, kind in zip(schema.names, schema.types, strict=True):
-            kind = pa.dictionary(pa.int32(), kind) if name in labels else kind
             column = part[name] if name in known else pa.nulls(part.num_rows, kind)
-            columns.append(column if column.type == kind else column.cast(kind))
+            column = column.cast(kind)
+            columns.append(column.dictionary_encode() if name in labels else column)
     except FileNotFoundError:
         raise RunFolderError(f"{path} is missing. {way_on}") from None
     except (OSError, pa.ArrowException, ValueError, TypeError) as error:
         said = str(error).splitlines()[0]
         raise RunFolderError(f"{path} is damaged ({said}). {way_on}") from error
     return pa.table(columns, names=schema.names, metadata=part.schema.metadata)
-
-
-def _open(path: Path, labels: Sequence[str]) -> pq.ParquetFile:
-    options = {"pre_buffer": False, "page_checksum_verification": True}
-    try:
-        return pq.ParquetFile(path, read_dictionary=list(labels), **options)
-    except KeyError:  # one of them is not in the file
-        return pq.ParquetFile(path, **options)
 
 
 def _names_given(file: pq.ParquetFile) -> list[str]:
