@@ -1,0 +1,78 @@
+"""A study's frames → figures: what each claim comes to, and a measure over the cost of training."""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from anytime_lab.look.figures import band, told_line
+from anytime_lab.look.style import COLOURS, QUIET, base, end_names, run_styles, safe_text
+
+MARKS = {"updates": "circle", "seconds": "diamond", "flops": "square"}
+SIDES = {"holds": COLOURS[0], "above": COLOURS[0], "the other way": COLOURS[1]}
+SIDES |= {"below": COLOURS[1]}
+
+
+def plot_claims(frame: pd.DataFrame, title: str = "What each claim comes to") -> go.Figure:
+    """Effects with their intervals, a row a claim and a mark an axis; blue holds, orange contrary.
+
+    Args:
+        frame: of `claim_frame`; one measure's unit, so claims on lengths are left out.
+
+    Returns traces named by the axes.
+    """
+    shown = frame[frame["measure"] != "length"]
+    claims = list(dict.fromkeys(shown["claim"]))[::-1]
+    height = 120 + 34 * len(claims)
+    figure = base(go.Figure(), height, title, dragmode=False)
+    for place, (axis, part) in enumerate(shown.groupby("axis", sort=False)):
+        rows = [claims.index(claim) + 0.22 * (1 - place) for claim in part["claim"]]
+        colours = [SIDES.get(verdict, QUIET) for verdict in part["verdict"]]
+        ends = [100 * part["high"] - 100 * part["effect"], 100 * part["effect"] - 100 * part["low"]]
+        bars = {"array": list(ends[0]), "arrayminus": list(ends[1]), "symmetric": False}
+        told = [
+            f"{safe_text(row.claim)} at equal {axis}: <b>{100 * row.effect:+.1f}</b> points "
+            f"[{100 * row.low:+.1f}, {100 * row.high:+.1f}], {row.seeds} seeds: {row.verdict}"
+            for row in part.itertuples()
+        ]
+        figure.add_scatter(
+            x=100 * part["effect"], y=rows, mode="markers", name=f"at equal {axis}",
+            marker={"symbol": MARKS[axis], "size": 8, "color": colours},
+            error_x={**bars, "color": QUIET, "thickness": 1.4, "width": 0},
+            customdata=told, hovertemplate="%{customdata}<extra></extra>",
+        )  # fmt: skip
+    figure.add_vline(x=0, line_color=QUIET, line_width=1.5)
+    figure.update_xaxes(title="Difference in points, with 95 % interval over seeds and problems")
+    return figure.update_yaxes(
+        tickvals=list(range(len(claims))), ticktext=[safe_text(claim) for claim in claims],
+        automargin=True, zeroline=False, range=[-0.6, len(claims) - 0.4],
+    )  # fmt: skip
+
+
+def plot_course(frame: pd.DataFrame, over: str, words: str, title: str = "") -> go.Figure:
+    """A measure over the cost of training, a line with its band for each run.
+
+    Args:
+        frame: of `course_frame` or `variance_course`.
+        over: the x axis in words.
+        words: the y axis in words; a share.
+
+    Returns traces named "RUN 95 %" (bands) and RUN.
+    """
+    styles = run_styles(list(dict.fromkeys(frame["run"])))
+    figure = base(go.Figure(), 420, title, dragmode=False, showlegend=False, margin={"r": 170})
+    for run, part in frame.groupby("run", sort=False):
+        figure.add_trace(band(part, "cost", styles[run], run))
+    for run, part in frame.groupby("run", sort=False):
+        told = [
+            f"{safe_text(run)}: <b>{row.value:.1%}</b> [{row.low:.1%}, {row.high:.1%}] at "
+            f"{row.cost:,.3g}"
+            for row in part.itertuples()
+        ]
+        figure.add_trace(told_line(part["cost"], part["value"], told, run, styles[run]))
+    low, high = frame[["value", "low"]].min().min(), frame[["value", "high"]].max().max()
+    span = [low - 0.03 * (high - low), high + 0.03 * (high - low)]
+    ends = frame.sort_values("cost").groupby("run", sort=False)["value"].last()
+    figure.layout.annotations = end_names(ends, styles, span, 280)
+    figure.update_xaxes(
+        title=over, tickformat="~s" if "FLOPs" in over else ",d", rangemode="tozero"
+    )
+    return figure.update_yaxes(title=words, tickformat=".0%", range=span)

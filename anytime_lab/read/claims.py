@@ -1,0 +1,412 @@
+"""A study over seeds → what each claim comes to, at equal updates, equal time and equal FLOPs.
+
+Seeds are the unit of training, problems lie within: an effect's interval joins Student's over the
+seeds and Student's over the problems (of the mean over seeds), as the root of the sum of their
+squares. What chance adds to a single thinking is in both, so it is rather too long than too short.
+
+Dimensions: R seeds, P problems, J budgets.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from scipy.special import stdtrit
+
+from anytime_lab.read.curves import CONFIDENCE, problem_table
+from anytime_lab.read.policies import AGREEMENT, RULES, RuleSettings, lay_out, policy_frame
+from anytime_lab.read.policies import CONFIDENCE as SURE
+from anytime_lab.read.training import VARIANCE, read_metrics
+from anytime_lab.store.files import METRICS, RESULT, RunFolderError, read_json
+from anytime_lab.store.records import read_manifest, read_records, write_table
+
+FILES = {"answers": "answers.parquet", "costs": "costs.parquet", "variance": "variance.parquet"}
+FILES |= {"exits": "exits.parquet"}
+START = "start"  # the run that trains nothing: what the others have at update 0
+AXES = {  # what runs are compared at an equal amount of: words
+    "updates": "updates",
+    "seconds": "processor time of training (s)",
+    "flops": "FLOPs of training (2 × parameters a sampled token, 6 × a packed one)",
+}
+SMALL = 0.25  # of the largest budget: which ones are small
+
+
+# --- the study -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What the runs of a study were right on, and what their training took.
+
+    answers: a row per run, seed, update (0 is the start) and problem: `tokens` of the thinking,
+    and a column per budget, the share of right answers. costs: a row per run, seed and update:
+    seconds, flops. variance: per run, seed, update, baseline and budget, the `ratio`
+    Var[R − V] / Var[R] over thinkings that reach the budget, median since the checkpoint before;
+    missing where runs have one budget. exits: per run, seed, policy and
+    setting of an early-exit rule, tokens, accuracy and `difference` to the plain curve there.
+    """
+
+    answers: pd.DataFrame
+    costs: pd.DataFrame
+    variance: pd.DataFrame
+    exits: pd.DataFrame
+
+    @property
+    def budgets(self) -> list[int]:
+        """J, in tokens."""
+        return [int(name) for name in self.answers.columns if name.isdecimal()]
+
+    @cached_property
+    def runs(self) -> dict[str, list[int]]:
+        """Name → its seeds, in the order of the study."""
+        return self.costs.groupby("run", sort=False)["seed"].unique().map(sorted).to_dict()
+
+    @cached_property
+    def values(self) -> dict[tuple[str, int, int], np.ndarray]:
+        """(run, seed, update) → (P, J + 1): right at each budget, and the thinking's tokens."""
+        rows = self.answers.sort_values("problem").groupby(["run", "seed", "update"])
+        columns = [*map(str, self.budgets), "tokens"]
+        return {key: part[columns].to_numpy(dtype=float) for key, part in rows}
+
+    def course(self, run: str, seed: int, axis: str) -> tuple[np.ndarray, np.ndarray]:
+        """What a run was, checkpoint by checkpoint: its costs (K,), values (K, P, J + 1)."""
+        costs = self.costs[(self.costs["run"] == run) & (self.costs["seed"] == seed)]
+        costs = costs.assign(updates=costs["update"]).sort_values("update")
+        values = [self.values[run, seed, update] for update in costs["update"]]
+        start = [[0.0], [self.values[START, 0, 0]]] if (START, 0, 0) in self.values else [[], []]
+        return np.array([*start[0], *costs[axis]]), np.stack([*start[1], *values])
+
+    def at(self, run: str, seed: int, axis: str, cost: float) -> np.ndarray:
+        """(P, J + 1) when so much was spent, interpolated between the two nearest checkpoints."""
+        costs, values = self.course(run, seed, axis)
+        parts = np.array([np.interp(cost, costs, each) for each in np.eye(len(costs))])
+        return np.tensordot(parts, values, 1)
+
+    def shared_cost(self, runs: Sequence[str], axis: str) -> float:
+        """The most of an axis that each of the runs has spent, with every seed."""
+        spent = self.costs.assign(updates=self.costs["update"])
+        spent = spent[spent["run"].isin(runs)].groupby(["run", "seed"])[axis].max()
+        return float(spent.min())
+
+
+def is_gathered(folder: str | Path) -> bool:
+    """Whether a folder holds what `gather_study` writes, or is still to be gathered from."""
+    return (Path(folder) / FILES["answers"]).exists()
+
+
+def read_study(folder: str | Path) -> Study:
+    """Read what `gather_study` wrote.
+
+    Raises:
+        RunFolderError: a file of it is missing or damaged.
+    """
+    folder = Path(folder)
+    try:
+        return Study(**{name: pd.read_parquet(folder / file) for name, file in FILES.items()})
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"{folder} holds no whole study ({error}). Name the folder of one that was gathered "
+            "(experiments/claims ships), or of the sweep that makes one (runs/claims)."
+        ) from error
+
+
+def gather_study(sweep: str | Path, folder: str | Path) -> Study:
+    """Bring a sweep of experiments/claims.yaml into four small files; what has no result waits.
+
+    Args:
+        sweep: its folder: NAME/seed-N/train and NAME/seed-N/course/checkpoint-K below it.
+        folder: where the files go.
+
+    Raises:
+        RunFolderError: no run has a result, or what one wrote is damaged.
+    """
+    sweep, tables = Path(sweep), {name: [] for name in FILES}
+    for course in sorted(
+        sweep.glob("*/seed-*/course"), key=lambda path: path.parent.stat().st_mtime
+    ):
+        run, seed = course.parent.parent.name, int(course.parent.name.removeprefix("seed-"))
+        if not (course / RESULT).exists():
+            continue
+        of = {"run": run, "seed": seed}
+        train, found = course.parent / "train", {}
+        for place in course.glob("checkpoint-*"):
+            found[int(place.name.removeprefix("checkpoint-"))] = place
+        for update, place in sorted((found or {0: course}).items()):
+            records = read_records(place)
+            tables["answers"].append(_answers(records).assign(**of, update=update))
+        if found:
+            tables["costs"].append(_costs(train, sweep, sorted(found), place).assign(**of))
+            tables["variance"].append(_variance(train, sorted(found)).assign(**of))
+        tables["exits"].append(_exits(records).assign(**of))
+    if not tables["costs"]:
+        raise RunFolderError(f"no run of {sweep} has a result yet; run the sweep first.")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, file in FILES.items():
+        frame = pd.concat(tables[name], ignore_index=True)
+        write_table(Path(folder) / file, pa.Table.from_pandas(frame, preserve_index=False))
+    return read_study(folder)
+
+
+def _answers(records: pd.DataFrame) -> pd.DataFrame:
+    table = problem_table(records)
+    length = records.groupby("problem_id", observed=True)["thinking_tokens"].mean()
+    length = length.rename(index=str).loc[table.problems].to_numpy()
+    right = pd.DataFrame(table.values, columns=[*map(str, table.budgets)]).astype("float32")
+    return right.assign(problem=np.arange(len(right), dtype="int16"), tokens=length.astype("f4"))
+
+
+def _costs(train: Path, sweep: Path, updates: Sequence[int], evaluation: Path) -> pd.DataFrame:
+    """Totals at the checkpoints; those of a run that this one went on from are in them."""
+    parameters = read_manifest(evaluation)["parameters"]
+    lines, before = read_metrics(train), {"seconds": 0.0, "flops": 0.0}
+    sampled = lines[[f"total/{kind}_tokens" for kind in ("thinking", "summary")]].sum(axis=1)
+    lines["flops"] = parameters * (2.0 * sampled + 6.0 * lines["total/packed_tokens"])
+    lines["seconds"] = lines["cpu_seconds"]
+    begun = Path(read_json(train / "run.json")["parameters"]["model"]).parent
+    if sweep in begun.parents and (begun / METRICS).exists():
+        last = read_metrics(begun)["step"].iloc[-1:]
+        before = _costs(begun, sweep, list(last), evaluation).iloc[-1]
+    told = lines[lines["step"].isin(updates)].rename(columns={"step": "update"})
+    told = told.assign(**{axis: told[axis] + before[axis] for axis in ("seconds", "flops")})
+    return told[["update", "seconds", "flops"]]
+
+
+def _variance(train: Path, updates: Sequence[int]) -> pd.DataFrame:
+    lines = read_metrics(train)
+    upto = np.take(updates, np.searchsorted(updates, lines["step"]), mode="clip")
+    ratios = lines.filter(regex=r"^variance/ratio/").groupby(upto).median().rename_axis("update")
+    told = ratios.melt(ignore_index=False, value_name="ratio").reset_index()
+    names = told.pop("variable").str.extract(VARIANCE)[["baseline", "budget"]]
+    return told.join(names.astype({"budget": float}))
+
+
+def _exits(records: pd.DataFrame) -> pd.DataFrame:
+    replay = lay_out(records)
+    outcomes = [
+        one for _, replayed, _ in RULES.values() for one in replayed(replay, RuleSettings())
+    ]
+    told = policy_frame(outcomes)
+    return told[["policy", "setting", "value", "tokens", "accuracy", "difference"]].round(4)
+
+
+# --- effects -------------------------------------------------------------------------------------
+
+
+class Effect(NamedTuple):
+    """A mean over seeds with its 95 % interval.
+
+    seed_sd: its standard deviation over seeds.
+    """
+
+    value: float
+    low: float
+    high: float
+    seed_sd: float
+    seeds: int
+
+
+def effect_of(values: np.ndarray) -> Effect:
+    """The mean of (R, P) numbers over crossed seeds and problems.
+
+    One seed gives no interval. See the module's first lines.
+    """
+    count, problems = values.shape
+    by_seed, by_problem = values.mean(axis=1), values.mean(axis=0)
+    spread = float(by_seed.std(ddof=1)) if count > 1 else math.nan
+    halves = [
+        stdtrit(n - 1, (1 + CONFIDENCE) / 2) * deviation / math.sqrt(n) if n > 1 else math.nan
+        for n, deviation in ((count, spread), (problems, by_problem.std(ddof=1)))
+    ]
+    mean, half = float(values.mean()), math.hypot(*halves)
+    return Effect(mean, mean - half, mean + half, spread, count)
+
+
+def seeds_needed(seed_sd: float, difference: float = 0.02, power: float = 0.8) -> int:
+    """How many seeds tell a difference from 0 with such a chance, by their spread alone.
+
+    Args:
+        seed_sd: standard deviation of the difference over seeds.
+    """
+    for count in range(2, 1000):
+        reach = stdtrit(count - 1, (1 + CONFIDENCE) / 2) + stdtrit(count - 1, power)
+        if reach * seed_sd / math.sqrt(count) <= difference:
+            return count
+    raise ValueError(f"a spread of {seed_sd} hides {difference}; 1,000 seeds do not show it.")
+
+
+# Measure → words, and its weights on the values (J + 1,), given the budgets.
+MEASURES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "anytime": ("anytime accuracy", lambda b: np.append(np.full(len(b), 1 / len(b)), 0.0)),
+    "final": ("accuracy at the largest budget", lambda b: np.append(b == b[-1], 0.0)),
+    "small": (
+        "accuracy at up to a quarter of the largest budget",
+        lambda b: np.append((b <= SMALL * b[-1]) / (b <= SMALL * b[-1]).sum(), 0.0),
+    ),
+    "length": ("tokens of thinking", lambda b: np.append(np.zeros(len(b)), 1.0)),
+    **{
+        f"at {at}": (f"accuracy at {at} tokens", lambda b, at=at: np.append(b == at, 0.0))
+        for at in (24, 48, 72, 96)
+    },
+}
+
+
+class Claim(NamedTuple):
+    """One sentence that a study can bear out or not: `run` is `sign` of `against` by a measure."""
+
+    part: str
+    words: str
+    run: str
+    against: str
+    measure: str = "anytime"
+    sign: int = 1  # 1 above, -1 below, 0 where nothing is claimed
+
+
+def _versus(part: str, words: str, runs: str, against: str, **more) -> list[Claim]:
+    return [Claim(part, words.format(run), run, against, **more) for run in runs.split(", ")]
+
+
+SPECIALISTS = {24: "GRPO at 24", 48: "GRPO at 48", 72: "GRPO at 72", 96: "GRPO"}
+TODAY = "L1, group length, DAPO overlong, S-GRPO, ThinkPrune to 48"
+CLAIMS: tuple[Claim, ...] = (
+    *_versus("a", "{} above GRPO", "AR-uniform, AR-linear, AR-base", "GRPO"),
+    *_versus("b", "{} above AR-base at small budgets", "AR-uniform, AR-linear", "AR-base",
+             measure="small"),
+    Claim("c", "AR-base above GRPO at its last answer", "AR-base", "GRPO", "final"),
+    Claim("d", "decoupling alone helps", "GRPO+decouple", "GRPO"),
+    Claim("d", "variance reduction alone helps", "GRPO+vr", "GRPO"),
+    Claim("d", "variance reduction helps beside decoupling", "AR-base", "GRPO+decouple"),
+    *_versus("e", "BRPO's baseline above: {}", "baseline V1, baseline V2, no baseline",
+             "AR-uniform", sign=-1),
+    *_versus("f", "thinkings of {} are shorter", "AR-uniform, AR-linear, AR-base", "GRPO",
+             measure="length", sign=-1),
+    *(
+        Claim("g", f"a specialist for {at} is no better there", run, "AR-uniform", f"at {at}", 0)
+        for at, run in SPECIALISTS.items()
+    ),
+    *_versus("h", "{} instead of 0.5", "lambda 0, lambda 1", "AR-uniform", sign=0),
+    *_versus("i", "{} instead of 4", "1 summary, 2 summaries, 8 summaries", "AR-uniform", sign=0),
+    Claim("weights", "summaries unweighted, as the authors' code", "summaries unweighted",
+          "AR-uniform", sign=0),
+    *_versus("today", "{} against GRPO", TODAY, "GRPO", sign=0),
+    *_versus("today", "AR-uniform above {}", TODAY, "AR-uniform", sign=-1),
+)  # fmt: skip
+
+
+def claim_frame(study: Study, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
+    """Each claim at equal amounts of each axis, as far as both runs went.
+
+    Returns columns part, claim, run, against, measure, axis, cost, effect, low, high, seed_sd,
+    seeds, verdict; accuracies as fractions. Claims on runs that the study lacks are left out.
+    """
+    rows = []
+    for claim in claims:
+        seeds = sorted(set(study.runs.get(claim.run, ())) & set(study.runs.get(claim.against, ())))
+        for axis in AXES if seeds else ():
+            cost = study.shared_cost([claim.run, claim.against], axis)
+            weights = MEASURES[claim.measure][1](np.array(study.budgets))
+            values = [
+                (study.at(claim.run, s, axis, cost) - study.at(claim.against, s, axis, cost))
+                @ weights
+                for s in seeds
+            ]
+            told = effect_of(np.stack(values))
+            rows.append(
+                {
+                    **{"part": claim.part, "claim": claim.words, "run": claim.run},
+                    **{"against": claim.against, "measure": claim.measure, "axis": axis},
+                    **{"cost": cost, "effect": told.value, "low": told.low, "high": told.high},
+                    **{"seed_sd": told.seed_sd, "seeds": told.seeds},
+                    "verdict": verdict(told, claim.sign),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def verdict(effect: Effect, sign: int) -> str:
+    """What an interval says of a claim, in words."""
+    if math.isnan(effect.low):
+        return "one seed: no interval"
+    side = (effect.low > 0) - (effect.high < 0)
+    if not sign:
+        return {1: "above", -1: "below", 0: "no difference seen"}[side]
+    return {sign: "holds", -sign: "the other way", 0: "not seen"}[side]
+
+
+def course_frame(study: Study, runs: Sequence[str], axis: str, measure: str) -> pd.DataFrame:
+    """A measure of each run over its training; columns run, cost, value, low, high, seeds.
+
+    At each checkpoint, at the mean cost of the seeds.
+    """
+    weights, rows = MEASURES[measure][1](np.array(study.budgets)), []
+    for run in runs:
+        courses = [study.course(run, seed, axis) for seed in study.runs[run]]
+        for k in range(min(len(costs) for costs, _ in courses)):
+            told = effect_of(np.stack([values[k] @ weights for _, values in courses]))
+            cost = float(np.mean([costs[k] for costs, _ in courses]))
+            rows.append((run, cost, told.value, told.low, told.high, told.seeds))
+    return pd.DataFrame(rows, columns=["run", "cost", "value", "low", "high", "seeds"])
+
+
+def budget_frame(study: Study, runs: Sequence[str], axis: str = "seconds") -> pd.DataFrame:
+    """Accuracy by budget at the most that all the runs spent, for `plot_curves`.
+
+    Returns columns run, budget, spent (mean tokens), accuracy, low, high.
+    """
+    cost, rows = study.shared_cost(runs, axis), []
+    for run in runs:
+        values = np.stack([study.at(run, seed, axis, cost) for seed in study.runs[run]])
+        for j, budget in enumerate(study.budgets):
+            told = effect_of(values[:, :, j])
+            spent = np.minimum(values[:, :, -1], budget).mean()
+            rows.append((run, budget, spent, told.value, told.low, told.high))
+    return pd.DataFrame(rows, columns=["run", "budget", "spent", "accuracy", "low", "high"])
+
+
+def exit_frame(study: Study, runs: Sequence[str]) -> pd.DataFrame:
+    """What early exit adds to the plain curve at equal tokens (claim j).
+
+    The mean over the settings of a rule that stop between the smallest and the largest budget.
+    Returns columns run, policy, effect, low, high, seeds; the interval is over seeds.
+    """
+    rows = []
+    for run in runs:
+        for policy in (AGREEMENT, SURE):
+            of = (study.exits["run"] == run) & (study.exits["policy"] == policy)
+            means = study.exits[of].groupby("seed")["difference"].mean().to_numpy()
+            told = effect_of(np.repeat(means[:, None], 2, axis=1))
+            rows.append((run, policy, told.value, told.low, told.high, told.seeds))
+    return pd.DataFrame(rows, columns=["run", "policy", "effect", "low", "high", "seeds"])
+
+
+def variance_course(study: Study, run: str) -> pd.DataFrame:
+    """The share of the return's variance that each baseline left in a run, over its training.
+
+    Mean over the budgets from the second on (at the first, BRPO's is the group's), with its
+    interval over seeds; columns run (the baseline), cost (update), value, low, high, seeds.
+    """
+    of = study.variance[(study.variance["run"] == run) & (study.variance["baseline"] != "none")]
+    of, rows = of[of["budget"] > of["budget"].min()], []
+    for (baseline, update), part in of.groupby(["baseline", "update"], sort=False):
+        seeds = part.groupby("seed")["ratio"].mean().to_numpy()
+        told = effect_of(np.repeat(seeds[:, None], 2, axis=1))
+        rows.append((baseline, update, told.value, told.low, told.high, told.seeds))
+    return pd.DataFrame(rows, columns=["run", "cost", "value", "low", "high", "seeds"])
+
+
+def claim_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The claims for a reader: a row each, with effect (points, or tokens) and verdict per axis."""
+    rows: dict[tuple, dict[str, str]] = {}
+    for row in frame.to_dict("records"):
+        by, unit = (1, " tokens") if row["measure"] == "length" else (100, "")
+        effect, low, high = (f"{by * row[key]:+.1f}" for key in ("effect", "low", "high"))
+        key = (f"({row['part']})", row["claim"], MEASURES[row["measure"]][0], row["seeds"])
+        told = f"{effect}{unit} [{low}, {high}], {row['verdict']}".replace("-", "−")
+        rows.setdefault(key, {})[f"at equal {row['axis']}"] = told
+    names = ["part", "claim", "measure", "seeds"]
+    return pd.DataFrame([dict(zip(names, key, strict=True)) | told for key, told in rows.items()])
