@@ -122,8 +122,9 @@ class Trunks:
 def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Leaf]]:
     """Sample summaries that branch off thinkings at given cuts, all leaves of a row side by side.
 
-    One forward pass reads the forced text of all leaves, then one for each summary token. The cache
-    is as before when this returns.
+    One forward pass reads the forced text of each different cut, then one for each summary token.
+    Leaves of a cut are a trie: as long as they have drawn the same tokens they are one column. What
+    they draw is the same, and costs less. The cache is as before when this returns.
 
     Args:
         trunks: R thinkings.
@@ -134,44 +135,53 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
         R lists of leaves, as many as cuts.
     """
     tokens, sampling, device = trunks.tokens, trunks.sampling, trunks.attended.device
-    rows, leaves = len(cuts), max(map(len, cuts))
-    filled = [[*own, *own[-1:] * (leaves - len(own))] for own in cuts]  # what is added is not read
+    leaves = max(map(len, cuts))
+    roots = [list(dict.fromkeys(own)) for own in cuts]
     forced = [
-        [tokens.forced(end or "length", cut, tokens.kept(thinking)) for cut in own]
-        for own, thinking, end in zip(filled, trunks.thinkings, trunks.ends, strict=True)
+        {cut: tokens.forced(end or "length", cut, tokens.kept(thinking)) for cut in own}
+        for own, thinking, end in zip(roots, trunks.thinkings, trunks.ends, strict=True)
     ]
-    cut = torch.tensor(filled, device=device)  # (R, N)
-    lengths = torch.tensor([[len(ids) for ids in own] for own in forced], device=device)
-    depth = int(lengths.max())
-    padded = [[[tokens.pad_id] * (depth - len(ids)) + [*ids] for ids in own] for own in forced]
-    ids = torch.tensor(padded, device=device).transpose(1, 2)  # (R, F, N)
-    forced_mask, step_mask = _leaf_masks(trunks, cut, lengths, sampling.max_summary_tokens)
-    start = trunks.attended[:, : trunks.width].sum(1)[:, None] + cut  # (R, N)
-    place = torch.arange(depth, device=device)[None, :, None]
-    offset = (place - (depth - lengths)[:, None]).clamp(min=0)
-    held, block = trunks.cache.get_seq_length(), depth * leaves
-    ends = torch.tensor(sorted(tokens.eos_ids), device=device)
+    # What fills the rows up is not read.
+    node = [[own.index(cut) for cut in all_of] for own, all_of in zip(roots, cuts, strict=True)]
+    node = torch.tensor([[*own, *own[-1:] * (leaves - len(own))] for own in node], device=device)
     is_open = torch.tensor([[n < len(own) for n in range(leaves)] for own in cuts], device=device)
+    most, depth = max(map(len, roots)), max(len(ids) for own in forced for ids in own.values())
+    filled = [[*own, *own[-1:] * (most - len(own))] for own in roots]
+    cut = torch.tensor(filled, device=device)  # (R, D)
+    texts = [[own[cut] for cut in row] for own, row in zip(forced, filled, strict=True)]
+    lengths = torch.tensor([[len(ids) for ids in row] for row in texts], device=device)
+    ids = [[[tokens.pad_id] * (depth - len(ids)) + [*ids] for ids in row] for row in texts]
+    forced_mask = _forced_mask(trunks, cut, lengths)
+    offset = torch.arange(depth, device=device)[None, :, None] - (depth - lengths)[:, None]
+    start = trunks.attended[:, : trunks.width].sum(1)[:, None] + cut  # (R, D)
+    held = trunks.cache.get_seq_length()
     steps: list[tuple[Tensor, Tensor]] = []
     try:
         logits = trunks.forward(
-            ids.reshape(rows, block),
-            forced_mask,
-            (start[:, None] + offset).reshape(rows, block),
-            leaves,
+            torch.tensor(ids, device=device).transpose(1, 2).flatten(1),
+            _added(trunks.model, forced_mask),
+            (start[:, None] + offset.clamp(min=0)).flatten(1),
+            most,
         )
+        place, sees = (start + lengths).gather(1, node), _rows(forced_mask[:, -most:], node)
         while True:
-            drawn, values = sample_tokens(logits, sampling, trunks.generator)
+            drawn, values = sample_tokens(_rows(logits, node), sampling, trunks.generator)
             steps.append((drawn, values))
-            is_open = is_open & ~torch.isin(drawn, ends)
+            is_open = is_open & ~torch.isin(drawn, torch.tensor([*tokens.eos_ids], device=device))
             if len(steps) == sampling.max_summary_tokens or not is_open.any():
                 break
+            node, first = _branches(node, drawn, is_open)
+            same = torch.eye(first.shape[1], dtype=torch.bool, device=device)
             logits = trunks.forward(
-                drawn.masked_fill(~is_open, tokens.pad_id),
-                step_mask[..., : held + block + len(steps) * leaves],
-                start + lengths + len(steps) - 1,
-                leaves,
+                drawn.gather(1, first),
+                _added(
+                    trunks.model,
+                    torch.cat([_rows(sees, first), same.expand(len(cuts), -1, -1)], dim=2),
+                ),
+                place.gather(1, first) + len(steps) - 1,
+                first.shape[1],
             )
+            sees = torch.cat([sees, same[node]], dim=2)
     finally:
         trunks.cache.crop(held - trunks.cache.get_seq_length())
     drawn, values = (torch.stack(one, dim=-1).tolist() for one in zip(*steps, strict=True))
@@ -180,7 +190,7 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
             summary_leaf(
                 tokens,
                 cut,
-                forced[row][n],
+                forced[row][cut],
                 Continuation(tuple(drawn[row][n]), tuple(values[row][n])),
             )
             for n, cut in enumerate(own)
@@ -189,35 +199,59 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
     ]
 
 
-def _leaf_masks(trunks: Trunks, cut: Tensor, lengths: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Who sees whom: the trunk up to the cut, then the leaf itself.
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """The rows of (R, D, C) that an index (R, N) names, (R, N, C)."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
+
+
+def _branches(node: Tensor, drawn: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
+    """The nodes of a trie that its leaves reach by a token each; M at most in a row.
+
+    Args:
+        node: (R, N) the node that each leaf was at.
+        drawn: (R, N) its next token.
+        is_open: (R, N) whether it goes on; one that does not goes to a node of the others.
+
+    Returns:
+        The new node of each leaf (R, N), and a leaf that goes on to each node (R, M).
+    """
+    key = node * (drawn.max() + 1) + drawn
+    lowest = key.masked_fill(~is_open, torch.iinfo(key.dtype).max).amin(1, keepdim=True)
+    # Of a node's leaves those that go on come first.
+    key, order = (2 * key).where(is_open, 2 * lowest.clamp(max=int(key.max())) + 1).sort(1)
+    number = ((key // 2).diff(dim=1, prepend=key[:, :1] // 2) != 0).cumsum(1)
+    every = torch.arange(int(number.max()) + 1, device=node.device).expand(len(node), -1)
+    first = torch.searchsorted(number, every.contiguous()).clamp(max=node.shape[1] - 1)
+    return torch.empty_like(node).scatter(1, order, number), order.gather(1, first)
+
+
+def _forced_mask(trunks: Trunks, cut: Tensor, lengths: Tensor) -> Tensor:
+    """Who sees whom: the trunk up to the cut, then what is forced behind it.
 
     Args:
         trunks: R thinkings, T columns on their cache.
-        cut: (R, N) tokens of thinking that a leaf stands on.
-        lengths: (R, N) tokens of its forced text, F at most.
-        steps: Most summary tokens.
+        cut: (R, D) tokens of thinking that a text stands on.
+        lengths: (R, D) tokens of the forced text, F at most.
 
     Returns:
-        For the forced text (R, 1, F N, T + F N), and for one summary token of each leaf
-        (R, 1, N, T + (F + steps) N), to be cut off at the columns that stand there.
+        (R, F D, T + F D) bool.
     """
-    model, (rows, leaves), depth = trunks.model, cut.shape, int(lengths.max())
+    (rows, count), depth = cut.shape, int(lengths.max())
     trunk = torch.arange(trunks.length, device=cut.device).expand(rows, -1)
-    number = torch.arange(leaves, device=cut.device).expand(rows, depth, -1)
+    number = torch.arange(count, device=cut.device).expand(rows, depth, -1)
     place = torch.arange(depth, device=cut.device)[None, :, None]
     number = number.masked_fill(place < depth - lengths[:, None], PADDING).flatten(1)
-    leaf = torch.cat(
-        [torch.full_like(trunk, TRUNK), number, number[:, -leaves:].repeat(1, steps)], 1
-    )
-    branch = torch.cat([trunk, cut.repeat(1, depth + steps)], 1)
-    prompt, held = trunks.attended[:, : trunks.width], trunks.length + depth * leaves
-    forced = tree_mask(leaf[:, :held], branch[:, :held], prompt, last=depth * leaves)
-    masks = forced, tree_mask(leaf, branch, prompt, last=leaves)
-    if model.config._attn_implementation == "eager":  # adds its mask to the scores
-        lowest = torch.finfo(model.dtype).min
-        return tuple(torch.zeros_like(m, dtype=model.dtype).masked_fill(~m, lowest) for m in masks)
-    return masks
+    leaf = torch.cat([torch.full_like(trunk, TRUNK), number], 1)
+    branch = torch.cat([trunk, cut.repeat(1, depth)], 1)
+    return tree_mask(leaf, branch, trunks.attended[:, : trunks.width], last=depth * count)[:, 0]
+
+
+def _added(model: PreTrainedModel, mask: Tensor) -> Tensor:
+    """A mask (R, N, C) of who sees whom as the model takes it; eager attention adds it."""
+    if model.config._attn_implementation != "eager":
+        return mask[:, None]
+    lowest = torch.finfo(model.dtype).min
+    return torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, lowest)[:, None]
 
 
 # Attention implementations that take a mask of who sees whom.

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from anytime_lab.engines.base import Sampling, leaf_cuts, sample_tokens
-from anytime_lab.engines.hf import HFEngine, why_not_branching
+from anytime_lab.engines.hf import HFEngine, Trunks, _branches, sample_leaves, why_not_branching
 from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens
 
 TOK = tiny.tokenizer()
@@ -85,6 +85,57 @@ def logps(model, context, tokens, temperature):
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0, len(context) - 1 : -1] / temperature
     return logits.log_softmax(-1).gather(1, ids[0, len(context) :, None])[:, 0].tolist()
+
+
+def test_leaves_that_drew_the_same_tokens_are_one_node():
+    node = torch.tensor([[0, 0, 0, 1, 1], [0, 0, 0, 0, 0], [0, 0, 1, 1, 1]])
+    drawn = torch.tensor([[7, 7, 5, 7, 7], [3, 4, 3, 9, 9], [2, 2, 2, 2, 2]])
+    goes_on = [[True, True, True, True, False], [False, True, True, True, False], [False] * 5]
+    after, first = _branches(node, drawn, torch.tensor(goes_on))
+    # by their nodes, then by the token; what has ended goes with the lowest that goes on
+    assert after[:2].tolist() == [[1, 1, 0, 2, 0], [0, 1, 0, 2, 0]]
+    assert len(set(after[2].tolist())) == 1
+    assert first[:2].tolist() == [[2, 0, 3], [2, 1, 3]]
+    assert first.shape == (3, 3) and first.max() < 5
+
+
+def test_the_draws_of_a_leaf_do_not_depend_on_who_shares_its_column():
+    # the second row's cuts are all different, so that in it no two leaves ever share one
+    cuts = [[2, 2, 2, 5], [0, 1, 3, 4]]
+    sampling = Sampling(max_summary_tokens=6)
+    for seed in (0, 8, 9):  # of which no thinking has ended
+        generator = torch.Generator().manual_seed(seed)
+        trunks = Trunks(build(), TOKENS, PROMPTS[:2], sampling, generator)
+        for _ in range(6):
+            trunks.step()
+        assert trunks.ends == ["", ""]
+        state = generator.get_state()
+        held = trunks.cache.get_seq_length()
+        leaves = sample_leaves(trunks, cuts)
+        assert trunks.cache.get_seq_length() == held
+        generator.set_state(state)
+        plain = [[drawn_alone(trunks, row, cut) for cut in own] for row, own in enumerate(cuts)]
+        noise = [
+            torch.empty(2, 4, trunks.logits.shape[-1]).exponential_(generator=generator)
+            for _ in range(6)
+        ]
+        for row, column in ((row, column) for row in range(2) for column in range(4)):
+            leaf, ids, values = leaves[row][column], [], []
+            for step in range(len(leaf.summary)):
+                logprobs = plain[row][column](ids).log_softmax(-1)
+                ids.append(int((logprobs - noise[step][row, column].log()).argmax()))
+                values.append(float(logprobs[ids[-1]]))
+            assert leaf.summary == tuple(ids)
+            assert leaf.logprobs == pytest.approx(values, abs=1e-4)
+
+
+def drawn_alone(trunks, row, cut):
+    """Logits after a leaf's tokens, by the model on that one sequence."""
+    thinking = trunks.thinkings[row]
+    forced = TOKENS.forced(trunks.ends[row] or "length", cut, TOKENS.kept(thinking))
+    before = [*trunks.prompts[row], *thinking[:cut], *forced]
+    with torch.no_grad():
+        return lambda ids: trunks.model(torch.tensor([[*before, *ids]])).logits[0, -1].detach()
 
 
 def test_a_seed_decides_everything_and_leaves_the_global_state_alone():
