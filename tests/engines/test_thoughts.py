@@ -73,11 +73,16 @@ def test_no_token_of_a_thinking_is_computed_twice(thinker):
         think_on(thought, 30)
         assert fed == [prompt] + [1] * 30
         before = len(fed)
-        answers = thought.answers(4)
-        # the forced text of each summary and its tokens, the last of which need not be fed
+        leaves = engine.answers(thought._open(), 4, seed=1)
+        # the forced text, then one token of each different beginning that goes on
         forced, *steps = fed[before:]
-        assert forced == 4 * len(engine.tokens.cut_ids)
-        assert steps == [4] * (max(a.tokens for a in answers) - 1)
+        assert forced == len(engine.tokens.cut_ids)
+        beginnings = [
+            {leaf.summary[:n] for leaf in leaves if len(leaf.summary) > n}
+            for n in range(1, max(len(leaf.summary) for leaf in leaves))
+        ]
+        assert steps == [len(different) for different in beginnings]
+        assert max(steps) > 1
         asked = len(fed)
         think_on(thought, 20)
         assert fed[asked:] == [1] * 20
