@@ -93,7 +93,7 @@ def quiet(folder):
 
 # --- checkpoints and lines of metrics, equal to the last bit
 
-TIMES = {"seconds"}
+TIMES = {"seconds", "cpu_seconds"}
 
 
 def lines(folder):

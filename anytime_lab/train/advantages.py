@@ -89,6 +89,24 @@ def group_baseline(scores: Tensor, prior: Tensor) -> Tensor:
     return returns(mean.expand_as(scores).masked_fill(scores.isnan(), torch.nan), prior)
 
 
+def serial_baseline(scores: Tensor, prior: Tensor) -> Tensor:
+    """Mean score of the thinking's own exits, for the prior that is left (S-GRPO, 2505.07686).
+
+    S-GRPO compares each exit with the mean of its serial group, r_k - mean r, and a token has the
+    advantage of every exit behind it: sum over k >= j of P_k (r_k - mean r) = R_j - V_j. The mean
+    takes later scores, too, so that V_j is no prediction.
+
+    Args:
+        scores: (P, G, J), NaN where nothing was scored.
+        prior: (J,) P_j.
+
+    Returns:
+        (P, G, J).
+    """
+    mean = scores.nanmean(dim=2, keepdim=True).expand_as(scores)
+    return returns(mean.masked_fill(scores.isnan(), torch.nan), prior)
+
+
 def _mixed(progress_weights: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     """A baseline w V1 + (1 - w) V2; w (J,) made of the budgets."""
 
@@ -112,6 +130,10 @@ BASELINES: dict[str, tuple[str, Callable[..., Tensor]]] = {
     ),
     "progress": ("progress baseline V1 alone (eq. 7)", _mixed(torch.ones_like)),
     "group": ("group baseline V2 alone, as in GRPO (eq. 8)", _mixed(torch.zeros_like)),
+    "serial": (
+        "S-GRPO: mean of the thinking's own exits, for its summaries, too, with S = 1",
+        lambda scores, prior, *_: serial_baseline(scores, prior),
+    ),
     "none": ("no baseline, plain REINFORCE", lambda scores, *_: torch.zeros_like(scores)),
 }
 
@@ -153,13 +175,18 @@ SUMMARY_WEIGHTINGS: dict[str, tuple[str, Callable[[Tensor, int], Tensor]]] = {
 
 
 def summary_advantages(
-    leaf_scores: Tensor, cuts: Tensor, summary_prior: Tensor, weighting: str = "eq10"
+    leaf_scores: Tensor,
+    cuts: Tensor,
+    summary_prior: Tensor,
+    weighting: str = "eq10",
+    baseline: str = "brpo",
 ) -> Tensor:
     """Advantage of each summary, decoupled from the thinking (BRPO eq. 10).
 
     With S > 1 the baseline is the mean score of the summaries on the same truncated thinking:
     budgets at or past its end share it, so theirs form one group. With S = 1 it is the mean over
-    the group's thinkings at the same budget. By eq. 10 it is weighted by P'_j / S, since the
+    the group's thinkings at the same budget, or, where the thinking's baseline is `serial`, over
+    the thinking's own exits, as in S-GRPO. By eq. 10 it is weighted by P'_j / S, since the
     gradient takes the mean over summaries; the authors' code sums score - mean as it stands, which
     is J S times as much under a uniform P'.
 
@@ -168,6 +195,7 @@ def summary_advantages(
         cuts: (P, G, J) thinking tokens that the summaries at a budget stand on.
         summary_prior: (J,) P'_j; 0 where no summary is trained.
         weighting: One of `SUMMARY_WEIGHTINGS`.
+        baseline: One of `BASELINES`, of the thinking.
 
     Returns:
         (P, G, J, S); 0 where the verifier abstained.
@@ -179,14 +207,14 @@ def summary_advantages(
         )
     summaries = leaf_scores.shape[-1]
     if summaries == 1:
-        baseline = leaf_scores.nanmean(dim=1, keepdim=True)
+        expected = leaf_scores.nanmean(dim=2 if baseline == "serial" else 1, keepdim=True)
     else:
         same = (cuts[..., :, None] == cuts[..., None, :]).to(leaf_scores)  # (P, G, J, J)
         known = (~leaf_scores.isnan()).to(leaf_scores).sum(-1)
         total = leaf_scores.nan_to_num(0.0).sum(-1)
-        baseline = (same @ total[..., None]) / (same @ known[..., None])
+        expected = (same @ total[..., None]) / (same @ known[..., None])
     weight = SUMMARY_WEIGHTINGS[weighting][1](summary_prior.to(leaf_scores), summaries)
-    return ((leaf_scores - baseline) * weight[:, None]).nan_to_num(0.0)
+    return ((leaf_scores - expected) * weight[:, None]).nan_to_num(0.0)
 
 
 def token_advantages(
@@ -239,15 +267,16 @@ def variance_diagnostics(
         reached: (P, G, J) bool, of `reaches_budgets`.
 
     Returns:
-        For each of `BASELINES`: corr(V, R) and Var[R - V] / Var[R], both (J,), over the thinkings
-        of all groups; NaN where R, or for the correlation V, does not vary. The ratio is
-        1 + s**2 - 2 corr s with s = sd(V) / sd(R): above 1 where V varies more than it predicts.
+        For each of `BASELINES` that predicts: corr(V, R) and Var[R - V] / Var[R], both (J,), over
+        the thinkings of all groups; NaN where R, or for the correlation V, does not vary. The ratio
+        is 1 + s**2 - 2 corr s with s = sd(V) / sd(R): above 1 where V varies more than it predicts.
     """
     target = returns(scores, prior).flatten(0, 1)
     counted = reached.flatten(0, 1)
     return {
         name: _explained(baseline(scores, prior, budgets, discount).flatten(0, 1), target, counted)
         for name, (_, baseline) in BASELINES.items()
+        if name != "serial"
     }
 
 
@@ -268,84 +297,80 @@ def _explained(baseline: Tensor, target: Tensor, counted: Tensor) -> tuple[Tenso
     )
 
 
-def linear_length_penalty(
-    leaf_scores: Tensor, cuts: Tensor, budgets: Sequence[int], alpha: float
-) -> Tensor:
-    """Scores that fall with the length of the thinking: r (1 - alpha |z| / b_m) (L1).
+# --- reward rules: each takes scores (P, G, J, S), the thinking tokens |z| (P, G, J) below them, J
+# budgets, of which the last is b_m, and a strength alpha; and gives scores (P, G, J, S).
+
+
+def _linear(scores: Tensor, cuts: Tensor, budgets: Sequence[int], alpha: float) -> Tensor:
+    """r (1 - alpha |z| / b_m), alpha 0.2 as published (L1).
 
     Only positive scores fall; a wrong answer is no better for being short.
-
-    Args:
-        leaf_scores: (P, G, J, S).
-        cuts: (P, G, J) thinking tokens that the summaries stand on.
-        budgets: J, of which the last is b_m.
-        alpha: strength, 0.2 as published.
-
-    Returns:
-        (P, G, J, S).
     """
-    factor = 1 - alpha * cuts.to(leaf_scores) / budgets[-1]
-    return torch.where(leaf_scores > 0, leaf_scores * factor[..., None], leaf_scores)
+    factor = 1 - alpha * cuts.to(scores) / budgets[-1]
+    return torch.where(scores > 0, scores * factor[..., None], scores)
 
 
-def group_length_penalty(
-    leaf_scores: Tensor, cuts: Tensor, budgets: Sequence[int], alpha: float
-) -> Tensor:
-    """Scores that fall with the length relative to the group's right thinkings.
+def _group(scores: Tensor, cuts: Tensor, budgets: Sequence[int], alpha: float) -> Tensor:
+    """r (1 - alpha sigmoid((|z| - mean) / std)), alpha 0.2 as published.
 
-    r (1 - alpha sigmoid((|z| - mean) / std)), mean and (population) std over the lengths of the
-    thinkings of the same problem and budget whose score is positive (Arora & Zanette, 2502.04463).
-
-    Args:
-        leaf_scores: (P, G, J, S).
-        cuts: (P, G, J) thinking tokens that the summaries stand on.
-        budgets: J; not used here.
-        alpha: strength, 0.2 as published.
-
-    Returns:
-        (P, G, J, S).
+    Mean and (population) std are over the lengths of the thinkings of the same problem and budget
+    whose score is positive (Arora & Zanette, 2502.04463).
     """
-    right = leaf_scores > 0
-    lengths = cuts.to(leaf_scores)[..., None].expand_as(leaf_scores)
+    right = scores > 0
+    lengths = cuts.to(scores)[..., None].expand_as(scores)
     count = right.sum(dim=(1, 3), keepdim=True).clamp(min=1)
     mean = (lengths * right).sum(dim=(1, 3), keepdim=True) / count
     variance = ((lengths - mean).square() * right).sum(dim=(1, 3), keepdim=True) / count
     relative = (lengths - mean) / variance.sqrt().clamp_min(1e-6)
-    return torch.where(right, leaf_scores * (1 - alpha * relative.sigmoid()), leaf_scores)
+    return torch.where(right, scores * (1 - alpha * relative.sigmoid()), scores)
 
 
-def overlong_penalty(
-    leaf_scores: Tensor, cuts: Tensor, budgets: Sequence[int], alpha: float
-) -> Tensor:
-    """Scores less what a thinking takes of the last alpha b_m tokens, as a share of them.
+def _overlong(scores: Tensor, cuts: Tensor, budgets: Sequence[int], alpha: float) -> Tensor:
+    """Scores less what a thinking takes of the last c = alpha b_m tokens, as a share of them.
 
-    DAPO's soft overlong punishment (2503.14476, eq. 13), r + min(0, (b_m - c - |z|) / c) with the
-    cache c = alpha b_m: nothing up to b_m - c, then falling to -1 at b_m, right or wrong.
-
-    Args:
-        leaf_scores: (P, G, J, S).
-        cuts: (P, G, J) thinking tokens that the summaries stand on.
-        budgets: J, of which the last is b_m.
-        alpha: c / b_m, 0.2 as published (4,096 of 20,480); 0 takes nothing.
-
-    Returns:
-        (P, G, J, S).
+    DAPO's soft overlong punishment (2503.14476, eq. 13), r + min(0, (b_m - c - |z|) / c): nothing
+    up to b_m - c, then falling to -1 at b_m, right or wrong. alpha is 0.2 as published (4,096 of
+    20,480); 0 takes nothing.
     """
     cache = alpha * budgets[-1]
     if not cache:
-        return leaf_scores
-    return leaf_scores + ((budgets[-1] - cache - cuts) / cache).clamp(max=0)[..., None]
+        return scores
+    return scores + ((budgets[-1] - cache - cuts) / cache).clamp(max=0)[..., None]
 
 
-# Name → (words, function of scores (P, G, J, S), cuts (P, G, J), J budgets and strength → scores).
+def _limit(scores: Tensor, cuts: Tensor, budgets: Sequence[int], alpha: float) -> Tensor:
+    """Scores of thinkings within (1 - alpha) b_m tokens; of a longer one nothing above 0.
+
+    ThinkPrune (2504.01296) clips responses at the limit, so that a long one has no answer and
+    scores 0. A thinking that closes with the limit's last token is within. One of b_m tokens is
+    not, whatever alpha: sampling stopped it there, and only our forced text gives it an answer.
+    ThinkPrune's shrinking limit is a chain of trainings, each from the model before with a larger
+    alpha (or a smaller b_m and alpha 0).
+    """
+    within = (cuts <= round((1 - alpha) * budgets[-1])) & (cuts < budgets[-1])
+    return scores.where(within[..., None], scores.clamp(max=0))
+
+
+def _decay(scores: Tensor, cuts: Tensor, budgets: Sequence[int], alpha: float) -> Tensor:
+    """r / 2^(k-1) for the k-th right exit of a thinking (S-GRPO, 2505.07686); alpha is not used.
+
+    An exit is a budget that the thinking reaches; S-GRPO has none behind its end, so that the
+    summaries of further budgets have no score, as where a verifier abstains. With several summaries
+    the first of each budget make one series, and so on.
+    """
+    exits = scores.masked_fill(~reaches_budgets(cuts)[..., None], torch.nan)
+    right = exits > 0
+    return torch.where(right, exits * 0.5 ** (right.cumsum(dim=2) - 1), exits)
+
+
+# Name → (words, function).
 PENALTIES: dict[str, tuple[str, Callable[..., Tensor]]] = {
-    "linear": ("L1: 1 - alpha |z| / b_m where right", linear_length_penalty),
-    "group": (
-        "Arora & Zanette: by the length relative to the group's right thinkings",
-        group_length_penalty,
-    ),
+    "linear": ("L1: 1 - alpha |z| / b_m where right", _linear),
+    "group": ("Arora & Zanette: by the length relative to the group's right thinkings", _group),
     "overlong": (
         "DAPO: less by up to 1 within the last alpha b_m tokens, right or wrong",
-        overlong_penalty,
+        _overlong,
     ),
+    "limit": ("ThinkPrune: 0 where longer than (1 - alpha) b_m", _limit),
+    "decay": ("S-GRPO: halved for each right exit of the thinking before", _decay),
 }

@@ -177,8 +177,8 @@ def check_together(config: Any) -> None:
     """Check fields that must go together.
 
     Raises:
-        ValueError: weights do not fit the budgets; summaries are weighted that are not trained; or
-            rollouts are not sampled from the policy, which importance ratios need.
+        ValueError: weights or baseline do not fit the budgets; summaries are weighted that are not
+            trained; or rollouts are not sampled from the policy, which importance ratios need.
     """
     check_budgets(config.budgets)
     for name in ("prior", "summary_prior"):
@@ -187,6 +187,11 @@ def check_together(config: Any) -> None:
                 Prior(tuple(config.budgets), tuple(weights))
             except ValueError as error:
                 raise ValueError(f"{name} is {weights}: {error}") from None
+    if config.baseline == "serial" and len(config.budgets) == 1:
+        raise ValueError(
+            f"baseline='serial' compares a thinking's budgets, but budgets is {config.budgets}: "
+            "nothing would be trained. Set more of them, or another baseline."
+        )
     if config.train_summaries == "last" and config.summary_prior is not None:
         raise ValueError(
             "summary_prior is set, but train_summaries='last' trains the last budget only. "
@@ -508,6 +513,20 @@ PRESETS: dict[str, Preset] = {
     "grpo_overlong": Preset(
         "GRPO with DAPO's soft overlong punishment (2503.14476) on the last fifth of b_m",
         Prior.base, _penalised("overlong"), largest=True,
+    ),
+    "think_prune": Preset(
+        "ThinkPrune (2504.01296): GRPO with no reward above 1 - alpha of b_m; shrink the limit by "
+        "training on with a larger length_penalty_alpha",
+        Prior.base, _penalised("limit"), largest=True,
+    ),
+    "s_grpo": Preset(
+        "S-GRPO (2505.07686): the k-th right exit of a thinking earns 1 / 2^(k-1), and is compared "
+        "with the thinking's other exits",
+        Prior.uniform,
+        {
+            "num_summaries": 1, "train_summaries": "all", "baseline": "serial",
+            "length_penalty": "decay",
+        },
     ),
 }  # fmt: skip
 

@@ -343,9 +343,10 @@ class StepRecorder(TrainerCallback):
 
     Attributes:
         line: numbers of the step that is under way; the trainer sets them, or adds to them.
-        seconds: wall time inside optimiser steps, rollouts included; without set-up, evaluation
-            and saving. It continues over a resume.
-        counters: sums over the whole run, e.g. tokens; they too continue over a resume.
+        counters: sums over the whole run, which continue over a resume: tokens; `seconds`, wall
+            time inside optimiser steps, rollouts included, without set-up, evaluation and saving;
+            and `cpu_seconds` of all threads of the main process there, which other work on the
+            machine hardly changes.
         resumed_from: the checkpoint that training went on from.
     """
 
@@ -355,18 +356,17 @@ class StepRecorder(TrainerCallback):
         self.problems = trainer.train_dataset
         self.model = describe_trained(trainer)
         self.line: dict[str, Any] = defaultdict(float)
-        self.seconds = 0.0
         self.counters: dict[str, float] = defaultdict(float)
         self.resumed_from: str | None = None
         self._seen: dict[str, int] = {}
-        self._started = self._began = 0.0
+        self._started = self._began = self._cpu_began = 0.0
         self._first_step = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Restore the sums, drop what will be written again, and say that training begins."""
         saved = read_state(self.resumed_from) if self.resumed_from else {}
-        self.seconds = saved.get("seconds", 0.0)
-        self.counters = defaultdict(float, saved.get("counters", {}))
+        before = {"seconds": saved.get("seconds", 0.0)}  # beside the others in older checkpoints
+        self.counters = defaultdict(float, before | saved.get("counters", {}))
         self._started, self._first_step = time.time(), state.global_step
         self.line.clear()
         if state.is_world_process_zero:
@@ -387,7 +387,7 @@ class StepRecorder(TrainerCallback):
 
     def on_step_begin(self, args, state, control, lr_scheduler=None, **kwargs):
         """Start the step's clock."""
-        self._began = time.perf_counter()
+        self._began, self._cpu_began = time.perf_counter(), time.process_time()
         self._seen = {name: len(values) for name, values in self.logged.items()}
         if lr_scheduler is not None:
             self.line["learning_rate"] = lr_scheduler.get_last_lr()[0]
@@ -395,7 +395,8 @@ class StepRecorder(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         """Write the step's line and the progress."""
         duration = time.perf_counter() - self._began
-        self.seconds += duration
+        self.counters["seconds"] += duration
+        self.counters["cpu_seconds"] += time.process_time() - self._cpu_began
         line = {"step": state.global_step, "epoch": state.epoch, "loss": self.line.pop("loss", 0.0)}
         for name, values in self.logged.items():
             new = values[self._seen.get(name, 0) :]
@@ -404,7 +405,7 @@ class StepRecorder(TrainerCallback):
             if name.endswith(_FAILURES):
                 line[name] = sum(new)
         line |= self.line
-        line |= {"time/step": duration, "seconds": self.seconds, **self.counters}
+        line |= {"time/step": duration, **self.counters}
         self.line.clear()
         if state.is_world_process_zero:
             append_jsonl(self.folder / METRICS, line)
@@ -480,7 +481,9 @@ def credit(scores: Tensor, cuts: Tensor, args: BRPOConfig) -> dict[str, Tensor]:
         "returns": returns(means, prior),
         "progress": progress_baseline(means, prior, args.discount),
         "group": group_baseline(means, prior),
-        "summary_advantages": summary_advantages(leaf, cuts, weights, args.summary_weighting),
+        "summary_advantages": summary_advantages(
+            leaf, cuts, weights, args.summary_weighting, args.baseline
+        ),
         "advantage_grpo": thinking_advantages(means, final, args.budgets, "group", args.discount),
     }
     for name in BASELINES:

@@ -75,7 +75,6 @@ from anytime_lab.train.recording import (
     step_of,
 )
 from anytime_lab.train.scoring import (
-    ScoredRows,
     TreeNumbers,
     TreeRows,
     by_length,
@@ -307,6 +306,8 @@ class BRPOTrainer(GRPOTrainer):
             output["tree_kept"] = live_columns(output["advantages"], rows)
         self._log_generation(mode, scores, numbers, group)
         if mode == "train":
+            prompts = self.accelerator.reduce(output["prompt_mask"].sum())
+            self._recorder.counters["total/prompt_tokens"] += prompts.item()
             keep_trees(self, self._trees, first, scores, numbers.cuts)
         self._trees, self._rows, self._graded = [], None, None
         self._recorder.line["time/rollout"] += time.perf_counter() - start
@@ -325,7 +326,7 @@ class BRPOTrainer(GRPOTrainer):
         means = leaf.nanmean(dim=3)
         made = (
             thinking_advantages(means, prior, args.budgets, args.baseline, args.discount),
-            summary_advantages(leaf, cuts, weights, args.summary_weighting),
+            summary_advantages(leaf, cuts, weights, args.summary_weighting, args.baseline),
         )
         rounding = 1e-6 * leaf.nan_to_num(0.0).abs().amax()
         return tuple(advantage.where(advantage.abs() > rounding, 0.0) for advantage in made)
@@ -346,11 +347,6 @@ class BRPOTrainer(GRPOTrainer):
             for batch in by_length(batches[start : start + count])
         ]
         return self._buffered_inputs[self._step % len(batches)]
-
-    def _score(self, model, input_ids, attention_mask, rows: TreeRows) -> ScoredRows:
-        unwrap = self.accelerator.unwrap_model
-        with self.accelerator.autocast():
-            return score_rows(model, self.tree_backend, input_ids, attention_mask, rows, unwrap)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -373,15 +369,17 @@ class BRPOTrainer(GRPOTrainer):
         if skips:
             live = rows.trained * (batch["advantages"] != 0)
             rows = rows._replace(trained=live)
-        scored = score_kept(
-            functools.partial(self._score, model),
-            input_ids,
-            attention_mask,
-            rows,
-            batch["tree_kept"] if skips else rows.leaf != PADDING,
-            self._spare_columns,
-            batch_size or len(input_ids),
-        )
+        unwrap = self.accelerator.unwrap_model
+        with self.accelerator.autocast():
+            scored = score_kept(
+                functools.partial(score_rows, model, self.tree_backend, unwrap=unwrap),
+                input_ids,
+                attention_mask,
+                rows,
+                batch["tree_kept"] if skips else rows.leaf != PADDING,
+                self._spare_columns,
+                batch_size or len(input_ids),
+            )
         if not skips:
             return scored.log_probs, scored.entropy if compute_entropy else None, None
         sampled = batch["sampling_per_token_logps"].nan_to_num(0.0)
@@ -393,6 +391,10 @@ class BRPOTrainer(GRPOTrainer):
         trained = inputs["completion_mask"] * inputs["tool_mask"]
         self._rows = TreeRows(inputs["tree_leaf"], inputs["tree_branch"], trained)
         self._batch = inputs
+        if model.training:
+            kept = inputs.get("tree_kept", inputs["tree_leaf"] != PADDING)
+            ran = kept.sum() + inputs["prompt_mask"][kept.any(dim=1)].sum()
+            self._recorder.counters["total/packed_tokens"] += self.accelerator.reduce(ran).item()
         try:
             return super()._compute_loss(model, inputs)
         finally:
@@ -515,8 +517,7 @@ class BRPOTrainer(GRPOTrainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # the marker must not precede another rank's files
             if args.should_save:
-                sums = {"seconds": self._recorder.seconds, "counters": self._recorder.counters}
-                mark_complete(folder, sums)
+                mark_complete(folder, {"counters": self._recorder.counters})
         except (OSError, SafetensorError, RuntimeError, RunFolderError) as error:
             last = last_complete_checkpoint(folder.parent)
             kept = f"{last} is whole; training goes on from there" if last else "It begins anew"

@@ -262,6 +262,32 @@ def test_the_group_length_penalty_compares_with_the_right_thinkings():
     close(alone[0, :, 0, 0], [0.9, 0.0])
 
 
+def test_the_limit_takes_the_scores_of_longer_thinkings_and_of_those_that_were_stopped():
+    scores = torch.tensor([[[[1.0, 0.0]], [[1.0, -1.0]], [[0.5, torch.nan]]]])
+    cuts = torch.tensor([[[80], [81], [100]]])
+    limit = PENALTIES["limit"][1]
+    close(limit(scores, cuts, [100], 0.2)[0, :, 0], [[1.0, 0.0], [0.0, -1.0], [0.0, NAN]])
+    # without a lower limit, what sampling stopped at b_m has no answer of its own
+    close(limit(scores, cuts, [100], 0.0)[0, :, 0], [[1.0, 0.0], [1.0, -1.0], [0.0, NAN]])
+
+
+def test_s_grpo_halves_the_score_of_each_further_right_exit():
+    # the paper's figure: exits right, wrong, right, right; the second thinking ends at 48 tokens
+    scores = torch.tensor([[[[1.0], [0.0], [1.0], [1.0]], [[0.0], [1.0], [1.0], [0.0]]]])
+    cuts = torch.tensor([[[24, 48, 72, 96], [24, 48, 48, 48]]])
+    decayed = PENALTIES["decay"][1](scores, cuts, EVEN, 0.2)
+    close(decayed[0, :, :, 0], [[1.0, 0.0, 0.5, 0.25], [0.0, 1.0, NAN, NAN]])
+    # its own exits' mean is 7/16 and 1/2: r - mean is 9/16, -7/16, 1/16, -3/16 and -1/2, 1/2;
+    # a token has a quarter of those of all exits behind it
+    means = decayed[..., 0]
+    made = thinking_advantages(means, UNIFORM, EVEN, "serial", 0.5)
+    close(made[0], [[0.0, -9 / 64, -2 / 64, -3 / 64], [0.0, 1 / 8, 0.0, 0.0]])
+    close(
+        summary_advantages(decayed, cuts, UNIFORM, "eq10", "serial")[0, :, :, 0] * 64,
+        [[9.0, -7.0, 1.0, -3.0], [-8.0, 8.0, 0.0, 0.0]],
+    )
+
+
 @pytest.mark.parametrize(
     "call",
     [

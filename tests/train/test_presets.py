@@ -19,6 +19,8 @@ TABLE = [  # preset, budgets, prior, A, baseline, summaries trained, length pena
     ("grpo_length_penalty_v1", [80], (1,), 1, "group", "last", "linear"),
     ("grpo_length_penalty_v2", [80], (1,), 1, "group", "last", "group"),
     ("grpo_overlong", [80], (1,), 1, "group", "last", "overlong"),
+    ("think_prune", [80], (1,), 1, "group", "last", "limit"),
+    ("s_grpo", BUDGETS, UNIFORM, 1, "serial", "all", "decay"),
 ]
 
 

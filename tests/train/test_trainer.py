@@ -231,15 +231,17 @@ def mostly_settled(completion_ids, **_):
     ids=lambda fields: ",".join(f"{k}={v}" for k, v in fields.items()),
 )
 def test_leaving_out_what_has_no_gradient_changes_nothing(tmp_path, settings):
-    moved, logs = [], []
+    moved, logs, ran = [], [], []
     for skip in (False, True):
         torch.manual_seed(0)
         given = {**SGD, "skip_dead_tokens": skip, **settings}
         trainer = build(tmp_path / str(skip), mostly_settled, **given)
         moved.append(change(trainer))
         logs.append([h["loss"] for h in trainer.state.log_history if "loss" in h])
+        ran.append(lines(tmp_path / str(skip))[-1]["total/packed_tokens"])
     assert_same(*moved, tolerance=1e-6)
     assert logs[0] == pytest.approx(logs[1], rel=1e-4, abs=1e-7)
+    assert 0 < ran[1] < ran[0]
 
 
 def test_a_generation_without_any_advantage_moves_nothing(tmp_path):
@@ -585,7 +587,7 @@ def test_a_line_of_metrics_counts_the_grades_that_a_limit_cut_short(tmp_path):
 
 
 def test_a_line_of_metrics_holds_scores_variance_times_and_tokens(tmp_path):
-    trainer = build(tmp_path, max_steps=2, logging_steps=50)
+    trainer = build(tmp_path, max_steps=2, logging_steps=50, skip_dead_tokens=False)
     trainer.train()
     first, second = lines(tmp_path)
     assert [first["step"], second["step"]] == [1, 2]
@@ -599,6 +601,11 @@ def test_a_line_of_metrics_holds_scores_variance_times_and_tokens(tmp_path):
     assert 0 < parts <= first["time/step"] * 1.01
     assert second["seconds"] == pytest.approx(first["seconds"] + second["time/step"])
     assert second["total/thinking_tokens"] == first["tokens/thinking"] + second["tokens/thinking"]
+    assert 0 < first["cpu_seconds"] < second["cpu_seconds"]
+    kinds = ("prompt", "thinking", "summary")
+    sampled_from = sum(second[f"total/{kind}_tokens"] for kind in kinds)
+    assert sampled_from == trainer.state.num_input_tokens_seen  # as TRL counts them
+    assert sampled_from < second["total/packed_tokens"]  # forced text, too
     assert first["learning_rate"] == 1e-3
     assert first["grad_norm"] > 0
     progress = json.loads((tmp_path / "progress.json").read_text())
