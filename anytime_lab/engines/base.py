@@ -1,10 +1,11 @@
 """How tokens are drawn, and trees by completing prefixes, whatever completes them."""
 
+import copy
 import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -121,23 +122,41 @@ class Continuation:
     exact: bool = True
 
 
-@dataclass
-class Thinking:
-    """One thinking that is asked for token by token.
+@dataclass(frozen=True)
+class Wanted:
+    """What is sampled of each prompt: the arguments of `Engine.sample_trees`."""
+
+    budgets: tuple[int, ...]
+    num_summaries: int
+    sampling: Sampling
+    share_cuts: bool
+
+
+class Thinkings:
+    """R thinkings as far as they have come; an engine may keep more of them.
 
     Attributes:
-        prompt: Token ids.
-        sampling: How its tokens and those of its summaries are drawn.
-        seed: Fixes its randomness; None leaves it to the engine.
-        ids: What was thought.
-        ahead: What the engine has completed beyond that.
+        prompts: R prompts, in token ids.
+        sampling: How their tokens and those of their summaries are drawn.
+        seed: Fixes what is drawn; None leaves it to the engine.
+        thinkings: R lists of sampled tokens.
+        logprobs: R lists of their log-probs.
+        ends: R of `closed`, `eos`, or `` while the thinking goes on.
+        watched: Whether it is one that is asked for token by token, as `Engine.ask` says.
+        ahead: What the engine has completed beyond that one.
     """
 
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    seed: int | None = None
-    ids: list[int] = field(default_factory=list)
-    ahead: list[int] = field(default_factory=list)
+    watched = False
+
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int | None = None
+    ):
+        self.prompts = [tuple(prompt) for prompt in prompts]
+        self.sampling, self.seed = sampling, seed
+        self.thinkings: list[list[int]] = [[] for _ in prompts]
+        self.logprobs: list[list[float]] = [[] for _ in prompts]
+        self.ends = [""] * len(self.prompts)
+        self.ahead: list[int] = []
 
 
 AHEAD = 8  # tokens that a thinking is completed by at a time
@@ -216,57 +235,76 @@ class Engine(ABC):
             raise ValueError("a prompt is empty; expected at least the think-open marker.")
         if not prompts:
             return []
-        return self._sample(prompts, budgets, num_summaries, sampling, seed, share_cuts)
+        wanted = Wanted(budgets, num_summaries, sampling, share_cuts)
+        return self._sample(prompts, wanted, seed)
 
     def _sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        budgets: tuple[int, ...],
-        num_summaries: int,
-        sampling: Sampling,
-        seed: int | None,
-        share_cuts: bool,
+        self, prompts: Sequence[Sequence[int]], wanted: Wanted, seed: int | None
     ) -> list[Tree]:
-        tokens = self.tokens
-        wanted = [
-            Prefix(tuple(prompt), 1, derived_seed(seed, row, "thinking"))
-            for row, prompt in enumerate(prompts)
+        made, limit = Thinkings(prompts, wanted.sampling, seed), wanted.budgets[-1]
+        prefixes = [
+            Prefix(prompt, 1, derived_seed(seed, row, "thinking"))
+            for row, prompt in enumerate(made.prompts)
         ]
-        trunks = []
-        for (made,) in self.complete(wanted, budgets[-1], True, sampling):
-            size = tokens.first_end(made.tokens, True)
-            end = tokens.end(made.tokens[:size])
-            if not end and size < budgets[-1]:
-                raise RuntimeError(STOPPED.format(size, budgets[-1]))
-            trunks.append((made.tokens[:size], made.logprobs[:size], end or "length"))
-        # Greedy summaries of a cut are all the same, and vLLM refuses to sample them twice.
-        count = num_summaries if sampling.temperature > 0 else 1
-        stands, prefixes = [], []  # (row, cut, forced text) of each prefix that is summarised
-        leaves_of = []  # for each row and budget the prefix that its summaries follow
-        for row, (thinking, _, end) in enumerate(trunks):
-            kept = tokens.kept(thinking)
-            distinct, places = leaf_cuts(kept, budgets, share_cuts)
-            leaves_of.append([len(prefixes) + place for place in places])
-            for number, cut in enumerate(distinct):
-                forced = tokens.forced(end, cut, kept)
-                ids = (*wanted[row].ids, *thinking[:cut], *forced)
-                prefixes.append(Prefix(ids, count, derived_seed(seed, row, f"cut {number}")))
-                stands.append((cut, forced))
-        summaries = self.complete(prefixes, sampling.max_summary_tokens, False, sampling)
-        leaves = [
-            [summary_leaf(tokens, *stand, one) for one in own] * (num_summaries // count)
-            for stand, own in zip(stands, summaries, strict=True)
-        ]
+        for row, (one,) in enumerate(self.complete(prefixes, limit, True, wanted.sampling)):
+            size = self.tokens.first_end(one.tokens, True)
+            made.thinkings[row], made.logprobs[row] = [*one.tokens[:size]], [*one.logprobs[:size]]
+            made.ends[row] = self.tokens.end(one.tokens[:size])
+            if not made.ends[row] and size < limit:
+                raise RuntimeError(STOPPED.format(size, limit))
+        return self._trees(made, wanted)
+
+    def _trees(self, made: Thinkings, wanted: Wanted) -> list[Tree]:
+        """Thinkings as they stand, with their summaries."""
+        places = [cuts(self.tokens.kept(thinking), wanted.budgets) for thinking in made.thinkings]
+        asked = [dict.fromkeys(own) if wanted.share_cuts else own for own in places]
+        leaves = self._leaves(made, [[*own] for own in asked], wanted.num_summaries)
+        if wanted.share_cuts:
+            leaves = [
+                [dict(zip(cut_at, found, strict=True))[cut] for cut in own]
+                for cut_at, found, own in zip(asked, leaves, places, strict=True)
+            ]
         return [
-            Tree(prompt.ids, *trunk, tuple(chain(*(leaves[n] for n in own))))
-            for prompt, trunk, own in zip(wanted, trunks, leaves_of, strict=True)
+            Tree(prompt, tuple(thinking), tuple(logprobs), end or "length", tuple(chain(*own)))
+            for prompt, thinking, logprobs, end, own in zip(
+                made.prompts, made.thinkings, made.logprobs, made.ends, leaves, strict=True
+            )
         ]
+
+    def _leaves(
+        self, made: Thinkings, places: list[list[int]], count: int
+    ) -> list[list[list[Leaf]]]:
+        """Sample `count` summaries at each of the places of each thinking (tokens kept there)."""
+        tokens, sampling, stands, prefixes = self.tokens, made.sampling, [], []
+        # Greedy summaries of a cut are all the same, and vLLM refuses to sample them twice.
+        drawn = count if sampling.temperature > 0 else 1
+        for row, (thinking, end, own) in enumerate(
+            zip(made.thinkings, made.ends, places, strict=True)
+        ):
+            for number, cut in enumerate(own):
+                forced = tokens.forced(end or "length", cut, tokens.kept(thinking))
+                ids = (*made.prompts[row], *thinking[:cut], *forced)
+                prefixes.append(Prefix(ids, drawn, derived_seed(made.seed, row, f"cut {number}")))
+                stands.append((cut, forced))
+        asked = sampling.max_summary_tokens, False, sampling
+        found = (
+            [self.ask(one, *asked) for one in prefixes]
+            if made.watched
+            else self.complete(prefixes, *asked)
+        )
+        leaves = iter(
+            [summary_leaf(tokens, *stand, one) for one in told] * (count // drawn)
+            for stand, told in zip(stands, found, strict=True)
+        )
+        return [[next(leaves) for _ in own] for own in places]
 
     # A thinking that goes on by a token and is asked in between.
 
     def think(self, prompt: Sequence[int], sampling: Sampling, seed: int | None = None) -> Any:
         """Begin one thinking, to go on with `step` and branch off by `answers`."""
-        return Thinking(tuple(prompt), sampling, seed)
+        thinking = Thinkings([prompt], sampling, seed)
+        thinking.watched = True
+        return thinking
 
     def step(self, thinking: Any, most: int = AHEAD) -> tuple[int, str]:
         """Think one more token; with a seed it is the same however often the thinking is asked.
@@ -278,38 +316,26 @@ class Engine(ABC):
         Returns:
             The token, and how the thinking ends with it (`ThinkingTokens.end`).
         """
+        (ids,) = thinking.thinkings
         if not thinking.ahead:
-            length = len(thinking.ids)
-            seed = None if thinking.seed is None else (thinking.seed + length) % 2**31
-            prefix = Prefix((*thinking.prompt, *thinking.ids), 1, seed)
+            seed = None if thinking.seed is None else (thinking.seed + len(ids)) % 2**31
+            prefix = Prefix((*thinking.prompts[0], *ids), 1, seed)
             (made,) = self.ask(prefix, min(most, AHEAD), True, thinking.sampling)
             if not made.tokens:
-                raise RuntimeError(STOPPED.format(length, "more"))
+                raise RuntimeError(STOPPED.format(len(ids), "more"))
             thinking.ahead += made.tokens
-        thinking.ids.append(thinking.ahead.pop(0))
-        return thinking.ids[-1], self.tokens.end(thinking.ids)
+        ids.append(thinking.ahead.pop(0))
+        thinking.ends[0] = self.tokens.end(ids)
+        return ids[-1], thinking.ends[0]
 
     def answers(self, thinking: Any, count: int, seed: int | None = None) -> list[Leaf]:
         """Sample `count` summaries of a thinking as it stands; it goes on as if never asked.
 
         With a seed they depend on nothing else. At temperature 0 they are all alike.
         """
-        tokens, ids, sampling = self.tokens, thinking.ids, thinking.sampling
-        kept = tokens.kept(ids)
-        forced = tokens.forced(tokens.end(ids) or "length", kept, kept)
-        drawn = count if sampling.temperature > 0 else 1
-        prefix = Prefix((*thinking.prompt, *ids[:kept], *forced), drawn, seed)
-        made = self.ask(prefix, sampling.max_summary_tokens, False, sampling)
-        return [summary_leaf(tokens, kept, forced, one) for one in made] * (count // drawn)
-
-
-def leaf_cuts(
-    length: int, budgets: Sequence[int], share_cuts: bool
-) -> tuple[Sequence[int], list[int]]:
-    """Cuts to sample summaries at, and for each budget which of these it takes."""
-    wanted = cuts(length, budgets)
-    distinct = list(dict.fromkeys(wanted)) if share_cuts else wanted
-    return distinct, [distinct.index(cut) if share_cuts else n for n, cut in enumerate(wanted)]
+        asked = copy.copy(thinking)
+        asked.seed = seed
+        return self._leaves(asked, [[self.tokens.kept(thinking.thinkings[0])]], count)[0][0]
 
 
 def summary_leaf(

@@ -19,8 +19,9 @@ from anytime_lab.engines.base import (
     Engine,
     Prefix,
     Sampling,
+    Thinkings,
+    Wanted,
     derived_seed,
-    leaf_cuts,
     sample_tokens,
     summary_leaf,
 )
@@ -30,17 +31,11 @@ from anytime_lab.tree import PADDING, TRUNK, Leaf, Tree, tree_mask
 logger = logging.getLogger(__name__)
 
 
-class Trunks:
+class Trunks(Thinkings):
     """R thinkings that grow by a token at a time on one cache.
 
     Every sampled token is fed at once, so that the cache holds all of a thinking and a summary can
     branch off anywhere.
-
-    Attributes:
-        prompts: R prompts, in token ids.
-        thinkings: R lists of sampled tokens.
-        logprobs: R lists of their log-probs.
-        ends: R of `closed`, `eos`, or `` while the thinking goes on.
     """
 
     def __init__(
@@ -51,12 +46,8 @@ class Trunks:
         sampling: Sampling,
         generator: torch.Generator | None = None,
     ):
-        self.model, self.tokens = model, tokens
-        self.sampling, self.generator = sampling, generator
-        self.prompts = [tuple(prompt) for prompt in prompts]
-        self.thinkings: list[list[int]] = [[] for _ in prompts]
-        self.logprobs: list[list[float]] = [[] for _ in prompts]
-        self.ends = [""] * len(self.prompts)
+        super().__init__(prompts, sampling)
+        self.model, self.tokens, self.generator = model, tokens, generator
         self.cache = DynamicCache()
         # A group shares its prompt: compute it once, then repeat its cache.
         distinct = list(dict.fromkeys(self.prompts))
@@ -330,13 +321,7 @@ class HFEngine(Engine):
             logger.warning("summaries are sampled by plain generate: %s.", reason)
 
     def _sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        budgets: tuple[int, ...],
-        num_summaries: int,
-        sampling: Sampling,
-        seed: int | None,
-        share_cuts: bool,
+        self, prompts: Sequence[Sequence[int]], wanted: Wanted, seed: int | None
     ) -> list[Tree]:
         generator, size = self._generator(seed), self.batch_size or len(prompts)
         trees: list[Tree] = []
@@ -344,12 +329,36 @@ class HFEngine(Engine):
             batch = prompts[start : start + size]
             if self._branches:
                 with sampling_mode(self.model):
-                    trunks = Trunks(self.model, self.tokens, batch, sampling, generator)
-                    trees += _grow(trunks, budgets, num_summaries, share_cuts)
+                    trunks = Trunks(self.model, self.tokens, batch, wanted.sampling, generator)
+                    trees += self._grow(trunks, wanted)
             else:
-                own = derived_seed(seed, start, "batch")
-                trees += super()._sample(batch, budgets, num_summaries, sampling, own, share_cuts)
+                trees += super()._sample(batch, wanted, derived_seed(seed, start, "batch"))
         return trees
+
+    def _grow(self, trunks: Trunks, wanted: Wanted) -> list[Tree]:
+        """Think to the end, then branch off; rows that ended leave once they are a quarter."""
+        number = list(range(len(trunks.prompts)))  # of each row in the batch
+        trees: dict[int, Tree] = {}
+        while trunks.length < wanted.budgets[-1] and not all(trunks.ends):
+            trunks.step()
+            done = [row for row, end in enumerate(trunks.ends) if end]
+            if len(trunks.ends) <= 4 * len(done) < 4 * len(trunks.ends):
+                ended = self._trees(trunks.select(done), wanted)
+                trees |= zip([number[row] for row in done], ended, strict=True)
+                rest = [row for row, end in enumerate(trunks.ends) if not end]
+                trunks, number = trunks.select(rest), [number[row] for row in rest]
+        trees |= zip(number, self._trees(trunks, wanted), strict=True)
+        return [trees[row] for row in range(len(trees))]
+
+    def _leaves(
+        self, made: Thinkings, places: list[list[int]], count: int
+    ) -> list[list[list[Leaf]]]:
+        if not isinstance(made, Trunks):
+            return super()._leaves(made, places, count)
+        if made.seed is not None:  # of these alone: the thinking's random state stays its own
+            made.generator = self._generator(made.seed)
+        rows = sample_leaves(made, [[cut for cut in own for _ in range(count)] for own in places])
+        return [[row[at : at + count] for at in range(0, len(row), count)] for row in rows]
 
     def complete(
         self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
@@ -386,12 +395,7 @@ class HFEngine(Engine):
     def answers(self, thinking: Any, count: int, seed: int | None = None) -> list[Leaf]:
         """See `Engine.answers`."""
         with self._lock, sampling_mode(self.model):
-            if not isinstance(thinking, Trunks):
-                return super().answers(thinking, count, seed)
-            asked = copy.copy(thinking)
-            if seed is not None:  # the thinking's random state stays its own
-                asked.generator = self._generator(seed)
-            return sample_leaves(asked, [[self.tokens.kept(thinking.thinkings[0])] * count])[0]
+            return super().answers(thinking, count, seed)
 
     def _generator(self, seed: int | None) -> torch.Generator | None:
         return None if seed is None else torch.Generator(self.model.device).manual_seed(seed)
@@ -407,37 +411,6 @@ def sampling_mode(model: PreTrainedModel) -> Iterator[None]:
             yield
     finally:
         model.train(training)
-
-
-def _grow(
-    trunks: Trunks, budgets: Sequence[int], num_summaries: int, share_cuts: bool
-) -> list[Tree]:
-    """Think to the end and branch off; rows that ended leave once they are a quarter of a batch."""
-    number = list(range(len(trunks.prompts)))  # of each row in the batch
-    trees: dict[int, Tree] = {}
-    each = range(num_summaries)
-
-    def finish(part: Trunks, numbers: list[int]) -> None:
-        wanted = [
-            leaf_cuts(part.tokens.kept(thinking), budgets, share_cuts)
-            for thinking in part.thinkings
-        ]
-        made = sample_leaves(part, [[cut for cut in one for _ in each] for one, _ in wanted])
-        for row, place in enumerate(numbers):
-            leaves = tuple(made[row][at * num_summaries + n] for at in wanted[row][1] for n in each)
-            thinking, logprobs = tuple(part.thinkings[row]), tuple(part.logprobs[row])
-            end = part.ends[row] or "length"
-            trees[place] = Tree(part.prompts[row], thinking, logprobs, end, leaves)
-
-    while trunks.length < budgets[-1] and not all(trunks.ends):
-        trunks.step()
-        done = [row for row, end in enumerate(trunks.ends) if end]
-        if len(trunks.ends) <= 4 * len(done) < 4 * len(trunks.ends):
-            finish(trunks.select(done), [number[row] for row in done])
-            rest = [row for row, end in enumerate(trunks.ends) if not end]
-            trunks, number = trunks.select(rest), [number[row] for row in rest]
-    finish(trunks, number)
-    return [trees[row] for row in range(len(trees))]
 
 
 # --- plain generate ------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from anytime_lab.engines.base import Sampling, leaf_cuts, sample_tokens
+from anytime_lab.engines.base import Sampling, sample_tokens
 from anytime_lab.engines.hf import HFEngine, Trunks, _branches, sample_leaves, why_not_branching
 from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens
 
@@ -159,9 +159,18 @@ def test_without_a_seed_the_global_state_decides():
     assert engine.sample_trees(PROMPTS, BUDGETS, 1, sampling) == first
 
 
-def test_shared_cuts_repeat_the_summaries_past_the_end():
-    assert leaf_cuts(5, [3, 5, 9], False) == ((3, 5, 5), [0, 1, 2])
-    assert leaf_cuts(5, [3, 5, 9], True) == ([3, 5], [0, 1, 1])
+@pytest.mark.parametrize("branches", [True, False])
+def test_shared_cuts_repeat_the_summaries_past_the_end(branches):
+    engine = HFEngine(build(), TOKENS, branches=branches)
+    sampling, budgets = Sampling(max_summary_tokens=5), (3, 30, 40)
+    shared, own = (
+        engine.sample_trees(PROMPTS, budgets, 2, sampling, seed=7, share_cuts=share)
+        for share in (True, False)
+    )
+    ended = [n for n, tree in enumerate(shared) if 3 < len(tree.thinking) < 30]
+    assert ended and all(shared[n].leaves[2:4] == shared[n].leaves[4:] for n in ended)
+    ended = [n for n, tree in enumerate(own) if 3 < len(tree.thinking) < 30]
+    assert any(own[n].leaves[2:4] != own[n].leaves[4:] for n in ended)
 
 
 def test_models_that_cannot_branch_take_plain_generate_and_say_so(caplog):
