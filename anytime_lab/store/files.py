@@ -14,9 +14,9 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pydantic_core
 from filelock import FileLock, Timeout
@@ -77,8 +77,10 @@ def _plain(value: Any) -> Any:
     return json.loads(pydantic_core.to_json(value, inf_nan_mode="null", fallback=other))
 
 
-def replace_file(path: str | Path, write: Callable[[BinaryIO], Any], durable: bool = True) -> None:
-    """Lets `write(file)` fill a file beside `path`, then moves it over `path` in one step.
+def write_text(path: str | Path, text: str | bytes, durable: bool = True) -> None:
+    """Writes a file of text (or of bytes, as they are) in one step: beside it, then over it.
+
+    `durable=False` skips the flush to disk, for files that are rewritten often.
 
     Raises:
         RunFolderError: the disk is full or the folder cannot be written.
@@ -88,7 +90,7 @@ def replace_file(path: str | Path, write: Callable[[BinaryIO], Any], durable: bo
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            write(file)
+            file.write(text.encode() if isinstance(text, str) else text)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -114,26 +116,15 @@ def _unwritten(what: str, error: OSError) -> RunFolderError:
 
 
 def write_json(path: str | Path, obj: Any, durable: bool = True) -> None:
-    """Writes `obj` as JSON in one step: a reader sees the old file or the new one.
+    """Writes `obj` as JSON, as `write_text` does: a reader sees the old file or the new one.
 
     Takes dataclasses, paths, tuples, sets, numpy and torch values; NaN and infinities become null.
-    `durable=False` skips the flush to disk, for files that are rewritten often.
 
     Raises:
         RunFolderError: the disk is full or the folder cannot be written.
     """
     text = json.dumps(_plain(obj), ensure_ascii=False, indent=1, allow_nan=False)
-    replace_file(path, lambda file: file.write(text.encode() + b"\n"), durable)
-
-
-def write_text(path: str | Path, text: str | bytes) -> None:
-    """Writes a file of text (or of bytes, as they are) in one step.
-
-    Raises:
-        RunFolderError: the disk is full or the folder cannot be written.
-    """
-    content = text.encode() if isinstance(text, str) else text
-    replace_file(path, lambda file: file.write(content))
+    write_text(path, text + "\n", durable)
 
 
 def write_csv(path: str | Path, frame: Any) -> None:

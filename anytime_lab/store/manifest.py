@@ -49,18 +49,12 @@ def sessions_of(manifest: Any) -> list[dict[str, Any]]:
 def _git_commit() -> str | None:
     """The commit of the checkout that this package is imported from, if it is one."""
     here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    try:
-        told = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return told.stdout.strip() or None
+    asked = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if (here / ".git").exists():
+            told = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
+            return told.stdout.strip()
+    return None
 
 
 def hash_model_folder(path: str | Path) -> str:

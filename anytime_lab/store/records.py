@@ -34,8 +34,8 @@ from anytime_lab.store.files import (
     THINKINGS,
     RunFolderError,
     read_json,
-    replace_file,
     run_folder,
+    write_text,
 )
 
 FORMAT = "anytime_lab evaluation 1"
@@ -78,7 +78,7 @@ class Column:
 
     name: str
     type: pa.DataType
-    of: Callable[[Known], Any]
+    of: Callable[[Known], Any] | None = None
     key: bool = False  # tells rows apart; a part without it is none
     label: bool = False  # few values, many rows: read as categories
 
@@ -167,10 +167,9 @@ def write_table(path: str | Path, data: pa.Table) -> None:
     Raises:
         RunFolderError: the disk is full or the folder cannot be written.
     """
-    replace_file(
-        path,
-        lambda file: pq.write_table(data, file, compression="zstd", write_page_checksum=True),
-    )
+    written = pa.BufferOutputStream()
+    pq.write_table(data, written, compression="zstd", write_page_checksum=True)
+    write_text(path, written.getvalue().to_pybytes())
 
 
 def finished_chunks(run_dir: str | Path) -> set[int]:
@@ -221,16 +220,12 @@ def read_manifest(run_dir: str | Path) -> dict[str, Any]:
     path = run_dir / MANIFEST
     manifest = read_json(path, "Put a copy of it back, or evaluate into a new folder.")
     kind = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-    if kind != FORMAT:
-        raise RunFolderError(
-            f"{path} says format {kind!r}; this version reads {FORMAT!r}. Evaluate "
-            "again, or read it with the version that wrote it."
-        )
-    chunks = manifest.get("chunks")
+    chunks = manifest.get("chunks") if kind == FORMAT else None
     if type(chunks) is not int or chunks < 1:
         raise RunFolderError(
-            f"{path} says {chunks!r} parts; expected 1 or more. It was changed by hand or is "
-            "damaged: put a copy of it back, or evaluate into a new folder."
+            f"{path} says format {kind!r} and {chunks!r} parts; this version reads {FORMAT!r} of 1 "
+            "part or more. Put a copy of it back, evaluate again into a new folder, or read it "
+            "with the version that wrote it."
         )
     return manifest
 
@@ -254,7 +249,6 @@ def read_records(
         RunFolderError: the folder is missing, empty, foreign or damaged, or the run not finished.
         ValueError: there is no such column.
     """
-    columns = None if columns is None else list(columns)
     wanted = range(read_manifest(run_dir)["chunks"])
     done = sorted(finished_chunks(run_dir))
     if foreign := [chunk for chunk in done if chunk not in wanted]:
@@ -271,7 +265,8 @@ def read_records(
             f"{run_dir} is partial: {len(done)} of {len(wanted)} parts are written. Run the same "
             "evaluation again to finish it, or read what is there with allow_partial=True."
         )
-    parts = [_read_part(run_dir, table, chunk, columns) for chunk in done]
+    names = None if columns is None else list(columns)
+    parts = [read_table(part_path(run_dir, table, n), COLUMNS[table], names, AGAIN) for n in done]
     return pa.concat_tables(parts).unify_dictionaries().to_pandas()
 
 
@@ -294,75 +289,51 @@ def read_part(
     Raises:
         RunFolderError: the part is missing, foreign or damaged.
     """
-    part = _read_part(run_dir, table, chunk, columns)
+    part = read_table(part_path(run_dir, table, chunk), COLUMNS[table], columns, AGAIN)
     if problem is not None:
         part = part.filter(pc.equal(part["problem_id"], problem))
     return part.to_pandas()
 
 
-def _read_part(
-    run_dir: str | Path, table: str, chunk: int, columns: Iterable[str] | None
-) -> pa.Table:
-    known = {column.name: column for column in COLUMNS[table]}
-    names = list(known) if columns is None else list(columns)
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"{table} have no column {unknown}; choose from {list(known)}.")
-    return read_table(
-        part_path(run_dir, table, chunk),
-        schema_of(known[name] for name in names),
-        needed=[name for name, column in known.items() if column.key],
-        labels=[name for name in names if known[name].label],
-        way_on=AGAIN,
-    )
-
-
 def read_table(
-    path: Path,
-    schema: pa.Schema,
-    *,
-    needed: Sequence[str],
-    labels: Sequence[str] = (),
-    way_on: str,
+    path: Path, columns: Sequence[Column], names: Sequence[str] | None, way_on: str
 ) -> pa.Table:
-    """Reads the columns of a schema off a parquet file; one that the file lacks is null.
+    """Reads columns of a parquet file; one that the file lacks is null.
 
     Opening costs more than reading where files are small, so each is opened once.
 
     Args:
-        needed: columns without which the file is something else.
-        labels: columns of text to read as categories.
+        columns: which there are.
+        names: of those that are wanted; all if None.
         way_on: what to do where the file is missing or damaged, a sentence for the error.
 
     Raises:
         RunFolderError: the file is missing, damaged or something else.
+        ValueError: there is no such column.
     """
+    known = {column.name: column for column in columns}
+    names = list(known) if names is None else names
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{path.parent.name} have no column {unknown}; there are {list(known)}.")
     try:
         with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
             present = file.schema_arrow.names
-            if present != _names_given(file):
+            # Names, which no checksum covers, stand a second time in what pyarrow writes.
+            given = base64.b64decode((file.metadata.metadata or {}).get(b"ARROW:schema", b""))
+            if given and present != pa.ipc.read_schema(pa.py_buffer(given)).names:
                 raise ValueError("a column has another name than it was given")
-            if missing := [name for name in needed if name not in present]:
+            if missing := [n for n, column in known.items() if column.key and n not in present]:
                 raise RunFolderError(
                     f"{path} has no column {missing}: it holds something else. {way_on}"
                 )
-            known = [name for name in schema.names if name in present]
-            part = file.read(known, use_threads=False)
-        columns = []
-        for name, kind in zip(schema.names, schema.types, strict=True):
-            column = part[name] if name in known else pa.nulls(part.num_rows, kind)
-            column = column.cast(kind)
-            columns.append(column.dictionary_encode() if name in labels else column)
+            part = file.read([name for name in names if name in present], use_threads=False)
+        found = []
+        for name, kind in ((name, known[name].type) for name in names):
+            column = part[name].cast(kind) if name in present else pa.nulls(part.num_rows, kind)
+            found.append(column.dictionary_encode() if known[name].label else column)
     except FileNotFoundError:
         raise RunFolderError(f"{path} is missing. {way_on}") from None
     except (OSError, pa.ArrowException, ValueError, TypeError) as error:
         said = str(error).splitlines()[0]
         raise RunFolderError(f"{path} is damaged ({said}). {way_on}") from error
-    return pa.table(columns, names=schema.names, metadata=part.schema.metadata)
-
-
-def _names_given(file: pq.ParquetFile) -> list[str]:
-    """The names of columns, which no checksum covers, as they stand a second time in the file."""
-    written = (file.metadata.metadata or {}).get(b"ARROW:schema")
-    if written is None:  # not by pyarrow
-        return file.schema_arrow.names
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(written))).names
+    return pa.table(found, names=names, metadata=part.schema.metadata)

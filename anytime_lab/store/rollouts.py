@@ -7,7 +7,6 @@ reader compares them without the formulas. Written whole or not at all.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pydantic
 
 from anytime_lab.store.files import ROLLOUTS, RunFolderError, run_folder
-from anytime_lab.store.records import read_table, write_table
+from anytime_lab.store.records import Column, read_table, write_table
 
 ROLLOUT_FORMAT = "anytime_lab rollouts 1"
 ADVANTAGE = "advantage_"  # before the name of a baseline, in a row and in a frame
@@ -52,9 +51,10 @@ _PER_SUMMARY = ["scores", "summaries", "summary_advantages"]
 _NEEDED = ["problem", "sample", "thinking", "token_ends", "tokens", "cuts", "scores", "summaries"]
 # The baselines that files of before the map have, each with a column of its own.
 _OLD = ("brpo", "grpo", "brpo_tokens", "group", "progress", "none")
-_READ = pa.schema(
-    [*ROLLOUT_SCHEMA, _ADVANTAGES, *((f"{ADVANTAGE}{name}", _NUMBERS) for name in _OLD)]
-)
+_READ = [
+    Column(field.name, field.type, key=field.name in _NEEDED)
+    for field in (*ROLLOUT_SCHEMA, _ADVANTAGES, *(pa.field(ADVANTAGE + n, _NUMBERS) for n in _OLD))
+]
 _STEP = re.compile(r"step-(\d+)\.parquet$")
 _DELETE = "Delete it; the run's other steps are not touched by that."
 
@@ -132,10 +132,30 @@ def read_rollouts(run_dir: str | Path, step: int) -> Rollouts:
     path = rollout_path(run_dir, step)
     if not path.exists():
         raise RunFolderError(f"{path} does not exist; choose one of the steps there.")
-    data = read_table(path, _READ, needed=_NEEDED, way_on=_DELETE)
-    about = _about(path, data.schema.metadata or {})
+    data = read_table(path, _READ, None, _DELETE)
+    try:
+        about = _About.model_validate_json((data.schema.metadata or {}).get(b"about", b""))
+    except pydantic.ValidationError as error:
+        raise RunFolderError(
+            f"{path} does not say that it is {ROLLOUT_FORMAT!r}; it was written by something else "
+            "or by another version."
+        ) from error
     frame, baselines = _frame(data.to_pandas(), len(about.budgets))
-    _check_lengths(path, frame, [ADVANTAGE + name for name in baselines], len(about.budgets))
+    per_budget = [*_PER_BUDGET, *_PER_SUMMARY, "cuts", *(ADVANTAGE + name for name in baselines)]
+    try:  # a file that is a table but no tree is told here, not in a figure
+        sound = len(frame) > 0 and all(
+            {len(row[name]) for name in per_budget} == {len(about.budgets)}
+            and len({len(one) for name in _PER_SUMMARY for one in row[name]}) == 1
+            and len(row["token_ends"]) == row["tokens"]
+            for row in frame.to_dict("records")
+        )
+    except TypeError:  # a null where a list belongs
+        sound = False
+    if not sound or len(about.prior) != len(about.budgets):
+        raise RunFolderError(
+            f"{path} holds trees whose parts do not fit {len(about.budgets)} budgets; it is "
+            f"damaged. {_DELETE}"
+        )
     return Rollouts(
         step=step,
         budgets=about.budgets,
@@ -147,26 +167,6 @@ def read_rollouts(run_dir: str | Path, step: int) -> Rollouts:
     )
 
 
-def _frame(data: pd.DataFrame, budgets: int) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The frame of `Rollouts` and its baselines; NaN where a column is missing."""
-    frame = data[ROLLOUT_SCHEMA.names].copy()
-    nothing = np.full(budgets, np.nan)
-    for name in frame.columns[frame.isna().all()]:
-        if name == "summary_advantages":
-            frame[name] = [[row * np.nan for row in tree] for tree in frame["scores"]]
-        else:
-            frame[name] = [nothing if name in _PER_BUDGET else ""] * len(frame)
-    told = data[_ADVANTAGES.name]
-    if told.notna().all():
-        known = [dict(pairs) for pairs in told]
-        names = tuple(dict.fromkeys(name for row in known for name in row))
-        values = {name: [row.get(name, nothing) for row in known] for name in names}
-    else:
-        names = tuple(name for name in _OLD if data[ADVANTAGE + name].notna().all())
-        values = {name: data[ADVANTAGE + name] for name in names}
-    return frame.assign(**{ADVANTAGE + name: values[name] for name in names}), names
-
-
 class _About(pydantic.BaseModel, extra="allow"):
     """What a file says of itself, at the least."""
 
@@ -176,30 +176,18 @@ class _About(pydantic.BaseModel, extra="allow"):
     baseline: str
 
 
-def _about(path: Path, metadata: Mapping[bytes, bytes]) -> _About:
-    with contextlib.suppress(KeyError, pydantic.ValidationError):
-        about = _About.model_validate_json(metadata[b"about"])
-        if len(about.budgets) == len(about.prior):
-            return about
-    raise RunFolderError(
-        f"{path} does not say that it is {ROLLOUT_FORMAT!r}; it was written by something else or "
-        "by another version."
-    )
-
-
-def _check_lengths(path: Path, frame: pd.DataFrame, advantages: list[str], budgets: int) -> None:
-    """A file that is a table but no tree is told here, not in a figure."""
-    per_budget = [*_PER_BUDGET, *_PER_SUMMARY, "cuts", *advantages]
-    try:
-        sound = len(frame) > 0 and all(
-            {len(row[name]) for name in per_budget} == {budgets}
-            and len({len(one) for name in _PER_SUMMARY for one in row[name]}) == 1
-            and len(row["token_ends"]) == row["tokens"]
-            for row in frame.to_dict("records")
-        )
-    except TypeError:  # a null where a list belongs
-        sound = False
-    if not sound:
-        raise RunFolderError(
-            f"{path} holds trees whose parts do not fit {budgets} budgets; it is damaged. {_DELETE}"
-        )
+def _frame(data: pd.DataFrame, budgets: int) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The frame of `Rollouts` and its baselines; NaN where a column is missing."""
+    frame = data[ROLLOUT_SCHEMA.names].copy()
+    for name in frame.columns[frame.isna().all()]:
+        if name == "summary_advantages":
+            frame[name] = [[row * np.nan for row in tree] for tree in frame["scores"]]
+        else:
+            nothing = np.full(budgets, np.nan) if name in _PER_BUDGET else ""
+            frame[name] = [nothing] * len(frame)
+    told = data[_ADVANTAGES.name]
+    if told.notna().all():
+        known = pd.DataFrame([dict(pairs) for pairs in told]).add_prefix(ADVANTAGE)
+    else:
+        known = data[[ADVANTAGE + name for name in _OLD]].dropna(axis=1)
+    return frame.join(known), tuple(name.removeprefix(ADVANTAGE) for name in known)
