@@ -8,7 +8,6 @@ with the same records as an unbroken one.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 import warnings
@@ -16,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +34,13 @@ from anytime_lab.prompts import (
     text_and_ends,
     warn_of_eos,
 )
-from anytime_lab.store.files import (
-    MANIFEST,
-    RECORDS,
-    THINKINGS,
-    RunFolderError,
-    only_writer,
-    remove_leftovers,
-    write_json,
-    write_progress,
-)
-from anytime_lab.store.manifest import (
-    describe_problems,
-    describe_rows,
-    environment,
-    hash_model_folder,
-    sessions_of,
-)
+from anytime_lab.store.files import RECORDS, THINKINGS, only_writer, write_progress
+from anytime_lab.store.manifest import describe_problems, describe_rows, hash_model_folder
 from anytime_lab.store.records import (
-    FORMAT,
     Known,
     drop_damaged_chunks,
     finished_chunks,
-    read_manifest,
+    open_evaluation,
     row_of,
     write_part,
 )
@@ -173,7 +157,7 @@ def evaluate(
         "dataset": {"name": dataset_name, "card": dataset_card, **describe_problems(dataset)},
     }
     with only_writer(run_dir) as folder:
-        open_folder(folder, settings, about, len(chunks))
+        open_evaluation(folder, settings, about, len(chunks))
         if progress:
             print(describe_format(tokens, problems[0].prompt))
         work = partial(evaluate_chunk, engine, verifier, budgets, num_summaries, sampling)
@@ -228,14 +212,10 @@ def _run_chunks(
         warnings.warn(found, stacklevel=3)
     finished = finished_chunks(run_dir)
     done = before = sum(len(chunks[number]) for number in finished)
-    total = sum(map(len, chunks))
-    started, seen, ends = time.time(), Counter(), []
-
-    def tell(message: str) -> None:
-        told = {"started": started, "done_before": before, "message": message}
-        write_progress(run_dir, "evaluate", done, total, "thinkings", **told)
-
-    tell("resumed" if done else "started")
+    total, seen, ends = sum(map(len, chunks)), Counter(), []
+    about = {"total": total, "unit": "thinkings", "started": time.time(), "done_before": before}
+    tell = partial(write_progress, run_dir, "evaluate", **about)
+    tell(done, message="resumed" if done else "started")
     words = f"evaluate at {len(budgets)} budgets"
     with tqdm(total=total, initial=done, desc=words, unit="thinking", disable=not progress) as bar:
         for number in sorted({*range(len(chunks))} - finished):
@@ -253,8 +233,8 @@ def _run_chunks(
             message += f"; grading cut short {seen['failed']} times" if seen["failed"] else ""
             bar.update(len(thinkings))
             bar.set_postfix_str(message)
-            tell(message)
-    tell("finished")
+            tell(done, message=message)
+    tell(done, message="finished")
     return ends
 
 
@@ -276,24 +256,16 @@ def evaluate_chunk(
     """Samples and grades one chunk. Returns the rows of its records and of its thinkings."""
     prompts = [problem.prompt for problem, _ in pairs]
     trees = engine.sample_trees(prompts, budgets, num_summaries, sampling, seed, share_cuts=True)
-    wanted = len(budgets) * num_summaries
-    if len(trees) != len(pairs) or any(len(tree.leaves) != wanted for tree in trees):
-        raise RuntimeError(
-            f"the engine returned {len(trees)} trees for {len(pairs)} prompts, with "
-            f"{sorted({len(tree.leaves) for tree in trees})} leaves; expected {wanted} each."
-        )
     tokens, told, asked = engine.tokens, [], []
     for (problem, sample), tree in zip(pairs, trees, strict=True):
         text, ends = text_and_ends(tokens, tree.thinking)
-        told.append(
-            Known(problem=problem, sample=sample, tree=tree, thinking=text, token_ends=ends)
-        )
-        for number, leaf in enumerate(tree.leaves):
-            budget, summary = divmod(number, num_summaries)
-            said = tokens.decode(leaf.summary)
-            place = {"budget": budgets[budget], "summary": summary, "leaf": leaf, "text": said}
+        of = {"problem": problem, "sample": sample, "tree": tree}
+        told.append(Known(**of, thinking=text, token_ends=ends))
+        places = product(budgets, range(num_summaries))
+        for (budget, summary), leaf in zip(places, tree.leaves, strict=True):
+            said = {"budget": budget, "summary": summary, "text": tokens.decode(leaf.summary)}
             whole = tokens.decode((*tree.thinking[: leaf.cut], *leaf.forced, *leaf.summary))
-            asked.append((replace(told[-1], **place), whole))
+            asked.append((replace(told[-1], leaf=leaf, **said), whole))
     # budgets past the end of a thinking repeat the same text: grade it once
     unique = list(dict.fromkeys((known.problem.id, text) for known, text in asked))
     golds = {known.problem.id: known.problem.gold for known in told}
@@ -343,44 +315,6 @@ def _problems(
         ids = tuple(prompt_ids(prompt, tokens.tokenizer, tokens.fmt, chat_template_kwargs))
         problems[key] = Problem(key, str(row.get("question") or said), row["answer"], ids)
     return tuple(problems.values())
-
-
-def open_folder(run_dir: Path, settings: dict, about: dict, chunks: int) -> None:
-    """Starts a run folder, or makes sure that what is there was begun with the same settings."""
-    now = environment()
-    settings = json.loads(json.dumps(settings, default=str))  # as it will be read back
-    if (run_dir / MANIFEST).exists():
-        manifest = read_manifest(run_dir)
-        if changed := _changes(manifest.get("settings", {}), settings, "{}: {!r} there, {!r} now"):
-            raise RunFolderError(
-                f"{run_dir} holds an evaluation with other settings ({'; '.join(changed)}). Use a "
-                "new folder, or delete this one to start over."
-            )
-        manifest["sessions"] = sessions_of(manifest)
-        before = [now, *manifest["sessions"]][-1]["versions"]
-        if changed := _changes(before, now["versions"], "{} {} → {}"):
-            warnings.warn(
-                f"{run_dir} was begun with other versions ({', '.join(changed)}); the rest may "
-                "differ from an unbroken run.",
-                stacklevel=3,
-            )
-        manifest["sessions"].append(now)
-    elif finished_chunks(run_dir):
-        raise RunFolderError(
-            f"{run_dir} holds records but no {MANIFEST}, so nobody knows how they were made. "
-            "Evaluate into a new folder."
-        )
-    else:
-        manifest = {"format": FORMAT, "settings": settings, "chunks": chunks, **about}
-        manifest["sessions"] = [now]
-    remove_leftovers(run_dir)
-    write_json(run_dir / MANIFEST, manifest)
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], words: str) -> list[str]:
-    """What differs, in words of its name and both values."""
-    rows = [(name, before.get(name), now.get(name)) for name in sorted({*before, *now})]
-    return [words.format(*row) for row in rows if row[1] != row[2]]
 
 
 def _described(thing: Any, names: Sequence[str]) -> dict[str, Any]:

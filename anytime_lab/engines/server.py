@@ -20,11 +20,7 @@ logger = logging.getLogger(__name__)
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that may be better the next time
 
 
-class PassingError(ThinkingError):
-    """What may pass: no connection, silence, an overload. The same request may succeed later."""
-
-
-LONGER = "Lower the budgets, or start the server with a longer context (vLLM: --max-model-len)."
+LONGER = " Lower the budgets, or start the server with a longer context (vLLM: --max-model-len)."
 COLD = 0.01  # a temperature at which log-probs tell whether they are taken at it
 
 
@@ -140,12 +136,7 @@ class ServerEngine(Engine):
         }
         if prefix.seed is not None:
             body["seed"] = prefix.seed
-        try:
-            choices = self._patiently("POST", "/completions", body).get("choices", [])
-        except ThinkingError as error:
-            if "context length" in str(error) or "max_model_len" in str(error):  # vLLM says either
-                raise ThinkingError(f"{error} {LONGER}") from error
-            raise
+        choices = self._patiently("POST", "/completions", body).get("choices", [])
         if len(choices) != prefix.count:
             raise ThinkingError(
                 f"the server at {self.url} gave {len(choices)} completions; {prefix.count} were "
@@ -187,43 +178,37 @@ class ServerEngine(Engine):
 
     def _patiently(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """What the server answers; asked again after what may pass."""
-        for attempt in range(self.retries):
-            try:
-                return self._ask(method, path, body)
-            except PassingError:
-                time.sleep(min(0.25 * 2**attempt, 8.0))
-        return self._ask(method, path, body)
-
-    def _ask(self, method: str, path: str, body: Any) -> dict[str, Any]:
         where = f"the server at {self.url}"
+        for attempt in range(self.retries + 1):
+            time.sleep(min(0.25 * 2 ** (attempt - 1), 8.0) if attempt else 0)
+            try:
+                response = self.http.request(method, self.url + path, json=body)
+            except httpx.HTTPError as error:
+                lost = error
+                continue
+            if response.status_code not in PASSING:
+                break
+            lost = None
+        else:
+            told = f"{where} broke off ({lost})."
+            if isinstance(lost, httpx.ConnectError):
+                told = f"no server answers at {self.url} ({lost}). Start one, such as "
+                told += "`vllm serve MODEL`, or give the address of one."
+            if isinstance(lost, httpx.TimeoutException):
+                told = f"{where} said nothing for {self.http.timeout.read:g} seconds."
+            if lost:
+                raise ThinkingError(told) from lost
         try:
-            response = self.http.request(method, self.url + path, json=body)
-            found = response.json() if response.is_success else None
-        except httpx.ConnectError as error:
-            raise PassingError(
-                f"no server answers at {self.url} ({error}). Start one, such as "
-                "`vllm serve MODEL`, or give the address of one."
-            ) from error
-        except httpx.TimeoutException as error:
-            seconds = self.http.timeout.read
-            raise PassingError(f"{where} said nothing for {seconds:g} seconds.") from error
-        except httpx.HTTPError as error:
-            raise PassingError(f"{where} broke off ({error}).") from error
+            found = response.json()
         except ValueError as error:
-            raise ThinkingError(f"{where} answered with broken JSON ({error}).") from error
+            found = response.text if response.is_error else f"broken JSON ({error})"
         if response.is_error:
-            kind = PassingError if response.status_code in PASSING else ThinkingError
-            raise kind(f"{where} refused: {response.status_code} {_complaint(response)}")
+            for key in ("error", "message"):
+                found = found.get(key, found) if isinstance(found, dict) else found
+            told = str(found or response.reason_phrase)[:500]
+            too_long = "context length" in told or "max_model_len" in told  # vLLM says either
+            told += LONGER if too_long else ""
+            raise ThinkingError(f"{where} refused: {response.status_code} {told}")
         if not isinstance(found, dict):
-            raise ThinkingError(f"{where} answered with no JSON object.")
+            raise ThinkingError(f"{where} answered with {found!r:.100}; expected a JSON object.")
         return found
-
-
-def _complaint(response: httpx.Response) -> str:
-    try:
-        told = response.json()
-    except ValueError:
-        told = response.text
-    for key in ("error", "message"):
-        told = told.get(key, told) if isinstance(told, dict) else told
-    return str(told or response.reason_phrase)[:500]

@@ -19,10 +19,9 @@ from anytime_lab.store.files import (
     only_writer,
     read_json,
     read_jsonl,
-    write_json,
 )
-from anytime_lab.store.manifest import describe_rows, environment
-from anytime_lab.store.records import COLUMNS, FORMAT, part_path, schema_of, write_table
+from anytime_lab.store.manifest import describe_rows
+from anytime_lab.store.records import COLUMNS, open_evaluation, part_path, schema_of, write_table
 
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # as inspect's scorers write a verdict
 
@@ -63,8 +62,7 @@ def import_results(files: Mapping[int, str | Path], run_dir: str | Path, metric:
             raise RunFolderError(f"{folder} holds an evaluation; give a new folder.")
         problems = describe_rows(thinkings[["problem_id", "gold"]].to_dict("records"))
         settings = {"budgets": sorted(files), "files": files}
-        manifest = {"format": FORMAT, "settings": settings, "chunks": 1, "dataset": problems}
-        write_json(folder / MANIFEST, {**manifest, "sessions": [environment()]})
+        open_evaluation(folder, settings, {"dataset": problems}, chunks=1)
         for table, frame in ((THINKINGS, thinkings), (RECORDS, pd.concat(frames))):
             schema = schema_of(COLUMNS[table])
             data = pa.Table.from_pandas(frame.reindex(columns=schema.names), schema)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,12 @@ from anytime_lab.store.files import (
     THINKINGS,
     RunFolderError,
     read_json,
+    remove_leftovers,
     run_folder,
+    write_json,
     write_text,
 )
+from anytime_lab.store.manifest import environment, sessions_of
 
 FORMAT = "anytime_lab evaluation 1"
 AGAIN = "Run the same evaluation again: it writes this part anew, and only this one."
@@ -136,6 +140,44 @@ def schema_of(columns: Iterable[Column]) -> pa.Schema:
 
 
 # --- writing -------------------------------------------------------------------------------------
+
+
+def open_evaluation(run_dir: Path, settings: dict, about: dict, chunks: int) -> None:
+    """Starts a run folder, or makes sure that what is there was begun with the same settings."""
+    now = environment()
+    settings = json.loads(json.dumps(settings, default=str))  # as it will be read back
+    if (run_dir / MANIFEST).exists():
+        manifest = read_manifest(run_dir)
+        if changed := _changes(manifest.get("settings", {}), settings, "{}: {!r} there, {!r} now"):
+            raise RunFolderError(
+                f"{run_dir} holds an evaluation with other settings ({'; '.join(changed)}). Use a "
+                "new folder, or delete this one to start over."
+            )
+        manifest["sessions"] = sessions_of(manifest)
+        before = [now, *manifest["sessions"]][-1]["versions"]
+        if changed := _changes(before, now["versions"], "{} {} → {}"):
+            warnings.warn(
+                f"{run_dir} was begun with other versions ({', '.join(changed)}); the rest may "
+                "differ from an unbroken run.",
+                stacklevel=3,
+            )
+        manifest["sessions"].append(now)
+    elif finished_chunks(run_dir):
+        raise RunFolderError(
+            f"{run_dir} holds records but no {MANIFEST}, so nobody knows how they were made. "
+            "Evaluate into a new folder."
+        )
+    else:
+        manifest = {"format": FORMAT, "settings": settings, "chunks": chunks, **about}
+        manifest["sessions"] = [now]
+    remove_leftovers(run_dir)
+    write_json(run_dir / MANIFEST, manifest)
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], words: str) -> list[str]:
+    """What differs, in words of its name and both values."""
+    rows = [(name, before.get(name), now.get(name)) for name in sorted({*before, *now})]
+    return [words.format(*row) for row in rows if row[1] != row[2]]
 
 
 def part_path(run_dir: str | Path, table: str, chunk: int) -> Path:
