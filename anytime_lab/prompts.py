@@ -64,28 +64,32 @@ class ThinkingFormat:
             )
 
 
-_FORMATS = {
-    "chat": ("models that think in <think> tags", {}),
-    "r1": ("DeepSeek-R1 and its distillations; the published runs", {}),
-    "qwen3": ("Qwen3 and other hybrid thinkers", {}),
-    "countdown": ("the embedded model", {}),
-    "plain": ("base models with <think> tags: text in, text out", {"chat_template": False}),
-    "unmarked": (
-        "models without thinking tags; their answer's own text is the thinking",
-        {"think_open": "", "think_close": ""},
-    ),
-    "harmony": (
-        "gpt-oss: the analysis channel, then the final one",
-        {
-            "think_open": "<|channel|>analysis<|message|>",
-            "think_close": "<|end|>",
-            "header": "<|start|>assistant<|channel|>final<|message|>**Final Answer**\n",
-        },
-    ),
-    "magistral": ("Mistral's thinkers", {"think_open": "[THINK]", "think_close": "[/THINK]"}),
-}
 # Name → (format, which models have it).
-FORMATS = {name: (ThinkingFormat(name, **own), words) for name, (words, own) in _FORMATS.items()}
+FORMATS = {
+    name: (ThinkingFormat(name, **own), words)
+    for name, words, own in (
+        ("chat", "models that think in <think> tags", {}),
+        ("r1", "DeepSeek-R1 and its distillations; the published runs", {}),
+        ("qwen3", "Qwen3 and other hybrid thinkers", {}),
+        ("countdown", "the embedded model", {}),
+        ("plain", "base models with <think> tags: text in, text out", {"chat_template": False}),
+        (
+            "unmarked",
+            "models without thinking tags; their answer's own text is the thinking",
+            {"think_open": "", "think_close": ""},
+        ),
+        (
+            "harmony",
+            "gpt-oss: the analysis channel, then the final one",
+            {
+                "think_open": "<|channel|>analysis<|message|>",
+                "think_close": "<|end|>",
+                "header": "<|start|>assistant<|channel|>final<|message|>**Final Answer**\n",
+            },
+        ),
+        ("magistral", "Mistral's thinkers", {"think_open": "[THINK]", "think_close": "[/THINK]"}),
+    )
+}
 COUNTDOWN, PLAIN = FORMATS["countdown"][0], FORMATS["plain"][0]
 AUTO = "auto"  # by what tokenizer and chat template say
 
@@ -169,12 +173,11 @@ class ThinkingTokens:
 
     def first_end(self, ids: Sequence[int], thinks: bool) -> int:
         """Tokens of a thinking, or of a summary, up to the one that ends it; else all of them."""
-        if thinks and self.stop_text:
-            reach = len(self.stop_text) + 1
-            places = range(1, len(ids) + 1)
-            return next((n for n in places if self.end(ids[max(0, n - reach) : n])), len(ids))
-        stops = self.stop_ids if thinks else self.eos_ids
-        return next((n for n, token in enumerate(ids, 1) if token in stops), len(ids))
+        reach = len(self.stop_text) + 1
+        for size, token in enumerate(ids, 1):
+            if self.end(ids[max(0, size - reach) : size]) if thinks else token in self.eos_ids:
+                return size
+        return len(ids)
 
     def kept(self, thinking: Sequence[int]) -> int:
         """Tokens of a thinking that a summary can stand on: all but the end of an unmarked turn."""
@@ -389,11 +392,9 @@ def what_is_wrong(prompt: Any) -> str:
     if not prompt:
         return "is a conversation without messages; drop such rows with dataset.filter."
     for message in prompt:
-        content = message.get("content")
-        parts = content if isinstance(content, Sequence) else [content]
-        if not isinstance(content, str) and not all(
-            isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts
-        ):
+        try:
+            _of_text(message)
+        except (KeyError, TypeError):
             return f"has the message {message!r:.90}; expected a 'content' of text only."
         if not message.get("role"):
             return f"has the message {message!r:.90} without a 'role'."
@@ -422,29 +423,23 @@ def prompt_ids(
     """
     if wrong := what_is_wrong(prompt):
         raise ValueError(f"a prompt {wrong}")
+    plain = isinstance(prompt, str) or not fmt.chat_template
     if not isinstance(prompt, str):
         prompt = [_of_text(message) for message in prompt]
-    if isinstance(prompt, str):
+    if not plain:
+        settings = {
+            "add_generation_prompt": True,
+            "tokenize": False,
+            **(chat_template_kwargs or {}),
+        }
+        text = tokenizer.apply_chat_template(prompt, **settings)
+    elif isinstance(prompt, str):
         text = prompt
-    elif not fmt.chat_template:
-        text = "".join(f"{message['content']}\n\n" for message in prompt)
-    elif getattr(tokenizer, "chat_template", None) is None:
-        raise ValueError(
-            "the prompt is a conversation, but the tokenizer has no chat template. Set "
-            "thinking_format='plain' for a base model, or set tokenizer.chat_template."
-        )
     else:
-        text = tokenizer.apply_chat_template(
-            prompt,
-            add_generation_prompt=True,
-            tokenize=False,
-            **dict(chat_template_kwargs or {}),
-        )
-    text = _opened(text, prompt, fmt)
-    plain = isinstance(prompt, str) or not fmt.chat_template  # a template writes BOS itself
+        text = "".join(f"{message['content']}\n\n" for message in prompt)
+    text, bos = _opened(text, prompt, fmt), tokenizer.bos_token_id
     bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    bos = tokenizer.bos_token_id
-    if not plain or bos is None or bare[:1] == [bos]:
+    if not plain or bos is None or bare[:1] == [bos]:  # a template writes BOS itself
         return bare
     # What a tokenizer puts at the end, such as EOS, has no place in a prompt.
     begins = list(tokenizer(text)["input_ids"])[:1] == [bos]

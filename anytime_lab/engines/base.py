@@ -122,16 +122,6 @@ class Continuation:
     exact: bool = True
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is sampled of each prompt: the arguments of `Engine.sample_trees`."""
-
-    budgets: tuple[int, ...]
-    num_summaries: int
-    sampling: Sampling
-    share_cuts: bool
-
-
 class Thinkings:
     """R thinkings as far as they have come; an engine may keep more of them.
 
@@ -235,40 +225,40 @@ class Engine(ABC):
             raise ValueError("a prompt is empty; expected at least the think-open marker.")
         if not prompts:
             return []
-        wanted = Wanted(budgets, num_summaries, sampling, share_cuts)
-        return self._sample(prompts, wanted, seed)
+        made = Thinkings(prompts, sampling, seed)
+        return self._sample(made, budgets, num_summaries, share_cuts)
 
     def _sample(
-        self, prompts: Sequence[Sequence[int]], wanted: Wanted, seed: int | None
+        self, made: Thinkings, budgets: tuple[int, ...], num_summaries: int, share_cuts: bool
     ) -> list[Tree]:
-        made, limit = Thinkings(prompts, wanted.sampling, seed), wanted.budgets[-1]
         prefixes = [
-            Prefix(prompt, 1, derived_seed(seed, row, "thinking"))
+            Prefix(prompt, 1, derived_seed(made.seed, row, "thinking"))
             for row, prompt in enumerate(made.prompts)
         ]
-        for row, (one,) in enumerate(self.complete(prefixes, limit, True, wanted.sampling)):
+        for row, (one,) in enumerate(self.complete(prefixes, budgets[-1], True, made.sampling)):
             size = self.tokens.first_end(one.tokens, True)
             made.thinkings[row], made.logprobs[row] = [*one.tokens[:size]], [*one.logprobs[:size]]
             made.ends[row] = self.tokens.end(one.tokens[:size])
-            if not made.ends[row] and size < limit:
-                raise RuntimeError(STOPPED.format(size, limit))
-        return self._trees(made, wanted)
+            if not made.ends[row] and size < budgets[-1]:
+                raise RuntimeError(STOPPED.format(size, budgets[-1]))
+        return self._trees(made, budgets, num_summaries, share_cuts)
 
-    def _trees(self, made: Thinkings, wanted: Wanted) -> list[Tree]:
+    def _trees(
+        self, made: Thinkings, budgets: tuple[int, ...], num_summaries: int, share_cuts: bool
+    ) -> list[Tree]:
         """Thinkings as they stand, with their summaries."""
-        places = [cuts(self.tokens.kept(thinking), wanted.budgets) for thinking in made.thinkings]
-        asked = [dict.fromkeys(own) if wanted.share_cuts else own for own in places]
-        leaves = self._leaves(made, [[*own] for own in asked], wanted.num_summaries)
-        if wanted.share_cuts:
+        places = [cuts(self.tokens.kept(thinking), budgets) for thinking in made.thinkings]
+        asked = [list(dict.fromkeys(own) if share_cuts else own) for own in places]
+        leaves = self._leaves(made, asked, num_summaries)
+        if share_cuts:
             leaves = [
-                [dict(zip(cut_at, found, strict=True))[cut] for cut in own]
-                for cut_at, found, own in zip(asked, leaves, places, strict=True)
+                [found[once.index(cut)] for cut in own]
+                for once, found, own in zip(asked, leaves, places, strict=True)
             ]
+        rows = zip(made.prompts, made.thinkings, made.logprobs, made.ends, leaves, strict=True)
         return [
             Tree(prompt, tuple(thinking), tuple(logprobs), end or "length", tuple(chain(*own)))
-            for prompt, thinking, logprobs, end, own in zip(
-                made.prompts, made.thinkings, made.logprobs, made.ends, leaves, strict=True
-            )
+            for prompt, thinking, logprobs, end, own in rows
         ]
 
     def _leaves(

@@ -20,7 +20,6 @@ from anytime_lab.engines.base import (
     Prefix,
     Sampling,
     Thinkings,
-    Wanted,
     derived_seed,
     sample_tokens,
     summary_leaf,
@@ -320,34 +319,33 @@ class HFEngine(Engine):
         if reason:
             logger.warning("summaries are sampled by plain generate: %s.", reason)
 
-    def _sample(
-        self, prompts: Sequence[Sequence[int]], wanted: Wanted, seed: int | None
-    ) -> list[Tree]:
-        generator, size = self._generator(seed), self.batch_size or len(prompts)
+    def _sample(self, made: Thinkings, budgets: tuple[int, ...], *how: Any) -> list[Tree]:
+        generator, size = self._generator(made.seed), self.batch_size or len(made.prompts)
         trees: list[Tree] = []
-        for start in range(0, len(prompts), size):
-            batch = prompts[start : start + size]
+        for start in range(0, len(made.prompts), size):
+            batch = made.prompts[start : start + size]
             if self._branches:
                 with sampling_mode(self.model):
-                    trunks = Trunks(self.model, self.tokens, batch, wanted.sampling, generator)
-                    trees += self._grow(trunks, wanted)
+                    trunks = Trunks(self.model, self.tokens, batch, made.sampling, generator)
+                    trees += self._grow(trunks, budgets, *how)
             else:
-                trees += super()._sample(batch, wanted, derived_seed(seed, start, "batch"))
+                own = Thinkings(batch, made.sampling, derived_seed(made.seed, start, "batch"))
+                trees += super()._sample(own, budgets, *how)
         return trees
 
-    def _grow(self, trunks: Trunks, wanted: Wanted) -> list[Tree]:
+    def _grow(self, trunks: Trunks, budgets: tuple[int, ...], *how: Any) -> list[Tree]:
         """Think to the end, then branch off; rows that ended leave once they are a quarter."""
         number = list(range(len(trunks.prompts)))  # of each row in the batch
         trees: dict[int, Tree] = {}
-        while trunks.length < wanted.budgets[-1] and not all(trunks.ends):
+        while trunks.length < budgets[-1] and not all(trunks.ends):
             trunks.step()
             done = [row for row, end in enumerate(trunks.ends) if end]
             if len(trunks.ends) <= 4 * len(done) < 4 * len(trunks.ends):
-                ended = self._trees(trunks.select(done), wanted)
+                ended = self._trees(trunks.select(done), budgets, *how)
                 trees |= zip([number[row] for row in done], ended, strict=True)
                 rest = [row for row, end in enumerate(trunks.ends) if not end]
                 trunks, number = trunks.select(rest), [number[row] for row in rest]
-        trees |= zip(number, self._trees(trunks, wanted), strict=True)
+        trees |= zip(number, self._trees(trunks, budgets, *how), strict=True)
         return [trees[row] for row in range(len(trees))]
 
     def _leaves(

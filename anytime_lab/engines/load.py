@@ -146,6 +146,8 @@ def cached_folder(name: str, files: Sequence[Path], make: Callable[[Path], None]
     what = "\n".join(" ".join(map(str, one)) for one in told)
     root = Path(os.environ.get(CACHE) or "~/.cache/anytime_lab").expanduser() / "models"
     folder = root / f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
+    if folder.is_dir():
+        return folder
     part = root / f".{folder.name}"
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f"{part.name}.lock"):
