@@ -4,14 +4,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import transformers
 from datasets import Dataset, IterableDataset
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-)
 
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.load import adapter_base, load_model, load_tokenizer
@@ -68,7 +62,7 @@ def load_start(model: Any, name: str, args: BRPOConfig, peft_config: Any) -> tup
             model = load_model(name, device="cpu", trainable=True, **{"dtype": "float32", **kwargs})
     if isinstance(model, str):
         trusted = args.trust_remote_code
-        config = AutoConfig.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(
             model, revision=kwargs.get("revision"), trust_remote_code=trusted
         )
     else:
@@ -92,7 +86,9 @@ def load_start(model: Any, name: str, args: BRPOConfig, peft_config: Any) -> tup
     return model, config
 
 
-def check_tokenizer(processing_class: Any, name: str, args: BRPOConfig) -> PreTrainedTokenizerBase:
+def check_tokenizer(
+    processing_class: Any, name: str, args: BRPOConfig
+) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of a text model; where none is given, the one by the model's name.
 
     Raises:
@@ -106,19 +102,19 @@ def check_tokenizer(processing_class: Any, name: str, args: BRPOConfig) -> PreTr
     if processing_class is None and adapter_base(name):
         processing_class = load_tokenizer(name)
     if processing_class is None:
-        processing_class = AutoTokenizer.from_pretrained(
+        processing_class = transformers.AutoTokenizer.from_pretrained(
             name,
             revision=(args.model_init_kwargs or {}).get("revision"),
             trust_remote_code=args.trust_remote_code,
             padding_side="left",
             truncation_side="left",
         )
-    if isinstance(processing_class, ProcessorMixin):
+    if isinstance(processing_class, transformers.ProcessorMixin):
         raise TypeError(
             f"processing_class is a {type(processing_class).__name__}; trees are text only. "
             "Pass its tokenizer: processing_class=processor.tokenizer."
         )
-    if not isinstance(processing_class, PreTrainedTokenizerBase):
+    if not isinstance(processing_class, transformers.PreTrainedTokenizerBase):
         raise TypeError(
             f"processing_class is a {type(processing_class).__name__}; expected a tokenizer. "
             "Use AutoTokenizer.from_pretrained(model)."
@@ -189,7 +185,7 @@ def check_datasets(
     train_dataset: Any,
     eval_dataset: Any,
     functions: Sequence[Any],
-    model_config: PretrainedConfig,
+    model_config: transformers.PretrainedConfig,
     args: BRPOConfig,
     encode: Callable[[Any], list[int]],
 ) -> None:
@@ -278,7 +274,7 @@ def _wrong_rows(dataset: Any, functions: Sequence[Any], problems_needed: int) ->
 
 def _too_long(
     prompts: Sequence[Any],
-    model_config: PretrainedConfig,
+    model_config: transformers.PretrainedConfig,
     args: BRPOConfig,
     encode: Callable[[Any], list[int]],
 ) -> str:

@@ -18,30 +18,10 @@ from transformers import ProgressCallback, TrainerCallback
 
 from anytime_lab.page import redacted
 from anytime_lab.prompts import text_and_ends
-from anytime_lab.store.files import (
-    METRICS,
-    RunFolderError,
-    append_jsonl,
-    read_json,
-    read_jsonl,
-    remove_leftovers,
-    run_folder,
-    write_json,
-    write_progress,
-    write_text,
-)
+from anytime_lab.store import files
 from anytime_lab.store.manifest import describe_problems, environment, sessions_of
 from anytime_lab.store.rollouts import drop_rollouts_after, write_rollouts
-from anytime_lab.train.advantages import (
-    BASELINES,
-    group_baseline,
-    progress_baseline,
-    reaches_budgets,
-    returns,
-    summary_advantages,
-    thinking_advantages,
-    variance_diagnostics,
-)
+from anytime_lab.train import advantages
 from anytime_lab.train.config import BRPOConfig
 from anytime_lab.train.scoring import ENDS, TreeNumbers
 from anytime_lab.tree import Tree
@@ -126,8 +106,8 @@ def generation_metrics(
         "tokens/summary": numbers.summary_tokens.sum(),
         "score": scores.nanmean(dim=0),
     }
-    reached = reaches_budgets(numbers.cuts.unflatten(0, (-1, group)))
-    explained = variance_diagnostics(
+    reached = advantages.reaches_budgets(numbers.cuts.unflatten(0, (-1, group)))
+    explained = advantages.variance_diagnostics(
         scores.unflatten(0, (-1, group)), prior, args.budgets, args.discount, reached
     )
     for name, (correlation, ratio) in explained.items():
@@ -175,20 +155,20 @@ def _size_and_checksum(path: Path) -> list[int]:
 
 def mark_complete(checkpoint: str | Path, state: Mapping[str, Any]) -> None:
     """Write the last file of a checkpoint, once all others have reached the disk."""
-    folder, files = Path(checkpoint), {}
+    folder, listed = Path(checkpoint), {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != STATE_FILE:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-            files[str(path.relative_to(folder))] = _size_and_checksum(path)
-    write_json(folder / STATE_FILE, {**state, "files": files})
+            listed[str(path.relative_to(folder))] = _size_and_checksum(path)
+    files.write_json(folder / STATE_FILE, {**state, "files": listed})
 
 
 def whole_checkpoints(output_dir: str | Path) -> Iterator[str]:
     """The whole checkpoints under `output_dir`, the highest step first; damaged ones are told."""
     found = {
         int(folder.name.removeprefix("checkpoint-")): folder
-        for folder in run_folder(output_dir).glob("checkpoint-*")
+        for folder in files.run_folder(output_dir).glob("checkpoint-*")
         if folder.name.removeprefix("checkpoint-").isdecimal() and folder.is_dir()
     }
     for _, folder in sorted(found.items(), reverse=True):
@@ -289,7 +269,7 @@ def read_manifest(output_dir: str | Path) -> dict[str, Any]:
     """
     path = Path(output_dir) / TRAINING_MANIFEST
     lost = "Delete it and go on: only what it tells of earlier sessions is lost."
-    return read_json(path, lost) if path.exists() else {}
+    return files.read_json(path, lost) if path.exists() else {}
 
 
 def check_same_run(trainer: Any) -> None:
@@ -314,7 +294,7 @@ def check_same_run(trainer: Any) -> None:
     if had and has and had["sha256"] != has["sha256"]:
         differ.append(f"{had['problems']} other problems (now {has['problems']})")
     if differ:
-        raise RunFolderError(
+        raise files.RunFolderError(
             f"{args.output_dir} holds a run made with {', '.join(differ)}. Choose another "
             "output_dir, set these back to go on, or delete the folder to begin anew. (More "
             "max_steps alone goes on.)"
@@ -324,11 +304,11 @@ def check_same_run(trainer: Any) -> None:
 def drop_lines_after(path: str | Path, step: int) -> None:
     """Keep the lines up to `step`: what a resumed run repeats must not stand there twice."""
     path = Path(path)
-    rows = read_jsonl(path)
+    rows = files.read_jsonl(path)
     kept = [row for row in rows if isinstance(row, dict) and row.get("step", step) <= step]
     if len(kept) == len(rows):
         return
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
 class ProgressBar(ProgressCallback):
@@ -370,8 +350,8 @@ class StepRecorder(TrainerCallback):
         self._started, self._first_step = time.time(), state.global_step
         self.line.clear()
         if state.is_world_process_zero:
-            remove_leftovers(self.folder)
-            for name in (METRICS, EVAL_METRICS):
+            files.remove_leftovers(self.folder)
+            for name in (files.METRICS, EVAL_METRICS):
                 drop_lines_after(self.folder / name, state.global_step)
             drop_rollouts_after(self.folder, state.global_step)
             known = read_manifest(self.folder) if self.resumed_from else {}
@@ -382,7 +362,7 @@ class StepRecorder(TrainerCallback):
                 "settings": redacted(json.loads(json.dumps(args.to_dict(), default=str))),
                 "sessions": [*sessions_of(known), session],
             }
-            write_json(self.folder / TRAINING_MANIFEST, told)
+            files.write_json(self.folder / TRAINING_MANIFEST, told)
         self._write_progress(state, "training starts")
 
     def on_step_begin(self, args, state, control, lr_scheduler=None, **kwargs):
@@ -408,7 +388,7 @@ class StepRecorder(TrainerCallback):
         line |= {"time/step": duration, **self.counters}
         self.line.clear()
         if state.is_world_process_zero:
-            append_jsonl(self.folder / METRICS, line)
+            files.append_jsonl(self.folder / files.METRICS, line)
         score = line.get("anytime_accuracy")
         told = "" if score is None else f"anytime accuracy {score:.3f}, loss {line['loss']:.4f}"
         self._write_progress(state, told)
@@ -416,7 +396,7 @@ class StepRecorder(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         """Keep the evaluation's numbers beside those of training."""
         if state.is_world_process_zero and metrics:
-            append_jsonl(self.folder / EVAL_METRICS, {"step": state.global_step, **metrics})
+            files.append_jsonl(self.folder / EVAL_METRICS, {"step": state.global_step, **metrics})
 
     def on_train_end(self, args, state, control, **kwargs):
         """Say that training is over."""
@@ -426,12 +406,12 @@ class StepRecorder(TrainerCallback):
         """Say that training ended before its last update, for whoever watches the run."""
         if self._started:
             why = "interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
-            with contextlib.suppress(RunFolderError):  # the error itself is told
+            with contextlib.suppress(files.RunFolderError):  # the error itself is told
                 self._write_progress(state, f"training stopped: {why}")
 
     def _write_progress(self, state, message: str) -> None:
         if state.is_world_process_zero:
-            write_progress(
+            files.write_progress(
                 self.folder,
                 "train",
                 state.global_step,
@@ -446,21 +426,15 @@ class StepRecorder(TrainerCallback):
 PROBLEMS = 2  # whose trees are kept of a generation
 
 
-def chosen_groups(scores: Tensor, prior: Tensor) -> list[int]:
-    """The group whose returns vary most, which shows most, and the first other one.
-
-    Args:
-        scores: (P, G, J), NaN where nothing was scored.
-        prior: (J,).
-    """
-    spread = returns(scores, prior).var(dim=1, correction=0).sum(-1)
-    first = int(spread.argmax())
-    others = [p for p in range(len(scores)) if p != first]
+def chosen_groups(returns: Tensor) -> list[int]:
+    """The group whose returns (P, G, J) vary most, which shows most, and the first other one."""
+    first = int(returns.var(dim=1, correction=0).sum(-1).argmax())
+    others = [p for p in range(len(returns)) if p != first]
     return [first, *others][:PROBLEMS]
 
 
 def credit(scores: Tensor, cuts: Tensor, args: BRPOConfig) -> dict[str, Tensor]:
-    """What a rollout file says of credit, for whole groups.
+    """What a generation's scores are worth to its tokens, and what a rollout file says of it.
 
     Args:
         scores: (P, G, J, S) of the summaries, NaN where the verifier abstained.
@@ -468,33 +442,35 @@ def credit(scores: Tensor, cuts: Tensor, args: BRPOConfig) -> dict[str, Tensor]:
         args: prior, discount, length penalty and baselines.
 
     Returns:
-        Columns of ROLLOUT_SCHEMA: `summary_advantages` (P, G, J, S), all others (P, G, J).
+        Columns of ROLLOUT_SCHEMA: `scores` and `summary_advantages` (P, G, J, S), all others
+        (P, G, J). `advantage_` and a baseline's name is the thinking's advantage under it.
     """
     leaf = args.penalised(scores, cuts)
     means = leaf.nanmean(dim=3)
-    prior = means.new_tensor(args.budget_prior.weights)
-    weights = means.new_tensor(args.summary_weights)
+    prior, weights = map(leaf.new_tensor, (args.budget_prior.weights, args.summary_weights))
     final = torch.zeros_like(prior)
     final[-1] = 1.0
-    told = {
+    methods = {name: (prior, name) for name in advantages.BASELINES} | {"grpo": (final, "group")}
+    return {
+        "scores": scores,
+        "cuts": cuts,
         "credited": means,
-        "returns": returns(means, prior),
-        "progress": progress_baseline(means, prior, args.discount),
-        "group": group_baseline(means, prior),
-        "summary_advantages": summary_advantages(
+        "returns": advantages.returns(means, prior),
+        "progress": advantages.progress_baseline(means, prior, args.discount),
+        "group": advantages.group_baseline(means, prior),
+        "summary_advantages": advantages.summary_advantages(
             leaf, cuts, weights, args.summary_weighting, args.baseline
         ),
-        "advantage_grpo": thinking_advantages(means, final, args.budgets, "group", args.discount),
-    }
-    for name in BASELINES:
-        told[f"advantage_{name}"] = thinking_advantages(
-            means, prior, args.budgets, name, args.discount
+    } | {
+        f"advantage_{name}": advantages.thinking_advantages(
+            means, of, args.budgets, baseline, args.discount
         )
-    return told
+        for name, (of, baseline) in methods.items()
+    }
 
 
 def keep_trees(
-    trainer: Any, trees: Sequence[Tree], first: int, scores: Tensor, cuts: Tensor
+    trainer: Any, trees: Sequence[Tree], first: int, numbers: Mapping[str, Tensor]
 ) -> None:
     """Write the trees of two problems each `save_rollouts_steps` updates. All processes call this.
 
@@ -502,23 +478,17 @@ def keep_trees(
         trainer: A `BRPOTrainer`, before the update.
         trees: of this process.
         first: place of its first tree among those of all processes.
-        scores: (N, J, S) of all processes' trees, before any length penalty.
-        cuts: (N, J).
+        numbers: of all processes' trees, as `credit` gives them.
     """
     args, tokens, step = trainer.args, trainer.tokens, trainer.state.global_step + 1
     each = args.num_summaries
     if not args.saves_rollouts_at(step):
         return
-    group = args.num_generations
-    scores = scores.detach().double().cpu().unflatten(0, (-1, group))
-    cuts = cuts.cpu().unflatten(0, (-1, group))
-    told = credit(scores, cuts, args)
-    chosen = chosen_groups(told["credited"], scores.new_tensor(args.budget_prior.weights))
+    chosen = chosen_groups(numbers["returns"])
     rows = []
     for place, tree in enumerate(trees, start=first):
-        problem, sample = divmod(place, group)
+        problem, sample = divmod(place, args.num_generations)
         if problem in chosen:
-            numbers = {"scores": scores, "cuts": cuts, **told}
             row = {name: value[problem, sample].tolist() for name, value in numbers.items()}
             thinking, ends = text_and_ends(tokens, tree.thinking)
             said = [tokens.decode(leaf.summary) for leaf in tree.leaves]
@@ -544,6 +514,6 @@ def keep_trees(
             "summary_weights": list(args.summary_weights),
             "summary_weighting": args.summary_weighting,
             "length_penalty": args.length_penalty,
-            "methods": {name: words for name, (words, _) in BASELINES.items()},
+            "methods": {name: words for name, (words, _) in advantages.BASELINES.items()},
         }
         write_rollouts(args.output_dir, step, settings, rows)

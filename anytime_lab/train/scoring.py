@@ -10,14 +10,7 @@ from trl.trainer.utils import pad
 
 from anytime_lab.engines.hf import inner_model, sampling_mode
 from anytime_lab.prompts import ThinkingTokens
-from anytime_lab.train.attention import (
-    BACKEND,
-    PlanLostError,
-    no_mask,
-    tree_plan,
-    weights_are_here,
-    why_not_trees,
-)
+from anytime_lab.train import attention
 from anytime_lab.tree import (
     PADDING,
     TRUNK,
@@ -156,21 +149,22 @@ def choose_backend(
         ValueError: the model does not support what is wanted; or the head, which knows the common
             ways from hidden states to logits, leaves out a part of this model's.
     """
-    inner, attention = inner_model(model), model.config._attn_implementation
-    reason = why_not_trees(model)
-    if not reason and attention not in ("sdpa", "eager", BACKEND):
-        reason = f"attention {attention!r} takes no mask of its own"
+    inner, chosen = inner_model(model), model.config._attn_implementation
+    reason = attention.why_not_trees(model)
+    if not reason and chosen not in ("sdpa", "eager", attention.BACKEND):
+        reason = f"attention {chosen!r} takes no mask of its own"
     wanted = {"auto": ["segmented", "dense"], "unrolled": []}.get(name, [name])
     told = "the model supports it" if name == "auto" else "asked for"
-    if name == "auto" and attention == "eager":
+    if name == "auto" and chosen == "eager":
         wanted, told = ["dense"], "attention 'eager' was chosen for the model"
     for backend in [] if reason else wanted:
         if backend == "segmented":
-            inner.set_attn_implementation(BACKEND)
+            inner.set_attn_implementation(attention.BACKEND)
         if not (wrong := _wrong_with(model, backend, temperature)):
             checked = "two short trees are scored as their unrolled rows"
-            return backend, f"{told}; {checked if weights_are_here(model) else 'not tried'}"
-        inner.set_attn_implementation("sdpa" if attention == BACKEND else attention)
+            checked = checked if attention.weights_are_here(model) else "not tried"
+            return backend, f"{told}; {checked}"
+        inner.set_attn_implementation("sdpa" if chosen == attention.BACKEND else chosen)
         told = reason = wrong
     if name in wanted:
         raise ValueError(
@@ -189,7 +183,7 @@ def _wrong_with(model: PreTrainedModel, backend: str, temperature: float) -> str
 
     Nothing is tried where the weights are not here (sharded, or not loaded yet).
     """
-    if not weights_are_here(model):
+    if not attention.weights_are_here(model):
         return ""
     device, name = model.device, type(inner_model(model)).__name__
     leaf = [[-1, -1, -1, -1, 0, 0, 0, 1, 1, 1], [-1, -1, -1, 0, 0, 0, 1, 1, 1, PADDING]]
@@ -209,7 +203,7 @@ def _wrong_with(model: PreTrainedModel, backend: str, temperature: float) -> str
         try:
             mask = torch.cat([prompt_mask, (leaf != PADDING).long()], dim=1)
             told = score_rows(model, backend, ids, mask, rows).log_probs.flatten()
-        except PlanLostError:
+        except attention.PlanLostError:
             return f"{name} hands its attention no more than a mask"
     apart = ((told - own).abs() / own.abs().clamp(min=1))[rows.trained.flatten().bool()].mean()
     rounding = max(torch.finfo(model.dtype).eps, 2**-11 if device.type == "cuda" else 0)  # TF32
@@ -220,8 +214,8 @@ def _wrong_with(model: PreTrainedModel, backend: str, temperature: float) -> str
 
 def _segmented_inputs(model: Any, rows: TreeRows, prompt_mask: Tensor) -> dict[str, Any]:
     return {
-        "attention_mask": no_mask(rows.leaf),
-        "tree": tree_plan(rows.leaf, rows.branch, prompt_mask),
+        "attention_mask": attention.no_mask(rows.leaf),
+        "tree": attention.tree_plan(rows.leaf, rows.branch, prompt_mask),
     }
 
 

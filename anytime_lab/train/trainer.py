@@ -36,57 +36,9 @@ from anytime_lab.prompts import (
     warn_of_eos,
 )
 from anytime_lab.store.files import RunFolderError, only_writer
-from anytime_lab.train.advantages import (
-    summary_advantages,
-    thinking_advantages,
-    token_advantages,
-)
+from anytime_lab.train import advantages, checks, devices, recording, scoring
 from anytime_lab.train.card import complete_card
-from anytime_lab.train.checks import (
-    as_reward_functions,
-    check_args,
-    check_datasets,
-    check_tokenizer,
-    load_start,
-    sampling_of,
-)
 from anytime_lab.train.config import BRPOConfig
-from anytime_lab.train.devices import (
-    TrainersEngine,
-    check_logprobs,
-    check_sharding,
-    whole_model,
-    whole_value,
-)
-from anytime_lab.train.recording import (
-    MISLEADING,
-    STATE_FILE,
-    TRAINING_MANIFEST,
-    ProgressBar,
-    StepRecorder,
-    check_same_run,
-    checkpoint_to_resume,
-    combine_rewards,
-    generation_metrics,
-    keep_trees,
-    last_complete_checkpoint,
-    mark_complete,
-    prior_mean,
-    step_of,
-)
-from anytime_lab.train.scoring import (
-    TreeNumbers,
-    TreeRows,
-    by_length,
-    choose_backend,
-    count_trees,
-    leaf_texts,
-    live_columns,
-    score_kept,
-    score_rows,
-    stack_rows,
-    why_all_tokens,
-)
 from anytime_lab.tree import PADDING, Tree, pack
 
 logger = logging.getLogger(__name__)
@@ -162,10 +114,10 @@ class BRPOTrainer(GRPOTrainer):
         thinking_format: ThinkingFormat | str | dict | None = None,
     ):
         name = model_path(model) if isinstance(model, str) else model.config._name_or_path
-        args = check_args(args, name)
-        functions = as_reward_functions(reward_funcs)
-        model, model_config = load_start(model, name, args, peft_config)
-        tokenizer = check_tokenizer(processing_class, name, args)
+        args = checks.check_args(args, name)
+        functions = checks.as_reward_functions(reward_funcs)
+        model, model_config = checks.load_start(model, name, args, peft_config)
+        tokenizer = checks.check_tokenizer(processing_class, name, args)
         self.tokens = load_tokens(model, tokenizer, thinking_format or args.thinking_format)
         self.encode_prompt = functools.partial(
             prompt_ids,
@@ -173,9 +125,9 @@ class BRPOTrainer(GRPOTrainer):
             fmt=self.tokens.fmt,
             chat_template_kwargs=args.chat_template_kwargs,
         )
-        self.sampling = sampling_of(args, self.tokens)
+        self.sampling = checks.sampling_of(args, self.tokens)
         functions = [fit_verifier(function, self.tokens.fmt) for function in functions]
-        check_datasets(
+        checks.check_datasets(
             train_dataset, eval_dataset, functions, model_config, args, self.encode_prompt
         )
         self.example = self.encode_prompt(next(iter(train_dataset))["prompt"])
@@ -198,27 +150,29 @@ class BRPOTrainer(GRPOTrainer):
             )
         if self.accelerator.is_main_process:
             print(describe_format(self.tokens, self.example))
-        check_sharding(self)
-        self.tree_backend, reason = choose_backend(self.model, args.tree_backend, args.temperature)
+        devices.check_sharding(self)
+        self.tree_backend, reason = scoring.choose_backend(
+            self.model, args.tree_backend, args.temperature
+        )
         if self.ref_model is not None:
             reference = self.accelerator.unwrap_model(self.ref_model)
-            choose_backend(reference, self.tree_backend, args.temperature)
+            scoring.choose_backend(reference, self.tree_backend, args.temperature)
         logger.info("packed trees are run by the %s backend: %s", self.tree_backend, reason)
-        if reason := why_all_tokens(args):
+        if reason := scoring.why_all_tokens(args):
             logger.warning("every token of a tree is run in an update: %s.", reason)
         self._skips = not reason
         # Several processes exchange gradients after one pass each.
         self._spare_columns = 256 if self.accelerator.num_processes == 1 else sys.maxsize
-        self._recorder = StepRecorder(self)
+        self._recorder = recording.StepRecorder(self)
         self.add_callback(self._recorder)
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ == "NotebookProgressCallback":
                 self.remove_callback(callback)
-                self.add_callback(ProgressBar)
+                self.add_callback(recording.ProgressBar)
         self._trees: list[Tree] = []
-        self._rows: TreeRows | None = None  # layout of the rows that are being scored
+        self._rows: scoring.TreeRows | None = None  # layout of the rows that are being scored
         self._batch: dict[str, Any] = {}  # of which the loss is being computed
-        self._graded: tuple[torch.Tensor, TreeNumbers] | None = None
+        self._graded: tuple[torch.Tensor, scoring.TreeNumbers] | None = None
 
     # --- rollouts and scores ---------------------------------------------------------------------
 
@@ -233,8 +187,8 @@ class BRPOTrainer(GRPOTrainer):
         asked = [encoded[repr(prompt)] for prompt in prompts], self.args.budgets
         asked = *asked, self.args.num_summaries, self.sampling
         if self.use_vllm:
-            return TrainersEngine(self).sample_trees(*asked)
-        with whole_model(self) as model:
+            return devices.TrainersEngine(self).sample_trees(*asked)
+        with devices.whole_model(self) as model:
             engine = HFEngine(model, self.tokens, batch_size=self.args.rollout_batch_size)
             return engine.sample_trees(*asked)
 
@@ -248,7 +202,7 @@ class BRPOTrainer(GRPOTrainer):
             for tree in self._trees
             for leaf in tree.leaves
         ]
-        texts = leaf_texts(token_ids, self._tokenizer, self.tokens.eos_ids)
+        texts = scoring.leaf_texts(token_ids, self._tokenizer, self.tokens.eos_ids)
         if is_conversational({"prompt": prompts[0]}):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
         rewards = super()._calculate_rewards(
@@ -262,7 +216,7 @@ class BRPOTrainer(GRPOTrainer):
                 self._pending_extra_logs[column] = [
                     values[i : i + leaves] for i in range(0, len(values), leaves)
                 ]
-        counted = count_trees(self._trees, self.tokens, summaries, self.accelerator.device)
+        counted = scoring.count_trees(self._trees, self.tokens, summaries, self.accelerator.device)
         numbers = gather(counted)
         if (infinite := rewards.isinf().any(dim=0)).any():
             name = self.reward_func_names[int(infinite.int().argmax())]
@@ -271,65 +225,47 @@ class BRPOTrainer(GRPOTrainer):
                 "finite number, or None to abstain."
             )
         rewards = rewards.view(-1, budgets, summaries, rewards.shape[-1])
-        scores = combine_rewards(rewards, self.reward_weights)
+        scores = recording.combine_rewards(rewards, self.reward_weights)
         if self.args.check_format:
             scores = scores.where((numbers.formatted == 1) | scores.isnan(), 0.0)
         self._graded = scores, numbers
         self._recorder.line["time/scoring"] += time.perf_counter() - start
         prior = rewards.new_tensor(self.args.budget_prior.weights)
-        return prior_mean(rewards.nanmean(dim=2).transpose(1, 2), prior)
+        return recording.prior_mean(rewards.nanmean(dim=2).transpose(1, 2), prior)
 
     def _generate_and_score_completions(self, inputs):
         """TRL's batch, with token advantages (B, C) and the layout of the trees."""
         start = time.perf_counter()
         mode = "train" if self.model.training else "eval"
         output = super()._generate_and_score_completions(inputs)
-        check_logprobs(self, output, mode)
+        devices.check_logprobs(self, output, mode)
         scores, numbers = self._graded
         group = self.num_generations if mode == "train" else self.num_generations_eval
-        # Of all processes' trees: thinking (P, G, J) and summaries (P, G, J, S).
-        thinking, summary = self._advantages(
-            scores.unflatten(0, (-1, group)), numbers.cuts.unflatten(0, (-1, group))
+        told = recording.credit(
+            scores.unflatten(0, (-1, group)), numbers.cuts.unflatten(0, (-1, group)), self.args
         )
+        # What is left of two numbers that are equal but for rounding would be trained on.
+        rounding = 1e-6 * scores.nan_to_num(0.0).abs().amax()
         first = self.accelerator.process_index * len(inputs)
-        own = slice(first, first + len(inputs))
+        thinking, summary = (
+            told[name].where(told[name].abs() > rounding, 0.0).flatten(0, 1)[first:][: len(inputs)]
+            for name in (f"advantage_{self.args.baseline}", "summary_advantages")
+        )
         rows = self._rows
-        output["advantages"] = token_advantages(
-            thinking.flatten(0, 1)[own],
-            summary.flatten(0, 1)[own],
-            rows.leaf,
-            rows.branch,
-            self.args.budgets,
+        output["advantages"] = advantages.token_advantages(
+            thinking, summary, rows.leaf, rows.branch, self.args.budgets
         )
         output["tree_leaf"], output["tree_branch"] = rows.leaf, rows.branch
         if mode == "train" and self._skips:
-            output["tree_kept"] = live_columns(output["advantages"], rows)
+            output["tree_kept"] = scoring.live_columns(output["advantages"], rows)
         self._log_generation(mode, scores, numbers, group)
         if mode == "train":
             prompts = self.accelerator.reduce(output["prompt_mask"].sum())
             self._recorder.counters["total/prompt_tokens"] += prompts.item()
-            keep_trees(self, self._trees, first, scores, numbers.cuts)
+            recording.keep_trees(self, self._trees, first, told)
         self._trees, self._rows, self._graded = [], None, None
         self._recorder.line["time/rollout"] += time.perf_counter() - start
         return output
-
-    def _advantages(
-        self, scores: torch.Tensor, cuts: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Advantages of thinkings (P, G, J) and summaries (P, G, J, S).
-
-        What is left of two numbers that are equal but for rounding is 0: it would be trained on.
-        """
-        args = self.args
-        leaf = args.penalised(scores, cuts)
-        prior, weights = map(leaf.new_tensor, (args.budget_prior.weights, args.summary_weights))
-        means = leaf.nanmean(dim=3)
-        made = (
-            thinking_advantages(means, prior, args.budgets, args.baseline, args.discount),
-            summary_advantages(leaf, cuts, weights, args.summary_weighting, args.baseline),
-        )
-        rounding = 1e-6 * leaf.nan_to_num(0.0).abs().amax()
-        return tuple(advantage.where(advantage.abs() > rounding, 0.0) for advantage in made)
 
     # --- packed trees in TRL's loss --------------------------------------------------------------
 
@@ -344,7 +280,7 @@ class BRPOTrainer(GRPOTrainer):
         self._buffered_inputs = [
             batch
             for start in range(0, len(batches), count)
-            for batch in by_length(batches[start : start + count])
+            for batch in scoring.by_length(batches[start : start + count])
         ]
         return self._buffered_inputs[self._step % len(batches)]
 
@@ -371,8 +307,8 @@ class BRPOTrainer(GRPOTrainer):
             rows = rows._replace(trained=live)
         unwrap = self.accelerator.unwrap_model
         with self.accelerator.autocast():
-            scored = score_kept(
-                functools.partial(score_rows, model, self.tree_backend, unwrap=unwrap),
+            scored = scoring.score_kept(
+                functools.partial(scoring.score_rows, model, self.tree_backend, unwrap=unwrap),
                 input_ids,
                 attention_mask,
                 rows,
@@ -389,7 +325,7 @@ class BRPOTrainer(GRPOTrainer):
     def _compute_loss(self, model, inputs):
         """TRL's loss on packed rows."""
         trained = inputs["completion_mask"] * inputs["tool_mask"]
-        self._rows = TreeRows(inputs["tree_leaf"], inputs["tree_branch"], trained)
+        self._rows = scoring.TreeRows(inputs["tree_leaf"], inputs["tree_branch"], trained)
         self._batch = inputs
         if model.training:
             kept = inputs.get("tree_kept", inputs["tree_leaf"] != PADDING)
@@ -413,7 +349,7 @@ class BRPOTrainer(GRPOTrainer):
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        norm = whole_value(super()._get_grad_norm(model, grad_norm=grad_norm))
+        norm = devices.whole_value(super()._get_grad_norm(model, grad_norm=grad_norm))
         self._recorder.line["grad_norm"] = norm
         if norm is not None and not self.args.fp16:  # fp16 scales its loss until it overflows
             self._check_finite("gradient's norm", float(norm))
@@ -447,16 +383,16 @@ class BRPOTrainer(GRPOTrainer):
         """
         alone = only_writer(self.args.output_dir)
         with alone if self.accelerator.is_main_process else contextlib.nullcontext():
-            path = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
+            path = recording.checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
             self._step, self._buffered_inputs = 0, None
-            if path is None and (Path(self.args.output_dir) / TRAINING_MANIFEST).exists():
+            if path is None and (Path(self.args.output_dir) / recording.TRAINING_MANIFEST).exists():
                 logger.warning(
                     "%s holds a run, which is begun anew: it goes on from no checkpoint.",
                     self.args.output_dir,
                 )
             if path is not None:
-                check_same_run(self)
-                step = step_of(path)
+                recording.check_same_run(self)
+                step = recording.step_of(path)
                 self._step = step * self.args.gradient_accumulation_steps
                 if not self.args.is_generation_boundary(step):
                     logger.warning(
@@ -513,13 +449,13 @@ class BRPOTrainer(GRPOTrainer):
         limit, args.save_total_limit = args.save_total_limit, None
         try:
             if args.should_save:  # of the same step, before the run went back and came here again
-                (folder / STATE_FILE).unlink(missing_ok=True)
+                (folder / recording.STATE_FILE).unlink(missing_ok=True)
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # the marker must not precede another rank's files
             if args.should_save:
-                mark_complete(folder, {"counters": self._recorder.counters})
+                recording.mark_complete(folder, {"counters": self._recorder.counters})
         except (OSError, SafetensorError, RuntimeError, RunFolderError) as error:
-            last = last_complete_checkpoint(folder.parent)
+            last = recording.last_complete_checkpoint(folder.parent)
             kept = f"{last} is whole; training goes on from there" if last else "It begins anew"
             raise RunFolderError(
                 f"could not write {folder}: {error}. {kept} once there is space "
@@ -532,16 +468,16 @@ class BRPOTrainer(GRPOTrainer):
             rotate_checkpoints(str(folder.parent), limit, best, use_mtime=True)
 
     def _log_generation(
-        self, mode: str, scores: torch.Tensor, numbers: TreeNumbers, group: int
+        self, mode: str, scores: torch.Tensor, numbers: scoring.TreeNumbers, group: int
     ) -> None:
         """Numbers of one generation to TRL's logger and, in training, to the step's line."""
-        metrics = generation_metrics(scores, numbers, group, self.args)
+        metrics = recording.generation_metrics(scores, numbers, group, self.args)
         for name, value in metrics.items():
             if not math.isnan(value):  # e.g. the correlation with a baseline that is constant
                 self._metrics[mode][name].append(value)
         if self.args.check_format:
             warn_of_eos(metrics["thinking/eos"], self.tokens.fmt)
-        for name in MISLEADING:
+        for name in recording.MISLEADING:
             self._metrics[mode].pop(name, None)
         if mode == "train":
             self._recorder.line |= metrics
@@ -555,7 +491,9 @@ def _sample_rollouts(prompts: list[Any], trainer: BRPOTrainer) -> dict[str, list
     trees = trainer.sample_trees(prompts)
     packed = [pack(tree) for tree in trees]
     trainer._trees = trees  # of the generation that TRL is about to score
-    trainer._rows = stack_rows(packed, trainer.accelerator.device, trainer.pad_to_multiple_of)
+    trainer._rows = scoring.stack_rows(
+        packed, trainer.accelerator.device, trainer.pad_to_multiple_of
+    )
     trainer._recorder.line["time/generation"] += time.perf_counter() - start
     return {
         "prompt_ids": [list(tree.prompt) for tree in trees],

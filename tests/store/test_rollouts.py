@@ -52,10 +52,9 @@ def test_credit_worked_by_hand(tmp_path):
 
 def test_the_group_that_varies_most_is_kept_and_the_first_other_one():
     flat, some, much = [[0.5], [0.5]], [[0.0], [0.5]], [[0.0], [1.0]]
-    prior = torch.ones(1)
-    assert chosen_groups(torch.tensor([flat, some, much]), prior) == [2, 0]
-    assert chosen_groups(torch.tensor([much, some]), prior) == [0, 1]
-    assert chosen_groups(torch.tensor([flat]), prior) == [0]
+    assert chosen_groups(torch.tensor([flat, some, much])) == [2, 0]
+    assert chosen_groups(torch.tensor([much, some])) == [0, 1]
+    assert chosen_groups(torch.tensor([flat])) == [0]
 
 
 def test_a_run_leaves_the_trees_that_it_trained_on_and_their_advantages(tmp_path):
