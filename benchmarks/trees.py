@@ -1,9 +1,10 @@
 """What a tree saves over one row per summary: `python benchmarks/trees.py [--thinking 512 …]`.
 
-Log-probs, loss and gradients of the same trees by each backend of the trainer, by sequence packing
-and with the prompt alone shared, beside a plain causal pass over as many tokens and the time that
-their FLOPs take at this machine's pace. Peak memory is above that of weights and gradients, on a
-CPU in a process of its own. All ways give the same log-probs, which is checked first (float32).
+Log-probs, loss and gradients of the same trees by each backend of the trainer, by TRL's own rows,
+by sequence packing and with the prompt alone shared, beside a plain causal pass over as many tokens
+and the time that their FLOPs take at this machine's pace. Peak memory is above that of weights and
+gradients, on a CPU in a process of its own. All ways give the same log-probs, which is checked
+first (float32).
 """
 
 import argparse
@@ -14,13 +15,16 @@ import random
 import resource
 import statistics
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from unittest import mock
 
 import psutil
 import torch
+from accelerate import Accelerator
 from common import TOKENS, Number, budgets, make_model, number, parse, ratio, seconds_of, tell
+from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from anytime_lab.train import attention, scoring
@@ -28,6 +32,7 @@ from anytime_lab.train.scoring import TreeRows, choose_backend, score_rows, stac
 from anytime_lab.tree import Leaf, Tree, pack, tree_mask, unroll
 
 BACKENDS = ("segmented", "dense", "unrolled")
+AIMS = {(512, 16): ">= 15", (2048, 16): ">= 20", (2048, 100): ">= 12"}  # tokens: over TRL's rows
 
 
 def make_trees(args: argparse.Namespace) -> list[Tree]:
@@ -70,7 +75,8 @@ class Update:
 def make_update(args: argparse.Namespace) -> Update:
     """The ways to the log-probs and gradients of one update of the trees.
 
-    Besides the trainer's backends: sequence packing (each summary's row whole, rows of one length
+    Besides the trainer's backends: TRL's own rows (stock `GRPOTrainer`: each summary's row
+    padded to the longest, every position through the head), sequence packing (rows of one length
     together, so that nothing is padded and none attends to another), the prompt alone shared (what
     AReaL and others do: prompt once, each summary with its own copy of the thinking), and a plain
     causal pass over as many tokens.
@@ -104,6 +110,15 @@ def make_update(args: argparse.Namespace) -> Update:
     def back(log_probs: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         flat = log_probs.new_zeros(rows.leaf.numel())
         return flat.index_put((source,), log_probs).view_as(rows.trained)
+
+    def trls_rows() -> torch.Tensor:
+        stock = types.SimpleNamespace(accelerator=Accelerator(cpu=args.device == "cpu"))
+        columns = taken.ids.shape[1] - args.prompt
+        told, *_ = GRPOTrainer._get_per_token_logps_and_entropies(
+            stock, model, taken.ids, taken.mask, columns, compute_entropy=True
+        )
+        kept = trained[:, -columns:]
+        return finish(back(told[kept], taken.source[:, -columns:][kept]))
 
     def sequence_packing() -> torch.Tensor:
         told = torch.zeros(rows.leaf.shape, device=device)
@@ -145,13 +160,15 @@ def make_update(args: argparse.Namespace) -> Update:
 
     ways = {name: functools.partial(by_backend, name) for name in args.backends}
     ways |= {
+        "TRL's rows": trls_rows,
         "sequence packing": sequence_packing,
         "prompt shared": prompt_shared,
         "plain causal": plain_causal,
     }
     copied = int((lengths - args.prompt).sum()) + args.prompt * len(trees)
     computed = dict.fromkeys(ways, ids.numel())
-    computed |= {"unrolled": taken.ids.numel(), "sequence packing": int(lengths.sum())}
+    computed |= dict.fromkeys(("unrolled", "TRL's rows"), taken.ids.numel())
+    computed["sequence packing"] = int(lengths.sum())
     computed["prompt shared"] = copied
     seen = tree_mask(rows.leaf, rows.branch, mask[:, :-columns]).sum().item()
     inside = sum(p.numel() for p in model.model.layers.parameters() if p.ndim > 1)
@@ -213,7 +230,8 @@ def time_updates(args: argparse.Namespace) -> list[Number]:
     told = [number(f"update, {first}", spent[first], "s")]
     for name in [n for n in update.ways if n not in (first, "plain causal")]:
         words = f"update, {name} over {first} ({update.computed[name]:,} tokens)"
-        told.append(ratio(words, spent[name], spent[first]))
+        aim = AIMS.get((args.thinking, args.summary), "") if name == "TRL's rows" else ""
+        told.append(ratio(words, spent[name], spent[first], aim))
     told.append(ratio(f"update, {first} over plain causal", spent[first], spent["plain causal"]))
     floor = update.flops / matmul_rate(args, update.packed)
     told.append(number(f"update, {first} over its FLOPs", [s / floor for s in spent[first]]))
@@ -242,10 +260,10 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="exponents in T, S, budgets, trees")
     args = parse(parser, trees=4, prompt=200, rounds=5)
     # Memory first: a new process is told its parent's peak as its own.
-    memory = {backend: peak_mib(args, backend) for backend in args.backends}
+    memory = {way: peak_mib(args, way) for way in (*args.backends, "TRL's rows")}
     first = args.backends[0]
     numbers = time_updates(args)
-    for name in args.backends:
+    for name in memory:
         words = f"memory of an update, {first}" if name == first else f"memory, {name} over {first}"
         value = memory[name] if name == first else memory[name] / max(memory[first], 1)
         numbers.append(number(words, [value], "MiB" if name == first else "x"))

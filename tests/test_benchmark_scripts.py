@@ -14,7 +14,7 @@ SMALL = "--layers 1 --hidden 64 --rounds 1"
 RUNS = {
     "trees": (
         f"{SMALL} --thinking 8 --trees 1 --summary 2 --backends segmented unrolled",
-        ["update, unrolled over", "update, segmented over plain causal", "memory, unrolled"],
+        ["update, TRL's rows over", "update, segmented over plain causal", "memory, unrolled"],
     ),
     "iteration": (
         f"{SMALL} --thinking 8 --summary 4 --group 2 --updates 1 --vocab 256",

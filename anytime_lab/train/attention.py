@@ -8,12 +8,13 @@ and the segment itself. Rows may differ in every length; prompts are padded on t
 B rows, H heads, L = Q + C row length (prompt and completion), D head size.
 """
 
+import functools
 import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -70,17 +71,14 @@ def tree_plan(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> TreePlan:
     batch, prompt = prompt_mask.shape
     device = leaf.device
     trunk = prompt + int((leaf == TRUNK).sum(1).max())
-    padded = not bool(prompt_mask.all())
     # A shorter trunk is followed by leaf tokens; what the causal call makes of them is never read.
     order = torch.arange(prompt + leaf.shape[1], device=device).clamp(max=trunk - 1)
     order = order.repeat(batch, 1)
     trunk_mask = None
-    if padded:
-        index = torch.arange(trunk, device=device)
-        valid = torch.ones(batch, trunk, dtype=torch.bool, device=device)
-        valid[:, :prompt] = prompt_mask.bool()
-        seen = (index[:, None] >= index[None, :])[None] & valid[:, None]
-        trunk_mask = (seen | torch.eye(trunk, dtype=torch.bool, device=device))[:, None]
+    if not prompt_mask.all():
+        own = torch.eye(trunk, dtype=torch.bool, device=device)  # no row of a softmax is empty
+        real = pad(prompt_mask.bool(), (0, trunk - prompt), value=True)
+        trunk_mask = (torch.ones_like(own).tril() & real[:, None] | own)[:, None]
     segments, offset = [], trunk
     for first, last in _segment_bounds(leaf, branch):
         inside = (leaf >= first) & (leaf <= last)
@@ -99,7 +97,7 @@ def tree_plan(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> TreePlan:
         below[..., :prompt] &= prompt_mask.bool()[:, None]
         own = (number[:, :, None] == number[:, None, :]) & real[:, None, :]
         own &= place[:, None] >= place[None, :]
-        own |= torch.eye(count, dtype=torch.bool, device=device)  # no row of a softmax is empty
+        own |= torch.eye(count, dtype=torch.bool, device=device)
         mask = torch.cat([below & real[..., None], own], dim=2)[:, None]
         segments.append(Segment(prefix, torch.where(real, columns + prompt, 0), mask))
         rows, places = real.nonzero(as_tuple=True)
@@ -110,14 +108,11 @@ def tree_plan(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> TreePlan:
 
 def _segment_bounds(leaf: Tensor, branch: Tensor) -> list[tuple[int, int]]:
     """Runs of leaf numbers with the same cut in every row, as (first, last); the fewest such."""
-    changes = (
-        set()
-    )  # (n, m): neighbours in a row with different cuts, so that a run begins in n+1…m
+    # (n, m): neighbours in a row with different cuts, so that a run begins in n + 1 … m
+    changes: set[tuple[int, int]] = set()
     for numbers, cuts in zip(leaf.tolist(), branch.tolist(), strict=True):
-        places = [n for n, number in enumerate(numbers) if number >= 0]
-        changes |= {
-            (numbers[a], numbers[b]) for a, b in itertools.pairwise(places) if cuts[a] != cuts[b]
-        }
+        on_leaf = [(n, cut) for n, cut in zip(numbers, cuts, strict=True) if n >= 0]
+        changes |= {(n, m) for (n, cut), (m, other) in itertools.pairwise(on_leaf) if cut != other}
     starts = [0]
     for before, number in sorted(changes, key=lambda pair: pair[1]):
         if starts[-1] <= before:
@@ -125,38 +120,6 @@ def _segment_bounds(leaf: Tensor, branch: Tensor) -> list[tuple[int, int]]:
     last = int(leaf.max())
     runs = zip(starts, [*(s - 1 for s in starts[1:]), last], strict=True)
     return [(first, end) for first, end in runs if bool(((leaf >= first) & (leaf <= end)).any())]
-
-
-def _tree_attention(
-    query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, scale: float | None, dropout: float
-) -> Tensor:
-    """(B, H, L, D) from (B, H, L, D) queries and (B, H, L, D) keys and values."""
-    end = plan.trunk
-    parts = [
-        scaled_dot_product_attention(
-            query[:, :, :end],
-            key[:, :, :end],
-            value[:, :, :end],
-            attn_mask=plan.trunk_mask,
-            is_causal=plan.trunk_mask is None,
-            scale=scale,
-            dropout_p=dropout,
-        )
-    ]
-    for segment in plan.segments:
-        keys = torch.cat([key[:, :, : segment.prefix], _take(key, segment.tokens)], dim=2)
-        values = torch.cat([value[:, :, : segment.prefix], _take(value, segment.tokens)], dim=2)
-        parts.append(
-            scaled_dot_product_attention(
-                _take(query, segment.tokens),
-                keys,
-                values,
-                attn_mask=segment.mask,
-                scale=scale,
-                dropout_p=dropout,
-            )
-        )
-    return _take(torch.cat(parts, dim=2), plan.order)
 
 
 def _take(states: Tensor, columns: Tensor) -> Tensor:
@@ -193,17 +156,21 @@ def tree_attention_forward(
         )
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    out = _tree_attention(query, key, value, tree, scaling, dropout)
+    attend = functools.partial(scaled_dot_product_attention, scale=scaling, dropout_p=dropout)
+    trunk = (states[:, :, : tree.trunk] for states in (query, key, value))
+    parts = [attend(*trunk, attn_mask=tree.trunk_mask, is_causal=tree.trunk_mask is None)]
+    for leaves in tree.segments:
+        seen = (
+            torch.cat([states[:, :, : leaves.prefix], _take(states, leaves.tokens)], dim=2)
+            for states in (key, value)
+        )
+        parts.append(attend(_take(query, leaves.tokens), *seen, attn_mask=leaves.mask))
+    out = _take(torch.cat(parts, dim=2), tree.order)
     return out.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(BACKEND, tree_attention_forward)
 AttentionMaskInterface.register(BACKEND, sdpa_mask)
-
-
-def no_mask(rows: Tensor) -> Tensor:
-    """A mask that models hand on as it is: the plan says who sees whom. (B, 1, 1, 1)."""
-    return torch.ones(len(rows), 1, 1, 1, dtype=torch.bool, device=rows.device)
 
 
 def why_not_trees(model: PreTrainedModel) -> str:

@@ -85,6 +85,7 @@ def generation_metrics(
     """
     scores = leaf_scores.nanmean(dim=2)
     numbers = TreeNumbers(*(counted.double() for counted in numbers))
+    lengths = numbers.cuts[:, -1]
     prior = scores.new_tensor(args.budget_prior.weights)
     known = scores.nan_to_num(-torch.inf)
     over = (known.max(dim=1).values > known[:, -1]) & ~scores[:, -1].isnan()
@@ -94,15 +95,15 @@ def generation_metrics(
         "final_accuracy": scores[:, -1].nanmean(),
         "format_rate": numbers.formatted.mean(),
         "abstained": leaf_scores.isnan().double().mean(),
-        "thinking/length": numbers.lengths.mean(),
-        "thinking/length_max": numbers.lengths.max(),
+        "thinking/length": lengths.mean(),
+        "thinking/length_max": lengths.max(),
         "thinking/unfinished": (numbers.ends == ENDS.index("length")).double().mean(),
         "thinking/eos": (numbers.ends == ENDS.index("eos")).double().mean(),
         "thinking/overthinking": over.double().mean(),
         "thinking/overthinking_count": over.sum(),
         "summary/length": numbers.summary_tokens.mean(),
         "summary/finished": numbers.finished.mean(),
-        "tokens/thinking": numbers.lengths.sum(),
+        "tokens/thinking": lengths.sum(),
         "tokens/summary": numbers.summary_tokens.sum(),
         "score": scores.nanmean(dim=0),
     }

@@ -49,17 +49,12 @@ def stack_rows(
         device: where the tensors are made.
         multiple_of: C becomes a multiple of this, as TRL pads completions.
     """
-    fills = {"leaf": PADDING, "branch": 0, "trained": 0}
-    return TreeRows(
-        **{
-            name: pad(
-                [torch.tensor(getattr(tree, name), device=device) for tree in packed],
-                padding_value=fill,
-                pad_to_multiple_of=multiple_of,
-            )
-            for name, fill in fills.items()
-        }
-    )
+
+    def padded(name: str, fill: int) -> Tensor:
+        values = [torch.tensor(getattr(tree, name), device=device) for tree in packed]
+        return pad(values, padding_value=fill, pad_to_multiple_of=multiple_of)
+
+    return TreeRows(padded("leaf", PADDING), padded("branch", 0), padded("trained", 0))
 
 
 def leaf_texts(token_ids: Sequence[Sequence[int]], tokenizer, unseen: frozenset[int]) -> list[str]:
@@ -78,16 +73,14 @@ class TreeNumbers(NamedTuple):
     """What is counted on N trees.
 
     Attributes:
-        lengths: (N,) tokens of thinking.
         ends: (N,) index into ENDS.
-        cuts: (N, J) tokens of thinking that the summaries at a budget stand on.
+        cuts: (N, J) tokens of thinking that the summaries at a budget stand on; all, at the last.
         formatted: (N, J, S) 1 where exactly one think-end marker stands in thinking and summary, or
             the format has none.
         finished: (N, J, S) 1 where the summary ended by itself.
         summary_tokens: (N, J, S) sampled tokens.
     """
 
-    lengths: Tensor
     ends: Tensor
     cuts: Tensor
     formatted: Tensor
@@ -111,7 +104,6 @@ def count_trees(
         return torch.tensor(counted, device=device).long().unflatten(1, (-1, num_summaries))
 
     return TreeNumbers(
-        lengths=torch.tensor([len(tree.thinking) for tree in trees], device=device),
         ends=torch.tensor([ENDS.index(tree.end) for tree in trees], device=device),
         cuts=per_leaf(lambda tree, leaf: leaf.cut)[..., 0],
         formatted=per_leaf(well_formed),
@@ -213,10 +205,10 @@ def _wrong_with(model: PreTrainedModel, backend: str, temperature: float) -> str
 
 
 def _segmented_inputs(model: Any, rows: TreeRows, prompt_mask: Tensor) -> dict[str, Any]:
-    return {
-        "attention_mask": attention.no_mask(rows.leaf),
-        "tree": attention.tree_plan(rows.leaf, rows.branch, prompt_mask),
-    }
+    # Models hand such a mask on as it is: the plan says who sees whom.
+    mask = torch.ones(len(rows.leaf), 1, 1, 1, dtype=torch.bool, device=rows.leaf.device)
+    plan = attention.tree_plan(rows.leaf, rows.branch, prompt_mask)
+    return {"attention_mask": mask, "tree": plan}
 
 
 def _dense_inputs(model: Any, rows: TreeRows, prompt_mask: Tensor) -> dict[str, Any]:

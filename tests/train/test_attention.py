@@ -23,10 +23,11 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from anytime_lab.prompts import COUNTDOWN, resolve_tokens
-from anytime_lab.train.attention import BACKEND, no_mask, tree_plan, why_not_trees
+from anytime_lab.train.attention import BACKEND, tree_plan, why_not_trees
 from anytime_lab.train.scoring import choose_backend, score_rows, stack_rows
 from anytime_lab.tree import pack, tree_mask, tree_positions
 
+NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 TOKENS = resolve_tokens(tiny.tokenizer(), COUNTDOWN)
 SMALL = {
     "vocab_size": 211,
@@ -143,7 +144,7 @@ def test_trunks_without_leaves_are_plain_causal_rows():
     branch = torch.arange(6).repeat(2, 1)
     tree = model(
         input_ids=ids,
-        attention_mask=no_mask(ids),
+        attention_mask=NO_MASK,
         position_ids=tree_positions(leaf, branch, prompt),
         tree=tree_plan(leaf, branch, prompt),
     )
@@ -257,7 +258,7 @@ def test_a_mask_that_nobody_meant_is_refused():
     choose_backend(model, "segmented", 0.8)
     ids = torch.randint(10, 90, (1, 5))
     with pytest.raises(RuntimeError, match="unrolled"):
-        model(input_ids=ids, attention_mask=no_mask(ids))  # the plan got lost
+        model(input_ids=ids, attention_mask=NO_MASK)  # the plan got lost
 
 
 def test_the_dense_mask_agrees_with_the_plan():
