@@ -2,29 +2,28 @@
 
 One fresh interpreter, the server, is started by `subprocess`, imports what the jobs need and forks
 the workers: torch, CUDA, threads and a notebook's `__main__` stay out of them, and a worker that
-dies is replaced within milliseconds. Each worker has a socket of its own to this process, which
-hands out the jobs and kills what is late, even where it never returns to Python. Messages are JSON:
-reading one can never run anything. Nobody is left behind when this process dies: the server then
-ends its whole process group.
+dies is replaced within milliseconds. The server hands out the jobs of a batch and kills what is
+late, even where it never returns to Python. Messages are JSON: reading one can never run anything.
+Nobody is left behind when this process dies: the server then ends its whole process group.
 """
 
 import contextlib
 import functools
-import importlib
 import json
 import os
+import pkgutil
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import weakref
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -49,23 +48,16 @@ class Outcome:
     died: str = ""
 
 
-class Lock:
-    """A lock that its thread can take again, of which each forked child and each copy has its own.
+@dataclass
+class _Here:
+    """What a pool has in one process: a lock that its thread can take again, and its server.
 
-    One that a thread of the parent held while it forked would never be released in the child.
+    A lock that a thread of the parent held while it forked would never be released in the child.
     """
 
-    def __init__(self):
-        self.of_process: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        self.of_process.setdefault(os.getpid(), threading.RLock()).acquire()
-
-    def __exit__(self, *_: Any) -> None:
-        self.of_process[os.getpid()].release()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Lock, ()
+    lock: Any = field(default_factory=threading.RLock)
+    server: subprocess.Popen | None = None
+    connection: Connection | None = None
 
 
 class GradingPool:
@@ -108,12 +100,20 @@ class GradingPool:
             )
         self.settings = {"workers": workers, "seconds": seconds, "memory_mb": memory_mb}
         self.settings |= {"preload": list(preload), "warm_up": warm_up}
-        self.lock = Lock()  # held by a call in progress
-        self._servers: dict[int, _Server] = {}  # by the process that started it
-        weakref.finalize(self, _end, self._servers)
+        self._by_process: dict[int, _Here] = {}
+        weakref.finalize(self, _end, self._by_process)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(GradingPool, **self.settings), ()
+
+    @property
+    def _here(self) -> _Here:
+        return self._by_process.setdefault(os.getpid(), _Here())
+
+    @property
+    def lock(self) -> Any:
+        """Held by a call in progress."""
+        return self._here.lock
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Run jobs and return their outcomes in the same order.
@@ -128,69 +128,38 @@ class GradingPool:
         with self.lock:
             try:
                 for _ in range(TRIES + 1):
-                    if len(outcomes) < len(jobs):
-                        with contextlib.suppress(EOFError, ConnectionError):
-                            self._share_out(jobs, outcomes)
-                    if len(outcomes) == len(jobs):
+                    with contextlib.suppress(EOFError, ConnectionError):  # the server is gone
+                        self._ask(jobs, outcomes)
                         return [outcomes[index] for index in range(len(jobs))]
-                    _end(self._servers)
+                    _end(self._by_process)
                 raise RuntimeError(
                     f"the grading workers were killed {TRIES + 1} times in one batch, by a hand or "
                     f"by a system short of memory."
                 )
             except BaseException:
                 # Ctrl-C, or a caller that gives up: leave no worker behind with half a job.
-                _end(self._servers)
+                _end(self._by_process)
                 raise
 
-    def _share_out(self, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> None:
-        """Fill in what is left; an `EOFError` or `ConnectionError` where the server is gone."""
-        server = self._servers.get(os.getpid()) or self._start()
-        waiting = deque(index for index in range(len(jobs)) if index not in outcomes)
-        crashes: Counter[int] = Counter()
-        while len(outcomes) < len(jobs):
-            for worker in server.workers:
-                if waiting and worker.index is None:
-                    worker.index = waiting.popleft()
-                    worker.deadline = time.monotonic() + self.settings["seconds"]
-                    with contextlib.suppress(ConnectionError):  # one that died is seen below
-                        worker.connection.send_bytes(json.dumps(jobs[worker.index]).encode())
-            soonest = min(worker.deadline for worker in server.workers) - time.monotonic()
-            connections = [server.control, *(worker.connection for worker in server.workers)]
-            if server.control in wait(connections, max(0.0, soonest)):
-                raise EOFError
-            for at, worker in enumerate(server.workers):
-                here, index = worker.connection.poll(), worker.index
-                late = not here and time.monotonic() > worker.deadline
-                if late:
-                    os.kill(worker.pid, signal.SIGKILL)
-                if not here and not late:
-                    continue
-                try:
-                    outcome = Outcome(*json.loads(worker.connection.recv_bytes()))
-                    worker.index, worker.deadline = None, float("inf")
-                except (EOFError, ConnectionError):
-                    worker.connection.close()
-                    status, server.workers[at] = server.fork(worker.pid)
-                    died = "out of memory" if status == _OUT_OF_MEMORY else "crashed"
-                    outcome = Outcome(died="timed out" if late else died)
-                    crashes[index] += outcome.died == "crashed"
-                    if index is not None and 0 < crashes[index] < TRIES:
-                        waiting.appendleft(index)
-                        continue
-                if index is not None:
-                    outcomes[index] = outcome
+    def _ask(self, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> None:
+        """Fill in the outcomes that are missing."""
+        left = [(index, job) for index, job in enumerate(jobs) if index not in outcomes]
+        if left and self._here.server is None:
+            self._start()
+        if left:
+            self._here.connection.send_bytes(json.dumps(left).encode())
+        for _ in left:
+            index, *outcome = json.loads(self._here.connection.recv_bytes())
+            outcomes[index] = Outcome(*outcome)
 
-    def _start(self) -> "_Server":
-        """The server of this process with its workers, started anew."""
-        here = str(Path(__file__).resolve().parents[2])
-        paths = [here, *(path or os.getcwd() for path in sys.path)]
-        ours, theirs = socket.socketpair()
-        ours.settimeout(START_SECONDS)
+    def _start(self) -> None:
+        paths = [str(Path(__file__).resolve().parents[2]), *(p or os.getcwd() for p in sys.path)]
+        here = self._here
+        here.connection, theirs = Pipe()
         with theirs, tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(
+            here.server = server = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, json.dumps(self.settings)],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,  # what graded code prints is not a reply
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C in the terminal is for the trainer alone
@@ -202,15 +171,15 @@ class GradingPool:
                 },
             )
             theirs.close()
-            server = self._servers[os.getpid()] = _Server(process, ours)
-            with contextlib.suppress(EOFError, OSError):
-                for _ in range(self.settings["workers"]):
-                    server.workers.append(server.fork()[1])
-                return server
+            with contextlib.suppress(EOFError, ConnectionError):
+                if here.connection.poll(START_SECONDS):
+                    here.connection.recv_bytes()
+                    return
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(1.0)  # what it died of is known when it is gone
-            _end(self._servers)
-            if process.returncode in (-signal.SIGKILL, -signal.SIGTERM):
+                server.wait(1.0)  # what it died of is known when it is gone
+            code = server.poll()
+            _end(self._by_process)
+            if code in (-signal.SIGKILL, -signal.SIGTERM):
                 raise EOFError
             errors.seek(0)
             said = errors.read().decode("utf-8", "replace").strip()[-2000:]
@@ -222,107 +191,122 @@ class GradingPool:
     def close(self) -> None:
         """End all workers, after the call in progress. The pool can be used again."""
         with self.lock:
-            _end(self._servers)
+            _end(self._by_process)
 
     def processes(self) -> list[int]:
         """Process id of the server, whose children the workers are."""
-        return [s.process.pid for pid, s in self._servers.items() if pid == os.getpid()]
+        server = self._here.server
+        return [server.pid] if server else []
 
 
-@dataclass
-class _Worker:
-    """A worker as its pool sees it, with the index of the job in hand."""
-
-    pid: int
-    connection: Connection
-    index: int | None = None
-    deadline: float = float("inf")
-
-
-@dataclass
-class _Server:
-    process: subprocess.Popen
-    control: socket.socket
-    workers: list[_Worker] = field(default_factory=list)
-
-    def fork(self, dead: int = 0) -> tuple[int, _Worker]:
-        """(how a worker that is dead ended, a new one)."""
-        self.control.sendall(str(dead).encode())
-        said, descriptors, *_ = socket.recv_fds(self.control, 64, 1)
-        if not descriptors:
-            raise EOFError
-        status, pid = map(int, said.split())
-        return status, _Worker(pid, Connection(descriptors[0]))
-
-
-def _end(servers: dict[int, _Server]) -> None:
+def _end(by_process: Mapping[int, _Here]) -> None:
     """Kill the server of this process, if it has one, with all that it started."""
-    if (server := servers.pop(os.getpid(), None)) is not None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(server.process.pid, signal.SIGKILL)
-        for connection in (server.control, *(worker.connection for worker in server.workers)):
-            connection.close()
-        server.process.wait()
+    here = by_process.get(os.getpid())
+    if here is None or here.server is None:
+        return
+    server, here.server = here.server, None
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(server.pid, signal.SIGKILL)
+    here.connection.close()
+    server.wait()
+
+
+class _Worker:
+    """A process that does one job at a time, as the server sees it; replaced when it dies.
+
+    job: (index, job) in hand, or None. tries: of that job so far. deadline: when it is late.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], control: Connection):
+        self.settings, self.control = settings, control
+        self.job: Sequence[Any] | None = None
+        self._fork()
+
+    def _fork(self) -> None:
+        self.connection, theirs = Pipe()
+        self.process = get_context("fork").Process(target=self._work, args=(theirs,))
+        self.process.start()
+        theirs.close()
+
+    def begin(self, job: Sequence[Any], tries: int = 1) -> None:
+        """Take a job in hand."""
+        self.job, self.tries = job, tries
+        self.deadline = time.monotonic() + self.settings["seconds"]
+        with contextlib.suppress(ConnectionError):  # one that died is seen at the end
+            self.connection.send_bytes(json.dumps(job[1]).encode())
+
+    def end(self) -> None:
+        """Tell the outcome of the job, or try it again: it was answered, or is late, or died."""
+        late, answer = not self.connection.poll(), None
+        with contextlib.suppress(EOFError, ConnectionError):
+            answer = None if late else json.loads(self.connection.recv_bytes())
+        if answer is None:
+            self.process.kill()  # changes nothing for one that is gone
+            self.process.join()
+            self.connection.close()
+            short = self.process.exitcode == _OUT_OF_MEMORY
+            self._fork()
+            if not late and not short and self.tries < TRIES:
+                self.begin(self.job, self.tries + 1)
+                return
+            died = "timed out" if late else "out of memory" if short else "crashed"
+            answer = [None, "", died]
+        index, self.job = self.job[0], None
+        self.control.send_bytes(json.dumps([index, *answer]).encode())
+
+    def _work(self, server: Connection) -> None:
+        """What the process does until the server is gone."""
+        self.control.close()
+        try:
+            if limit := self.settings["memory_mb"] * 2**20:
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            for _ in range(JOBS_PER_WORKER):
+                call, arguments = json.loads(server.recv_bytes())
+                try:
+                    answer = json.dumps([pkgutil.resolve_name(call)(*arguments)])
+                except MemoryError:
+                    raise
+                except Exception as error:
+                    answer = json.dumps([None, f"{type(error).__name__}: {str(error)[:200]}"])
+                server.send_bytes(answer.encode())
+        except MemoryError:
+            os._exit(_OUT_OF_MEMORY)
+        except (EOFError, ConnectionError):  # nobody listens any more
+            return
 
 
 def main() -> None:
-    """The server: fork workers as they are asked for, until the trainer is gone."""
+    """The server: have workers do the jobs that are asked for, until the trainer is gone."""
     settings = json.loads(sys.argv[1])
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    control = socket.socket(fileno=os.dup(0))
+    control = Connection(os.dup(0))
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
     for module in settings["preload"]:
-        importlib.import_module(module)
+        pkgutil.resolve_name(module)
     if settings["warm_up"]:
-        _resolve(settings["warm_up"][0])(*settings["warm_up"][1])
+        pkgutil.resolve_name(settings["warm_up"][0])(*settings["warm_up"][1])
     os.dup2(nowhere, 2)
-    with contextlib.suppress(ConnectionError):
+    workers = [_Worker(settings, control) for _ in range(settings["workers"])]
+    waiting: deque[Sequence[Any]] = deque()
+    with contextlib.suppress(EOFError, ConnectionError):
+        control.send_bytes(b"ready")
         while os.getppid() == parent:
-            if not wait([control], 2.0):
-                continue
-            if not (dead := control.recv(64)):
-                break
-            status = os.waitpid(int(dead), 0)[1] if int(dead) else 0
-            theirs, mine = socket.socketpair()
-            pid = os.fork()
-            if pid == 0:
-                control.close()
-                theirs.close()
-                os._exit(_work(settings, Connection(mine.detach())))
-            with theirs, mine:
-                told = f"{os.waitstatus_to_exitcode(status)} {pid}"
-                socket.send_fds(control, [told.encode()], [theirs.fileno()])
+            for worker in workers:
+                if waiting and worker.job is None:
+                    worker.begin(waiting.popleft())
+            busy = {worker.connection: worker for worker in workers if worker.job is not None}
+            soonest = min((worker.deadline for worker in busy.values()), default=float("inf"))
+            seconds = max(0.0, min(2.0, soonest - time.monotonic()))
+            heard = wait([control, *busy], seconds)
+            if control in heard:
+                waiting.extend(json.loads(control.recv_bytes()))
+            for connection, worker in busy.items():
+                if connection in heard or time.monotonic() > worker.deadline:
+                    worker.end()
     os.killpg(0, signal.SIGKILL)
-
-
-def _work(settings: Mapping[str, Any], pool: Connection) -> int:
-    """A worker: answer jobs until the pool is gone; returns the exit code."""
-    try:
-        if limit := settings["memory_mb"] * 2**20:
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        for _ in range(JOBS_PER_WORKER):
-            call, arguments = json.loads(pool.recv_bytes())
-            try:
-                answer = json.dumps([_resolve(call)(*arguments)])
-            except MemoryError:
-                raise
-            except Exception as error:
-                answer = json.dumps([None, f"{type(error).__name__}: {str(error)[:200]}"])
-            pool.send_bytes(answer.encode())
-        return 0
-    except MemoryError:
-        return _OUT_OF_MEMORY
-    except BaseException as error:  # the graded code asks to exit, or nobody listens any more
-        return 0 if isinstance(error, (EOFError, ConnectionError)) else 1
-
-
-def _resolve(path: str) -> Callable[..., Any]:
-    """The function behind `package.module:name`."""
-    module, _, name = path.partition(":")
-    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
 
 
 if __name__ == "__main__":
