@@ -8,7 +8,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,23 +157,31 @@ def _problems(
     unanswered, repeated, doubtful, worked = 0, 0, [], []
     for number, row in rows:
         where = f"{source}, row {number}"
-        turns = _turns(_field(row, columns["question"]), where, columns["question"])
-        gold = _field(row, columns["answer"])
-        if isinstance(gold, Mapping) and "ground_truth" in gold:
-            gold = gold["ground_truth"]
-        final = _final(gold) if isinstance(gold, str) else gold
-        if final != gold:
-            worked.append(f"row {number} {final!r:.40}")
-            gold = final
+
+        def read(role: str, reader: Callable[[Any], Any], value: Any, where: str = where) -> Any:
+            try:
+                return reader(value)
+            except ValueError as error:
+                raise ValueError(f"{where}: the {role} ({columns[role]!r}) {error}") from None
+
+        turns = read("question", _turns, _field(row, columns["question"]))
+        question = turns[-1]["content"]
+        stated = _field(row, columns["answer"])
+        if isinstance(stated, Mapping) and "ground_truth" in stated:
+            stated = stated["ground_truth"]
+        gold = _final(stated)
+        if gold != stated:
+            worked.append(f"row {number} {gold!r:.40}")
         why = _looks_missing(gold)
         if drop_unusable and why:
             unanswered += 1
             continue
-        answer = _answer(gold, where, columns["answer"])
+        answer = read("answer", _answer, gold)
         if why:
             doubtful.append(f"row {number} {gold!r:.40} ({why})")
-        question = turns[-1]["content"]
-        id = _problem_id(row, columns.get("problem_id"), question, where)
+        id = hashlib.sha256(question.encode()).hexdigest()[:12]
+        if "problem_id" in columns:
+            id = read("problem_id", _problem_id, _field(row, columns["problem_id"]))
         if id in made and drop_unusable and made[id]["prompt"] == turns:
             repeated += 1
             continue
@@ -221,9 +229,7 @@ def _field(row: Mapping[str, Any], name: Any) -> Any:
     if name in row or not isinstance(name, str) or "." not in name:
         return row.get(name)
     first, _, rest = name.partition(".")
-    inside = row.get(first)
-    if isinstance(inside, str):
-        inside = _read(inside, "{")
+    inside = _read(row.get(first), "{")
     return _field(inside, rest) if isinstance(inside, Mapping) else None
 
 
@@ -242,59 +248,56 @@ def _columns(
     present = list(dict.fromkeys(key for _, row in rows for key in row))
     found = {}
     for role, usual in USUAL.items():
-        for name in [columns[role]] if role in columns else usual:
-            if name in present or any(_field(row, name) is not None for _, row in rows):
-                found[role] = name
-                break
-        else:
-            if role == "problem_id" and columns.get(role) is None:
-                continue
-            wanted = ", ".join(map(str, [columns[role]] if role in columns else usual))
+        wanted = [columns[role]] if role in columns else usual
+        there = (
+            n for n in wanted if n in present or any(_field(r, n) is not None for _, r in rows)
+        )
+        if name := next(there, None):
+            found[role] = name
+        elif role != "problem_id" or columns.get(role) is not None:
             raise ValueError(
                 f"{source} has the columns {present}, but none for the {role} (looked for "
-                f'{wanted}). Name it: columns={{"{role}": "..."}} (a dot looks into a column of '
-                "objects)."
+                f"{', '.join(map(str, wanted))}). Name it: columns={{{role!r}: '...'}} (a dot "
+                "looks into a column of objects)."
             )
     return found
 
 
-def _turns(value: Any, where: str, column: str) -> list[dict[str, str]]:
+def _turns(value: Any) -> list[dict[str, str]]:
     """A question as the turns of a conversation, of which the last one is the user's."""
     if isinstance(value, str) and re.match(r"\s*\[\s*\{.*[\"']role[\"']", value, re.DOTALL):
         value = _read(value, "[") or value  # a conversation that a table holds as text
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    turns = []
-    for turn in value if isinstance(value, list) else ():
-        role, content = map(turn.get, ("role", "content")) if isinstance(turn, dict) else (0, 0)
-        if isinstance(content, list):  # in parts, as models that see take it
-            parts = [part.get("text") for part in content if isinstance(part, dict)]
-            content = "".join(parts) if parts and all(isinstance(p, str) for p in parts) else None
-        if not (isinstance(role, str) and isinstance(content, str)):
-            turns = []
-            break
-        turns.append({"role": role, "content": _plain(content, where, "question")})
-    if not turns or turns[-1]["role"] != "user" or not turns[-1]["content"]:
+    turns = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    try:
+        made = [{"role": turn["role"], "content": _said(turn["content"])} for turn in turns]
+        plain = all(isinstance(text, str) for turn in made for text in turn.values())
+    except (TypeError, KeyError):
+        made, plain = [], False
+    if not plain or not made or made[-1]["role"] != "user" or not made[-1]["content"].strip():
         raise ValueError(
-            f"{where}: the question ({column!r}) is {value!r:.80}; expected text, or a "
-            'conversation whose last turn is the user\'s, as [{"role": "user", "content": "..."}].'
+            f"is {value!r:.80}; expected text, or a conversation whose last turn is the user's, as "
+            '[{"role": "user", "content": "..."}].'
         )
-    return turns
+    return [{**turn, "content": _plain(turn["content"])} for turn in made]
 
 
-def _plain(text: str, where: str, what: str) -> str:
+def _said(content: Any) -> Any:
+    """The text of a turn, which may come in parts, as models that see take it."""
+    return "".join(part["text"] for part in content) if isinstance(content, list) else content
+
+
+def _plain(text: str) -> str:
     """Trimmed text that can be written out again."""
     if len(text) > MAX_TEXT:
         raise ValueError(
-            f"{where}: the {what} has {len(text):,} characters; expected at most {MAX_TEXT:,}. "
-            "Is it the right column?"
+            f"has {len(text):,} characters; expected at most {MAX_TEXT:,}. Is it the right column?"
         )
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{where}: the {what} holds half a character ({text[error.start]!a}) at position "
-            f"{error.start}. Repair the escape, or cut the text elsewhere."
+            f"holds half a character ({text[error.start]!a}) at position {error.start}. Repair the "
+            "escape, or cut the text elsewhere."
         ) from None
     return text.strip()
 
@@ -317,17 +320,18 @@ def _looks_missing(value: Any) -> str:
         return next(filter(None, map(_looks_missing, value)), "")
     if not isinstance(value, str):
         return ""
-    text = value.strip()
-    listed = _read(text, "[") if len(text) < 10_000 else None
-    if listed == [] or (isinstance(listed, list) and re.search("[\"']", text)):
+    listed = _read(value, "[") if len(value) < 10_000 else None
+    if listed == [] or (isinstance(listed, list) and re.search("[\"']", value)):
         return "a list written as text; make it a list, or name the one answer"
     with contextlib.suppress(UnreadableError):
-        return "stands for a missing one" if _NONE.fullmatch(clean(text)) else ""
+        return "stands for a missing one" if _NONE.fullmatch(clean(value.strip())) else ""
     return ""
 
 
-def _final(gold: str) -> str:
+def _final(gold: Any) -> Any:
     """What a worked solution comes to: behind its last `####`, or in its only box among words."""
+    if not isinstance(gold, str):
+        return gold
     if "####" in gold:
         return gold.rpartition("####")[2].strip()
     boxed = find_boxed(gold) if gold.count("\\boxed") == 1 else None
@@ -335,12 +339,14 @@ def _final(gold: str) -> str:
     return boxed if len(words) > 2 else gold
 
 
-def _read(text: str, opening: str) -> Any:
-    """What a list or object written as text holds, as JSON or as Python; None where it is none."""
-    if text.lstrip().startswith(opening):
+def _read(value: Any, opening: str) -> Any:
+    """A list or object written as text, as JSON or as Python; None for other text."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith(opening):
         for read in (json.loads, ast.literal_eval):
             with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-                return read(text.strip())
+                return read(value.strip())
     return None
 
 
@@ -349,31 +355,26 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _answer(value: Any, where: str, column: str, listed: bool = False) -> str | list[str]:
+def _answer(value: Any, listed: bool = False) -> str | list[str]:
     if isinstance(value, (list, tuple)) and value and not listed:
-        return [_answer(one, where, column, listed=True) for one in value]
+        return [_answer(one, listed=True) for one in value]
     known = isinstance(value, (str, int, float)) and not isinstance(value, bool)
     if isinstance(value, float):
         known = math.isfinite(value)
     if not known or not str(value).strip():
         told = "empty" if isinstance(value, str) else f"{value!r:.80}"
-        raise ValueError(
-            f"{where}: the answer ({column!r}) is {told}; expected text, a finite number or a list "
-            f"of such. {ADVICE}"
-        )
-    return _plain(str(_whole(value)), where, "answer")
+        raise ValueError(f"is {told}; expected text, a finite number or a list of such. {ADVICE}")
+    return _plain(str(_whole(value)))
 
 
-def _problem_id(row: Mapping[str, Any], column: str | None, question: str, where: str) -> str:
-    if column is None:
-        return hashlib.sha256(question.encode()).hexdigest()[:12]
-    value = _whole(_field(row, column))
+def _problem_id(value: Any) -> str:
+    value = _whole(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
         raise ValueError(
-            f"{where}: the id ({column!r}) is {value!r:.80}; expected text or a whole number. "
+            f"is {value!r:.80}; expected text or a whole number. "
             'columns={"problem_id": None} makes ids of the questions.'
         )
-    return _plain(str(value), where, "id")
+    return _plain(str(value))
 
 
 def card_of(dataset: Dataset) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 import os
 import re
@@ -34,28 +35,23 @@ def read_rows(path: str | Path, split: str | None = None) -> Rows:
         ValueError: it is empty, no UTF-8, torn, of another form, or holds several lists and none
             of the name; the message names the row.
     """
+    kinds = ", ".join(READERS)
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path is {path!r:.80}; give the name of a file ({', '.join(READERS)}).")
+        raise TypeError(f"path is {path!r:.80}; give the name of a file ({kinds}).")
     path = Path(path).expanduser()
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a file in it ({', '.join(READERS)}).")
+        raise ValueError(f"{path} is a folder; give a file in it ({kinds}).")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path} (looked in {Path.cwd()}).")
     if path.suffix.lower() not in READERS:
-        raise ValueError(
-            f"{path.name} ends in {path.suffix!r}; expected one of {', '.join(READERS)}."
-        )
-    rows = []
-    try:
-        for number, row in READERS[path.suffix.lower()](path, split):
-            if not isinstance(row, Mapping):
-                raise ValueError(
-                    f"{path}, row {number}: found {type(row).__name__} {str(row)[:60]!r}; expected "
-                    'an object such as {"problem": "...", "answer": "..."}.'
-                )
-            rows.append((number, row))
-    except UnicodeDecodeError:
-        raise ValueError(_first_bad_byte(path)) from None
+        raise ValueError(f"{path.name} ends in {path.suffix!r}; expected one of {kinds}.")
+    rows = list(READERS[path.suffix.lower()](path, split))
+    for number, row in rows:
+        if not isinstance(row, Mapping):
+            raise ValueError(
+                f"{path}, row {number}: found {type(row).__name__} {str(row)[:60]!r}; expected "
+                'an object such as {"problem": "...", "answer": "..."}.'
+            )
     if not rows:
         raise ValueError(f"{path} holds no problems; expected at least one row.")
     said = [row.get(SPLIT) for _, row in rows]
@@ -70,95 +66,81 @@ def read_rows(path: str | Path, split: str | None = None) -> Rows:
     return chosen
 
 
-def _first_bad_byte(path: Path) -> str:
-    """Where a file stops being UTF-8."""
-    raw = path.read_bytes()
-    try:
-        raw.decode()
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        bad = f"byte {raw[error.start]:#04x} is no UTF-8"
-    return f"{path}, line {line}: {bad}. Save the file as UTF-8 (iconv -t UTF-8)."
-
-
 # --- kinds of files ------------------------------------------------------------------------------
 
-_LINES = "If each line is an object of its own, name the file .jsonl."
 
-
-def _json(path: Path, split: str | None) -> Iterator[tuple[int, Any]]:
-    found = _loaded(path, path.read_text(encoding="utf-8-sig"))
-    if isinstance(found, dict):
-        found = _list_of(path, found, split)
-    if not isinstance(found, list):
-        kind = type(found).__name__
-        raise ValueError(f"{path} holds a {kind}; expected a list of problems.")
-    return enumerate(found, start=1)
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise ValueError(
+            f"{path}, line {line}: byte {byte:#04x} is no UTF-8. Save the file as UTF-8 "
+            "(iconv -t UTF-8)."
+        ) from None
 
 
 def _loaded(path: Path, text: str, line: int = 0) -> Any:
     """The JSON of a file, or of one line of it; an error names the place."""
-    place = f"line {line}" if line else "the one value in it"
+    place = f"line {line or 1}"
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        place = f"line {line or error.lineno}, column {error.colno}"
-        hint = "Each line must be one whole object." if line else _LINES
-        said = f"{error.msg}. {hint}"
+        place, said = f"line {line or error.lineno}, column {error.colno}", error.msg
     except RecursionError:
-        said = "brackets nested too deeply."
+        said = "brackets nested too deeply"
     except ValueError as error:  # an integer of thousands of digits
-        said = f"{error}. Write it as a string."
-    raise ValueError(f"{path}, {place}: {said}")
+        said = f"{error}; write it as a string"
+    raise ValueError(
+        f"{path}, {place}: {said}. A .json file is one list; a .jsonl file has a whole object on "
+        "each line."
+    )
 
 
-def _list_of(path: Path, found: dict[str, Any], split: str | None) -> list[Any]:
-    """The list of problems that an object holds, by its name where there are several."""
-    lists = {name: rows for name, rows in _lists(found) if rows and isinstance(rows[0], dict)}
-    lists = lists or dict(_lists(found))
-    if not lists:
-        raise ValueError(f"{path} holds one object; expected a list of problems. {_LINES}")
-    named = [name for name in lists if name.split(".")[-1] == split]
+def _jsonl(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, _loaded(path, line, number)
+
+
+def _json(path: Path, split: str | None) -> Iterator[tuple[int, Any]]:
+    """Of an object the list in it, by its name where there are several."""
+    found = _loaded(path, _text(path))
+    lists = {"": found} if isinstance(found, list) else dict(_lists(found))
+    lists = {n: rows for n, rows in lists.items() if rows and isinstance(rows[0], dict)} or lists
     told = ", ".join(f"{name} ({len(rows):,} rows)" for name, rows in lists.items())
-    if len(named) == 1:
-        return lists[named[0]]
-    if len(lists) > 1:
+    named = [name for name in lists if name.split(".")[-1] == split]
+    if not lists:
+        raise ValueError(
+            f"{path} holds a {type(found).__name__}; expected a list of problems. If each line is "
+            "an object of its own, name the file .jsonl."
+        )
+    if len(lists) > 1 and len(named) != 1:
         raise ValueError(
             f"{path} holds several lists of problems: {told}"
             + (". " if split is None else f"; none is called {split!r}. ")
             + "Name one of them (split=...), or write the one that is meant to a file of its own."
         )
-    only = next(iter(lists))
-    if split is not None and only.split(".")[-1] in ("train", "test", "validation", "dev", "eval"):
-        warnings.warn(f"{path} holds {told} only; that is taken for {split!r}.", stacklevel=5)
-    return lists[only]
+    name = named[0] if named else next(iter(lists))
+    of_a_split = name.split(".")[-1] in ("train", "test", "validation", "dev", "eval")
+    if split is not None and not named and of_a_split:
+        warnings.warn(f"{path} holds {told} only; that is taken for {split!r}.", stacklevel=4)
+    return enumerate(lists[name], start=1)
 
 
-def _lists(found: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, list[Any]]]:
+def _lists(found: Any, before: str = "") -> Iterator[tuple[str, list[Any]]]:
     """All lists in an object and in objects inside it, by their dotted names."""
-    for name, value in found.items():
+    for name, value in found.items() if isinstance(found, dict) else ():
         if isinstance(value, list):
             yield before + name, value
-        elif isinstance(value, dict):
-            yield from _lists(value, f"{before}{name}.")
-
-
-def _jsonl(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, _loaded(path, line, number)
+        yield from _lists(value, f"{before}{name}.")
 
 
 def _parquet(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
-    number = 0
     try:
-        with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=1000):
-                for at in range(len(batch)):  # one by one, up to the one that is broken
-                    (row,) = batch.slice(at, 1).to_pylist()
-                    number += 1
-                    yield number, row
+        table = pq.read_table(path)
+        for number in range(len(table)):  # one by one, up to the one that is broken
+            yield number + 1, table.slice(number, 1).to_pylist()[0]
     except UnicodeDecodeError:
         raise ValueError(
             f"{path}, row {number + 1}: text that is no UTF-8. Write the table anew as UTF-8."
@@ -170,28 +152,20 @@ def _parquet(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
 
 
 def _csv(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
+    # Strict: a quote that is never closed would swallow the rest of the file.
+    table = filter(None, csv.reader(io.StringIO(_text(path), newline=""), strict=True))
     number = 0
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            # Strict: a quote that is never closed would swallow the rest of the file.
-            table = filter(None, csv.reader(file, strict=True))
-            header = next(table, [])
-            if twice := sorted({name for name in header if header.count(name) > 1}):
+        header = next(table, [])
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise ValueError(f"{path} has several columns named {', '.join(twice)}. Rename them.")
+        for number, row in enumerate(table, start=1):
+            if len(row) != len(header):
                 raise ValueError(
-                    f"{path} has several columns named {', '.join(twice)}. Rename them."
+                    f"{path}, row {number} has {len(row)} fields; expected {len(header)}, as "
+                    f"the header ({', '.join(header)}). Quote fields that hold commas."
                 )
-            if len(header) == 1 and (other := set(header[0]) & set(";\t|")):
-                raise ValueError(
-                    f"{path} has one column, {header[0]!r}; expected fields separated by commas, "
-                    f"not by {' '.join(map(repr, sorted(other)))}. Save it with commas."
-                )
-            for number, row in enumerate(table, start=1):
-                if len(row) != len(header):
-                    raise ValueError(
-                        f"{path}, row {number} has {len(row)} fields; expected {len(header)}, as "
-                        f"the header ({', '.join(header)}). Quote fields that hold commas."
-                    )
-                yield number, dict(zip(header, row, strict=True))
+            yield number, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise ValueError(
             f"{path}, row {number + 1}: {error}. Is a closing quote missing, or a quote inside "
@@ -259,26 +233,27 @@ def _explained(error: Exception, what: str, name: str) -> Exception:
     numbers = {cause.errno for cause in causes if isinstance(cause, OSError)}
     said = f"{type(error).__name__}: {error}".split("\n")[0][:300].rstrip(".")
     unreachable = bool(names & UNREACHABLE or numbers & NO_ROUTE)
-    advice = (
-        "Check the connection (proxy, HF_ENDPOINT) and the token (HF_TOKEN), or try again later"
-    )
     if datasets.config.HF_HUB_OFFLINE and (unreachable or "cache" in said):
+        kind = ConnectionError
         advice = (
             f"It is not in the cache ({datasets.config.HF_DATASETS_CACHE}), and HF_HUB_OFFLINE "
             "forbids to ask the hub: unset that and load it once"
         )
     elif "gated" in said or "GatedRepoError" in names:
+        kind = PermissionError
         advice = "Agree to its terms on that page and log in (hf auth login, or HF_TOKEN)"
     elif isinstance(error, (ValueError, DataFilesNotFoundError, DatasetNotFoundError)):
+        kind = ValueError
         advice = (
             "It was moved, deleted or changed, or is private: name another commit (revision=...) "
             "or log in (hf auth login, or HF_TOKEN)"
         )
-    elif not unreachable and "HfHubHTTPError" not in names:
+    elif unreachable or "HfHubHTTPError" in names:
+        kind = ConnectionError
+        advice = "Check the connection (proxy, HF_ENDPOINT) and HF_TOKEN, or try again later"
+    else:
         error.add_note(f"This came of loading {what} into {datasets.config.HF_DATASETS_CACHE}.")
         return error  # a full disk, or a fault of the library
-    kind = PermissionError if advice.startswith("Agree") else ConnectionError
-    kind = ValueError if advice.startswith("It was") else kind
     return kind(
         f"{what} could not be loaded: {said}. {advice}; or bring the file here by other means and "
         f'pass it: load_task("{name}", path="{name}.jsonl").'
