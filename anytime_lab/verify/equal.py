@@ -11,14 +11,13 @@ from dataclasses import replace
 from functools import partial
 
 from anytime_lab.verify.forms import (
+    LISTS,
+    TUPLES,
     TURNED,
     Atom,
     Form,
-    Group,
-    Many,
-    Matrix,
     Relation,
-    Union,
+    Several,
     Words,
     exact,
     is_name,
@@ -68,20 +67,22 @@ def equal(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
         return _words(answer, gold, atoms)
     if isinstance(answer, Atom) and isinstance(gold, Atom):
         return _units_and_atoms(answer, gold, atoms)
-    if isinstance(answer, Matrix) or isinstance(gold, Matrix):
+    given, wanted = (form.kind if isinstance(form, Several) else "" for form in (answer, gold))
+    if "matrix" in (given, wanted):
         return _matrices(answer, gold, atoms)
-    if isinstance(gold, Group) and isinstance(answer, Group):
-        same = (answer.opening, answer.closing) == (gold.opening, gold.closing)
-        return same and _in_order(answer.items, gold.items, atoms)
-    if isinstance(gold, Group) and isinstance(answer, Many):
-        if not answer.braced and gold.opening + gold.closing == "()":
-            return _in_order(answer.items, gold.items, atoms)  # a point without its brackets
-    elif isinstance(gold, Many) and isinstance(answer, Group) and _names(gold.items):
-        is_point = answer.opening + answer.closing == "()"
-        return is_point and _in_order(answer.items, gold.items, atoms)  # (1, 2): x = 1, y = 2
-    elif type(answer) is type(gold):  # Many or Union
+    if given in TUPLES and wanted in TUPLES:
+        return given == wanted and _in_order(answer.items, gold.items, atoms)
+    if (given, wanted) == (",", "()"):  # a point without its brackets
+        return _in_order(answer.items, gold.items, atoms)
+    if given == "()" and wanted in LISTS and _names(gold.items):  # (1, 2): x = 1, y = 2
+        return _in_order(answer.items, gold.items, atoms)
+    several = (given in LISTS and wanted in LISTS) or given == wanted == "\\cup"
+    if several or (given, wanted) == (",", "\\cup"):  # "x < 1 or x > 2"
         return _unordered(answer.items, gold.items, atoms)
-    return _single(answer, gold, atoms)
+    # A list or set of one is that one, repeated or not; but {x = 3} is no answer.
+    if given in LISTS and len(one := _distinct(answer.items)) == 1:
+        return (given == "," or not isinstance(one[0], Relation)) and equal(one[0], gold, atoms)
+    return wanted in LISTS and len(gold.items) == 1 and equal(answer, gold.items[0], atoms)
 
 
 def atoms_alike(answer: Atom, gold: Atom) -> bool | None:
@@ -158,16 +159,16 @@ def _words(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
             if gold.rest and answer.number is not None:
                 return equal(answer, _labelled(gold), atoms)
             return key(answer.text).lower() == gold.text.replace(" ", "")
-        return isinstance(answer, Many) and _same_words(answer.items, gold.text)
+        return _same_words(answer, gold.text)
     if isinstance(answer, Words):
         if answer.choice and answer.rest:
             return equal(_labelled(answer), gold, atoms)
         if isinstance(gold, Atom) and gold.number is None:
             folded = key(gold.text).lower()
             return True if folded == answer.text.replace(" ", "") and len(folded) > 1 else None
-        if isinstance(gold, Many) and len(gold.items) == 1:
+        if isinstance(gold, Several) and gold.kind in LISTS and len(gold.items) == 1:
             return equal(answer, gold.items[0], atoms)
-        return isinstance(gold, Many) and _same_words(gold.items, answer.text)
+        return _same_words(gold, answer.text)
     return False
 
 
@@ -177,11 +178,12 @@ def _labelled(words: Words) -> Form:
     return Words(form.text) if isinstance(form, Words) else form
 
 
-def _same_words(items: Sequence[Form], text: str) -> bool:
+def _same_words(form: Form, text: str) -> bool:
     """A list of words against one text such as "A, B": in any order if it lists letters."""
-    if not all(isinstance(item, Words) for item in items):
+    listed = isinstance(form, Several) and form.kind in LISTS
+    if not listed or not all(isinstance(item, Words) for item in form.items):
         return False
-    given = [item.text for item in items]
+    given = [item.text for item in form.items]
     if all(len(word) == 1 for word in text.split()):
         return sorted(given) == sorted(text.split())
     return " ".join(given) == text or " and ".join(sorted(given)) == text
@@ -289,45 +291,18 @@ def _algebra(answer: Relation, gold: Relation, atoms: AtomsEqual) -> bool | None
 def _matrices(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
     given, wanted = _rows(answer), _rows(gold)
     if given is None or wanted is None:
-        return False if not isinstance(answer, Atom) and not isinstance(gold, Atom) else None
-    if [len(row) for row in given] != [len(row) for row in wanted]:
-        return False
-    return _all(
-        equal(a, b, atoms)
-        for rows in zip(given, wanted, strict=True)
-        for a, b in zip(*rows, strict=True)
-    )
+        return None if isinstance(answer, Atom) or isinstance(gold, Atom) else False
+    return _in_order(given, wanted, atoms)
 
 
-def _rows(form: Form) -> tuple[tuple[Form, ...], ...] | None:
+def _rows(form: Form) -> Sequence[Form] | None:
     """Rows of a matrix; a tuple is taken as the column vector it stands for."""
-    if isinstance(form, Matrix):
-        return form.rows
-    if (
-        isinstance(form, Group)
-        and all(isinstance(row, Group) for row in form.items)
-        and {form.opening, *(row.opening for row in form.items)} == {"["}
-    ):
-        return tuple(row.items for row in form.items)  # [[1, 2], [3, 4]]
-    if isinstance(form, Group) and form.opening + form.closing == "()":
-        return tuple((item,) for item in form.items)
-    return None
-
-
-def _single(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
-    """Forms of different kinds: a set of one is its element; unions may need algebra."""
-    if isinstance(answer, Many) and len(answer.items) == 1:
-        # {3} is 3, but {x = 3} is no answer.
-        stated = not (answer.braced and isinstance(answer.items[0], Relation))
-        return stated and equal(answer.items[0], gold, atoms)
-    if isinstance(gold, Many) and len(gold.items) == 1:
-        return equal(answer, gold.items[0], atoms)
-    if isinstance(answer, Many) and isinstance(gold, Atom):
-        distinct = _distinct(answer.items)
-        return equal(distinct[0], gold, atoms) if len(distinct) == 1 else False
-    if isinstance(answer, Many) and isinstance(gold, Union) and not answer.braced:
-        return _unordered(answer.items, gold.items, atoms)  # "x < 1 or x > 2"
-    return False
+    if not isinstance(form, Several):
+        return None
+    rows = all(isinstance(row, Several) and row.kind == "[]" for row in form.items)
+    if form.kind == "matrix" or (form.kind == "[]" and rows):  # [[1, 2], [3, 4]]
+        return form.items
+    return [Several("[]", (item,)) for item in form.items] if form.kind == "()" else None
 
 
 def _in_order(answers: Sequence[Form], golds: Sequence[Form], atoms: AtomsEqual) -> bool | None:

@@ -11,7 +11,7 @@ import math
 import re
 import tomllib
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -375,37 +375,6 @@ class Atom:
 
 
 @dataclass(frozen=True)
-class Group:
-    """A tuple, point or interval: order and brackets count."""
-
-    opening: str
-    closing: str
-    items: tuple["Form", ...]
-
-
-@dataclass(frozen=True)
-class Many:
-    """Several answers; order does not count. `braced` where written as a set."""
-
-    items: tuple["Form", ...]
-    braced: bool = False
-
-
-@dataclass(frozen=True)
-class Union:
-    """A union of intervals or sets; order does not count."""
-
-    items: tuple["Form", ...]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """Rows of a matrix or vector."""
-
-    rows: tuple[tuple["Form", ...], ...]
-
-
-@dataclass(frozen=True)
 class Relation:
     """`a = b = c`, `2 < x \\le 3`: the members and the signs between them."""
 
@@ -414,7 +383,21 @@ class Relation:
     texts: tuple[str, ...]
 
 
-Form = Atom | Words | Group | Many | Union | Matrix | Relation
+@dataclass(frozen=True)
+class Several:
+    """Several forms as one.
+
+    kind: The brackets of a tuple, point or interval, "()", "(]", "[)" or "[]"; "matrix" of rows in
+        "[]": there the order counts. A set "{}", several answers ",", a union "\\cup": there it
+        does not.
+    """
+
+    kind: str
+    items: tuple["Form", ...]
+
+
+Form = Atom | Words | Relation | Several
+TUPLES, LISTS = ("()", "(]", "[)", "[]"), (",", "{}")
 
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?\s*(?:\\text\{[^{}\d]+\}|[a-zA-Z]+)),?")
 _LEAD = re.compile(
@@ -468,10 +451,10 @@ def _read(text: str, depth: int) -> Form:
     if depth > 12:
         return Atom(text)
     if _ALL_REALS.fullmatch(text):
-        return Group("(", ")", (_LOWEST, _HIGHEST))
+        return Several("()", (_LOWEST, _HIGHEST))
     words = read_words(text)
     if words is not None and NOTHING.fullmatch(words.text):
-        return Many((), braced=True)  # no solution
+        return Several("{}", ())  # no solution
     if words is not None:
         spelled = words.text in NUMBERS
         return _exact(Fraction(NUMBERS.index(words.text))) if spelled else words
@@ -527,7 +510,7 @@ def _read_list(text: str, depth: int) -> Form | None:
     for at, item in enumerate(items):
         if unit is not None and isinstance(item, Atom) and item.unit is None:
             items[at] = replace(item, unit=unit)  # `3, 4 \\text{ cm}`: the last one stands for all
-    return Many(tuple(items))
+    return Several(",", tuple(items))
 
 
 def _both_signs(text: str) -> list[str]:
@@ -571,7 +554,7 @@ def _bounds(texts: list[str], signs: tuple[str, ...], depth: int) -> Form | None
             low, high, signs = high, low, signs[::-1]
         elif not set(signs) <= set(_LESS):
             return None
-        return Group(_BRACKETS[signs[0]][0], _BRACKETS[signs[1]][1], (low, high))
+        return Several(_BRACKETS[signs[0]][0] + _BRACKETS[signs[1]][1], (low, high))
     if len(texts) != 2:
         return None
     (name, bound), (sign,) = texts, signs
@@ -582,9 +565,9 @@ def _bounds(texts: list[str], signs: tuple[str, ...], depth: int) -> Form | None
     if re.fullmatch(r"\| ?[a-zA-Z] ?\|", name) and number is not None and number.value > 0:
         low, high = _exact(-number.value), _exact(number.value)  # |x| < 2
         if sign in _LESS:
-            return Group(opening, closing, (low, high))
-        outer = (Group("(", closing, (_LOWEST, low)), Group(opening, ")", (high, _HIGHEST)))
-        return Union(outer) if sign in _MORE else None
+            return Several(opening + closing, (low, high))
+        outer = Several("(" + closing, (_LOWEST, low)), Several(opening + ")", (high, _HIGHEST))
+        return Several("\\cup", outer) if sign in _MORE else None
     if scaled is not None and scaled.group(1) and number is not None:  # -x > 3, 2x > 6
         factor = read_number(scaled.group(1) + "1" if scaled.group(1) == "-" else scaled.group(1))
         if factor.value:
@@ -593,10 +576,10 @@ def _bounds(texts: list[str], signs: tuple[str, ...], depth: int) -> Form | None
     if not _SYMBOL.fullmatch(name) or re.search("[a-zA-Z]", key_letters(bound)):
         return None
     value = _read(bound, depth)
-    below = Group("(", closing, (_LOWEST, value))
-    above = Group(opening, ")", (value, _HIGHEST))
+    below = Several("(" + closing, (_LOWEST, value))
+    above = Several(opening + ")", (value, _HIGHEST))
     kinds = {**dict.fromkeys(_LESS, below), **dict.fromkeys(_MORE, above)}
-    return Union((below, above)) if sign == "\\ne" else kinds.get(sign)
+    return Several("\\cup", (below, above)) if sign == "\\ne" else kinds.get(sign)
 
 
 _LOWEST, _HIGHEST = Atom("-\\infty"), Atom("\\infty")
@@ -622,24 +605,24 @@ def _read_union(text: str, depth: int) -> Form | None:
 def _joined(items: list[Form]) -> Form:
     """A union with the intervals joined that touch or overlap: `[2,3] \\cup [3,4]` is `[2,4]`."""
     if None in map(_ends, items):
-        return Union(tuple(items))
-    joined: list[Group] = []
+        return Several("\\cup", tuple(items))
+    joined: list[Several] = []
     for item in sorted(items, key=_ends):
         if joined and _ends(item)[0] <= _ends(joined[-1])[1]:
             low = joined.pop()
             high = max(low, item, key=lambda interval: _ends(interval)[1])
-            item = Group(low.opening, high.closing, (low.items[0], high.items[1]))
+            item = Several(low.kind[0] + high.kind[1], (low.items[0], high.items[1]))
         joined.append(item)
-    return joined[0] if len(joined) == 1 else Union(tuple(joined))
+    return joined[0] if len(joined) == 1 else Several("\\cup", tuple(joined))
 
 
 def _ends(form: Form) -> tuple[tuple[float | Fraction, bool], ...] | None:
     """The ends of an interval of numbers, in the order in which sets begin and end there."""
-    if not isinstance(form, Group) or len(form.items) != 2:
+    if not isinstance(form, Several) or form.kind not in TUPLES or len(form.items) != 2:
         return None
     low, high = (_height(item) for item in form.items)
     known = low is not None and high is not None and low <= high
-    return ((low, form.opening != "["), (high, form.closing == "]")) if known else None
+    return ((low, form.kind[0] != "["), (high, form.kind[1] == "]")) if known else None
 
 
 def _height(form: Form) -> float | Fraction | None:
@@ -663,7 +646,7 @@ def _read_complement(text: str, depth: int) -> Form | None:
         return None
     points = sorted(points, key=lambda point: point.number.value)
     ends = itertools.pairwise([_LOWEST, *points, _HIGHEST])
-    return Union(tuple(Group("(", ")", pair) for pair in ends))
+    return Several("\\cup", tuple(Several("()", pair) for pair in ends))
 
 
 def _read_enclosed(text: str, depth: int) -> Form | None:
@@ -673,16 +656,15 @@ def _read_enclosed(text: str, depth: int) -> Form | None:
         builder = _BUILDER.fullmatch(inner)
         if builder is not None:  # {x | x > 3}
             form = _read(builder.group(2), depth)
-            return form if isinstance(form, (Group, Union)) else None
+            kind = form.kind if isinstance(form, Several) else ""
+            return form if kind in (*TUPLES, "\\cup") else None
         if "|" in inner or ":" in inner or "\\}" in inner:
             return None
-        if not inner:
-            return Many((), braced=True)
-        form = _read(inner, depth)
-        spread = isinstance(form, Many) and not form.braced
-        return Many(form.items if spread else (form,), braced=True)
+        form = _read(inner, depth) if inner else Several(",", ())
+        spread = isinstance(form, Several) and form.kind == ","
+        return Several("{}", form.items if spread else (form,))
     if text == "\\emptyset":
-        return Many((), braced=True)
+        return Several("{}", ())
     text = _POINT_NAME.sub("", text)
     if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or not _encloses(text):
         return None
@@ -693,27 +675,29 @@ def _read_enclosed(text: str, depth: int) -> Form | None:
         return _read(text[1:-1], depth)
     if not all(part.strip() for part in parts) or len(parts) > MAX_ITEMS:
         return None
-    return Group(text[0], text[-1], tuple(_read(part, depth) for part in parts))
+    return Several(text[0] + text[-1], tuple(_read(part, depth) for part in parts))
 
 
 def _read_matrix(text: str, depth: int) -> Form | None:
     transposed = _TRANSPOSED.search(text)
     if transposed is not None:
         form = _read(text[: transposed.start()], depth)
-        if isinstance(form, Group):
-            return form  # a tuple stands for a column anyway
-        even = isinstance(form, Matrix) and len(set(map(len, form.rows))) == 1
-        return Matrix(tuple(zip(*form.rows, strict=True))) if even else None
+        rows = [row.items for row in form.items] if is_matrix(form) else []
+        if len(set(map(len, rows))) == 1:
+            return _matrix(zip(*rows, strict=True))
+        # A tuple stands for a column anyway.
+        return form if isinstance(form, Several) and form.kind in TUPLES else None
     scalar, begin, _ = text.partition("\\begin")
     if begin and scalar.strip(" ([") and text.endswith("}"):
         factor = scalar.strip().removesuffix("\\cdot").removesuffix("\\times")
         factor = "-1" if factor == "-" else factor
         form = _read_matrix(text[len(scalar) :], depth)
-        cells = [cell for row in form.rows for cell in row] if isinstance(form, Matrix) else [None]
+        cells = [cell for row in form.items for cell in row.items] if is_matrix(form) else [None]
         if not all(isinstance(cell, Atom) for cell in [*cells, _read(factor, depth)]):
             return None
-        times = rf"({factor})\cdot"
-        return Matrix(tuple(tuple(Atom(f"{times}({c.text})") for c in row) for row in form.rows))
+        return _matrix(
+            [Atom(rf"({factor})\cdot({c.text})") for c in row.items] for row in form.items
+        )
     match = _ENVIRONMENT.fullmatch(re.sub(r"^[(\[]\s*(?=\\begin)|(?<=\})\s*[)\]]$", "", text))
     if match is None or "\\begin" in match.group(2):
         return None
@@ -721,7 +705,16 @@ def _read_matrix(text: str, depth: int) -> Form | None:
     cells = [row.split("&") for row in rows]
     if not cells or len(cells) * max(map(len, cells)) > MAX_ITEMS:
         return None
-    return Matrix(tuple(tuple(_read(cell, depth) for cell in row) for row in cells))
+    return _matrix([_read(cell, depth) for cell in row] for row in cells)
+
+
+def _matrix(rows: Iterable[Iterable[Form]]) -> Several:
+    return Several("matrix", tuple(Several("[]", tuple(row)) for row in rows))
+
+
+def is_matrix(form: Form | None) -> bool:
+    """Whether a form is a matrix or vector in an environment of its own."""
+    return isinstance(form, Several) and form.kind == "matrix"
 
 
 def is_name(text: str) -> bool:

@@ -86,7 +86,7 @@ def test_verdicts_survive_being_found_in_a_text_and_asked_for_singly(verifier):
 
 
 def test_each_disagreement_with_plain_math_verify_is_a_named_one(capsys):
-    rows = [r for r in ROWS if not isinstance(r["gold"], list)]
+    rows = [r for r in ROWS if not isinstance(r["gold"], list)][::3]  # each takes some 0.1 s
     agree = {id(r): plainly_equal(r["answer"], r["gold"]) == r["right"] for r in rows}
     assert [r for r in rows if not agree[id(r)] and not r["differs"]] == []
     assert [r for r in rows if agree[id(r)] and r["differs"]] == []
