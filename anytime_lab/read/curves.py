@@ -98,12 +98,7 @@ def problem_table(records: Records) -> ProblemTable:
         values = known_mean(np.stack([table.values for table in records]), axis=0)
         tokens = np.mean([table.tokens for table in records], axis=0)
         return replace(records[0], values=values, tokens=tokens)
-    if missing := [c for c in CURVE_COLUMNS if c not in records.columns]:
-        raise ValueError(f"records lack the columns {missing}; give the frame of read_records().")
-    if not len(records):
-        raise ValueError("records are empty; evaluate at least one problem first.")
-    if records["problem_id"].isna().any():
-        raise ValueError("records hold rows without a problem_id; every row needs one.")
+    records = checked(records, CURVE_COLUMNS)
     graded = records["correct"].astype(float).where(records["score"].notna())
     rows = records[["problem_id", "budget", "cut"]].assign(correct=graded)
     cells = rows.groupby(["problem_id", "budget"], observed=True).mean().unstack()
@@ -117,6 +112,21 @@ def problem_table(records: Records) -> ProblemTable:
             "records of different evaluations were mixed. Read one run folder."
         )
     return ProblemTable(cells.index.to_numpy(dtype=object), budgets, values, tokens)
+
+
+def checked(records: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The records, which have these columns, rows, and a problem in each.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if missing := [c for c in columns if c not in records.columns]:
+        raise ValueError(f"records lack the columns {missing}; give the frame of read_records().")
+    if not len(records):
+        raise ValueError("records are empty; evaluate at least one problem first.")
+    if records["problem_id"].isna().any():
+        raise ValueError("records hold rows without a problem_id; every row needs one.")
+    return records
 
 
 def folders_of(run: Folders) -> list[Path]:

@@ -15,14 +15,15 @@ Dimensions: N thinkings, P problems, J budgets, S summaries.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from numpy.lib.stride_tricks import sliding_window_view
 
-from anytime_lab.read.curves import NOTHING, Estimate, mean_interval
+from anytime_lab.read.curves import checked, mean_interval
 
 KEYS = ["problem_id", "sample", "budget", "summary"]  # tell records apart
 REPLAY_COLUMNS = [
@@ -62,15 +63,9 @@ class Replay:
     ended: np.ndarray
 
     def by_problem(self, values: np.ndarray) -> np.ndarray:
-        """Means over the thinkings and summaries of each problem; (N, …) → (P,), NaN if none."""
-        flat = values.reshape(len(self.problem), -1)
-        known = np.isfinite(flat)
-        sums, counts = (
-            np.bincount(self.problem, numbers.sum(axis=1))
-            for numbers in (np.where(known, flat, 0.0), known)
-        )
-        with np.errstate(invalid="ignore"):
-            return sums / counts
+        """Means over the thinkings and summaries of each problem; (N, S) → (P,), NaN if none."""
+        problems = np.repeat(self.problem, values.shape[1])
+        return pd.Series(values.ravel()).groupby(problems).mean().to_numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,13 +91,7 @@ def lay_out(records: pd.DataFrame) -> Replay:
     Raises:
         ValueError: a column is missing, or the records are ragged.
     """
-    if missing := [c for c in REPLAY_COLUMNS if c not in records.columns]:
-        raise ValueError(f"records lack the columns {missing}; give the frame of read_records().")
-    if not len(records):
-        raise ValueError("records are empty; evaluate at least one problem first.")
-    if records["problem_id"].isna().any():
-        raise ValueError("records hold rows without a problem_id; every row needs one.")
-    rows = records.sort_values(KEYS)
+    rows = checked(records, REPLAY_COLUMNS).sort_values(KEYS)
     sizes = rows["budget"].nunique(), rows["summary"].nunique()
     thinkings = len(rows[KEYS[:2]].drop_duplicates())
     if rows.duplicated(KEYS).any() or len(rows) != thinkings * math.prod(sizes):
@@ -110,25 +99,22 @@ def lay_out(records: pd.DataFrame) -> Replay:
             "records are ragged or doubled: not every thinking has each (budget, summary) exactly "
             "once. Read one run folder, and do not filter its rows by budget of a problem."
         )
-
-    def lay(column: pd.Series | np.ndarray) -> np.ndarray:
-        return np.asarray(column).reshape(thinkings, *sizes)
-
-    logprob, asked, cut, length, score, correct = (
-        lay(rows[column].to_numpy(dtype=float, na_value=np.nan))
-        for column in ("logprob", "summary_tokens", "cut", "thinking_tokens", "score", "correct")
-    )
-    closed = lay(rows["thinking_end"].astype(str) != "length")
+    numbers = ["logprob", "summary_tokens", "cut", "thinking_tokens", "score", "correct"]
+    of = rows[numbers].astype(float)
+    of["correct"] = of["correct"].where(of["score"].notna())
+    of["whole"] = np.exp(of["logprob"])
+    of["per_token"] = np.exp(of["logprob"] / of["summary_tokens"].clip(lower=1))
+    of["ended"] = (rows["thinking_end"] != "length") & (of["cut"] >= of["thinking_tokens"])
+    for name in ("problem_id", "answer"):
+        of[name] = pd.factorize(rows[name])[0]
+    laid = {name: column.to_numpy().reshape(thinkings, *sizes) for name, column in of.items()}
     return Replay(
-        problem=lay(pd.factorize(rows["problem_id"])[0])[:, 0, 0],
-        budgets=tuple(int(b) for b in lay(rows["budget"])[0, :, 0]),
-        answers=lay(pd.factorize(rows["answer"])[0]),
-        correct=np.where(np.isnan(score), np.nan, correct),
-        whole=np.exp(logprob),
-        per_token=np.exp(logprob / np.maximum(asked, 1)),
-        cut=cut,
-        asked=asked,
-        ended=(closed & (cut >= length))[:, :, 0],
+        problem=laid["problem_id"][:, 0, 0],
+        budgets=tuple(int(b) for b in rows["budget"].unique()),
+        answers=laid["answer"],
+        asked=laid["summary_tokens"],
+        ended=laid["ended"][:, :, 0],
+        **{name: laid[name] for name in ("correct", "whole", "per_token", "cut")},
     )
 
 
@@ -136,37 +122,39 @@ def lay_out(records: pd.DataFrame) -> Replay:
 
 
 def _answered(
-    replay: Replay, at: np.ndarray, asked: np.ndarray, policy: str, setting: str, value: float
-) -> Outcome:
-    """Each replay is answered at one budget.
+    replay: Replay, policy: str, settings: Mapping[float, str], at: np.ndarray, asked: np.ndarray
+) -> list[Outcome]:
+    """Each replay is answered at one budget under each of K settings, value → words.
 
-    at: (N, S) number of the budget. asked: (N, J, S) summary tokens that this costs.
+    at: (K, N, S) number of the budget. asked: (N, J, S) summary tokens that this costs.
     """
-
-    def there(values: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(values, at[:, None], axis=1)[:, 0]
-
-    spent = there(replay.cut)
-    costs = (spent, np.asarray(replay.budgets, dtype=float)[at], spent + there(asked))
-    means = [float(replay.by_problem(cost).mean()) for cost in costs]
-    return Outcome(policy, setting, value, replay.by_problem(there(replay.correct)), *means)
+    outcomes = []
+    for (value, words), place in zip(settings.items(), at, strict=True):
+        correct, spent, said = (
+            np.take_along_axis(values, place[:, None], axis=1)[:, 0]
+            for values in (replay.correct, replay.cut, asked)
+        )
+        costs = spent, np.asarray(replay.budgets, dtype=float)[place], spent + said
+        means = [float(replay.by_problem(cost).mean()) for cost in costs]
+        outcomes.append(Outcome(policy, words, value, replay.by_problem(correct), *means))
+    return outcomes
 
 
 def fixed_budgets(replay: Replay) -> list[Outcome]:
     """The plain budget curve: think up to the budget, ask once."""
-    first = np.zeros_like(replay.answers[:, 0])
-    return [
-        _answered(replay, first + j, replay.asked, FIXED, f"{budget:,} tokens", budget)
-        for j, budget in enumerate(replay.budgets)
-    ]
+    settings = {budget: f"{budget:,} tokens" for budget in replay.budgets}
+    at = [np.full_like(replay.answers[:, 0], j) for j in range(len(settings))]
+    return _answered(replay, FIXED, settings, at, replay.asked)
 
 
-def _stopped(replay: Replay, stop: np.ndarray, policy: str, setting: str, value: float) -> Outcome:
-    """stop: (N, J, S) whether the rule would stop here. The last budget stops all."""
-    stop = stop | replay.ended[:, :, None]
-    stop[:, -1] = True
-    asked = np.cumsum(replay.asked, axis=1)
-    return _answered(replay, stop.argmax(axis=1), asked, policy, setting, value)
+def _stopped(
+    replay: Replay, policy: str, settings: Mapping[float, str], stops: Iterable[np.ndarray]
+) -> list[Outcome]:
+    """stops: for each setting (N, J, S), whether the rule would stop. The last budget stops all."""
+    last = np.arange(len(replay.budgets))[:, None] == len(replay.budgets) - 1
+    forced = replay.ended[:, :, None] | last
+    at = [(stop | forced).argmax(axis=1) for stop in stops]
+    return _answered(replay, policy, settings, at, np.cumsum(replay.asked, axis=1))
 
 
 def stop_on_agreement(replay: Replay, ks: Sequence[int]) -> list[Outcome]:
@@ -176,12 +164,12 @@ def stop_on_agreement(replay: Replay, ks: Sequence[int]) -> list[Outcome]:
     """
     if bad := [k for k in ks if k < 1]:
         raise ValueError(f"k must be at least 1 budget; got {bad[0]}.")
-    same = np.zeros(replay.answers.shape, dtype=int)  # how many budgets in a row agree, up to here
-    for j in range(len(replay.budgets)):
-        here = replay.answers[:, j]
-        again = same[:, j - 1] * (here == replay.answers[:, j - 1]) if j else 0
-        same[:, j] = np.where(here >= 0, again + 1, 0)
-    return [_stopped(replay, same >= k, AGREEMENT, f"{k} budgets agree", k) for k in ks]
+    settings, stops = {k: f"{k} budgets agree" for k in ks}, []
+    for k in settings:  # before the first budget there is no answer
+        padded = np.pad(replay.answers, ((0, 0), (k - 1, 0), (0, 0)), constant_values=-1)
+        runs = sliding_window_view(padded, k, axis=1)
+        stops.append((runs == runs[..., -1:]).all(axis=-1) & (replay.answers >= 0))
+    return _stopped(replay, AGREEMENT, settings, stops)
 
 
 def stop_on_confidence(
@@ -189,10 +177,8 @@ def stop_on_confidence(
 ) -> list[Outcome]:
     """Stop at the first budget with an answer whose confidence is at least the threshold."""
     sure = np.where(replay.answers >= 0, replay.per_token if per_token else replay.whole, -1.0)
-    return [
-        _stopped(replay, sure >= least, CONFIDENCE, f"confidence ≥ {least:.3g}", least)
-        for least in thresholds
-    ]
+    settings = {least: f"confidence ≥ {least:.3g}" for least in thresholds}
+    return _stopped(replay, CONFIDENCE, settings, (sure >= least for least in settings))
 
 
 def spread_thresholds(replay: Replay, per_token: bool = False, count: int = 16) -> list[float]:
@@ -231,11 +217,11 @@ def majority_votes(
         if math.comb(n, k) <= draws:
             subsets = np.array(list(combinations(range(n), k)))
         accuracy = np.mean([_vote(answers[:, s], right[:, s]) for s in subsets], axis=0)
-        for j, one in enumerate(fixed):
-            tokens = (k * one.spent, k * one.allowed, k * one.with_summaries)
-            setting = f"majority of {k} at {one.setting}"
-            told = accuracy[:, j].mean(axis=1)
-            outcomes.append(Outcome(MAJORITY, setting, k, told, *tokens))
+        for one, told in zip(fixed, accuracy.mean(axis=2).T, strict=True):
+            tokens = (k * getattr(one, count) for count in COUNTS)
+            outcomes.append(
+                Outcome(MAJORITY, f"majority of {k} at {one.setting}", k, told, *tokens)
+            )
     return outcomes
 
 
@@ -309,34 +295,30 @@ def policy_frame(outcomes: Sequence[Outcome], count: str = "spent") -> pd.DataFr
     """
     if count not in COUNTS:
         raise ValueError(f"tokens cannot be counted as {count!r}; choose from {list(COUNTS)}.")
-    fixed = sorted((getattr(o, count), i) for i, o in enumerate(outcomes) if o.policy == FIXED)
-    if not fixed:
+    tokens = np.array([getattr(o, count) for o in outcomes])
+    fixed = np.array([o.policy == FIXED for o in outcomes], dtype=bool)
+    if not fixed.any():
         raise ValueError("no fixed budgets among the outcomes; add those of fixed_budgets().")
-    costs = np.array([cost for cost, _ in fixed])
-    plain = np.stack([outcomes[i].accuracy for _, i in fixed], axis=1)
-    rows = []
-    for o in outcomes:
-        tokens, pair = getattr(o, count), NOTHING
-        told = _estimate(o.accuracy, (0.0, 1.0))
-        if o.policy != FIXED and tokens >= costs[0] * (1 - 1e-9):
-            parts = np.array([np.interp(tokens, costs, each) for each in np.eye(len(costs))])
-            at_cost = plain[:, parts > 0] @ parts[parts > 0]
-            pair = _estimate(o.accuracy - at_cost, (-1.0, 1.0))
-        rows.append(
-            {
-                **{"policy": o.policy, "setting": o.setting, "value": o.value, "tokens": tokens},
-                **{"accuracy": told.value, "se": told.se, "low": told.low, "high": told.high},
-                "n_problems": told.n_problems,
-                "difference": pair.value,
-                "difference_low": pair.low,
-                "difference_high": pair.high,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _estimate(values: np.ndarray, bounds: tuple[float, float]) -> Estimate:
-    return Estimate(*(numbers[0].item() for numbers in mean_interval(values[:, None], bounds)))
+    scores = np.stack([o.accuracy for o in outcomes], axis=1)  # (P, K)
+    order = np.flatnonzero(fixed)[np.argsort(tokens[fixed], kind="stable")]
+    costs, plain = tokens[order], scores[:, order]
+    parts = np.array([np.interp(tokens, costs, each) for each in np.eye(len(costs))])  # (J, K)
+    at_cost = np.where(np.isnan(plain) @ (parts > 0), np.nan, np.nan_to_num(plain) @ parts)
+    matched = ~fixed & (tokens >= costs[0] * (1 - 1e-9))
+    told = mean_interval(scores, (0.0, 1.0))
+    pair = mean_interval(np.where(matched, scores - at_cost, np.nan), (-1.0, 1.0))
+    frame = pd.DataFrame([(o.policy, o.setting, o.value) for o in outcomes])
+    return frame.set_axis(["policy", "setting", "value"], axis=1).assign(
+        tokens=tokens,
+        accuracy=told.value,
+        se=told.se,
+        low=told.low,
+        high=told.high,
+        n_problems=told.n_problems,
+        difference=pair.value,
+        difference_low=pair.low,
+        difference_high=pair.high,
+    )
 
 
 def calibration(
@@ -356,16 +338,17 @@ def calibration(
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1; got {bins}.")
-    judged, rows = _judged(replay, budget, per_token), []
-    places = []
-    if len(judged):
-        places = pd.qcut(judged["confidence"], bins, labels=False, duplicates="drop").fillna(0)
-    for _, part in judged.groupby(places):
-        mean, n = part["right"].mean(), len(part)
-        off = (part["right"] - mean).groupby(part["problem"]).sum().to_numpy()
-        told = _estimate(mean + off * len(off) / n, (0.0, 1.0))
-        rows.append((part["confidence"].mean(), mean, told.se, told.low, told.high, n))
-    return pd.DataFrame(rows, columns=["confidence", "accuracy", "se", "low", "high", "answers"])
+    judged = _judged(replay, budget, per_token)
+    if judged.empty:
+        return judged.reindex(columns=["confidence", "accuracy", "se", "low", "high", "answers"])
+    place = pd.qcut(judged["confidence"], bins, labels=False, duplicates="drop").fillna(0)
+    means, answers = judged.groupby(place).mean(), place.groupby(place).size()
+    off = judged["right"] - place.map(means["right"])
+    off = off.groupby([judged["problem"], place]).sum().unstack()  # (P, bins)
+    values = means["right"] + off * off.count() / answers
+    told = mean_interval(values.to_numpy(), (0.0, 1.0))
+    frame = means[["confidence"]].assign(accuracy=means["right"], se=told.se)
+    return frame.assign(low=told.low, high=told.high, answers=answers).reset_index(drop=True)
 
 
 def calibration_error(calibration: pd.DataFrame) -> float:
