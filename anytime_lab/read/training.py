@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ValidationError
 
 from anytime_lab.read.curves import Folders, folders_of
 from anytime_lab.read.runs import Runs, folder_name, named_runs, run_folders, told_error
@@ -42,19 +44,20 @@ SCORE = re.compile(r"score/(?P<budget>\d+)$")
 VARIANCE = re.compile(r"variance/(?P<measure>corr|ratio)/(?P<baseline>\w+)/(?P<budget>\d+)$")
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run says that it is.
+class Progress(BaseModel, frozen=True):
+    """How far a run says that it is; the fields of `write_progress` that a reader needs."""
 
-    Attributes:
-        stopped: why it ended before its last update, "" where it did not say so.
-    """
-
+    stage: Literal["train"] = "train"
     done: int = 0
     total: int = 0
     seconds_left: float | None = None
     updated: float = 0.0
-    stopped: str = ""
+    message: str = ""
+
+    @property
+    def stopped(self) -> str:
+        """Why it ended before its last update, "" where it did not say so."""
+        return self.message.removeprefix(STOPPED) if self.message.startswith(STOPPED) else ""
 
     @property
     def ended(self) -> bool:
@@ -85,18 +88,8 @@ class Progress:
 def read_progress(folder: Path) -> Progress:
     """The progress of a training run; nothing known where there is none or it is no progress."""
     try:
-        told = read_json(folder / PROGRESS)
-        if told["stage"] != "train":
-            return Progress()
-        left, message = told.get("seconds_left"), str(told.get("message"))
-        return Progress(
-            done=int(told["done"]),
-            total=int(told["total"]),
-            seconds_left=None if left is None else float(left),
-            updated=float(told["updated"]),
-            stopped=message.removeprefix(STOPPED) if message.startswith(STOPPED) else "",
-        )
-    except (RunFolderError, KeyError, TypeError, ValueError):
+        return Progress.model_validate(read_json(folder / PROGRESS))
+    except (RunFolderError, ValidationError):
         return Progress()
 
 
@@ -122,40 +115,30 @@ class MetricsTail:
     def read(self) -> bool:
         """Reads what was added since; says whether anything changed."""
         before = self.complaint, self.progress
-        self.progress, new = read_progress(self.folder), False
-        path = self.folder / METRICS
+        self.progress, path = read_progress(self.folder), self.folder / METRICS
+        anew, new = False, b""
         try:
-            new = self._read(path)
+            with open(path, "rb") as file:
+                about = os.stat(file.fileno())
+                if anew := about.st_ino != self._file or about.st_size < self._offset:
+                    self.rows, self._offset, self._bad, self._file = {}, 0, 0, about.st_ino
+                file.seek(self._offset)
+                new = file.read().rpartition(b"\n")[0]  # what follows is still being written
+            self._offset += len(new) + bool(new)
+            for line in new.splitlines():
+                try:
+                    self.rows |= _steps([json.loads(line)])
+                except ValueError:
+                    self._bad += 1
             self.complaint = "" if self.rows else f"{path} holds no step yet."
             if self._bad:
                 self.complaint = f"{path}: {self._bad} lines are not JSON and are left out."
         except FileNotFoundError:
-            new = bool(self.rows)
-            self.rows, self._offset, self._bad = {}, 0, 0
+            anew, self.rows, self._file = bool(self.rows), {}, 0
             self.complaint = f"{self.folder} has no {METRICS} yet."
         except Exception as error:  # whatever is on that disk, the view goes on
             self.complaint = told_error(self.folder, error)
-        return new or (self.complaint, self.progress) != before
-
-    def _read(self, path: Path) -> bool:
-        with open(path, "rb") as file:
-            about = path.stat()
-            anew = about.st_ino != self._file or about.st_size < self._offset
-            if anew:
-                self.rows, self._offset, self._bad, self._file = {}, 0, 0, about.st_ino
-            file.seek(self._offset)
-            new = file.read()
-        whole = new.rfind(b"\n") + 1  # what follows the last newline is still being written
-        self._offset += whole
-        for line in new[:whole].splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                self._bad += 1
-                continue
-            if _is_step(row):
-                self.rows[row["step"]] = row
-        return anew or whole > 0
+        return bool(anew or new) or (self.complaint, self.progress) != before
 
     def frame(self) -> pd.DataFrame:
         """One row per step, in order, with the columns of the panels."""
@@ -171,15 +154,17 @@ def read_metrics(run_dir: str | Path) -> pd.DataFrame:
         RunFolderError: there is no metrics.jsonl, it holds no step yet, or lines that are no JSON.
     """
     path = run_folder(run_dir) / METRICS
-    rows = {r["step"]: r for r in read_jsonl(path) if _is_step(r)}
+    rows = _steps(read_jsonl(path))
     if not rows:
         found = "holds no step yet" if path.exists() else "does not exist"
         raise RunFolderError(f"{path} {found}; give the output folder of a training run.")
     return pd.DataFrame([rows[step] for step in sorted(rows)])
 
 
-def _is_step(row: Any) -> bool:
-    return isinstance(row, dict) and type(row.get("step")) is int
+def _steps(lines: Iterable[Any]) -> dict[int, dict[str, Any]]:
+    """The lines that are steps, by their numbers."""
+    steps = (line for line in lines if isinstance(line, dict) and type(line.get("step")) is int)
+    return {line["step"]: line for line in steps}
 
 
 def find_training(runs: Runs) -> dict[str, MetricsTail]:
@@ -313,18 +298,15 @@ def told_runs(
     means = {} if frame is None else frame.groupby(columns)["smooth"].last().dropna()
     rows = []
     for name, tail in tails.items():
-        told = "no step yet"
+        told, own = "no step yet", {}
         if tail.rows:
             last = tail.rows[max(tail.rows)]
-            took = last.get("time/step")
-            took = took if isinstance(took, int | float) else np.nan
-            told = tail.progress.told(last["step"], took, now)
-        row = [name, told]
-        for measure in PANELS.values():
-            mean = means.get((name, measure))
-            unit = ".1%" if "accuracy" in measure else ",.1f"
-            row.append("—" if mean is None or not tail.rows else format(mean, unit))
-        rows.append(row)
+            took = pd.to_numeric(last.get("time/step"), errors="coerce")
+            told, own = tail.progress.told(last["step"], took, now), means
+        known = {measure: own.get((name, measure)) for measure in PANELS.values()}
+        units = [".1%" if "accuracy" in measure else ",.1f" for measure in known]
+        means_told = zip(known.values(), units, strict=True)
+        rows.append([name, told, *("—" if m is None else f"{m:{unit}}" for m, unit in means_told)])
     return rows
 
 
