@@ -264,13 +264,12 @@ class ThinkingStore:
         """All records of a problem.
 
         Raises:
-            RunFolderError: a part is damaged, or lacks the problem.
+            RunFolderError: a part is damaged, or the run lacks the problem.
         """
         parts = sorted(set(self.parts.get(problem, {}).values()))
-        frames = [read_part(self.path, RECORDS, part, problem=problem) for part in parts]
-        if not frames or not sum(map(len, frames)):
+        if not parts:
             raise RunFolderError(f"{self.path} holds no records of problem {problem!r}.")
-        frame = pd.concat(frames, ignore_index=True)
+        frame = pd.concat([read_part(self.path, RECORDS, n, problem=problem) for n in parts])
         return frame.sort_values(["sample", "budget", "summary"], ignore_index=True)
 
     def thought(self, problem: str, sample: int, records: pd.DataFrame) -> Thought:
@@ -284,19 +283,13 @@ class ThinkingStore:
             raise RunFolderError(
                 f"{self.path} holds no thinking of problem {problem!r}, sample {sample}."
             )
-        thinkings = read_part(self.path, THINKINGS, part, problem=problem)
-        found = thinkings[thinkings["sample"] == sample].iloc[0]
-        ends = found["token_ends"]
-        return Thought(
-            sample=sample,
-            question=str(found["question"]),
-            gold=str(found["gold"]),
-            thinking=str(found["thinking"] or ""),
-            token_ends=np.asarray([] if ends is None else ends, dtype=np.int64),
-            tokens=int(found["tokens"]),
-            end=str(found["end"]),
-            records=records[records["sample"] == sample].reset_index(drop=True),
-        )
+        found = read_part(self.path, THINKINGS, part, problem=problem).set_index("sample")
+        row = found.loc[sample].to_dict()
+        row["token_ends"] = np.asarray([] if row["token_ends"] is None else row["token_ends"], int)
+        row |= {name: str(row[name] or "") for name in ("question", "gold", "thinking", "end")}
+        del row["problem_id"]
+        mine = records[records["sample"] == sample].reset_index(drop=True)
+        return Thought(sample=sample, records=mine, **row)
 
 
 def find_thinkings(run_dir: str | Path) -> ThinkingStore:
@@ -363,8 +356,11 @@ def order_problems(
     compared last. Returns (problem, accuracy of a, accuracy of b); NaN where not measured or not
     graded.
     """
-    frame = _accuracies(a, budget).to_frame("a")
-    frame["b"] = _accuracies(b, budget).reindex(frame.index) if b else np.nan
+    frame = pd.DataFrame(index=a.problems.astype(str), columns=["a", "b"], dtype=float)
+    for name, table in {"a": a, "b": b}.items():
+        if table and budget in table.budgets:
+            values = table.values[:, table.budgets.index(budget)]
+            frame[name] = pd.Series(values, table.problems.astype(str))
     lead = frame["a"] - (frame["b"] if b else 0.0)
     keys = {"a over b": -lead, "b over a": lead, "hard": frame["a"]}
     if order in keys:
@@ -374,10 +370,3 @@ def order_problems(
     else:
         frame = frame.sort_index()
     return list(frame[["a", "b"]].itertuples(name=None))
-
-
-def _accuracies(table: ProblemTable, budget: int) -> pd.Series:
-    values = np.full(len(table.problems), np.nan)
-    if budget in table.budgets:
-        values = table.values[:, table.budgets.index(budget)]
-    return pd.Series(values, index=table.problems.astype(str))
