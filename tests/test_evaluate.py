@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 from made_notebooks import run_notebook
+from peft import LoraConfig, get_peft_model
 
 from anytime_lab import evaluate as module
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
+from anytime_lab.engines.load import load_model
 from anytime_lab.evaluate import chunk_seed, evaluate, evaluate_each
 from anytime_lab.prompts import resolve_tokens
 from anytime_lab.read.runs import find_evaluations
@@ -36,6 +38,7 @@ from anytime_lab.store.records import (
     read_records,
     read_thinkings,
 )
+from anytime_lab.train.recording import mark_complete
 from anytime_lab.verify.verifiers import ExactVerifier, Grade, Verifier
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -471,14 +474,15 @@ def test_several_models_are_evaluated_as_one_by_one_and_resumed(parts, whole, tm
 @pytest.mark.slow
 def test_the_notebook_evaluates_every_checkpoint_of_an_adapters_training(tmp_path):
     train, out = tmp_path / "train", tmp_path / "out"
-    small = {"max_steps": 2, "problems_per_step": 2, "num_generations": 2, "save_steps": 1}
-    small |= {"budgets": [4, 8], "lora": {"r": 2, "target_modules": ["q_proj"]}}
-    run_notebook(ROOT / "notebooks/02_train.ipynb", {**small, "output_dir": str(train)}, train)
-    (train / "checkpoint-3").mkdir()  # begun, not whole
+    model = get_peft_model(load_model("embedded"), LoraConfig(r=2, target_modules=["q_proj"]))
+    for step in (9, 10):
+        model.save_pretrained(train / f"checkpoint-{step}")
+        mark_complete(train / f"checkpoint-{step}", {})
+    (train / "checkpoint-11").mkdir()  # begun, not whole
     asked = {"model": str(train), "checkpoints": True, "budgets": [4, 8], "output_dir": str(out)}
     asked |= {"num_problems": 6, "num_samples": 1}
     run_notebook(ROOT / "notebooks/03_evaluate.ipynb", asked, out)
     found = find_evaluations(out).evaluations
-    assert [(e.step, e.partial) for e in found] == [(1, False), (2, False)]
+    assert sorted((e.step, e.partial) for e in found) == [(9, False), (10, False)]
     assert all(len(read_records(e.path)) == 12 for e in found)
-    assert "checkpoint-2" in (out / "notebook.ipynb").read_text()
+    assert "checkpoint-10" in (out / "notebook.ipynb").read_text()

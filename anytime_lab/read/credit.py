@@ -57,7 +57,7 @@ def _told_missing(path: Path) -> str:
 
 def method_words(rollouts: Rollouts) -> dict[str, str]:
     """The baselines under which a file knows advantages, in words."""
-    told = rollouts.settings.get("methods") or {}
+    told = rollouts.methods
     order = [*METHOD_WORDS, *rollouts.baselines]
     return {
         name: METHOD_WORDS.get(name) or str(told.get(name, name))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,29 +58,29 @@ _STEP = re.compile(r"step-(\d+)\.parquet$")
 _DELETE = "Delete it; the run's other steps are not touched by that."
 
 
-@dataclass(frozen=True)
-class Rollouts:
-    """The trees that were kept of one generation.
+class Rollouts(pydantic.BaseModel, frozen=True, extra="allow", arbitrary_types_allowed=True):
+    """The trees that were kept of one generation, and what their file says of the run.
 
     Attributes:
         step: The update that trained on them.
         budgets: J.
         prior: (J,) P_j of the run.
         baseline: The run's own.
+        methods: Baseline → words.
         baselines: Those that the file knows advantages under. "grpo" is the final score against
             the group's mean, whatever prior the run has; the others are under the run's prior.
-        settings: What else the file says of the run.
         frame: One row per thinking, columns of ROLLOUT_SCHEMA, and (J,) advantages of the tokens
             up to b_j under each baseline, by its name after ADVANTAGE.
     """
 
-    step: int
-    budgets: tuple[int, ...]
+    format: Literal["anytime_lab rollouts 1"]
+    step: int = 0
+    budgets: tuple[int, ...] = pydantic.Field(min_length=1)
     prior: tuple[float, ...]
     baseline: str
-    baselines: tuple[str, ...]
-    settings: dict[str, Any]
-    frame: pd.DataFrame
+    methods: dict[str, str] = {}
+    baselines: tuple[str, ...] = ()
+    frame: pd.DataFrame = pd.DataFrame()
 
 
 def rollout_path(run_dir: str | Path, step: int) -> Path:
@@ -134,46 +133,29 @@ def read_rollouts(run_dir: str | Path, step: int) -> Rollouts:
         raise RunFolderError(f"{path} does not exist; choose one of the steps there.")
     data = read_table(path, _READ, None, _DELETE)
     try:
-        about = _About.model_validate_json((data.schema.metadata or {}).get(b"about", b""))
+        told = Rollouts.model_validate_json((data.schema.metadata or {}).get(b"about", b""))
     except pydantic.ValidationError as error:
         raise RunFolderError(
             f"{path} does not say that it is {ROLLOUT_FORMAT!r}; it was written by something else "
             "or by another version."
         ) from error
-    frame, baselines = _frame(data.to_pandas(), len(about.budgets))
+    frame, baselines = _frame(data.to_pandas(), len(told.budgets))
     per_budget = [*_PER_BUDGET, *_PER_SUMMARY, "cuts", *(ADVANTAGE + name for name in baselines)]
     try:  # a file that is a table but no tree is told here, not in a figure
         sound = len(frame) > 0 and all(
-            {len(row[name]) for name in per_budget} == {len(about.budgets)}
+            {len(row[name]) for name in per_budget} == {len(told.budgets)}
             and len({len(one) for name in _PER_SUMMARY for one in row[name]}) == 1
             and len(row["token_ends"]) == row["tokens"]
             for row in frame.to_dict("records")
         )
     except TypeError:  # a null where a list belongs
         sound = False
-    if not sound or len(about.prior) != len(about.budgets):
+    if not sound or len(told.prior) != len(told.budgets):
         raise RunFolderError(
-            f"{path} holds trees whose parts do not fit {len(about.budgets)} budgets; it is "
+            f"{path} holds trees whose parts do not fit {len(told.budgets)} budgets; it is "
             f"damaged. {_DELETE}"
         )
-    return Rollouts(
-        step=step,
-        budgets=about.budgets,
-        prior=about.prior,
-        baseline=about.baseline,
-        baselines=baselines,
-        settings=about.model_dump(mode="json"),
-        frame=frame,
-    )
-
-
-class _About(pydantic.BaseModel, extra="allow"):
-    """What a file says of itself, at the least."""
-
-    format: Literal["anytime_lab rollouts 1"]
-    budgets: tuple[int, ...] = pydantic.Field(min_length=1)
-    prior: tuple[float, ...]
-    baseline: str
+    return told.model_copy(update={"step": step, "frame": frame, "baselines": baselines})
 
 
 def _frame(data: pd.DataFrame, budgets: int) -> tuple[pd.DataFrame, tuple[str, ...]]:

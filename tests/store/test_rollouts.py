@@ -134,7 +134,7 @@ def test_a_resumed_run_leaves_the_same_files_as_an_unbroken_one(tmp_path):
     assert rollout_steps(tmp_path / "broken") == rollout_steps(tmp_path / "whole") == [1, 2, 4, 6]
     for step in (1, 2, 4, 6):
         first, second = (read_rollouts(tmp_path / name, step) for name in ("whole", "broken"))
-        assert first.settings == second.settings
+        assert first.model_dump(exclude={"frame"}) == second.model_dump(exclude={"frame"})
         assert first.frame.to_json() == second.frame.to_json()
 
 
