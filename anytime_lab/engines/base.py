@@ -268,11 +268,10 @@ class Engine(ABC):
         tokens, sampling, stands, prefixes = self.tokens, made.sampling, [], []
         # Greedy summaries of a cut are all the same, and vLLM refuses to sample them twice.
         drawn = count if sampling.temperature > 0 else 1
-        for row, (thinking, end, own) in enumerate(
-            zip(made.thinkings, made.ends, places, strict=True)
-        ):
+        for row, own in enumerate(places):
+            thinking, end = made.thinkings[row], made.ends[row] or "length"
             for number, cut in enumerate(own):
-                forced = tokens.forced(end or "length", cut, tokens.kept(thinking))
+                forced = tokens.forced(end, cut, tokens.kept(thinking))
                 ids = (*made.prompts[row], *thinking[:cut], *forced)
                 prefixes.append(Prefix(ids, drawn, derived_seed(made.seed, row, f"cut {number}")))
                 stands.append((cut, forced))

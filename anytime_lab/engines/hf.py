@@ -59,7 +59,15 @@ class Trunks(Thinkings):
         self.width = mask.shape[1]  # of the prompts, padding included
 
     def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, keep: int = 1) -> Tensor:
-        """Feed columns to the cache; the logits of the last `keep` of them."""
+        """Feed columns (R, N) to the cache; the logits of the last `keep` of them.
+
+        The mask is of the columns that are seen (R, T), or says who sees whom (R, N, T).
+        """
+        if mask.ndim == 3:
+            mask = mask[:, None]
+            if self.model.config._attn_implementation == "eager":  # adds it to the scores
+                lowest = torch.finfo(self.model.dtype).min
+                mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, lowest)
         out = self.model(
             input_ids=ids,
             attention_mask=mask,
@@ -149,7 +157,7 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
     try:
         logits = trunks.forward(
             torch.tensor(ids, device=device).transpose(1, 2).flatten(1),
-            _added(trunks.model, forced_mask),
+            forced_mask,
             (start[:, None] + offset.clamp(min=0)).flatten(1),
             most,
         )
@@ -164,10 +172,7 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
             same = torch.eye(first.shape[1], dtype=torch.bool, device=device)
             logits = trunks.forward(
                 drawn.gather(1, first),
-                _added(
-                    trunks.model,
-                    torch.cat([_rows(sees, first), same.expand(len(cuts), -1, -1)], dim=2),
-                ),
+                torch.cat([_rows(sees, first), same.expand(len(cuts), -1, -1)], dim=2),
                 place.gather(1, first) + len(steps) - 1,
                 first.shape[1],
             )
@@ -177,15 +182,10 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
     drawn, values = (torch.stack(one, dim=-1).tolist() for one in zip(*steps, strict=True))
     return [
         [
-            summary_leaf(
-                tokens,
-                cut,
-                forced[row][cut],
-                Continuation(tuple(drawn[row][n]), tuple(values[row][n])),
-            )
-            for n, cut in enumerate(own)
+            summary_leaf(tokens, cut, texts[cut], Continuation(tuple(ids), tuple(told)))
+            for cut, ids, told in zip(own, *made, strict=False)  # what fills a row up is left
         ]
-        for row, own in enumerate(cuts)
+        for own, texts, *made in zip(cuts, forced, drawn, values, strict=True)
     ]
 
 
@@ -234,14 +234,6 @@ def _forced_mask(trunks: Trunks, cut: Tensor, lengths: Tensor) -> Tensor:
     leaf = torch.cat([torch.full_like(trunk, TRUNK), number], 1)
     branch = torch.cat([trunk, cut.repeat(1, depth)], 1)
     return tree_mask(leaf, branch, trunks.attended[:, : trunks.width], last=depth * count)[:, 0]
-
-
-def _added(model: PreTrainedModel, mask: Tensor) -> Tensor:
-    """A mask (R, N, C) of who sees whom as the model takes it; eager attention adds it."""
-    if model.config._attn_implementation != "eager":
-        return mask[:, None]
-    lowest = torch.finfo(model.dtype).min
-    return torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, lowest)[:, None]
 
 
 # Attention implementations that take a mask of who sees whom.
