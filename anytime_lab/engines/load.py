@@ -25,7 +25,7 @@ from transformers import (
 
 from anytime_lab.engines.base import Engine, Sampling
 from anytime_lab.engines.hf import HFEngine, turn_ends
-from anytime_lab.engines.server import ServerEngine
+from anytime_lab.engines.server import SCHEMES, ServerEngine
 from anytime_lab.engines.thoughts import Thinker, ThinkingError
 from anytime_lab.engines.vllm import VLLMEngine
 from anytime_lab.prompts import (
@@ -248,11 +248,6 @@ def merged_folder(name: str | Path) -> str:
 # --- engines and thinkers by name ----------------------------------------------------------------
 
 
-def is_url(name: str) -> bool:
-    """Whether a name is a server's address."""
-    return name.startswith(("http://", "https://"))
-
-
 def load_engine(
     engine: str, model: str | Path, tokens: ThinkingTokens | None, **options: Any
 ) -> Engine:
@@ -279,7 +274,7 @@ def load_engine(
         return HFEngine(load_model(model, **options), tokens, batch_size=size)
     if engine == "vllm":
         return VLLMEngine(merged_folder(model), tokens, **options)
-    if is_url(engine):
+    if engine.startswith(SCHEMES):
         options.setdefault("api_key", os.environ.get("OPENAI_API_KEY"))
         names = options.pop("served_name", None) or (model and [str(model), model_path(model)])
         return ServerEngine(engine, tokens, model=names or None, **options)
@@ -318,7 +313,7 @@ def load_thinker(
         ValueError: there is no such thinking format, or it does not fit the tokenizer.
     """
     name = model
-    if is_url(model):
+    if model.startswith(SCHEMES):
         engine = load_engine(model, "", None, **{"timeout": 60.0, "retries": 0, **kwargs})
         name = engine.served_name
         try:

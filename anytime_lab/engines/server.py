@@ -21,6 +21,7 @@ PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that may be better the 
 
 
 LONGER = " Lower the budgets, or start the server with a longer context (vLLM: --max-model-len)."
+SCHEMES = ("http://", "https://")  # how a server's address begins
 COLD = 0.01  # a temperature at which log-probs tell whether they are taken at it
 
 
@@ -56,7 +57,7 @@ class ServerEngine(Engine):
         timeout: float = 3600.0,
         retries: int = 4,
     ):
-        if not url.startswith(("http://", "https://")):
+        if not url.startswith(SCHEMES):
             raise ValueError(f"url is {url!r}; expected http://… or https://…")
         if concurrency < 1:
             raise ValueError(
