@@ -172,11 +172,14 @@ def adapter_base(name: str | Path) -> str:
     return model_path(base)
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, padding on the left; an adapter without one has its model's."""
+def load_tokenizer(name: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, padding on the left; an adapter without one has its model's.
+
+    `kwargs` are for `from_pretrained`, such as `revision`.
+    """
     path, base = model_path(name), adapter_base(name)
     own = not base or (Path(path) / "tokenizer_config.json").is_file()
-    return AutoTokenizer.from_pretrained(path if own else base, padding_side="left")
+    return AutoTokenizer.from_pretrained(path if own else base, padding_side="left", **kwargs)
 
 
 def load_tokens(

@@ -10,16 +10,6 @@ from anytime_lab.store.card import CARD, curve_block, known_curve
 from anytime_lab.store.manifest import describe_problems
 from anytime_lab.train.recording import describe_trained, read_manifest
 
-# Beside what `BRPOConfig.method` tells.
-_SETTINGS = (
-    "learning_rate",
-    "temperature",
-    "epsilon",
-    "beta",
-    "loss_type",
-    "num_iterations",
-    "seed",
-)
 _TEXT = """# {name}
 
 A model that is to give its best answer wherever its thinking is cut: {start}, trained with
@@ -73,7 +63,6 @@ def complete_card(trainer: Any, folder: str | Path) -> None:
     update = trainer.state.global_step
     cards = [Path(folder) / CARD, output_dir / CARD, *sorted(output_dir.glob(f"*/{CARD}"))]
     values = {"updates": update, **args.method, "lora": start["lora"]}
-    values |= {name: getattr(args, name) for name in _SETTINGS}
     adapter = start["lora"] is not None
     ours = _TEXT.format(
         name=Path(trainer.hub_model_id or output_dir).name,

@@ -4,8 +4,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import transformers
 from datasets import Dataset, IterableDataset
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.load import adapter_base, load_model, load_tokenizer
@@ -18,15 +18,10 @@ _PROMPTS_MEASURED = 256
 
 
 def check_args(args: BRPOConfig | None, name: str) -> BRPOConfig:
-    """The settings, by default those of the published runs.
-
-    Args:
-        args: As given.
-        name: Of the model, "" where it has none.
+    """The settings as given, by default those of the published runs, for a model of some name.
 
     Raises:
         TypeError: they have no budgets.
-        ValueError: vLLM could not load the model.
     """
     if args is None:
         args = BRPOConfig(f"{name.rstrip('/').split('/')[-1]}-BRPO")
@@ -35,22 +30,45 @@ def check_args(args: BRPOConfig | None, name: str) -> BRPOConfig:
             f"args is a {type(args).__name__}; expected a BRPOConfig, which has the budgets. "
             "Use one of the presets in anytime_lab.train.config, or BRPOConfig(budgets=[...], ...)."
         )
-    if args.use_vllm and args.vllm_mode == "colocate" and not name:
-        raise ValueError(
-            "the model object has no name or folder that vLLM could load. Save it "
-            "(model.save_pretrained, tokenizer.save_pretrained) and pass the folder as the model."
-        )
     return args
 
 
-def load_start(model: Any, name: str, args: BRPOConfig, peft_config: Any) -> tuple[Any, Any]:
-    """The model (an adapter's folder on its model; another name as it is), and its configuration.
+def load_start(
+    model: Any, name: str, tokenizer: Any, args: BRPOConfig, peft_config: Any
+) -> tuple[Any, PretrainedConfig, PreTrainedTokenizerBase]:
+    """What training begins with: a model, its configuration, and the tokenizer of a text model.
+
+    Args:
+        model: As given. Of an adapter's folder the model is loaded; another name stays one.
+        name: Of the model, "" where it has none.
+        tokenizer: As given; None takes the one by the model's name.
+        args: The settings.
+        peft_config: Of an adapter that training adds, or None.
 
     Raises:
-        ValueError: an adapter would stand on an adapter, or the model's loss or reference cannot be
-            computed on packed trees.
+        TypeError: the tokenizer is the processor of a model with images, or none at all.
+        ValueError: the model has no name where one is needed, an adapter would stand on an adapter,
+            or the model's loss cannot be computed on packed trees.
     """
     kwargs = args.model_init_kwargs or {}
+    of_hub = {"revision": kwargs.get("revision"), "trust_remote_code": args.trust_remote_code}
+    reference = args.beta and peft_config is None and not hasattr(model, "peft_config")
+    needs = (
+        (args.use_vllm and args.vllm_mode == "colocate", "vLLM could load", ""),
+        (tokenizer is None, "has a tokenizer", " Or pass processing_class=..."),
+        (
+            reference,
+            f"the reference model of beta={args.beta} could be loaded from",
+            " Or use a peft_config, or set beta=0.",
+        ),
+    )
+    for needed, what, way in needs:
+        if needed and not name:
+            raise ValueError(
+                f"the model object has no name or folder that {what}. Save it "
+                "(model.save_pretrained, tokenizer.save_pretrained) and pass the folder as the "
+                f"model.{way}"
+            )
     if isinstance(model, str):
         model = name
         if adapter_base(name):
@@ -60,13 +78,8 @@ def load_start(model: Any, name: str, args: BRPOConfig, peft_config: Any) -> tup
                     "lora in the notebook) cannot stand on it. Leave that out."
                 )
             model = load_model(name, device="cpu", trainable=True, **{"dtype": "float32", **kwargs})
-    if isinstance(model, str):
-        trusted = args.trust_remote_code
-        config = transformers.AutoConfig.from_pretrained(
-            model, revision=kwargs.get("revision"), trust_remote_code=trusted
-        )
-    else:
-        config = model.config
+    by_name = isinstance(model, str)
+    config = AutoConfig.from_pretrained(model, **of_hub) if by_name else model.config
     text_config = config.get_text_config()
     coefficient = args.router_aux_loss_coef
     if coefficient is None:
@@ -76,50 +89,14 @@ def load_start(model: Any, name: str, args: BRPOConfig, peft_config: Any) -> tup
             f"the model's load-balancing loss (router_aux_loss_coef={coefficient}) counts "
             "padding and shared prefixes of packed trees wrongly. Set router_aux_loss_coef=0.0."
         )
-    has_adapter = peft_config is not None or hasattr(model, "peft_config")
-    if args.beta and not has_adapter and not getattr(config, "_name_or_path", ""):
-        raise ValueError(
-            f"beta={args.beta} needs a reference model, but this model object was not loaded "
-            "from anywhere. Save it and pass the folder's path as model, use a peft_config, or set "
-            "beta=0."
-        )
-    return model, config
-
-
-def check_tokenizer(
-    processing_class: Any, name: str, args: BRPOConfig
-) -> transformers.PreTrainedTokenizerBase:
-    """The tokenizer of a text model; where none is given, the one by the model's name.
-
-    Raises:
-        TypeError: it is the processor of a model with images, or no tokenizer at all.
-        ValueError: the model has no name.
-    """
-    if processing_class is None and not name:
-        raise ValueError(
-            "the model object has no name to load a tokenizer from. Pass processing_class=..."
-        )
-    if processing_class is None and adapter_base(name):
-        processing_class = load_tokenizer(name)
-    if processing_class is None:
-        processing_class = transformers.AutoTokenizer.from_pretrained(
-            name,
-            revision=(args.model_init_kwargs or {}).get("revision"),
-            trust_remote_code=args.trust_remote_code,
-            padding_side="left",
-            truncation_side="left",
-        )
-    if isinstance(processing_class, transformers.ProcessorMixin):
+    if tokenizer is None:
+        tokenizer = load_tokenizer(name, truncation_side="left", **of_hub)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(
-            f"processing_class is a {type(processing_class).__name__}; trees are text only. "
-            "Pass its tokenizer: processing_class=processor.tokenizer."
+            f"processing_class is a {type(tokenizer).__name__}; expected a tokenizer, since trees "
+            "are text only. Use AutoTokenizer.from_pretrained(model), or processor.tokenizer."
         )
-    if not isinstance(processing_class, transformers.PreTrainedTokenizerBase):
-        raise TypeError(
-            f"processing_class is a {type(processing_class).__name__}; expected a tokenizer. "
-            "Use AutoTokenizer.from_pretrained(model)."
-        )
-    return processing_class
+    return model, config, tokenizer
 
 
 def sampling_of(args: BRPOConfig, tokens: ThinkingTokens) -> Sampling:
@@ -185,7 +162,7 @@ def check_datasets(
     train_dataset: Any,
     eval_dataset: Any,
     functions: Sequence[Any],
-    model_config: transformers.PretrainedConfig,
+    model_config: PretrainedConfig,
     args: BRPOConfig,
     encode: Callable[[Any], list[int]],
 ) -> None:
@@ -274,7 +251,7 @@ def _wrong_rows(dataset: Any, functions: Sequence[Any], problems_needed: int) ->
 
 def _too_long(
     prompts: Sequence[Any],
-    model_config: transformers.PretrainedConfig,
+    model_config: PretrainedConfig,
     args: BRPOConfig,
     encode: Callable[[Any], list[int]],
 ) -> str:

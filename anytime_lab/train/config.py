@@ -33,6 +33,16 @@ TREE_BACKENDS = {
 }
 
 
+# Fields that make another run; others (max_steps, saving, logging) may change on the way.
+METHOD = (
+    "budgets", "prior", "summary_prior", "summary_weighting", "num_summaries", "max_summary_tokens",
+    "num_generations",
+    "baseline", "discount", "train_summaries", "length_penalty", "length_penalty_alpha",
+    "check_format", "loss_type", "loss_length", "beta", "epsilon", "temperature", "num_iterations",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed",
+)  # fmt: skip
+
+
 def _setting(default: Any, told: str) -> Any:
     """A field with its help text; a function as default makes a value for each config."""
     key = "default_factory" if callable(default) else "default"
@@ -408,21 +418,12 @@ class BRPOConfig(GRPOConfig):
 
     @property
     def method(self) -> dict[str, Any]:
-        """What makes this run this method: the fields that BRPO adds, as they act."""
-        named = [
-            "budgets",
-            "num_summaries",
-            "num_generations",
-            "baseline",
-            "discount",
-            "length_penalty",
-        ]
-        return {name: getattr(self, name) for name in named} | {
+        """What makes this run this run: the fields of `METHOD`, as they act."""
+        return {name: getattr(self, name) for name in METHOD} | {
             "prior": [round(w, 4) for w in self.budget_prior.weights],
             "summary_prior": [round(w, 4) for w in self.summary_weights],
-            "length_penalty": self.length_penalty
-            and (self.length_penalty, self.length_penalty_alpha),
             "loss_length": self.max_completion_length,
+            "lr_scheduler_type": str(self.lr_scheduler_type.value),
             "problems_per_generation": self.generation_batch_size // self.num_generations,
         }
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from trl import GRPOTrainer
 from trl.distributed import DistributedBackend
 from trl.models.utils import unwrap_model_for_generation
@@ -73,11 +72,6 @@ def whole_model(trainer: GRPOTrainer) -> Iterator[torch.nn.Module]:
             for module in shards:
                 module.reshard()
                 module.set_reshard_after_forward(plugin.reshard_after_forward, recurse=False)
-
-
-def whole_value(value: Any) -> Any:
-    """A number that FSDP holds in parts, as each process's own. All processes call this."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class LogprobMismatch(UserWarning):

@@ -22,7 +22,7 @@ from anytime_lab.store import files
 from anytime_lab.store.manifest import describe_problems, environment, sessions_of
 from anytime_lab.store.rollouts import drop_rollouts_after, write_rollouts
 from anytime_lab.train import advantages
-from anytime_lab.train.config import BRPOConfig
+from anytime_lab.train.config import METHOD, BRPOConfig
 from anytime_lab.train.scoring import ENDS, TreeNumbers
 from anytime_lab.tree import Tree
 from anytime_lab.verify.verifiers import FAILURES
@@ -239,16 +239,6 @@ _FAILURES = tuple(f"/{reason.replace(' ', '_')}" for reason in FAILURES)
 _LOSS_METRICS = ("entropy", "kl", "clip_ratio/region_mean")
 
 
-# Fields that make another run; others (max_steps, saving, logging) may change on the way.
-_MAKES_THE_RUN = (
-    "budgets", "prior", "summary_prior", "summary_weighting", "num_summaries", "max_summary_tokens",
-    "num_generations",
-    "baseline", "discount", "train_summaries", "length_penalty", "length_penalty_alpha",
-    "check_format", "loss_type", "loss_length", "beta", "epsilon", "temperature", "num_iterations",
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed",
-)  # fmt: skip
-
-
 def describe_trained(trainer: Any) -> dict[str, Any]:
     """The model that a run begins with, and the adapter that it trains, if any."""
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -285,7 +275,7 @@ def check_same_run(trainer: Any) -> None:
     before = {"summary_weighting": "eq10", **before} if before else {}  # of before there were two
     differ = [
         f"{name} {before[name]!r} (now {now[name]!r})"
-        for name in _MAKES_THE_RUN
+        for name in METHOD
         if name in before and before[name] != now[name]
     ]
     trained, trains = told.get("model"), describe_trained(trainer)

@@ -20,6 +20,7 @@ import torch
 from accelerate.utils import gather
 from datasets import Dataset, IterableDataset
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOTrainer
@@ -116,8 +117,9 @@ class BRPOTrainer(GRPOTrainer):
         name = model_path(model) if isinstance(model, str) else model.config._name_or_path
         args = checks.check_args(args, name)
         functions = checks.as_reward_functions(reward_funcs)
-        model, model_config = checks.load_start(model, name, args, peft_config)
-        tokenizer = checks.check_tokenizer(processing_class, name, args)
+        model, model_config, tokenizer = checks.load_start(
+            model, name, processing_class, args, peft_config
+        )
         self.tokens = load_tokens(model, tokenizer, thinking_format or args.thinking_format)
         self.encode_prompt = functools.partial(
             prompt_ids,
@@ -349,7 +351,9 @@ class BRPOTrainer(GRPOTrainer):
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        norm = devices.whole_value(super()._get_grad_norm(model, grad_norm=grad_norm))
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if isinstance(norm, DTensor):  # FSDP holds it in parts
+            norm = norm.full_tensor()
         self._recorder.line["grad_norm"] = norm
         if norm is not None and not self.args.fp16:  # fp16 scales its loss until it overflows
             self._check_finite("gradient's norm", float(norm))

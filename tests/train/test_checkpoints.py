@@ -271,7 +271,7 @@ def test_earlier_checkpoints_go_only_once_the_new_one_is_whole(tmp_path, monkeyp
         seen.append(sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")))
         mark_complete(checkpoint, state)
 
-    monkeypatch.setattr("anytime_lab.train.trainer.mark_complete", mark)
+    monkeypatch.setattr("anytime_lab.train.recording.mark_complete", mark)
     trainer = killable.make_trainer(tmp_path / "run")
     trainer.train()
     assert seen == [["checkpoint-2"], ["checkpoint-2", "checkpoint-4"],

@@ -82,7 +82,10 @@ WRONG = [
     ({"max_summary_tokens": 3}, "the forced text alone takes 3 tokens. Set it to 3 plus"),
     ({"budgets": [4, 2000]}, "the model has 1024 positions. Lower the last budget to"),
     ({"tok": without_eos()}, "no EOS token(.|\n)*Set tokenizer.eos_token"),
-    ({"beta": 0.1}, "needs a reference model(.|\n)*use a peft_config, or set beta=0"),
+    (
+        {"beta": 0.1},
+        "no name or folder that the reference model(.|\n)*use a peft_config, or set beta=0",
+    ),
 ]
 
 
