@@ -46,10 +46,10 @@ class Study:
 
     answers: a row per run, seed, update (0 is the start) and problem: `tokens` of the thinking,
     and a column per budget, the share of right answers. costs: a row per run, seed and update:
-    seconds, flops. variance: per run, seed, update, baseline and budget, the `ratio`
-    Var[R − V] / Var[R] over thinkings that reach the budget, median since the checkpoint before;
-    missing where runs have one budget. exits: per run, seed, policy and
-    setting of an early-exit rule, tokens, accuracy and `difference` to the plain curve there.
+    seconds (the median over seeds), flops. variance: per run, seed, update, baseline and budget,
+    the `ratio` Var[R − V] / Var[R] over thinkings that reach the budget, median since the
+    checkpoint before; missing where runs have one budget. exits: per run, seed, policy and setting
+    of an early-exit rule, tokens, accuracy and `difference` to the plain curve there.
     """
 
     answers: pd.DataFrame
@@ -149,6 +149,9 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, file in FILES.items():
         frame = pd.concat(tables[name], ignore_index=True)
+        if name == "costs":  # the machine may have had other work: what it took most seeds
+            alike = frame.groupby(["run", "update"])["seconds"]
+            frame["seconds"] = alike.transform("median").round(2)
         write_table(Path(folder) / file, pa.Table.from_pandas(frame, preserve_index=False))
     return read_study(folder)
 
