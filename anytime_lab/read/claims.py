@@ -126,7 +126,7 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
     Raises:
         RunFolderError: no run has a result, or what one wrote is damaged.
     """
-    sweep, tables = Path(sweep), {name: [] for name in FILES}
+    sweep, asked, tables = Path(sweep), None, {name: [] for name in FILES}
     for course in sorted(
         sweep.glob("*/seed-*/course"), key=lambda path: path.parent.stat().st_mtime
     ):
@@ -139,7 +139,13 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
             found[int(place.name.removeprefix("checkpoint-"))] = place
         for update, place in sorted((found or {0: course}).items()):
             records = read_records(place)
-            tables["answers"].append(_answers(records).assign(**of, update=update))
+            answers, ids = _answers(records)
+            if not np.array_equal(ids, asked := ids if asked is None else asked):
+                raise RunFolderError(
+                    f"{place} was evaluated on other problems than the runs before it. Run the "
+                    "sweep again, which makes anew what was made with other settings."
+                )
+            tables["answers"].append(answers.assign(**of, update=update))
         if found:
             tables["costs"].append(_costs(train, sweep, sorted(found), place).assign(**of))
             tables["variance"].append(_variance(train, sorted(found)).assign(**of))
@@ -156,12 +162,14 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
     return read_study(folder)
 
 
-def _answers(records: pd.DataFrame) -> pd.DataFrame:
+def _answers(records: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """A row per problem, numbered in the order of the ids, which come second."""
     table = problem_table(records)
     length = records.groupby("problem_id", observed=True)["thinking_tokens"].mean()
     length = length.rename(index=str).loc[table.problems].to_numpy()
     right = pd.DataFrame(table.values, columns=[*map(str, table.budgets)]).astype("float32")
-    return right.assign(problem=np.arange(len(right), dtype="int16"), tokens=length.astype("f4"))
+    numbered = right.assign(problem=np.arange(len(right), dtype="int16"))
+    return numbered.assign(tokens=length.astype("f4")), table.problems
 
 
 def _costs(train: Path, sweep: Path, updates: Sequence[int], evaluation: Path) -> pd.DataFrame:

@@ -211,6 +211,14 @@ def test_a_sweep_is_gathered_into_small_files(tmp_path):
     assert exit_frame(found, ["AR"])["seeds"].tolist() == [2, 2]
 
 
+def test_runs_on_other_problems_are_refused(tmp_path):
+    sweep = made_sweep(tmp_path / "sweep")
+    place = sweep / "on" / "seed-1" / "course" / "checkpoint-4"
+    write_run(place, np.ones((5, 2, 2, 1)), budgets=(10, 20), problems=[*"abcde"])
+    with pytest.raises(RunFolderError, match="checkpoint-4 was evaluated on other problems"):
+        gather_study(sweep, tmp_path / "study")
+
+
 def test_what_is_no_study_is_told(tmp_path):
     with pytest.raises(RunFolderError, match="holds no whole study"):
         read_study(tmp_path)

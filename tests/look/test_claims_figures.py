@@ -1,0 +1,50 @@
+"""A study's figures: which traces, where the marks stand, in which colour."""
+
+import pandas as pd
+
+from anytime_lab.look.claims_figures import plot_claims, plot_course
+from anytime_lab.look.style import COLOURS, QUIET
+
+
+def effect(claim, axis, value, verdict, measure="anytime"):
+    row = {"claim": claim, "axis": axis, "effect": value, "low": value - 0.01}
+    return row | {"high": value + 0.02, "verdict": verdict, "measure": measure, "seeds": 5}
+
+
+def test_claims_have_a_row_each_and_a_mark_an_axis():
+    axes = ("updates", "seconds", "flops")
+    frame = pd.DataFrame(
+        [effect("first", axis, 0.05, "holds") for axis in axes]
+        + [effect("second <b>", axis, -0.03, "the other way") for axis in axes[:2]]
+        + [effect("second <b>", "flops", 0.0, "not seen")]
+        + [effect("shorter", axis, -9.0, "holds", "length") for axis in axes]
+    )
+    figure = plot_claims(frame)
+    assert [trace.name for trace in figure.data] == [f"at equal {axis}" for axis in axes]
+    assert figure.layout.yaxis.ticktext == ("second &lt;b&gt;", "first")  # no lengths
+    updates, _, flops = figure.data
+    assert list(updates.x) == [5.0, -3.0]
+    assert list(updates.marker.color) == [COLOURS[0], COLOURS[1]]
+    assert list(flops.marker.color) == [COLOURS[0], QUIET]
+    assert [round(up, 9) for up in updates.error_x.array] == [2.0, 2.0]
+    assert [round(y) for y in updates.y] == [1, 0]
+    assert "<b>+5.0</b> points [+4.0, +7.0], 5 seeds: holds" in updates.customdata[0]
+
+
+def test_a_course_is_a_line_and_a_band_for_each_run():
+    frame = pd.DataFrame(
+        {
+            "run": ["GRPO"] * 2 + ["AR"] * 2,
+            "cost": [0.0, 10.0, 0.0, 20.0],
+            "value": [0.4, 0.5, 0.4, 0.7],
+            "low": [0.39, 0.49, 0.39, 0.69],
+            "high": [0.41, 0.51, 0.41, 0.71],
+            "seeds": 5,
+        }
+    )
+    figure = plot_course(frame, "updates", "Anytime accuracy")
+    assert [trace.name for trace in figure.data] == ["GRPO 95 %", "AR 95 %", "GRPO", "AR"]
+    assert list(figure.data[3].x) == [0.0, 20.0]
+    low, high = figure.layout.yaxis.range
+    assert low < 0.39 and high > 0.71
+    assert figure.layout.xaxis.title.text == "updates"
