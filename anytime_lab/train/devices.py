@@ -108,18 +108,10 @@ class TrainersEngine(Engine):
         TRL puts it to sleep after each `generate`: between the phases that would throw the cache
         of the thinkings away, and send all weights a second time.
         """
-        vllm, tokens = self.vllm, self.tokens
+        vllm = self.vllm
         before = vllm.max_completion_length, vllm.generation_kwargs, vllm.enable_sleep_mode
         vllm.max_completion_length = limit
-        vllm.generation_kwargs = {
-            "stop_token_ids": sorted(tokens.stop_ids if thinks else tokens.eos_ids),
-            "ignore_eos": True,
-        }
-        if thinks and tokens.stop_text:  # seen in the text, which has to keep its special tokens
-            vllm.generation_kwargs |= {
-                "stop": [tokens.stop_text], "include_stop_str_in_output": True,
-                "skip_special_tokens": False,
-            }  # fmt: skip
+        vllm.generation_kwargs = self.tokens.stops(thinks)
         if thinks and vllm.mode == "colocate" and vllm.enable_sleep_mode:
             if vllm._llm_weights_sleeping:
                 vllm.sync_weights()
