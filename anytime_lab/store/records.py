@@ -87,11 +87,6 @@ class Column:
     label: bool = False  # few values, many rows: read as categories
 
 
-def _correct(known: Known) -> bool:
-    """Full marks; a verifier with partial credit gives less than 1 for less."""
-    return known.grade.score is not None and known.grade.score >= 1
-
-
 def _gold(known: Known) -> str:
     gold = known.problem.gold
     return gold if isinstance(gold, str) else json.dumps(gold, default=str)
@@ -114,7 +109,8 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("finish", pa.string(), lambda k: "eos" if k.leaf.finished else "length", label=True),
         Column("answer", pa.string(), lambda k: k.grade.answer),  # null: none was found
         Column("score", pa.float64(), lambda k: k.grade.score),  # null: the verifier abstained
-        Column("correct", pa.bool_(), _correct),
+        # full marks; a verifier with partial credit gives less than 1 for less
+        Column("correct", pa.bool_(), lambda k: (k.grade.score or 0) >= 1),
         Column("reason", pa.string(), lambda k: k.grade.reason, label=True),
         # nats, summed over the tokens of the summary
         Column("logprob", pa.float64(), lambda k: float(sum(k.leaf.logprobs))),
