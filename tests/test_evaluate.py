@@ -4,14 +4,12 @@ import json
 import os
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from made_notebooks import run_notebook
 from peft import LoraConfig, get_peft_model
 
 from anytime_lab import evaluate as module
@@ -21,6 +19,7 @@ from anytime_lab.engines.load import load_model
 from anytime_lab.evaluate import chunk_seed, evaluate, evaluate_each
 from anytime_lab.prompts import resolve_tokens
 from anytime_lab.read.runs import find_evaluations
+from anytime_lab.run.notebook import NOTEBOOKS, code_cells
 from anytime_lab.store.files import (
     RECORDS,
     THINKINGS,
@@ -41,7 +40,6 @@ from anytime_lab.store.records import (
 from anytime_lab.train.recording import mark_complete
 from anytime_lab.verify.verifiers import ExactVerifier, Grade, Verifier
 
-ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = [4, 8, 12]
 PROBLEMS, SAMPLES, SUMMARIES = 5, 2, 2
 
@@ -472,7 +470,8 @@ def test_several_models_are_evaluated_as_one_by_one_and_resumed(parts, whole, tm
 
 
 @pytest.mark.slow
-def test_the_notebook_evaluates_every_checkpoint_of_an_adapters_training(tmp_path):
+def test_the_notebook_evaluates_every_checkpoint_of_an_adapters_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     train, out = tmp_path / "train", tmp_path / "out"
     model = get_peft_model(load_model("embedded"), LoraConfig(r=2, target_modules=["q_proj"]))
     for step in (9, 10):
@@ -481,8 +480,12 @@ def test_the_notebook_evaluates_every_checkpoint_of_an_adapters_training(tmp_pat
     (train / "checkpoint-11").mkdir()  # begun, not whole
     asked = {"model": str(train), "checkpoints": True, "budgets": [4, 8], "output_dir": str(out)}
     asked |= {"num_problems": 6, "num_samples": 1}
-    run_notebook(ROOT / "notebooks/03_evaluate.ipynb", asked, out)
+    room = {}
+    for code, declares in code_cells(NOTEBOOKS / "03_evaluate.ipynb"):
+        exec(code, room)
+        room |= asked if declares else {}
     found = find_evaluations(out).evaluations
     assert sorted((e.step, e.partial) for e in found) == [(9, False), (10, False)]
     assert all(len(read_records(e.path)) == 12 for e in found)
-    assert "checkpoint-10" in (out / "notebook.ipynb").read_text()
+    told = room["told_table"](room["summary_table"](room["tables"]))
+    assert told["run"].tolist() == ["checkpoint-9", "checkpoint-10"]

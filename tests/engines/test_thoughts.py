@@ -151,15 +151,15 @@ def test_a_closed_thought_says_so(thinker):
 
 def test_thoughts_in_several_threads_do_not_disturb_each_other(thinker):
     seeds = (0, 5, 6)  # long ones
-    alone = [think_on(thinker.think(QUESTION, 1.0, seed), 40) for seed in seeds]
+    alone = [think_on(thinker.think(QUESTION, 1.0, seed), 24) for seed in seeds]
     thinker.engine.model.train()  # its mode is switched around each step
     made = [None] * 3
 
     def run(place):
         thought = thinker.think(QUESTION, 1.0, seeds[place])
-        for n in range(40):
+        for n in range(24):
             thought.step()
-            if n % 10 == place:
+            if n % 8 == place:
                 thought.answers(2)
         made[place] = thought
 

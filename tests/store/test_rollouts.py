@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -125,7 +126,7 @@ def test_a_generation_that_serves_several_updates_is_kept_once(tmp_path):
 def test_a_resumed_run_leaves_the_same_files_as_an_unbroken_one(tmp_path):
     settings = {"save_rollouts_steps": 2, "save_strategy": "steps", "save_steps": 3}
     build(tmp_path / "whole", max_steps=6, **settings).train()
-    build(tmp_path / "broken", max_steps=6, **settings).train()
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     stale = rollout_path(tmp_path / "broken", 5)  # left by a run that went another way
     rollout_path(tmp_path / "broken", 4).rename(stale)
     build(tmp_path / "broken", max_steps=6, **settings).train(
