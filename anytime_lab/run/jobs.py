@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,9 +38,14 @@ class State:
     message: str = ""
     result: dict[str, Any] = field(default_factory=dict)
 
+    def begin(self) -> None:
+        """Note that it runs now."""
+        if self.status == "waiting":
+            self.status, self.started = "running", time.time()
+
     def end(self, status: str, message: str = "") -> None:
         """Note how it ended."""
-        self.status, self.message, self.ended, self.future = status, message, time.time(), None
+        self.status, self.message, self.ended = status, message, time.time()
 
     @property
     def finished(self) -> bool:
@@ -84,13 +89,19 @@ def run_jobs(
     waited_for = Counter(name for job in jobs for name in job.after)
     by_need = sorted(states.values(), key=lambda state: -waited_for[state.job.name])
     with _stopping(place), live_table(list(states.values()), console, seconds_left) as draw:
-        while not all(state.ended for state in by_need):
-            place.look()
-            for state in by_need:
-                if state.future is not None:
-                    _take_end(state)
-                elif not state.ended:
-                    _start(state, states, place, retry_failed, console)
+        while going := [state for state in by_need if not state.ended]:
+            for state in going:
+                try:
+                    if state.future is None:
+                        needed = [states[name] for name in state.job.after]
+                        _start(state, needed, place, retry_failed, console)
+                    elif state.future.done():
+                        state.result = state.future.result()
+                        state.end("done")
+                        state.started = state.ended - state.result["seconds"]
+                # Such as results that are not there
+                except (RunFailed, ValueError, OSError, RunFolderError) as failure:
+                    state.end("failed", str(failure))
             draw()
             time.sleep(POLL)
     if failed := [state for state in by_need if not state.finished]:
@@ -98,49 +109,28 @@ def run_jobs(
     return {name: state.result for name, state in states.items()}
 
 
-def _take_end(state: State) -> None:
-    if state.status == "waiting" and state.future.running():
-        state.status, state.started = "running", time.time()
-    if not state.future.done():
-        return
-    try:
-        state.result = state.future.result()
-        state.end("done")
-        state.started = state.ended - state.result["seconds"]
-    except (RunFailed, OSError, RunFolderError) as failure:
-        state.end("failed", str(failure))
-
-
 def _start(
-    state: State,
-    states: Mapping[str, State],
-    place: Place,
-    retry_failed: bool,
-    console: Console,
+    state: State, needed: Sequence[State], place: Place, retry_failed: bool, console: Console
 ) -> None:
     """Start a job if what it needs is there; it may be kept, or be lost with what it needs."""
-    needed = [states[name] for name in state.job.after]
-    if lost := [one.job.name for one in needed if one.status.startswith(("failed", "not run"))]:
+    if lost := [one.job.name for one in needed if one.ended and not one.finished]:
         state.end("not run", "not run: " + ", ".join(lost))
         return
     if not all(one.finished for one in needed):
         return
-    try:
-        run = state.run = state.run or state.job.run({o.job.name: o.run.hash for o in needed})
-        stands, why = run.stands
-        if stands == "done":
-            state.result = run.result
-            state.end("kept")
-        elif stands == "failed" and not retry_failed:
-            state.end("failed earlier", why)
-        elif place.fits(state.job.needs):
-            check_parameters(run.notebook, run.parameters)
-            if stands == "stale":
-                told = f"made anew ({why}); the old files go to {run.folder / REPLACED}."
-                console.print(text(f"{state.job.name}: {told}"), soft_wrap=True)
-            state.future = place.submit(run, state.job.needs)
-    except (ValueError, OSError, RunFolderError) as error:  # such as results that are not there
-        state.end("failed", str(error))
+    run = state.run = state.run or state.job.run({o.job.name: o.run.hash for o in needed})
+    stands, why = run.stands
+    if stands == "done":
+        state.result = run.result
+        state.end("kept")
+    elif stands == "failed" and not retry_failed:
+        state.end("failed earlier", why)
+    elif place.fits(run.needs):
+        check_parameters(run.notebook, run.parameters)
+        if stands == "stale":
+            told = f"made anew ({why}); the old files go to {run.folder / REPLACED}."
+            console.print(text(f"{state.job.name}: {told}"), soft_wrap=True)
+        state.future = place.submit(run, state.begin)
 
 
 @contextlib.contextmanager

@@ -21,13 +21,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
+from annotated_types import Predicate
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field
 
 from anytime_lab.page import redacted, short
 from anytime_lab.run.notebook import SECRETS, code_cells, hide_secrets
@@ -56,17 +58,25 @@ class RunFailed(RuntimeError):
     """A notebook run ended without a result; the message says why and where its log is."""
 
 
-@dataclass(frozen=True)
-class Needs:
+class Needs(BaseModel):
     """What a run asks of a machine."""
 
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
     # Devices, or the share of one; None takes an even share of what there is
-    gpus: float | None = None
-    processes: int = 1  # above 1, a kernel for each, with ranks, for training over several devices
-    # Seconds after which it is stopped and has failed; None for no limit
-    timeout: float | None = None
+    gpus: Annotated[float, Predicate(lambda n: 0 <= n <= 1 or n == abs(int(n)))] | None = Field(
+        None, description="a number; above 1 it is a whole number"
+    )
     # Settings by which `accelerate launch` starts the processes (DeepSpeed, FSDP)
     accelerate: Mapping[str, Any] | None = None
+    # Above 1, a kernel for each, with ranks, for training over several devices
+    processes: int = Field(
+        default_factory=lambda said: (said.get("accelerate") or {}).get("num_processes", 1),
+        ge=1,
+        description="a whole number, 1 or more",
+    )
+    # Seconds after which it is stopped and has failed; None for no limit
+    timeout: float | None = Field(None, ge=0, description="a number of seconds")
 
 
 @dataclass(frozen=True)
@@ -221,7 +231,7 @@ def _run(run: Job, environment: Mapping[str, str], look: Callable[[], None]) -> 
     shown, secrets = hide_secrets(run.parameters)
     started, limit = time.time(), math.inf if run.needs.timeout is None else run.needs.timeout
     about = {"notebook": str(run.notebook), "parameters": shown, "hash": run.hash}
-    about |= {"made_of": run.made_of, **asdict(run.needs), "started": started}
+    about |= {"made_of": run.made_of, **run.needs.model_dump(), "started": started}
     _take_folder(run.folder, about)
     # The kernel named python3 shall be this environment's, whatever the user has installed.
     surroundings = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -392,7 +402,8 @@ def _run_processes(folder: Path, about: Mapping[str, Any]) -> None:
     """The same notebook in a kernel for each process; a launcher gives them their ranks."""
     if about["accelerate"]:
         settings = folder / ACCELERATE
-        write_json(settings, about["accelerate"])  # which is YAML, too
+        told = {**about["accelerate"], "num_processes": about["processes"]}
+        write_json(settings, told)  # which is YAML, too
         command = [sys.executable, "-m", "accelerate.commands.launch"]
         command += ["--config_file", str(settings), "--main_process_port", "0"]  # any that is free
     else:

@@ -20,15 +20,16 @@ import os
 import tempfile
 import threading
 import time
-from concurrent.futures import Future
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from anytime_lab.run.places import Place
+from anytime_lab.run.places import Place, Share
 from anytime_lab.run.process import (
     LOOK,
     Job,
@@ -44,6 +45,7 @@ from anytime_lab.store.files import PROGRESS, write_json
 SEEN = ".seen-by-all"  # in the folder of a sweep: a node knows by it that it shares the folder
 VISIBLE = 60.0  # seconds that a shared file system may take to show a result to another machine
 STOP = 20.0  # seconds that a run gets to end
+QUEUED = 500  # runs that Ray gets at a time if nobody says how many; a thread waits for each
 
 
 def moved(run: Job, root: Path) -> Job:
@@ -112,96 +114,75 @@ class RayPlace(Place):
     """
 
     def __init__(self, out: Path, workers: int | None = None, url: str | None = None):
+        super().__init__(workers or QUEUED)
         self._mine = not ray.is_initialized()
         if self._mine:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(log_to_driver=False, logging_level="warning")
-        self.out, self.url, self.workers = out, url, workers
+        self.out, self.url = out, url
+        total = ray.cluster_resources()
+        self._devices = bool(total.get("GPU"))
+        self.width = min(self._most, max(1, int(total.get("GPU") or total.get("CPU", 1))))
         # A run is tried again whose node or worker was lost.
         self._task = ray.remote(
             max_retries=3, retry_exceptions=False, scheduling_strategy="SPREAD"
         )(_run_on_node)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), False)
-        # Where runs tell that they have begun, and how far they are
+        # Where runs tell that they have begun, and how far they are; then by name what they told
         self._told = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        self._going: dict[str, tuple[Future, ray.ObjectRef]] = {}
+        self._heard: dict[str, dict[str, Any]] = {}
+        self._hearing = threading.Lock()
 
-    @property
-    def width(self) -> int:
-        total = ray.cluster_resources()
-        slots = max(1, int(total.get("GPU") or total.get("CPU", 1)))
-        return min(slots, self.workers or slots)
-
-    def _asks(self, needs: Needs) -> dict[str, float]:
-        gpus = needs.gpus
-        if gpus is None:
-            gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    def share(self, needs: Needs) -> dict[str, float]:
+        """What is asked of Ray, which queues what its nodes cannot take yet."""
+        gpus = int(self._devices) if needs.gpus is None else needs.gpus
         return {"num_gpus": gpus, "num_cpus": 1 if gpus else needs.processes}
 
     def check(self, needs: Needs) -> None:
-        asked = self._asks(needs)
-        for key, kind in (("num_gpus", "GPU"), ("num_cpus", "CPU")):
+        for asked, kind in zip(self.share(needs).values(), ("GPU", "CPU"), strict=True):
             most = max(n["Resources"].get(kind, 0) for n in ray.nodes() if n["Alive"])
-            if asked[key] > most:
+            if asked > most:
                 raise ValueError(
-                    f"a run asks for {asked[key]:g} {kind}s and the largest node of the cluster "
+                    f"a run asks for {asked:g} {kind}s and the largest node of the cluster "
                     f"has {most:g}. Add a larger one, or change the step."
                 )
 
-    def fits(self, needs: Needs) -> bool:
-        # Ray queues what its nodes cannot take yet.
-        going = sum(not future.done() for future, _ in self._going.values())
-        return self.workers is None or going < self.workers
-
-    def submit(self, run: Job, needs: Needs) -> Future:
+    def run(self, run: Job, share: Share, begun: Callable[[], None]) -> dict[str, Any]:
         (self.out / SEEN).touch()
         run.hash  # noqa: B018  what it is made of here travels with it
-        ref = self._task.options(**self._asks(needs)).remote(run, self.url, self._told)
-        future: Future = Future()
-        self._going[run.name] = (future, ref)
-        # In a thread of its own: files may have to be waited for.
-        waits = threading.Thread(target=self._end, args=(future, run, ref))
-        ref.future().add_done_callback(lambda _: waits.start())
-        return future
-
-    def _end(self, future: Future, run: Job, ref: ray.ObjectRef) -> None:
-        """Take the end of a task."""
-        told = ""
+        ref, told = self._task.options(**share).remote(run, self.url, self._told), ""
         try:
+            while not ray.wait([ref], timeout=LOOK)[0]:
+                self._hear(run, begun)
+                self.look()
             ray.get(ref)
         except ray.exceptions.RayTaskError as error:
             told = str(error.cause)
         except ray.exceptions.RayError as error:
             told = f"lost with its node or worker: {str(error).strip().splitlines()[0]}"
-        try:
-            if self.url is not None:
-                Storage(self.url).fetch(run.name, run.folder, told=True)
-            deadline = time.monotonic() + VISIBLE
-            while not told and run.result is None and time.monotonic() < deadline:
-                time.sleep(LOOK)
-            if run.result is None:
-                unseen = f"it has ended, and {run.folder} shows no result after {VISIBLE:.0f} s"
-                raise RunFailed(run.told_failure if run.failure else told or unseen)
-            future.set_result(run.result)
-        except Exception as error:
-            future.set_exception(error)
-
-    def look(self) -> None:
-        """Note which runs have begun, and how far those are that share no file system."""
-        for name, progress in self._told.get_nowait_batch(self._told.qsize()):
-            future = self._going[name][0]
-            if not future.done() and not future.running():
-                future.set_running_or_notify_cancel()
-            if self.url is not None and progress and not future.done():
-                write_json(self.out / name / PROGRESS, progress, durable=False)
-
-    def stop(self) -> None:
-        refs = [ref for future, ref in self._going.values() if not future.done()]
-        for ref in refs:
+        except RunFailed as stopped:
+            told = str(stopped)
             ray.cancel(ref)  # the run is stopped, and what it has left is kept
-        _, left = ray.wait(refs, num_returns=len(refs), timeout=STOP) if refs else ([], [])
-        for ref in left:
-            ray.cancel(ref, force=True)
+            if not ray.wait([ref], timeout=STOP)[0]:
+                ray.cancel(ref, force=True)
+        if self.url is not None:
+            Storage(self.url).fetch(run.name, run.folder, told=True)
+        deadline = time.monotonic() + VISIBLE
+        while not told and run.result is None and time.monotonic() < deadline:
+            time.sleep(LOOK)
+        if run.result is None:
+            unseen = f"it has ended, and {run.folder} shows no result after {VISIBLE:.0f} s"
+            raise RunFailed(run.told_failure if run.failure else told or unseen)
+        return run.result
+
+    def _hear(self, run: Job, begun: Callable[[], None]) -> None:
+        """Note whether a run has begun, and how far it is if it shares no file system."""
+        with self._hearing:
+            self._heard |= dict(self._told.get_nowait_batch(self._told.qsize()))
+        if (progress := self._heard.pop(run.name, None)) is not None:
+            begun()
+            if self.url is not None and progress:
+                write_json(run.folder / PROGRESS, progress, durable=False)
 
     def close(self) -> None:
         if self._mine:

@@ -20,7 +20,6 @@ values are the notebook's parameters.
 import itertools
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,16 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from annotated_types import Predicate
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -48,101 +56,66 @@ _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 # --- the file ------------------------------------------------------------------------------------
 
 
-def _hold(condition: Callable[[Any], bool]) -> AfterValidator:
-    """The description of the field says what is wanted."""
+def find_notebook(name: str, about: ValidationInfo) -> Path:
+    """A notebook by the name of a shipped one, or by its path from the YAML file."""
+    file = name if name.endswith(".ipynb") else f"{name}.ipynb"
+    for place in (about.context / file, NOTEBOOKS / file):
+        if place.is_file():
+            return place.resolve()
+    shipped = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    raise ValueError(
+        f"there is no notebook {name!r}, neither beside the file nor in {NOTEBOOKS}; "
+        + nearest(Path(name).stem, shipped)
+    )
 
-    def check(value: Any) -> Any:
-        if not condition(value):
-            raise ValueError
-        return value
 
-    return AfterValidator(check)
+def _accelerate(name: str, about: ValidationInfo) -> dict[str, Any]:
+    """The settings of a file of accelerate, named by its path from the sweep's."""
+    file = about.context / name
+    if not file.is_file():
+        raise ValueError(f"there is no {file}; accelerate names a file of its settings.")
+    settings = YAML(typ="safe", pure=True).load(file)
+    count = settings.get("num_processes") if isinstance(settings, dict) else None
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{file} has no num_processes; `accelerate config` makes one.")
+    if (machines := settings.get("num_machines", 1)) != 1:
+        raise ValueError(
+            f"{file} is for {machines} machines; a sweep runs each step on one. Take a file for "
+            "one, or call accelerate launch on each machine (README, Several devices)."
+        )
+    return settings
 
 
 def _are_seeds(seeds: list[int]) -> bool:
     return 0 < len(seeds) == len(set(seeds)) and all(0 <= seed <= LARGEST_SEED for seed in seeds)
 
 
+# The description of a field says what is wanted, where its own function does not.
 Names = Annotated[dict[str, Any], BeforeValidator(lambda said: {} if said is None else said)]
-Values = Annotated[list[Any], _hold(bool)]
-Seeds = Annotated[list[int], _hold(_are_seeds)]
-Devices = Annotated[float, _hold(lambda gpus: gpus >= 0 and (gpus <= 1 or gpus == int(gpus)))]
+Seeds = Annotated[list[int], Predicate(_are_seeds)]
 SEEDS_WANTED = f"a list of different whole numbers from 0 to {LARGEST_SEED:,}"
 
 
-class StepFile(BaseModel):
-    """One notebook of the chain, and what its runs need."""
+class Step(Needs):
+    """One notebook of the chain, its parameters with references, and what its runs need."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    notebook: str = Field(description="the name of a notebook")
+    notebook: Annotated[str, AfterValidator(find_notebook)] = Field(
+        description="the name of a notebook"
+    )
     parameters: Names = Field({}, description="names with values")
-    gpus: Devices | None = Field(None, description="a number; above 1 it is a whole number")
-    processes: int | None = Field(None, ge=1, description="a whole number, 1 or more")
-    timeout: float | None = Field(None, ge=0, description="a number of seconds")
-    accelerate: str | None = Field(None, description="a file of accelerate's settings")
-
-
-class SweepFile(StepFile):
-    """All that the file says; what a step says stands here where there is no chain."""
-
-    notebook: str | None = Field(None, description="the name of a notebook")
-    parameters: None = Field(None, description="nothing; without steps, base has the values")
-    steps: dict[str, StepFile] | None = Field(
-        None, min_length=1, description="names, each with `notebook` and `parameters`"
+    accelerate: Annotated[str, AfterValidator(_accelerate)] | None = Field(
+        None, description="a file of accelerate's settings"
     )
-    title: str = Field("", description="text")
-    base: Names = Field({}, description="names with values")
-    scales: dict[str, Names] = Field({}, description="names with values of base")
-    grid: dict[str, Values] = Field({}, description="a list of values to try")
-    entries: Annotated[list[dict[str, Any]], _hold(bool)] = Field(
-        [{}], alias="list", description="a list of mappings"
-    )
-    seeds: Seeds = Field([0], description=SEEDS_WANTED)
-    reference: str = Field("", description="the name of a run")
-    notes: list[str] = Field([], description="a list of texts")
-    folder: str = Field("", description="text with references, such as ${name}/${step}")
-    takes: str = Field("", description="text")
-    then: str = Field("", description="text")
 
 
-class _Entry(BaseModel):
-    """What an entry of the list says beside its values."""
+class Entry(BaseModel):
+    """An entry of the list, with values of its own."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    name: Annotated[Any, _hold(lambda name: isinstance(name, str | int | float))] = Field(
-        "", description="a name"
-    )
+    name: str | int | float = Field("", description="a name")
     skip: list[str] = Field([], description="a list of steps")
     seeds: Seeds | None = Field(None, description=SEEDS_WANTED)
-
-
-def _read(kind: type[BaseModel], said: Any, where: str = "") -> Any:
-    """The model of what was said, or a sentence about the first thing that cannot be."""
-    try:
-        return kind.model_validate(said)
-    except ValidationError as error:
-        first = error.errors()[0]
-    *path, key = first["loc"]
-    if path[:1] == ["steps"] and len(path) > 1:
-        kind, where, path = StepFile, f"{where}steps: {path[1]}: ", path[2:]
-    fields = {about.alias or name: about for name, about in kind.model_fields.items()}
-    if first["type"] == "extra_forbidden":
-        raise ValueError(f"{where}there is no key {key!r}; {nearest(key, fields)}")
-    wanted = fields[(path or [key])[0]].description
-    if first["type"] == "missing":
-        raise ValueError(f"{where}{key} is missing; expected {wanted}.")
-    place = ": ".join(str(part) for part in (*path, key) if isinstance(part, str))
-    raise ValueError(f"{where}{place} is {first['input']!r}; expected {wanted}.")
-
-
-class Step(NamedTuple):
-    """One notebook of the chain: its source, parameters with references, and its needs."""
-
-    notebook: Path
-    parameters: Mapping[str, Any]
-    needs: Needs
 
 
 class Variant(NamedTuple):
@@ -154,6 +127,33 @@ class Variant(NamedTuple):
     seeds: Sequence[int]  # its own, or the sweep's
 
 
+class SweepFile(Step):
+    """All that the file says; what a step says stands here where there is no chain."""
+
+    notebook: Annotated[str, AfterValidator(find_notebook)] | None = Field(
+        None, description="the name of a notebook"
+    )
+    parameters: None = Field(None, description="nothing; without steps, base has the values")
+    steps: dict[str, Step] = Field(
+        {}, min_length=1, description="names, each with `notebook` and `parameters`"
+    )
+    title: str = Field("", description="text")
+    base: Names = Field({}, description="names with values")
+    scales: dict[str, Names] = Field({}, description="names with values of base")
+    grid: dict[str, Annotated[list[Any], Predicate(bool)]] = Field(
+        {}, description="a list of values to try"
+    )
+    entries: list[Entry] = Field(
+        [Entry()], min_length=1, alias="list", description="a list of mappings"
+    )
+    seeds: Seeds = Field([0], description=SEEDS_WANTED)
+    reference: str = Field("", description="the name of a run")
+    notes: list[str] = Field([], description="a list of texts")
+    folder: str = Field("", description="text with references, such as ${name}/${step}")
+    takes: str = Field("", description="text")
+    then: str = Field("", description="text")
+
+
 class Sweep(NamedTuple):
     """A checked file, with its defaults in place."""
 
@@ -161,6 +161,28 @@ class Sweep(NamedTuple):
     file: SweepFile
     steps: Mapping[str, Step]
     variants: Mapping[str, Variant]
+
+
+def _read(said: Any, folder: Path) -> SweepFile:
+    """The model of what was said, or a sentence about the first thing that cannot be."""
+    try:
+        return SweepFile.model_validate(said, context=folder)
+    except ValidationError as error:
+        first = error.errors()[0]
+    kind, where, (*path, key) = SweepFile, "", first["loc"]
+    if path[:1] in (["steps"], ["list"]) and len(path) > 1:
+        kind, where = (Step, f"steps: {path[1]}: ") if path[0] == "steps" else (Entry, "list: ")
+        path = path[2:]
+    fields = {about.alias or name: about for name, about in kind.model_fields.items()}
+    if first["type"] == "extra_forbidden":
+        raise ValueError(f"{where}there is no key {key!r}; {nearest(key, fields)}")
+    if first["type"] == "value_error":
+        raise ValueError(f"{where}{first['ctx']['error']}")
+    wanted = fields[(path or [key])[0]].description
+    if first["type"] == "missing":
+        raise ValueError(f"{where}{key} is missing; expected {wanted}.")
+    place = ": ".join(str(part) for part in (*path, key) if isinstance(part, str))
+    raise ValueError(f"{where}{place} is {first['input']!r}; expected {wanted}.")
 
 
 def load_sweep(
@@ -185,26 +207,30 @@ def load_sweep(
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(said, dict):
         raise ValueError(f"{path} holds {said!r}; expected keys such as notebook and grid.")
-    name = path.stem if scale is None else f"{path.stem}-{scale}"
+    if seeds is not None:
+        said["seeds"] = list(seeds)
     try:
-        file = _read(SweepFile, said)
-        if scale is not None:
-            if scale not in file.scales:
-                raise ValueError(f"there is no scale {scale!r}; {nearest(scale, file.scales)}")
-            file.base |= file.scales[scale]
-        if seeds is not None:
-            file.seeds = _read(SweepFile, {"seeds": list(seeds)}).seeds
-        return _sweep(path, name, file)
+        file = _read(said, path.parent)
+        if scale is not None and scale not in file.scales:
+            raise ValueError(f"there is no scale {scale!r}; {nearest(scale, file.scales)}")
+        changed = {
+            "base": {**file.base, **file.scales.get(scale, {})},
+            "title": file.title or path.stem.replace("_", " "),
+            "folder": file.folder or (CHAIN if file.steps else SINGLE),
+        }
+        name = path.stem if scale is None else f"{path.stem}-{scale}"
+        return _sweep(name, file.model_copy(update=changed))
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
 
 
-def _sweep(path: Path, name: str, file: SweepFile) -> Sweep:
-    if (file.notebook is None) == (file.steps is None):
+def _sweep(name: str, file: SweepFile) -> Sweep:
+    if (file.notebook is None) == (not file.steps):
         raise ValueError("give either `notebook` (one) or `steps` (a chain).")
-    only = re.sub(r"^\d+_", "", Path(file.notebook or "").stem)
-    said = {only: file} if file.steps is None else file.steps
-    steps = {step: _step(path, step, one) for step, one in said.items()}
+    for step in file.steps:
+        if not re.fullmatch(r"[A-Za-z]\w*", step):
+            raise ValueError(f"steps: {step}: a step's name is letters, digits and _; rename it.")
+    steps = file.steps or {re.sub(r"^\d+_", "", file.notebook.stem): file}
     count = math.prod(map(len, file.grid.values())) * len(file.entries) * len(file.seeds)
     if count * len(steps) > MOST_RUNS:
         raise ValueError(
@@ -220,17 +246,14 @@ def _sweep(path: Path, name: str, file: SweepFile) -> Sweep:
                 "their own."
             )
         variants[variant.name] = variant
-    file.reference = file.reference or next(iter(variants))
-    if file.reference not in variants:
-        raise ValueError(f"reference is {file.reference!r}; the runs are {', '.join(variants)}.")
-    file.title = file.title or path.stem.replace("_", " ")
-    file.folder = file.folder or (CHAIN if file.steps else SINGLE)
-    return Sweep(name, file, steps, variants)
+    reference = file.reference or next(iter(variants))
+    if reference not in variants:
+        raise ValueError(f"reference is {reference!r}; the runs are {', '.join(variants)}.")
+    return Sweep(name, file.model_copy(update={"reference": reference}), steps, variants)
 
 
-def _variant(file: SweepFile, entry: Mapping, chosen: Mapping, steps: Mapping) -> Variant:
-    said = _read(_Entry, entry, "list: ")
-    own = said.model_extra
+def _variant(file: SweepFile, entry: Entry, chosen: Mapping, steps: Mapping) -> Variant:
+    own = entry.model_extra
     if both := sorted(own.keys() & chosen.keys()):
         raise ValueError(f"{', '.join(both)} stands in grid and in list; keep one of them.")
     values = {**file.base, **own, **chosen}
@@ -241,12 +264,12 @@ def _variant(file: SweepFile, entry: Mapping, chosen: Mapping, steps: Mapping) -
             f"{', '.join(reserved)} cannot be a value of base, grid or list: "
             + ("list the seeds under `seeds`." if "seed" in reserved else "that name is taken.")
         )
-    name = str(said.name) or _name_of(own)
-    name = ",".join(filter(None, [name, _name_of(chosen)])) or "run"
+    parts = (str(entry.name) or _name_of(own), _name_of(chosen))
+    name = ",".join(filter(None, parts)) or "run"
     _check_name(f"a run would be called {name!r}", name)
-    if not set(said.skip) <= set(steps):
-        raise ValueError(f"{name}: skip is {said.skip!r}; the steps are {', '.join(steps)}.")
-    return Variant(name, values, said.skip, said.seeds or file.seeds)
+    if not set(entry.skip) <= set(steps):
+        raise ValueError(f"{name}: skip is {entry.skip!r}; the steps are {', '.join(steps)}.")
+    return Variant(name, values, entry.skip, entry.seeds or file.seeds)
 
 
 def _check_name(told: str, name: str) -> None:
@@ -271,48 +294,6 @@ def _name_of(values: Mapping[str, Any]) -> str:
         value = value if isinstance(value, str) else json.dumps(value, default=str)
         told.append(f"{name}={re.sub(r'[^A-Za-z0-9.+-]+', '-', value).strip('-')}")
     return ",".join(told)
-
-
-def _step(path: Path, name: str, said: StepFile) -> Step:
-    if not re.fullmatch(r"[A-Za-z]\w*", name):
-        raise ValueError(f"steps: {name}: a step's name is letters, digits and _; rename it.")
-    settings = _accelerate(path, f"steps: {name}", said.accelerate)
-    processes = said.processes or (settings["num_processes"] if settings else 1)
-    settings = settings and {**settings, "num_processes": processes}
-    needs = Needs(said.gpus, processes, said.timeout, settings)
-    return Step(find_notebook(said.notebook, path.parent), said.parameters or {}, needs)
-
-
-def _accelerate(path: Path, where: str, name: str | None) -> dict[str, Any] | None:
-    """The settings of a file of accelerate, named by its path from the sweep's."""
-    if name is None:
-        return None
-    file = path.parent / name
-    if not file.is_file():
-        raise ValueError(f"{where}: there is no {file}; accelerate names a file of its settings.")
-    settings = YAML(typ="safe", pure=True).load(file)
-    count = settings.get("num_processes") if isinstance(settings, dict) else None
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"{where}: {file} has no num_processes; `accelerate config` makes one.")
-    if (machines := settings.get("num_machines", 1)) != 1:
-        raise ValueError(
-            f"{where}: {file} is for {machines} machines; a sweep runs each step on one. Take a "
-            "file for one, or call accelerate launch on each machine (README, Several devices)."
-        )
-    return settings
-
-
-def find_notebook(name: str, folder: Path) -> Path:
-    """A notebook by the name of a shipped one, or by its path from the YAML file."""
-    file = name if name.endswith(".ipynb") else f"{name}.ipynb"
-    for place in (folder / file, NOTEBOOKS / file):
-        if place.is_file():
-            return place.resolve()
-    shipped = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-    raise ValueError(
-        f"there is no notebook {name!r}, neither beside the file nor in {NOTEBOOKS}; "
-        + nearest(Path(name).stem, shipped)
-    )
 
 
 # --- facts of finished runs ----------------------------------------------------------------------
@@ -407,7 +388,7 @@ class Scope:
             return self.fill(values[name], depth + 1)
         path, _, variant = name.partition("@")
         step, *fields = path.split(".")
-        steps = self.sweep.file.steps or {}
+        steps = self.sweep.file.steps
         if step not in steps:
             known = [f"${{{one}}}" for one in (*named, *values, *steps)]
             raise ValueError(f"${{{name}}} is unknown; {nearest(f'${{{name}}}', known)}")
@@ -524,8 +505,6 @@ def _job(scope: Scope, name: str, declared: Mapping[str, Any]) -> Job:
     if "output_dir" in said:
         raise ValueError("output_dir is the run's own folder; leave it out.")
     folder = scope.out / name
-    if len(os.fsencode(folder)) > 3000:
-        raise ValueError("its path is longer than file systems take; choose a shorter --out.")
     own = {"output_dir": str(folder), "seed": scope.point.seed}
     said = {**{one: value for one, value in own.items() if one in declared}, **said}
     parameters, late = {}, {}
@@ -538,14 +517,15 @@ def _job(scope: Scope, name: str, declared: Mapping[str, Any]) -> Job:
     if late:  # in a scope of its own: filling notes what was asked for
         parameters = partial(Scope(sweep, scope.out, scope.point, results=True).fill, said)
     after = tuple(folder_of(sweep, other) for other in scope.after)
-    return Job(name, step.notebook, parameters, folder, after, step.needs, scope.out)
+    needs = Needs.model_validate(step, from_attributes=True)
+    return Job(name, step.notebook, parameters, folder, after, needs, scope.out)
 
 
 def _check_all_used(sweep: Sweep, scopes: Sequence[Scope]) -> None:
     texts = Scope(sweep, scopes[-1].out, scopes[-1].point)
     for text in (*sweep.file.notes, sweep.file.takes, sweep.file.then):
         texts.fill(text)
-    if sweep.file.steps is None:
+    if not sweep.file.steps:
         return
     used = set().union(*(scope.used for scope in (*scopes, texts)))
     given = {name for variant in sweep.variants.values() for name in variant.values}

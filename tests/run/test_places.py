@@ -15,10 +15,10 @@ def shares(devices, workers, *wanted):
     here = LocalPlace(workers, devices=devices)
     got = []
     for gpus in wanted:
-        share = here.share(Needs(gpus)) if here.fits(Needs(gpus)) else None
+        share = here.share(Needs(gpus=gpus)) if here.fits(Needs(gpus=gpus)) else None
         got.append(share)
         if share is not None:
-            here._shares[Future()] = share
+            here._going[Future()] = share
     return got
 
 
