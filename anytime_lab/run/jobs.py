@@ -27,15 +27,20 @@ POLL = 0.25  # seconds between looks at the runs
 
 @dataclass
 class State:
-    """How a job stands: waiting, running, done, kept, failed, failed earlier or not run."""
+    """How a job stands.
+
+    In a plan as `Job.stands` has it; else waiting, running, done, kept, failed, failed earlier or
+    not run.
+    """
 
     job: Job
     status: str = "waiting"
+    message: str = ""  # why
+    expected: float | None = None  # seconds that it still takes, as a plan has it
     run: Job | None = None
     future: Future | None = None
     started: float = 0.0
     ended: float = 0.0
-    message: str = ""
     result: dict[str, Any] = field(default_factory=dict)
 
     def begin(self) -> None:

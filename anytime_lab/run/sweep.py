@@ -9,7 +9,7 @@ import fnmatch
 import json
 import shutil
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from anytime_lab.look.report import write_report
 from anytime_lab.read.curves import paired_differences, read_tables
@@ -27,13 +26,13 @@ from anytime_lab.read.told import (
     terminal_table,
     verdicts,
 )
-from anytime_lab.run.jobs import JobsFailed, run_jobs
+from anytime_lab.run.jobs import JobsFailed, State, run_jobs
 from anytime_lab.run.notebook import ROOT, declared_parameters
 from anytime_lab.run.places import Place, open_place
 from anytime_lab.run.process import Job, read_or_nothing
 from anytime_lab.run.storage import MIRROR, Storage, mirror
 from anytime_lab.run.sweep_file import Point, Sweep, load_sweep, sweep_jobs, told
-from anytime_lab.run.table import clock, text
+from anytime_lab.run.table import clock, jobs_table, text, told_counts
 from anytime_lab.store.files import (
     MANIFEST,
     METRICS,
@@ -98,48 +97,38 @@ def config_of(values: Mapping[str, Any], processes: int = 1) -> Any:
 # --- the plan ------------------------------------------------------------------------------------
 
 
-class Planned(NamedTuple):
-    """A run and how it stands."""
+def plan_sweep(jobs: Mapping[Point, Job]) -> dict[Point, State]:
+    """How each run of `sweep_jobs` stands, and how long it still takes.
 
-    point: Point
-    job: Job
-    state: str  # see `Job.stands`
-    why: str
-    expected: float | None  # seconds that it still takes, by finished siblings; None: nobody knows
-
-
-def plan_sweep(jobs: Mapping[Point, Job]) -> list[Planned]:
-    """How each run of `sweep_jobs` stands, in order."""
+    That a run tells itself, or it is what finished siblings took: of its variant if there are any,
+    else of its step. None: nobody knows.
+    """
     runs: dict[str, Job] = {}
-    stands: dict[Point, tuple[str, str]] = {}
+    plan: dict[Point, State] = {}
     took: dict[Any, list[float]] = defaultdict(list)  # of a step, and of a step and variant
     for point, job in jobs.items():
         try:
             run = job.run({name: runs[name].hash for name in job.after})
         except (KeyError, ValueError, RunFolderError):  # it reads results that are not there yet
-            stands[point] = ("new", f"after {', '.join(job.after)}")
+            plan[point] = State(job, "new", f"after {', '.join(job.after)}")
             continue
         runs[job.name] = run
-        stands[point] = run.stands
+        plan[point] = State(job, *run.stands)
         if run.result is not None:
             for kind in (point.step, (point.step, point.variant)):
                 took[kind].append(run.result["seconds"])
-
-    def expected(point: Point, job: Job) -> float | None:
-        """As a run itself tells, or what siblings took; of its variant if there are any."""
-        state = stands[point][0]
-        progress = read_or_nothing(job.folder / PROGRESS) if state == "begun" else {}
-        if state == "done" or progress.get("seconds_left") is not None:
-            return progress.get("seconds_left", 0.0)
+    for point, state in plan.items():
+        progress = read_or_nothing(state.job.folder / PROGRESS) if state.status == "begun" else {}
         siblings = took.get((point.step, point.variant)) or took.get(point.step)
-        return statistics.median(siblings) if siblings else None
+        state.expected = progress.get("seconds_left")
+        if state.status == "done":
+            state.expected = 0.0
+        elif state.expected is None and siblings:
+            state.expected = statistics.median(siblings)
+    return plan
 
-    return [
-        Planned(point, job, *stands[point], expected(point, job)) for point, job in jobs.items()
-    ]
 
-
-def seconds_left(planned: Sequence[Planned], workers: int) -> float | None:
+def seconds_left(planned: Sequence[State], workers: int) -> float | None:
     """Expected time of all that is not done; None if a kind of run has never finished."""
     expected = [one.expected for one in planned]
     if any(seconds is None for seconds in expected):
@@ -147,35 +136,15 @@ def seconds_left(planned: Sequence[Planned], workers: int) -> float | None:
     return max([sum(expected) / max(1, workers), *expected])
 
 
-def plan_table(planned: Sequence[Planned], title: str) -> Table:
-    """The plan for a terminal or a notebook."""
-    table = Table(
-        title=text(title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
-    )
-    table.add_column("run", overflow="fold")
-    table.add_column("state", no_wrap=True)
-    table.add_column("time", no_wrap=True, justify="right")
-    table.add_column("", overflow="fold")
-    styles = {"done": "green", "stale": "yellow", "begun": "cyan", "failed": "red"}
-    for one in planned:
-        told = f"~{clock(one.expected)}" if one.expected else ""
-        state = text(one.state, styles.get(one.state, "dim"))
-        table.add_row(text(one.job.name), state, told, text(one.why))
-    return table
-
-
-def plan_line(planned: Sequence[Planned], workers: int) -> str:
+def plan_line(planned: Sequence[State], workers: int) -> str:
     """The plan in a sentence."""
-    counts = Counter(one.state for one in planned)
-    states = ("done", "stale", "begun", "failed", "new")
-    told = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
     left = seconds_left(planned, workers)
     time = (
         "The time is unknown until a run of every step has finished."
         if left is None
         else f"About {clock(left)} to go, {workers} at a time, by what finished siblings took."
     )
-    return f"{len(planned)} runs: {told}. {time}"
+    return f"{told_counts(planned)}. {time}"
 
 
 # --- the comparison ------------------------------------------------------------------------------
@@ -196,19 +165,20 @@ def compare(prepared: "Prepared", console: Console | None = None) -> Compared | 
     """
     console = console or Console()
     sweep, out = prepared.sweep, prepared.out
-    planned = plan_sweep(prepared.jobs)
+    plan = plan_sweep(prepared.jobs)
     evaluations: dict[str, dict[str, list[Path]]] = {}  # step → variant → a folder for each seed
     training: dict[str, dict[str, list[Path]]] = {}
-    for point, job, state, *_ in planned:
+    for point, state in plan.items():
+        folder = state.job.folder
         for found, what in ((evaluations, MANIFEST), (training, METRICS)):
-            if state == "done" and (job.folder / what).exists():
-                found.setdefault(point.step, {}).setdefault(point.variant, []).append(job.folder)
+            if state.status == "done" and (folder / what).exists():
+                found.setdefault(point.step, {}).setdefault(point.variant, []).append(folder)
     trained = {name: folders for step in training.values() for name, folders in step.items()}
     notes = []
     for note in sweep.file.notes:
         with contextlib.suppress(ValueError, RunFolderError):  # of results that are not there
             notes.append(told(sweep, out, note, results=True))
-    if missing := sum(one.state != "done" for one in planned):
+    if missing := sum(state.status != "done" for state in plan.values()):
         notes.append(f"{missing} of the sweep's runs have no result yet; they are not in the "
                      "numbers.")  # fmt: skip
     if len(training) > 1:
@@ -264,9 +234,9 @@ class Prepared:
     # URL of the results, which `out` then only shows; None if they are in `out`
     storage: str | None = None
 
-    def plan(self) -> list[Planned]:
+    def plan(self) -> list[State]:
         """How each chosen run stands now."""
-        return [one for one in plan_sweep(self.jobs) if one.point in self.chosen]
+        return [state for point, state in plan_sweep(self.jobs).items() if point in self.chosen]
 
     def show(self, workers: int | None = None, console: Console | None = None) -> None:
         """Print the plan."""
@@ -274,11 +244,12 @@ class Prepared:
         planned = self.plan()
         if workers is None:
             workers = open_place("local", self.out).width
-        console.print(plan_table(planned, f"{self.sweep.file.title} → {self.out}"))
+        console.print(text(f"{self.sweep.file.title} → {self.out}", "italic"))
+        console.print(jobs_table(planned, whole=True))
         console.print(plan_line(planned, workers), highlight=False)
-        if self.sweep.file.takes and any(one.state != "done" for one in planned):
+        if self.sweep.file.takes and any(one.status != "done" for one in planned):
             console.print(text(told(self.sweep, self.out, self.sweep.file.takes)), highlight=False)
-        if any(one.state == "stale" for one in planned):
+        if any(one.status == "stale" for one in planned):
             console.print(
                 "Stale runs are made anew; what they hold goes to .replaced/ in their folder."
             )

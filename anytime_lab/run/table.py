@@ -18,15 +18,14 @@ from anytime_lab.page import plain, redacted
 from anytime_lab.run.process import read_or_nothing
 from anytime_lab.store.files import PROGRESS
 
-REFRESH = 0.25  # seconds between drawings in a terminal
-REDRAW = 1.0  # in a notebook, where each one is a message to the page
+REDRAW = 1.0  # seconds between drawings
 RELOOK = 10.0  # between looks at how long all still takes
 RETELL = 30.0  # between lines about a running job, where there is no terminal
 WIDTH = 110  # characters of the table in a notebook
 BAR = 16  # characters
-ROWS = 24  # jobs shown one by one; of more, those that say something
+ROWS = 24  # jobs shown one by one while they run; of more, those that say something
 STYLES = {"done": "green", "kept": "green", "failed": "red", "failed earlier": "red",
-          "not run": "red"}  # fmt: skip
+          "not run": "red", "stale": "yellow", "begun": "cyan"}  # fmt: skip
 
 
 def text(told: object, style: str = "") -> Text:
@@ -34,30 +33,37 @@ def text(told: object, style: str = "") -> Text:
     return Text(plain(redacted(str(told))), style=style)
 
 
-def jobs_table(states: Sequence[Any], seconds_left: float | None = None) -> Group:
+def jobs_table(
+    states: Sequence[Any], seconds_left: float | None = None, whole: bool = False
+) -> Group:
     """State, progress, time and last metric of each job, and one line about all.
 
     Args:
         states: Of the jobs, in order; see `jobs.State`.
         seconds_left: Expected for all that is not finished; None if nobody knows.
+        whole: As a plan: every job with all its words, and no line.
     """
     # Running and failed ones first, then the latest to end and next to come.
     rank = {"running": 0, "failed": 1, "failed earlier": 1}
     by_need = sorted(states, key=lambda state: (rank.get(state.status, 2), -state.ended))
-    chosen = {id(state) for state in by_need[:ROWS]}
+    chosen = {id(state) for state in (by_need if whole else by_need[:ROWS])}
     table = Table.grid(padding=(0, 2))
-    for _ in range(4):
-        table.add_column(no_wrap=True)
-    table.add_column()  # where a terminal is narrow, this one gives way
+    for column in range(5):  # where a terminal is narrow, names of a plan and the last give way
+        wraps = whole and column in (0, 4)
+        table.add_column(no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
     for state in states:
         if id(state) in chosen:
             table.add_row(*_cells(state))
-    if len(states) <= 8 and seconds_left is None:
+    if whole or (len(states) <= 8 and seconds_left is None):
         return Group(table)
-    counts = Counter(state.status for state in states)
-    told = ", ".join(f"{number} {status}" for status, number in counts.items())
     left = "" if seconds_left is None else f"; about {clock(seconds_left)} left"
-    return Group(table, Text(f"{len(states)} runs: {told}{left}", style="bold"))
+    return Group(table, Text(f"{told_counts(states)}{left}", style="bold"))
+
+
+def told_counts(states: Sequence[Any]) -> str:
+    """How many jobs there are, and how they stand."""
+    counts = Counter(state.status for state in states)
+    return f"{len(states)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.items())
 
 
 @contextlib.contextmanager
@@ -71,44 +77,42 @@ def live_table(
     Yields:
         To be called often in the block; looks and draws when it is time to.
     """
-    left, looked = None, -math.inf
+    left, looked, drawn = None, -math.inf, -math.inf
     told: dict[str, tuple[str, float]] = {}
-    live, shown = None, None
+    live, show = contextlib.nullcontext(), None
     if console.is_jupyter:
         # Not rich's own way, an Output widget: papermill without widget state fails on those.
         from IPython.display import HTML, display
 
         shown = display(HTML(""), display_id=True)
-    elif console.is_terminal:
-        live = Live(
-            console=console,
-            refresh_per_second=1 / REFRESH,
-            get_renderable=lambda: jobs_table(states, left),
-        )
 
-    def draw(wait: float = REDRAW) -> None:
+        def show(table: Group) -> None:
+            page = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False)
+            page.print(table)
+            code = page.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+            shown.update(HTML(code))
+    elif console.is_terminal:
+        live = Live(console=console, auto_refresh=False)
+
+        def show(table: Group) -> None:
+            live.update(table, refresh=True)
+
+    def draw() -> None:
         nonlocal left, looked, drawn
         now = time.monotonic()
         if now - looked > RELOOK:
             left, looked = seconds_left(), now
-        if shown is not None and now - drawn >= wait:
-            page = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False)
-            page.print(jobs_table(states, left))
-            code = page.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-            shown.update(HTML(code))
-            drawn = now
-        elif shown is None and live is None:
+        if show is None:
             _tell(states, told, console)
+        elif now - drawn >= REDRAW:
+            show(jobs_table(states, left))
+            drawn = now
 
-    drawn = -math.inf
-    with live or contextlib.nullcontext():
+    with live:
         try:
             yield draw
         finally:
-            left, looked = None, math.inf
-            draw(0.0)
-            if shown is None and live is None:
-                console.print(jobs_table(states))
+            (show or console.print)(jobs_table(states))
 
 
 def _tell(states: Sequence[Any], told: dict[str, tuple[str, float]], console: Console) -> None:
@@ -128,9 +132,17 @@ def _tell(states: Sequence[Any], told: dict[str, tuple[str, float]], console: Co
 def _cells(state: Any) -> tuple[Any, ...]:
     name = text(state.job.name)
     if state.status != "running":
-        told = clock(state.ended - state.started) if state.status == "done" else ""
+        told = f"~{clock(state.expected)}" if state.expected else ""
+        if state.status == "done" and state.started:
+            told = clock(state.ended - state.started)
         message = "finished earlier" if state.status == "kept" else state.message
-        return name, Text(state.status, STYLES.get(state.status, "dim")), "", told, _line(message)
+        return (
+            name,
+            Text(state.status, STYLES.get(state.status, "dim")),
+            "",
+            told,
+            text(" ".join(message.split())),
+        )
     spent = clock(time.time() - state.started)
     progress = read_or_nothing(state.job.folder / PROGRESS)
     if progress.get("updated", 0) < state.started:  # of an earlier try, or not there yet
@@ -139,13 +151,7 @@ def _cells(state: Any) -> tuple[Any, ...]:
     told = f"{spent} < {clock(left)}" if left is not None else spent
     where = text(f"{done:,}/{total:,} {progress['unit']}")
     bar = ProgressBar(total=max(total, 1), completed=done, width=BAR)
-    return name, where, bar, told, _line(progress["message"], "dim")
-
-
-def _line(message: str, style: str = "") -> Text:
-    line = text(" ".join(message.split()), style)
-    line.no_wrap, line.overflow = True, "ellipsis"
-    return line
+    return name, where, bar, told, text(" ".join(progress["message"].split()), "dim")
 
 
 def clock(seconds: float) -> str:

@@ -133,9 +133,9 @@ def test_results_behind_a_url_are_read_from_there(cluster, tmp_path, capsys):
     shutil.rmtree(out)
     (stored / "good/seed-0/a/result.json").unlink()
     states = {one.job.name: one for one in prepare_sweep(path, out, storage=url).plan()}
-    assert [states[name].state for name in names] == ["begun", "done", "done"]
-    assert states["bad/seed-0/b"].state == "failed"
-    assert "as it was told" in states["bad/seed-0/b"].why
+    assert [states[name].status for name in names] == ["begun", "done", "done"]
+    assert states["bad/seed-0/b"].status == "failed"
+    assert "as it was told" in states["bad/seed-0/b"].message
     # Another parameter: what was there is kept beside the new.
     path = chained(tmp_path, x=2)
     run_sweep(prepare_sweep(path, out, ["good/seed-0/a"], url), executor="ray")
@@ -169,7 +169,7 @@ def test_a_stopped_run_goes_on_from_what_it_left_behind_a_url(cluster, tmp_path)
     assert ray.available_resources()["GPU"] == 0.75
     place.stop()
     (planned,) = prepare_sweep(path, out, storage=stored.as_uri()).plan()
-    assert planned.state == "begun"
+    assert planned.status == "begun"
     archive = stored / job.name / "partial.tar"
     with tarfile.open(archive) as kept:
         lines = kept.extractfile("rows.jsonl").read().splitlines()

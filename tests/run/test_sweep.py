@@ -20,7 +20,7 @@ def finished(run, seconds=10.0):
 
 
 def states(path, out):
-    return {one.job.name: one for one in plan_sweep(prepare_sweep(path, out).jobs)}
+    return {one.job.name: one for one in plan_sweep(prepare_sweep(path, out).jobs).values()}
 
 
 def finish(path, out, *names):
@@ -39,20 +39,20 @@ def test_the_plan_tells_what_is_stale_and_which_parameter_changed(tmp_path, monk
     path = chain(tmp_path, "list: [{name: p, x: 3}, {name: q, x: 4}]", steps)
     finish(path, out, "p/seed-0/a", "p/seed-0/b")
     now = states(path, out)
-    assert [one.state for one in now.values()] == ["done", "done", "new", "new"]
+    assert [one.status for one in now.values()] == ["done", "done", "new", "new"]
     assert [one.expected for one in now.values()] == [0.0, 0.0, 10.0, 10.0]
     assert plan_line(list(now.values()), 2).startswith("4 runs: 2 done, 2 new. About 0:10 to go")
     path = chain(tmp_path, "list: [{name: p, x: 5}, {name: q, x: 4}]", steps)
     now = states(path, out)
-    assert (now["p/seed-0/a"].state, now["p/seed-0/a"].why) == ("stale", "x 3 → 5")
+    assert (now["p/seed-0/a"].status, now["p/seed-0/a"].message) == ("stale", "x 3 → 5")
     # What reads a changed run is stale too, though none of its own parameters changed.
-    assert (now["p/seed-0/b"].state, now["p/seed-0/b"].why) == ("stale", "p/seed-0/a changed")
+    assert (now["p/seed-0/b"].status, now["p/seed-0/b"].message) == ("stale", "p/seed-0/a changed")
     path = chain(tmp_path, "list: [{name: p, x: 3}, {name: q, x: 4}]", steps)
-    assert states(path, out)["p/seed-0/b"].state == "done"
+    assert states(path, out)["p/seed-0/b"].status == "done"
     other = {**versions_of(PACKAGES), "torch": "9.0"}
     monkeypatch.setattr("anytime_lab.run.process.versions_of", lambda _: other)
     now = states(path, out)["p/seed-0/a"]
-    assert now.state == "stale" and re.fullmatch('torch ".*" → "9.0"', now.why)
+    assert now.status == "stale" and re.fullmatch('torch ".*" → "9.0"', now.message)
 
 
 def test_the_plan_tells_failed_and_begun_runs(tmp_path):
@@ -65,7 +65,7 @@ def test_the_plan_tells_failed_and_begun_runs(tmp_path):
     write_json(b.folder / "run.json", {"hash": b.hash, "made_of": b.made_of})
     write_json(b.folder / "failure.json", {"hash": b.hash, "reason": "ValueError: no"})
     now = states(path, out)
-    assert [(one.state, one.why) for one in now.values()] == [
+    assert [(one.status, one.message) for one in now.values()] == [
         ("begun", "3 of 12 rows"),
         ("failed", "ValueError: no"),
     ]
@@ -108,4 +108,4 @@ def test_a_damaged_part_of_a_finished_run_is_told_with_a_way_on_that_works(tmp_p
     with pytest.raises(RunFolderError, match=r"damaged .* delete the result\.json of its folder"):
         compare(prepare_sweep(path, out))
     (run.folder / "result.json").unlink()
-    assert states(path, out)["p/seed-0/a"].state != "done"
+    assert states(path, out)["p/seed-0/a"].status != "done"

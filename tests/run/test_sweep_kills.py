@@ -187,7 +187,7 @@ def test_signals_stop_a_sweep_and_leave_it_to_go_on(tmp_path):
         there = len(read_jsonl(rows))
         assert before < there < 60
         (planned,) = prepare_sweep(path, out).plan()
-        assert (planned.state, planned.why) == ("begun", f"{there} of 60 rows")
+        assert (planned.status, planned.message) == ("begun", f"{there} of 60 rows")
         before = there
     path.write_text("notebook: rows\nbase: {rows: 60, pause: 0.05}\ntimeout: 600\n")
     run_sweep(prepare_sweep(path, out), 1)
@@ -203,7 +203,7 @@ def test_a_changed_parameter_starts_anew_says_so_and_keeps_the_old(tmp_path, cap
     run_sweep(prepare_sweep(path, out), 1)
     path.write_text("notebook: rows\nbase: {rows: 3, x: 2, pause: 0}\nlist: [{name: r}]\n")
     (planned,) = prepare_sweep(path, out).plan()
-    assert (planned.state, planned.why) == ("stale", "x 1 → 2")
+    assert (planned.status, planned.message) == ("stale", "x 1 → 2")
     capsys.readouterr()
     run_sweep(prepare_sweep(path, out), 1)
     folder = out / "r/seed-0"
@@ -225,7 +225,7 @@ def test_a_failed_run_is_tried_again_on_request_only(tmp_path, capsys):
     with pytest.raises(JobsFailed, match="AssertionError"):
         run_sweep(prepare_sweep(path, out), 1)
     (planned,) = prepare_sweep(path, out).plan()
-    assert planned.state == "failed" and "AssertionError" in planned.why
+    assert planned.status == "failed" and "AssertionError" in planned.message
     with pytest.raises(JobsFailed, match="AssertionError"):
         run_sweep(prepare_sweep(path, out), 1)
     assert tries.read_text() == "x"

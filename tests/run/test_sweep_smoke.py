@@ -24,8 +24,8 @@ def test_the_smoke_sweep_runs_from_its_notebook(tmp_path):
     assert not out.exists(), "a dry run writes nothing"
     run_notebook(ROOT / "notebooks/05_sweep.ipynb", {**said, "dry_run": False}, tmp_path / "real")
     planned = prepare_sweep(SMOKE, out).plan()
-    assert [one.state for one in planned] == ["done"] * 7
-    trained = [one.job.folder for one in planned if one.point.step == "train"]
+    assert [one.status for one in planned] == ["done"] * 7
+    trained = [one.job.folder for one in planned if one.job.folder.name == "train"]
     assert [len(read_jsonl(folder / "metrics.jsonl")) for folder in trained] == [2, 2]
     summary = pd.read_csv(out / "summary.csv").set_index("run")
     assert dict(summary["seeds"]) == {"start": 1, "AR-uniform": 2}
