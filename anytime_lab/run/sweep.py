@@ -13,19 +13,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
 from anytime_lab.look.report import write_report
 from anytime_lab.read.curves import paired_differences, read_tables
-from anytime_lab.read.told import (
-    seed_frame,
-    summary_table,
-    terminal_table,
-    verdicts,
-)
+from anytime_lab.read.told import seed_frame, summary_table, terminal_table, verdicts
 from anytime_lab.run.jobs import JobsFailed, State, run_jobs
 from anytime_lab.run.notebook import ROOT, declared_parameters
 from anytime_lab.run.places import Place, open_place
@@ -60,12 +55,14 @@ def check_settings(sweep: Sweep, jobs: Mapping[Point, Job]) -> None:
     """
     from anytime_lab.tasks.problems import check_task
 
-    once: dict[str, Job] = {}  # seeds differ in nothing that is checked
+    seen = set()
     for point, job in jobs.items():
-        if not callable(job.parameters):  # else made of results that are not there yet
-            said = {k: v for k, v in job.parameters.items() if k not in ("output_dir", "seed")}
-            once.setdefault(json.dumps([point.step, said], sort_keys=True), job)
-    for job in once.values():
+        if callable(job.parameters):  # made of results that are not there yet
+            continue
+        said = {k: v for k, v in job.parameters.items() if k not in ("output_dir", "seed")}
+        if (kind := json.dumps([point.step, said], sort_keys=True)) in seen:
+            continue
+        seen.add(kind)
         values = {**declared_parameters(job.notebook), **job.parameters}
         try:
             if "task" in values:
@@ -150,18 +147,13 @@ def plan_line(planned: Sequence[State], workers: int) -> str:
 # --- the comparison ------------------------------------------------------------------------------
 
 
-class Compared(NamedTuple):
-    """What was written."""
-
-    # One row per step and variant: the columns of `summary_table`, and step, seeds
-    summary: pd.DataFrame
-    pages: tuple[Path, ...]  # HTML files
-
-
-def compare(prepared: "Prepared", console: Console | None = None) -> Compared | None:
+def compare(prepared: "Prepared", console: Console | None = None) -> pd.DataFrame | None:
     """Write pages and `summary.csv` over all runs that have a result; None if none evaluates.
 
     The table of each step, what it says, and where the pages are goes to the console.
+
+    Returns:
+        One row per step and variant: the columns of `summary_table`, and step, seeds.
     """
     console = console or Console()
     sweep, out = prepared.sweep, prepared.out
@@ -183,13 +175,12 @@ def compare(prepared: "Prepared", console: Console | None = None) -> Compared | 
                      "numbers.")  # fmt: skip
     if len(training) > 1:
         notes.append("The training curves are those of the chain's last training step.")
-    frames, pages = [], []
+    frames = []
     alone = len(evaluations) == 1
     for step, runs in evaluations.items():
         reference = sweep.file.reference if sweep.file.reference in runs else next(iter(runs))
         page = out / (f"{PAGE}.html" if alone else f"{PAGE}-{step}.html")
         title = sweep.file.title if alone else f"{sweep.file.title}: {step}"
-        settings = {"reference": reference, "training": trained, "title": title, "notes": notes}
         try:
             tables = read_tables(runs)
         except RunFolderError as error:
@@ -197,19 +188,18 @@ def compare(prepared: "Prepared", console: Console | None = None) -> Compared | 
                 f"{error} For a sweep that run is finished and kept: delete the result.json of its "
                 "folder, then run the sweep again."
             ) from error
-        pages.append(write_report(runs, page, **settings))
+        write_report(runs, page, reference=reference, training=trained, title=title, notes=notes)
         frames.append(_summary(tables, reference, step))
         console.print(terminal_table(frames[-1], sweep.file.title if alone else step))
-        said = verdicts(paired_differences(tables, reference)) if len(tables) > 1 else []
-        for sentence in said:
-            console.print(text(sentence), highlight=False)
+        if len(tables) > 1:
+            for sentence in verdicts(paired_differences(tables, reference)):
+                console.print(text(sentence), highlight=False)
+        console.print(f"Curves with their bands: {page.as_uri()}", soft_wrap=True)
     if not frames:
         return None
-    for page in pages:
-        console.print(f"Curves with their bands: {page.as_uri()}", soft_wrap=True)
     summary = pd.concat(frames, ignore_index=True)
     write_csv(out / TABLE, summary)
-    return Compared(summary, tuple(pages))
+    return summary
 
 
 def _summary(tables: Mapping, reference: str, step: str) -> pd.DataFrame:
@@ -320,7 +310,7 @@ def run_sweep(
     retry_failed: bool = False,
     executor: Place | str = "local",
     console: Console | None = None,
-) -> Compared | None:
+) -> pd.DataFrame | None:
     """Run what is to be done and write the comparison over all that has a result.
 
     Args:
@@ -331,7 +321,7 @@ def run_sweep(
         executor: Where the runs go, or its name in `PLACES`.
 
     Returns:
-        Summary and pages; None where no step evaluates.
+        The summary, as `compare` gives it; None where no step evaluates.
 
     Raises:
         JobsFailed: some runs failed; the comparison of the others was written.

@@ -27,7 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from annotated_types import Predicate
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -51,6 +50,7 @@ DEEP = 20  # references in references
 CHAIN, SINGLE = "${name}/seed-${seed}/${step}", "${name}/seed-${seed}"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._=,'+-]*")
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+_STEP = re.compile(r"(?P<step>\w+)(\.(?P<fact>[^@()]+)(\((?P<of>\w+)\))?)?(@(?P<variant>.+))?")
 
 
 # --- the file ------------------------------------------------------------------------------------
@@ -86,26 +86,26 @@ def _accelerate(name: str, about: ValidationInfo) -> dict[str, Any]:
     return settings
 
 
-def _are_seeds(seeds: list[int]) -> bool:
-    return 0 < len(seeds) == len(set(seeds)) and all(0 <= seed <= LARGEST_SEED for seed in seeds)
+def _different(seeds: list[int]) -> list[int]:
+    if 0 < len(seeds) == len(set(seeds)) and all(0 <= seed <= LARGEST_SEED for seed in seeds):
+        return seeds
+    raise ValueError(
+        f"seeds is {seeds}; expected a list of different whole numbers from 0 to {LARGEST_SEED:,}."
+    )
 
 
-# The description of a field says what is wanted, where its own function does not.
 Names = Annotated[dict[str, Any], BeforeValidator(lambda said: {} if said is None else said)]
-Seeds = Annotated[list[int], Predicate(_are_seeds)]
-SEEDS_WANTED = f"a list of different whole numbers from 0 to {LARGEST_SEED:,}"
+Seeds = Annotated[list[int], AfterValidator(_different)]
+Notebook = Annotated[str, AfterValidator(find_notebook)]
+Some = Field(min_length=1)
 
 
 class Step(Needs):
     """One notebook of the chain, its parameters with references, and what its runs need."""
 
-    notebook: Annotated[str, AfterValidator(find_notebook)] = Field(
-        description="the name of a notebook"
-    )
-    parameters: Names = Field({}, description="names with values")
-    accelerate: Annotated[str, AfterValidator(_accelerate)] | None = Field(
-        None, description="a file of accelerate's settings"
-    )
+    notebook: Notebook
+    parameters: Names = {}
+    accelerate: Annotated[str, AfterValidator(_accelerate)] | None = None
 
 
 class Entry(BaseModel):
@@ -113,9 +113,28 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    name: str | int | float = Field("", description="a name")
-    skip: list[str] = Field([], description="a list of steps")
-    seeds: Seeds | None = Field(None, description=SEEDS_WANTED)
+    name: Annotated[str, BeforeValidator(str)] = ""
+    skip: list[str] = []
+    seeds: Seeds | None = None
+
+
+class SweepFile(Step):
+    """All that the file says; what a step says stands here where there is no chain."""
+
+    notebook: Notebook | None = None
+    parameters: None = None  # without steps, base has the values
+    steps: Annotated[dict[str, Step], Some] = {}
+    title: str = ""
+    base: Names = {}
+    scales: dict[str, Names] = {}
+    grid: dict[str, Annotated[list[Any], Some]] = {}
+    entries: Annotated[list[Entry], Some] = Field([Entry()], alias="list")
+    seeds: Seeds = [0]
+    reference: str = ""
+    notes: list[str] = []
+    folder: str = ""
+    takes: str = ""
+    then: str = ""
 
 
 class Variant(NamedTuple):
@@ -125,33 +144,6 @@ class Variant(NamedTuple):
     values: Mapping[str, Any]  # what references stand for
     skip: Sequence[str]  # steps that it does without
     seeds: Sequence[int]  # its own, or the sweep's
-
-
-class SweepFile(Step):
-    """All that the file says; what a step says stands here where there is no chain."""
-
-    notebook: Annotated[str, AfterValidator(find_notebook)] | None = Field(
-        None, description="the name of a notebook"
-    )
-    parameters: None = Field(None, description="nothing; without steps, base has the values")
-    steps: dict[str, Step] = Field(
-        {}, min_length=1, description="names, each with `notebook` and `parameters`"
-    )
-    title: str = Field("", description="text")
-    base: Names = Field({}, description="names with values")
-    scales: dict[str, Names] = Field({}, description="names with values of base")
-    grid: dict[str, Annotated[list[Any], Predicate(bool)]] = Field(
-        {}, description="a list of values to try"
-    )
-    entries: list[Entry] = Field(
-        [Entry()], min_length=1, alias="list", description="a list of mappings"
-    )
-    seeds: Seeds = Field([0], description=SEEDS_WANTED)
-    reference: str = Field("", description="the name of a run")
-    notes: list[str] = Field([], description="a list of texts")
-    folder: str = Field("", description="text with references, such as ${name}/${step}")
-    takes: str = Field("", description="text")
-    then: str = Field("", description="text")
 
 
 class Sweep(NamedTuple):
@@ -169,20 +161,21 @@ def _read(said: Any, folder: Path) -> SweepFile:
         return SweepFile.model_validate(said, context=folder)
     except ValidationError as error:
         first = error.errors()[0]
-    kind, where, (*path, key) = SweepFile, "", first["loc"]
-    if path[:1] in (["steps"], ["list"]) and len(path) > 1:
-        kind, where = (Step, f"steps: {path[1]}: ") if path[0] == "steps" else (Entry, "list: ")
-        path = path[2:]
-    fields = {about.alias or name: about for name, about in kind.model_fields.items()}
+    *path, key = (part for part in first["loc"] if isinstance(part, str))
+    where = "".join(f"{part}: " for part in path)
     if first["type"] == "extra_forbidden":
-        raise ValueError(f"{where}there is no key {key!r}; {nearest(key, fields)}")
+        known = (Step if path else SweepFile).model_fields.items()
+        names = [about.alias or name for name, about in known]
+        raise ValueError(f"{where}there is no key {key!r}; {nearest(key, names)}")
+    if first["type"] == "missing":
+        raise ValueError(f"{where}{key} is missing; every step names one.")
     if first["type"] == "value_error":
         raise ValueError(f"{where}{first['ctx']['error']}")
-    wanted = fields[(path or [key])[0]].description
-    if first["type"] == "missing":
-        raise ValueError(f"{where}{key} is missing; expected {wanted}.")
-    place = ": ".join(str(part) for part in (*path, key) if isinstance(part, str))
-    raise ValueError(f"{where}{place} is {first['input']!r}; expected {wanted}.")
+    wanted = {
+        "none_required": "nothing; without steps, base has the values",
+        "too_short": "at least one",
+    }.get(first["type"], first["msg"].removeprefix("Input should be "))
+    raise ValueError(f"{where}{key} is {first['input']!r}; expected {wanted}.")
 
 
 def load_sweep(
@@ -264,7 +257,7 @@ def _variant(file: SweepFile, entry: Entry, chosen: Mapping, steps: Mapping) -> 
             f"{', '.join(reserved)} cannot be a value of base, grid or list: "
             + ("list the seeds under `seeds`." if "seed" in reserved else "that name is taken.")
         )
-    parts = (str(entry.name) or _name_of(own), _name_of(chosen))
+    parts = (entry.name or _name_of(own), _name_of(chosen))
     name = ",".join(filter(None, parts)) or "run"
     _check_name(f"a run would be called {name!r}", name)
     if not set(entry.skip) <= set(steps):
@@ -328,6 +321,20 @@ FACTS: Mapping[str, Callable[..., Any]] = {
 }
 
 
+def fact_of(run: Path, path: str, arguments: Sequence[Any]) -> Any:
+    """A fact of training, or what the result of a finished step has under some names."""
+    value = read_json(run / RESULT)
+    if path in FACTS:
+        return FACTS[path](run, *arguments)
+    for name in path.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise ValueError(
+                f"{run / RESULT} has no {path}, and the facts of training are {', '.join(FACTS)}."
+            )
+        value = value[name]
+    return value
+
+
 # --- references ----------------------------------------------------------------------------------
 
 
@@ -386,18 +393,19 @@ class Scope:
         if name in values:
             self.used.add(name)
             return self.fill(values[name], depth + 1)
-        path, _, variant = name.partition("@")
-        step, *fields = path.split(".")
-        steps = self.sweep.file.steps
-        if step not in steps:
-            known = [f"${{{one}}}" for one in (*named, *values, *steps)]
+        if not (parts := _STEP.fullmatch(name)) or parts["step"] not in self.sweep.file.steps:
+            known = [f"${{{one}}}" for one in (*named, *values, *self.sweep.file.steps)]
             raise ValueError(f"${{{name}}} is unknown; {nearest(f'${{{name}}}', known)}")
-        other = self._other(name, step, variant)
+        other = self._other(name, parts["step"], parts["variant"])
         self.after[other] = None
         folder = self.out / folder_of(self.sweep, other)
-        return self._result(folder, fields, depth) if fields else str(folder)
+        if parts["fact"] is None:
+            return str(folder)
+        self.deferred = True
+        arguments = [self.look_up(parts["of"], depth + 1)] if parts["of"] else []
+        return fact_of(folder, parts["fact"], arguments) if self.results else None
 
-    def _other(self, name: str, step: str, variant: str) -> Point:
+    def _other(self, name: str, step: str, variant: str | None) -> Point:
         other = variant or self.point.variant
         if other not in self.sweep.variants:
             raise ValueError(f"${{{name}}}: the runs are {', '.join(self.sweep.variants)}.")
@@ -415,26 +423,6 @@ class Scope:
             )
         seed = self.point.seed if self.point.seed in about.seeds else about.seeds[0]
         return Point(other, seed, step)
-
-    def _result(self, folder: Path, fields: list[str], depth: int) -> Any:
-        """A fact of training, or a field of the result, once that is there."""
-        self.deferred = True
-        called = re.fullmatch(r"(\w+)(?:\((\w+)\))?", fields[0])
-        fact = FACTS.get(called[1]) if called else None
-        arguments = [self.look_up(called[2], depth + 1)] if fact and called[2] else []
-        if not self.results:
-            return None
-        value = read_json(folder / RESULT)
-        if fact:
-            return fact(folder, *arguments)
-        for name in fields:
-            if not isinstance(value, dict) or name not in value:
-                raise ValueError(
-                    f"{folder / RESULT} has no {'.'.join(fields)}, and the facts of training are "
-                    f"{', '.join(FACTS)}."
-                )
-            value = value[name]
-        return value
 
 
 def folder_of(sweep: Sweep, point: Point) -> str:
@@ -507,17 +495,17 @@ def _job(scope: Scope, name: str, declared: Mapping[str, Any]) -> Job:
     folder = scope.out / name
     own = {"output_dir": str(folder), "seed": scope.point.seed}
     said = {**{one: value for one, value in own.items() if one in declared}, **said}
-    parameters, late = {}, {}
+    parameters, late = {}, False
     for one, value in said.items():
         scope.deferred = False
         parameters[one] = scope.fill(value)
-        if scope.deferred:
-            late[one] = declared.get(one)
-    check_parameters(step.notebook, {**parameters, **late})
+        if scope.deferred:  # checked once it is known
+            parameters[one], late = declared.get(one), True
+    check_parameters(step.notebook, parameters)
     if late:  # in a scope of its own: filling notes what was asked for
         parameters = partial(Scope(sweep, scope.out, scope.point, results=True).fill, said)
     after = tuple(folder_of(sweep, other) for other in scope.after)
-    needs = Needs.model_validate(step, from_attributes=True)
+    needs = Needs(**{name: getattr(step, name) for name in Needs.model_fields})
     return Job(name, step.notebook, parameters, folder, after, needs, scope.out)
 
 

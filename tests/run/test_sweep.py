@@ -102,7 +102,7 @@ def test_a_damaged_part_of_a_finished_run_is_told_with_a_way_on_that_works(tmp_p
     path = chain(tmp_path, "list: [{name: p, x: 3}]", steps)
     run = finish(path, out, "p/seed-0/a")["p/seed-0/a"]
     write_run(run.folder, random_right(p=3))
-    assert compare(prepare_sweep(path, out)).summary["run"].tolist() == ["p"]
+    assert compare(prepare_sweep(path, out))["run"].tolist() == ["p"]
     (part,) = run.folder.glob("records/*.parquet")
     part.write_bytes(b"x")
     with pytest.raises(RunFolderError, match=r"damaged .* delete the result\.json of its folder"):
