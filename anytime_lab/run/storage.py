@@ -10,7 +10,6 @@ import shutil
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import fsspec
 
@@ -55,9 +54,6 @@ class Storage:
         found = [path.removeprefix(self._at(name, "")) for path in self.fs.find(self._at(name, ""))]
         return sorted(file for file in found if not file.startswith(f"{REPLACED}/"))
 
-    def _read(self, name: str, file: str) -> dict[str, Any]:
-        return json.loads(self.fs.cat_file(self._at(name, file)))
-
     def _get(self, name: str, files: Iterable[str], folder: Path) -> None:
         for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +75,7 @@ class Storage:
         """
         files = self._files(name)
         if RESULT in files:
-            result = self._read(name, RESULT)
+            result = json.loads(self.fs.cat_file(self._at(name, RESULT)))
             if read_or_nothing(folder / RESULT) == result:
                 return
             _clear(folder)
@@ -102,16 +98,16 @@ class Storage:
 
     def set_aside(self, run: Job) -> None:
         """Move what other parameters or versions had made to `.replaced/`."""
-        name = run.name
-        files = self._files(name)
-        before = str(self._read(name, RUN).get("hash")) if RUN in files else run.hash
-        if before == run.hash:
+        files = self._files(run.name)
+        if RUN not in files:
             return
+        before = str(json.loads(self.fs.cat_file(self._at(run.name, RUN))).get("hash"))
         # What tells that they are another run's goes last, so that a kill repeats it.
         for file in sorted(files, key=lambda file: (file == RUN, file != RESULT)):
-            target = self._at(name, f"{REPLACED}/{before[:12]}/{file}")
-            self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-            self.fs.mv(self._at(name, file), target)
+            if before != run.hash:
+                target = self._at(run.name, f"{REPLACED}/{before[:12]}/{file}")
+                self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+                self.fs.mv(self._at(run.name, file), target)
 
     def keep(self, run: Job) -> None:
         """Upload what a run has left: its files and then its result, or its state as it is."""
@@ -132,8 +128,8 @@ class Storage:
             self._put(name, {LOG, FAILURE}.intersection(files), run.folder)
             return
         self._put(name, files, run.folder)
-        with self.fs.transaction, self.fs.open(self._at(name, RESULT), "wb") as file:
-            file.write((run.folder / RESULT).read_bytes())
+        with self.fs.transaction:
+            self.fs.pipe_file(self._at(name, RESULT), (run.folder / RESULT).read_bytes())
         for old in set(self._files(name)).difference(files, [RESULT]):  # of earlier tries
             self.fs.rm(self._at(name, old))
 
@@ -167,9 +163,7 @@ def mirror(storage: Storage | None, out: Path, names: Iterable[str]) -> None:
 def _clear(folder: Path) -> None:
     """Remove a run's files; who holds its lock keeps it."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name in (LOCK, REPLACED):
-            continue
-        if path.is_dir():
+        if path.is_dir() and path.name != REPLACED:
             shutil.rmtree(path)
-        else:
+        elif path.is_file() and path.name != LOCK:
             path.unlink()

@@ -21,13 +21,20 @@ from rich.console import Console
 from anytime_lab.look.report import write_report
 from anytime_lab.read.curves import paired_differences, read_tables
 from anytime_lab.read.told import seed_frame, summary_table, terminal_table, verdicts
-from anytime_lab.run.jobs import JobsFailed, State, run_jobs
+from anytime_lab.run.jobs import (
+    JobsFailed,
+    State,
+    clock,
+    jobs_table,
+    run_jobs,
+    text,
+    told_counts,
+)
 from anytime_lab.run.notebook import ROOT, declared_parameters
 from anytime_lab.run.places import Place, open_place
 from anytime_lab.run.process import Job, read_or_nothing
 from anytime_lab.run.storage import MIRROR, Storage, mirror
 from anytime_lab.run.sweep_file import Point, Sweep, load_sweep, sweep_jobs, told
-from anytime_lab.run.table import clock, jobs_table, text, told_counts
 from anytime_lab.store.files import (
     MANIFEST,
     METRICS,

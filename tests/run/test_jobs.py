@@ -1,5 +1,6 @@
-"""Runs side by side: in order, each with what it needs, stopped together."""
+"""Runs side by side: in order, each with what it needs, stopped together, and what is told."""
 
+import io
 import os
 import signal
 import subprocess
@@ -9,10 +10,14 @@ import time
 import psutil
 import pytest
 from made_notebooks import notebook, run_notebook
+from rich.console import Console
 
-from anytime_lab.run.jobs import Job, JobsFailed, run_jobs
+from anytime_lab.run.jobs import RETELL, Job, JobsFailed, State, live_table, run_jobs
+from anytime_lab.run.notebook import NOTEBOOKS
 from anytime_lab.run.places import LocalPlace
-from anytime_lab.store.files import read_json
+from anytime_lab.run.sweep import prepare_sweep
+from anytime_lab.run.sweep_file import told
+from anytime_lab.store.files import read_json, write_progress
 
 COUNT = "from pathlib import Path\nwith open({!r}, 'a') as f: f.write(f'{{x}},')"
 
@@ -70,3 +75,39 @@ def test_a_signal_stops_all_runs_and_the_next_call_goes_on(tmp_path):
     assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == "zombie"
     notebook(tmp_path, "pass")
     run_notebook(path, {}, tmp_path / "run")
+
+
+LAB = NOTEBOOKS.parent / "experiments/lab.yaml"
+
+
+def test_without_a_terminal_lines_tell_what_begins_ends_and_how_far_it_is(tmp_path, monkeypatch):
+    state = State(Job("train", tmp_path / "n.ipynb", {}, tmp_path / "train"))
+    out, now = io.StringIO(), time.time()
+    with live_table([state], Console(file=out, width=200), lambda: None) as draw:
+        draw()  # nothing has begun
+        state.status, state.started = "running", now - 20
+        draw()
+        write_progress(
+            tmp_path / "train", "training", 3, 12, "updates", started=now - 20, message="loss 0.5"
+        )
+        draw()  # too soon after the last line
+        later = time.monotonic() + RETELL
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        draw()
+        state.end("done")
+        draw()
+        lines = out.getvalue().splitlines()
+    assert lines == [
+        "train: starting, 0:20",
+        "train: 3/12 updates, 0:20 < 1:00, loss 0.5",
+        "train: done, 0:20",
+    ]
+
+
+def test_the_main_job_begins_with_its_time_and_ends_with_the_notebook_to_open(tmp_path):
+    out = io.StringIO()
+    lab = prepare_sweep(LAB, tmp_path / "lab")
+    lab.show(2, Console(file=out, width=200))
+    assert "It takes 4 to 6 minutes on two cores." in out.getvalue()
+    then = told(lab.sweep, lab.out, lab.sweep.file.then)
+    assert "open notebooks/04_budget_curves.ipynb" in then
