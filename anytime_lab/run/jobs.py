@@ -12,8 +12,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from rich.console import Console, Group
@@ -24,7 +25,7 @@ from rich.text import Text
 
 from anytime_lab.page import plain, redacted
 from anytime_lab.run.notebook import check_parameters
-from anytime_lab.run.places import LocalPlace, Place
+from anytime_lab.run.places import LocalPlace, Place, Share
 from anytime_lab.run.process import REPLACED, Job, RunFailed, read_or_nothing
 from anytime_lab.store.files import PROGRESS, RunFolderError
 
@@ -52,15 +53,11 @@ class State:
     message: str = ""  # why
     expected: float | None = None  # seconds that it still takes, as a plan has it
     run: Job | None = None
+    share: Share = field(default_factory=dict)  # of the place, while it runs
     future: Future | None = None
     started: float = 0.0
     ended: float = 0.0
     result: dict[str, Any] = field(default_factory=dict)
-
-    def begin(self) -> None:
-        """Note that it runs now."""
-        if self.status == "waiting":
-            self.status, self.started = "running", time.time()
 
     def end(self, status: str, message: str = "") -> None:
         """Note how it ended."""
@@ -104,16 +101,51 @@ def run_jobs(
     place = LocalPlace(place) if isinstance(place, int) else place
     for job in jobs:
         place.check(job.needs)
-    console = console or Console()
+    console, stopped = console or Console(), threading.Event()
     waited_for = Counter(name for job in jobs for name in job.after)
     by_need = sorted(states.values(), key=lambda state: -waited_for[state.job.name])
-    with _stopping(place), live_table(list(states.values()), console, seconds_left) as draw:
+
+    def look(state: State, begun: bool = True) -> None:
+        if stopped.is_set():
+            raise RunFailed("stopped")
+        if begun and state.status == "waiting":
+            state.status, state.started = "running", time.time()
+
+    def start(state: State) -> None:
+        """Start a job if what it needs is there; it may be kept, or be lost with what it needs."""
+        needed = [states[name] for name in state.job.after]
+        if lost := [one.job.name for one in needed if one.ended and not one.finished]:
+            state.end("not run", "not run: " + ", ".join(lost))
+        if not all(one.finished for one in needed):
+            return
+        run = state.run = state.run or state.job.run({o.job.name: o.run.hash for o in needed})
+        stands, why = run.stands
+        taken = [one.share for one in by_need if one.future and not one.ended]
+        if stands == "done":
+            state.result = run.result
+            state.end("kept")
+        elif stands == "failed" and not retry_failed:
+            state.end("failed earlier", why)
+        elif len(taken) < place.most and (share := place.share(run.needs, taken)) is not None:
+            check_parameters(run.notebook, run.parameters)
+            if stands == "stale":
+                told = f"made anew ({why}); the old files go to {run.folder / REPLACED}."
+                console.print(text(f"{run.name}: {told}"), soft_wrap=True)
+            state.share = share
+            state.future = pool.submit(place.run, run, share, partial(look, state))
+
+    with (
+        _interrupted_by_sigterm(),
+        ThreadPoolExecutor(place.most) as pool,
+        contextlib.ExitStack() as at_end,
+        live_table(list(states.values()), console, seconds_left) as draw,
+    ):
+        at_end.callback(stopped.set)  # whatever ends the block, no run goes on behind it
         while going := [state for state in by_need if not state.ended]:
             for state in going:
                 try:
                     if state.future is None:
-                        needed = [states[name] for name in state.job.after]
-                        _start(state, needed, place, retry_failed, console)
+                        start(state)
                     elif state.future.done():
                         state.result = state.future.result()
                         state.end("done")
@@ -128,33 +160,9 @@ def run_jobs(
     return {name: state.result for name, state in states.items()}
 
 
-def _start(
-    state: State, needed: Sequence[State], place: Place, retry_failed: bool, console: Console
-) -> None:
-    """Start a job if what it needs is there; it may be kept, or be lost with what it needs."""
-    if lost := [one.job.name for one in needed if one.ended and not one.finished]:
-        state.end("not run", "not run: " + ", ".join(lost))
-        return
-    if not all(one.finished for one in needed):
-        return
-    run = state.run = state.run or state.job.run({o.job.name: o.run.hash for o in needed})
-    stands, why = run.stands
-    if stands == "done":
-        state.result = run.result
-        state.end("kept")
-    elif stands == "failed" and not retry_failed:
-        state.end("failed earlier", why)
-    elif place.fits(run.needs):
-        check_parameters(run.notebook, run.parameters)
-        if stands == "stale":
-            told = f"made anew ({why}); the old files go to {run.folder / REPLACED}."
-            console.print(text(f"{state.job.name}: {told}"), soft_wrap=True)
-        state.future = place.submit(run, state.begin)
-
-
 @contextlib.contextmanager
-def _stopping(place: Place) -> Iterator[None]:
-    """Whatever ends the block, no run goes on behind it."""
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C."""
 
     def on_term(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -164,7 +172,6 @@ def _stopping(place: Place) -> Iterator[None]:
     try:
         yield
     finally:
-        place.stop()
         if main:
             signal.signal(signal.SIGTERM, before)
 

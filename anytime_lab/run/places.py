@@ -1,78 +1,45 @@
 """Where notebook runs go: `PLACES`, name → (words, how it is opened); here, this machine.
 
-Another scheduler is a subclass of `Place` and a row of `PLACES`.
+Another scheduler is a class like `LocalPlace` and a row of `PLACES`.
 """
 
 import math
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from anytime_lab.page import redacted
-from anytime_lab.run.process import Job, Needs, RunFailed, run_to_end
+from anytime_lab.run.process import Job, Needs, run_to_end
 
 Share = Mapping[str, float]  # of what a place has, by name
 
 
-class Place:
-    """Takes runs; a thread waits for each and gives its `result.json`.
+class Place(Protocol):
+    """Where runs go."""
 
-    Args:
-        most: Runs that it takes at a time; a place with a queue of its own takes many.
-    """
-
-    def __init__(self, most: int):
-        if most < 1:
-            raise ValueError(f"{most} runs at a time; expected at least 1.")
-        self.width = most  # about how many runs go at a time
-        self._most, self._pool = most, ThreadPoolExecutor(most)
-        self._going: dict[Future, Share] = {}
-        self._stopped = threading.Event()
+    most: int  # runs that it takes at a time; a place with a queue of its own takes many
+    width: int  # about how many of them go at a time
 
     def check(self, needs: Needs) -> None:
         """Refuse, with a ValueError, what can never run here."""
 
-    def share(self, needs: Needs) -> Share | None:
-        """What a run would get of the place; None if it has to wait."""
-        raise NotImplementedError
+    def share(self, needs: Needs, taken: Sequence[Share]) -> Share | None:
+        """What a run would get beside those that have theirs; None if it has to wait."""
 
-    def run(self, run: Job, share: Share, begun: Callable[[], None]) -> dict[str, Any]:
-        """Run to the end, as `process.run_to_end`; say when it has begun, and `look` all the time.
+    def run(self, run: Job, share: Share, look: Callable[..., None]) -> dict[str, Any]:
+        """Run it, wait for it in the caller's thread, and give its result.
+
+        Args:
+            look: Called every second or so, with False as long as the run has not begun; what it
+                raises ends the run.
 
         Raises:
             RunFailed: it ended without a result; the message says why.
         """
-        raise NotImplementedError
-
-    def fits(self, needs: Needs) -> bool:
-        """Whether a run can be handed over now."""
-        return len(self._shares()) < self._most and self.share(needs) is not None
-
-    def submit(self, run: Job, begun: Callable[[], None]) -> Future:
-        """Start a run that fits."""
-        share = self.share(run.needs)
-        future = self._pool.submit(self.run, run, share, begun)
-        self._going[future] = share
-        return future
-
-    def _shares(self) -> list[Share]:
-        return [share for future, share in self._going.items() if not future.done()]
-
-    def look(self) -> None:
-        """End the run that calls it, if all are stopped."""
-        if self._stopped.is_set():
-            raise RunFailed("stopped")
-
-    def stop(self) -> None:
-        """Stop all runs; their files stay, for another call to go on from."""
-        self._stopped.set()
-        self._pool.shutdown()
 
     def close(self) -> None:
         """Let go of what the place holds; no run goes on."""
@@ -88,7 +55,9 @@ class LocalPlace(Place):
     """
 
     def __init__(self, workers: int, devices: Sequence[str] = ()):
-        super().__init__(workers)
+        if workers < 1:
+            raise ValueError(f"{workers} runs at a time; expected at least 1.")
+        self.most = self.width = workers
         self.devices = devices
 
     def check(self, needs: Needs) -> None:
@@ -98,24 +67,26 @@ class LocalPlace(Place):
                 "it where there are more, or change `gpus` of the step."
             )
 
-    def share(self, needs: Needs) -> Share | None:
+    def share(self, needs: Needs, taken: Sequence[Share]) -> Share | None:
         """Device to the share of it that a run would get."""
         wanted, even = needs.gpus, len(self.devices) / self.width
         if wanted is None and even:
             wanted = int(even) if even >= 1 else 1 / math.ceil(1 / even)
         if not wanted or not self.devices:
             return {}
-        used = {name: sum(one.get(name, 0.0) for one in self._shares()) for name in self.devices}
+        used = {name: sum(one.get(name, 0.0) for one in taken) for name in self.devices}
         count, part = (math.ceil(wanted), 1.0) if wanted >= 1 else (1, wanted)
         free = sorted((d for d in self.devices if used[d] + part < 1 + 1e-9), key=used.get)
         return dict.fromkeys(free[:count], part) if len(free) >= count else None
 
-    def run(self, run: Job, share: Share, begun: Callable[[], None]) -> dict[str, Any]:
-        begun()
+    def run(self, run: Job, share: Share, look: Callable[..., None]) -> dict[str, Any]:
         environment = {"OMP_NUM_THREADS": str(threads_of(self.width))}
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(share)
-        return run_to_end(run, environment, self.look)
+        return run_to_end(run, environment, look)
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
 
 
 def threads_of(workers: int) -> int:

@@ -224,43 +224,39 @@ def run_to_end(
             f"another process is running in {run.folder}. Wait for it, or stop it, then run the "
             "same command again."
         ) from None
-    with held:
-        return _run(run, environment or {}, look)
-
-
-def _run(run: Job, environment: Mapping[str, str], look: Callable[[], None]) -> dict[str, Any]:
     shown, secrets = hide_secrets(run.parameters)
-    started, limit = time.time(), math.inf if run.needs.timeout is None else run.needs.timeout
-    about = {"notebook": str(run.notebook), "parameters": shown, "hash": run.hash}
-    about |= {"made_of": run.made_of, **run.needs.model_dump(), "started": started}
-    _take_folder(run.folder, about)
     # The kernel named python3 shall be this environment's, whatever the user has installed.
     surroundings = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false"}
     surroundings.pop("JUPYTER_PATH", None)
-    surroundings |= {MARK: str(run.folder), SECRETS: json.dumps(secrets), **environment}
-    with open(run.folder / LOG, "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "anytime_lab.run.process", str(run.folder)],
-            stdin=subprocess.PIPE,  # stays open: its end tells the child that this process is gone
-            stdout=log,
-            stderr=log,
-            env=surroundings,
-            start_new_session=True,
-        )
-    try:
-        while process.poll() is None and time.time() < started + limit:
-            look()
+    surroundings |= {MARK: str(run.folder), SECRETS: json.dumps(secrets), **(environment or {})}
+    about = {"notebook": str(run.notebook), "parameters": shown, "hash": run.hash}
+    about |= {"made_of": run.made_of, **run.needs.model_dump(), "started": time.time()}
+    limit = math.inf if run.needs.timeout is None else run.needs.timeout
+    with held:
+        _take_folder(run.folder, about)
+        with open(run.folder / LOG, "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "anytime_lab.run.process", str(run.folder)],
+                stdin=subprocess.PIPE,  # its end tells the child that this process is gone
+                stdout=log,
+                stderr=log,
+                env=surroundings,
+                start_new_session=True,
+            )
+        try:
+            while process.poll() is None and time.time() < about["started"] + limit:
+                look()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(LOOK)
+            late = process.returncode is None
+        finally:
+            process.stdin.close()  # see `_watch_starter`
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(LOOK)
-        late = process.returncode is None
-    finally:
-        process.stdin.close()  # see `_watch_starter`
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(PATIENCE)
-        process.kill()
-        code = process.wait()
-    told = f"TimeoutError: the run took longer than its limit of {limit:g} s" if late else ""
-    return finish_run(run, code, told)
+                process.wait(PATIENCE)
+            process.kill()
+            code = process.wait()
+        told = f"TimeoutError: the run took longer than its limit of {limit:g} s" if late else ""
+        return finish_run(run, code, told)
 
 
 def finish_run(run: Job, code: int, reason: str = "") -> dict[str, Any]:
@@ -284,10 +280,9 @@ def _take_folder(folder: Path, about: Mapping[str, Any]) -> None:
     """Put a different run's files out of the way, and say what is to be done."""
     before = read_or_nothing(folder / RUN)
     if before:  # its kernel may outlive its launcher by a second
-        known = [(one, one.info["environ"] or {}) for one in psutil.process_iter(["environ"])]
-        _kill(
-            [one for one, told in known if told.get(MARK) == str(folder) and one.pid != os.getpid()]
-        )
+        known = psutil.process_iter(["environ"])
+        marked = [one for one in known if (one.info["environ"] or {}).get(MARK) == str(folder)]
+        _kill([one for one in marked if one.pid != os.getpid()])
     for stale in (RESULT, FAILURE):
         (folder / stale).unlink(missing_ok=True)
     if before and before.get("hash") != about["hash"]:
@@ -317,10 +312,8 @@ def _reason(folder: Path, code: int) -> str:
         return "killed by SIGKILL, as the system does when memory runs out"
     if code < 0:
         return f"stopped by signal {signal.Signals(-code).name}"
-    try:
-        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
+    log = folder / LOG
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     told = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in lines]
     errors = [line for line in told if _ERROR.match(line)]
     return (errors or [line for line in told if line] or [f"exit status {code}"])[-1][:500]
@@ -344,11 +337,9 @@ def main(folder: Path, rank: bool) -> None:
         execute_notebook(folder, about)
         return
     threading.Thread(target=_watch_starter, args=[folder], daemon=True).start()
+    several = about["processes"] > 1 or about["accelerate"]
     try:
-        if about["processes"] > 1 or about["accelerate"]:
-            _run_processes(folder, about)
-        else:
-            execute_notebook(folder, about)
+        (_run_processes if several else execute_notebook)(folder, about)
     except Exception:
         traceback.print_exc()
         sys.exit(1)

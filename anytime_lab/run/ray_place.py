@@ -20,7 +20,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import ray
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from anytime_lab.run.places import Place, Share
+from anytime_lab.run.places import Share
 from anytime_lab.run.process import (
     LOOK,
     Job,
@@ -104,7 +104,7 @@ def _run_here(run: Job, told: Queue) -> None:
     run_to_end(run, {"OMP_NUM_THREADS": "1"}, look)
 
 
-class RayPlace(Place):
+class RayPlace:
     """Runs on the nodes of a Ray cluster, see the module.
 
     Args:
@@ -114,7 +114,6 @@ class RayPlace(Place):
     """
 
     def __init__(self, out: Path, workers: int | None = None, url: str | None = None):
-        super().__init__(workers or QUEUED)
         self._mine = not ray.is_initialized()
         if self._mine:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -122,7 +121,8 @@ class RayPlace(Place):
         self.out, self.url = out, url
         total = ray.cluster_resources()
         self._devices = bool(total.get("GPU"))
-        self.width = min(self._most, max(1, int(total.get("GPU") or total.get("CPU", 1))))
+        self.most = workers or QUEUED
+        self.width = min(self.most, max(1, int(total.get("GPU") or total.get("CPU", 1))))
         # A run is tried again whose node or worker was lost.
         self._task = ray.remote(
             max_retries=3, retry_exceptions=False, scheduling_strategy="SPREAD"
@@ -133,7 +133,7 @@ class RayPlace(Place):
         self._heard: dict[str, dict[str, Any]] = {}
         self._hearing = threading.Lock()
 
-    def share(self, needs: Needs) -> dict[str, float]:
+    def share(self, needs: Needs, taken: Sequence[Share] = ()) -> Share:
         """What is asked of Ray, which queues what its nodes cannot take yet."""
         gpus = int(self._devices) if needs.gpus is None else needs.gpus
         return {"num_gpus": gpus, "num_cpus": 1 if gpus else needs.processes}
@@ -147,14 +147,13 @@ class RayPlace(Place):
                     f"has {most:g}. Add a larger one, or change the step."
                 )
 
-    def run(self, run: Job, share: Share, begun: Callable[[], None]) -> dict[str, Any]:
+    def run(self, run: Job, share: Share, look: Callable[..., None]) -> dict[str, Any]:
         (self.out / SEEN).touch()
         run.hash  # noqa: B018  what it is made of here travels with it
         ref, told = self._task.options(**share).remote(run, self.url, self._told), ""
         try:
             while not ray.wait([ref], timeout=LOOK)[0]:
-                self._hear(run, begun)
-                self.look()
+                look(self._begun(run))
             ray.get(ref)
         except ray.exceptions.RayTaskError as error:
             told = str(error.cause)
@@ -175,14 +174,14 @@ class RayPlace(Place):
             raise RunFailed(run.told_failure if run.failure else told or unseen)
         return run.result
 
-    def _hear(self, run: Job, begun: Callable[[], None]) -> None:
-        """Note whether a run has begun, and how far it is if it shares no file system."""
+    def _begun(self, run: Job) -> bool:
+        """Whether a run has begun; how far it is is noted, if it shares no file system."""
         with self._hearing:
             self._heard |= dict(self._told.get_nowait_batch(self._told.qsize()))
-        if (progress := self._heard.pop(run.name, None)) is not None:
-            begun()
-            if self.url is not None and progress:
-                write_json(run.folder / PROGRESS, progress, durable=False)
+        progress = self._heard.get(run.name)
+        if self.url is not None and progress:
+            write_json(run.folder / PROGRESS, progress, durable=False)
+        return progress is not None
 
     def close(self) -> None:
         if self._mine:

@@ -5,6 +5,7 @@ import sys
 import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from made_notebooks import ROW_PARAMETERS, ROWS, notebook, row_notebook
@@ -159,15 +160,24 @@ def test_a_stopped_run_goes_on_from_what_it_left_behind_a_url(cluster, tmp_path)
     place = open_place("ray", out, storage=stored.as_uri())
     with pytest.raises(ValueError, match="2 GPUs and the largest node of the cluster has 1"):
         place.check(Needs(gpus=2))
-    begun = threading.Event()
-    future = place.submit(job.run(), begun.set)
-    deadline = time.monotonic() + 120
-    while not (job.folder / "progress.json").exists() and time.monotonic() < deadline:
-        assert not future.done()
-        time.sleep(0.1)
-    assert begun.is_set()
-    assert ray.available_resources()["GPU"] == 0.75
-    place.stop()
+    begun, stopped, run = threading.Event(), threading.Event(), job.run()
+
+    def look(now):
+        begun.set() if now else None
+        if stopped.is_set():
+            raise RunFailed("stopped")
+
+    with ThreadPoolExecutor() as pool:
+        future = pool.submit(place.run, run, place.share(job.needs), look)
+        deadline = time.monotonic() + 120
+        while not (job.folder / "progress.json").exists() and time.monotonic() < deadline:
+            assert not future.done()
+            time.sleep(0.1)
+        assert begun.is_set()
+        assert ray.available_resources()["GPU"] == 0.75
+        stopped.set()
+    with pytest.raises(RunFailed, match="stopped"):
+        future.result()
     (planned,) = prepare_sweep(path, out, storage=stored.as_uri()).plan()
     assert planned.status == "begun"
     archive = stored / job.name / "partial.tar"
