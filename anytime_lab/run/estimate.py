@@ -220,8 +220,8 @@ class Plan:
     rows: int
     rollout_rows: int
     checkpointing: bool
-    sharding: str = "none"  # or `zero2`, or `zero3` (FSDP that reshards is `zero3`)
-    trainable: int | None = None  # trained parameters of an adapter; None trains all
+    sharding: str  # none, `zero2`, or `zero3` (FSDP that reshards is `zero3`)
+    trainable: int  # parameters that are trained: all, or those of an adapter
 
     @property
     def trees(self) -> int:
@@ -267,14 +267,12 @@ class Plan:
     def memory(self) -> dict[str, float]:
         """Bytes on one device, of the longest trees, by what they are for."""
         size, costs, width = self.size, self.costs(longest=True), self.weight_width
-        trained = size.parameters if self.trainable is None else self.trainable
-        devices = self.hardware.devices
+        devices, adapter = self.hardware.devices, self.trainable < self.size.parameters
         parts = devices if self.sharding != "none" else 1  # zero2 shares gradients and optimizer
         weight_parts = devices if self.sharding == "zero3" else 1
-        reference = self.config.beta > 0 and self.trainable is None
+        reference = self.config.beta > 0 and not adapter
         weights = size.parameters * width * (2 if reference else 1) / weight_parts
-        if self.trainable is not None:
-            weights += trained * width
+        weights += adapter * self.trainable * width
         if costs.width < width:  # autocast keeps a narrow copy during a step
             weights += size.body * costs.width / weight_parts
         scored = min(self.rows * costs.trained, 4096)  # a chunk of them at a time
@@ -284,7 +282,7 @@ class Plan:
             cache += size.parameters * costs.width
         return {
             "memory a device: weights": weights,
-            "gradients and optimizer": 3 * trained * width / parts,
+            "gradients and optimizer": 3 * self.trainable * width / parts,
             "activations, longest trees": self.rows * costs.activations + logits,
             "rollout cache, longest trees": cache,
         }
@@ -319,13 +317,11 @@ class Plan:
     @property
     def disk(self) -> float:
         """Bytes of checkpoints, the final model and rollouts."""
-        args, trained = self.config, self.trainable or self.size.parameters
-        one = 3 * self.weight_width * trained  # weights or the adapter, and Adam's moments
+        args, final = self.config, self.weight_width * self.trainable  # weights, or the adapter
         saves = 0 if args.save_strategy == "no" else self.steps // max(1, int(args.save_steps))
         kept = min(saves, args.save_total_limit) + 1 if args.save_total_limit else saves
-        final = self.weight_width * trained
         rollouts = BYTES_PER_TREE * self.costs().packed * self.trees * self.steps / self.updates
-        return kept * one + final + rollouts
+        return kept * 3 * final + final + rollouts  # a checkpoint holds Adam's moments, too
 
 
 def make_plan(
@@ -338,7 +334,8 @@ def make_plan(
     records: str | Path | None = None,
     weight_dtype: str = "bfloat16",
     problems: int | None = None,
-    **shared: Any,
+    sharding: str = "none",
+    trainable: int | None = None,
 ) -> Plan:
     """Gather what the estimate needs.
 
@@ -351,7 +348,8 @@ def make_plan(
         records: Run folder of an evaluation of this model on such problems.
         weight_dtype: Of the stored weights.
         problems: In the whole dataset; by default as many as `prompts`.
-        **shared: `sharding` and `trainable` of `Plan`.
+        sharding: As in `Plan`.
+        trainable: Parameters of an adapter; all are trained if None.
     """
     if not prompts:
         raise ValueError("prompts is empty; give a sample of the dataset's prompts.")
@@ -366,8 +364,9 @@ def make_plan(
     rows = config.per_device_train_batch_size
     folder = Path(config.output_dir).absolute()
     existing = next(p for p in (folder, *folder.parents) if p.exists())
+    size = ModelSize.of(model_config)
     return Plan(
-        size=ModelSize.of(model_config),
+        size=size,
         config=config,
         hardware=hardware,
         prompts=lengths,
@@ -379,7 +378,8 @@ def make_plan(
         rows=rows,
         rollout_rows=config.rollout_batch_size or rows * config.steps_per_generation,
         checkpointing=bool(config.gradient_checkpointing),
-        **shared,
+        sharding=sharding,
+        trainable=trainable or size.parameters,
     )
 
 

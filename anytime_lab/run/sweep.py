@@ -142,12 +142,10 @@ def seconds_left(planned: Sequence[State], workers: int) -> float | None:
 
 def plan_line(planned: Sequence[State], workers: int) -> str:
     """The plan in a sentence."""
-    left = seconds_left(planned, workers)
-    time = (
-        "The time is unknown until a run of every step has finished."
-        if left is None
-        else f"About {clock(left)} to go, {workers} at a time, by what finished siblings took."
-    )
+    if (left := seconds_left(planned, workers)) is None:
+        time = "The time is unknown until a run of every step has finished."
+    else:
+        time = f"About {clock(left)} to go, {workers} at a time, by what finished siblings took."
     return f"{told_counts(planned)}. {time}"
 
 
@@ -348,12 +346,10 @@ def run_sweep(
                 retry_failed=retry_failed,
                 seconds_left=lambda: seconds_left(prepared.plan(), executor.width),
             )
-            failure = None
-        except JobsFailed as failed:
-            failure = failed
+        except JobsFailed:
+            compare(prepared, console)
+            raise
         compared = compare(prepared, console)
-    if failure is not None:
-        raise failure
     if then := prepared.sweep.file.then:
         console.print(text(told(prepared.sweep, prepared.out, then)), highlight=False)
     return compared
