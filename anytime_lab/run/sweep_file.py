@@ -355,7 +355,6 @@ class Scope:
     point: Point
     # Whether finished runs are read; else what they would give is left as None
     results: bool = False
-    used: set[str] = field(default_factory=set)  # names of values that were asked for
     after: dict[Point, None] = field(default_factory=dict)  # points that were asked for
     deferred: bool = False  # whether a result was asked for
 
@@ -391,7 +390,6 @@ class Scope:
             return named[name]
         values = self.sweep.variants[self.point.variant].values
         if name in values:
-            self.used.add(name)
             return self.fill(values[name], depth + 1)
         if not (parts := _STEP.fullmatch(name)) or parts["step"] not in self.sweep.file.steps:
             known = [f"${{{one}}}" for one in (*named, *values, *self.sweep.file.steps)]
@@ -447,7 +445,6 @@ def sweep_jobs(sweep: Sweep, out: str | Path) -> dict[Point, Job]:
         ValueError: a reference, a parameter's name or its type is wrong; nothing has run.
     """
     out = Path(out).resolve()
-    declared = {step.notebook: declared_parameters(step.notebook) for step in sweep.steps.values()}
     wanted = [
         Point(variant.name, seed, step)
         for variant in sweep.variants.values()
@@ -466,16 +463,19 @@ def sweep_jobs(sweep: Sweep, out: str | Path) -> dict[Point, Job]:
             raise ValueError(f"two runs would lie in {name}; name them apart in `folder`.")
         names.add(name)
         try:
-            made[point] = _job(scope, name, declared[sweep.steps[point.step].notebook])
+            made[point] = _job(scope, name)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-    _check_all_used(sweep, list(scopes.values()))
+    for text in (*sweep.file.notes, sweep.file.takes, sweep.file.then):
+        told(sweep, out, text)
+    if sweep.file.steps:
+        _check_all_used(sweep)
     jobs: dict[Point, Job] = {}
 
     def add(point: Point, path: tuple[Point, ...]) -> None:
         if point in path:
-            told = " → ".join(made[one].name for one in (*path, point))
-            raise ValueError(f"runs wait for each other: {told}. Break the circle.")
+            circle = " → ".join(made[one].name for one in (*path, point))
+            raise ValueError(f"runs wait for each other: {circle}. Break the circle.")
         if point not in jobs:
             for other in scopes[point].after:
                 add(other, (*path, point))
@@ -486,8 +486,9 @@ def sweep_jobs(sweep: Sweep, out: str | Path) -> dict[Point, Job]:
     return jobs
 
 
-def _job(scope: Scope, name: str, declared: Mapping[str, Any]) -> Job:
+def _job(scope: Scope, name: str) -> Job:
     sweep, step = scope.sweep, scope.sweep.steps[scope.point.step]
+    declared = declared_parameters(step.notebook)
     values = sweep.variants[scope.point.variant].values
     said = step.parameters if sweep.file.steps else values
     if "output_dir" in said:
@@ -509,15 +510,11 @@ def _job(scope: Scope, name: str, declared: Mapping[str, Any]) -> Job:
     return Job(name, step.notebook, parameters, folder, after, needs, scope.out)
 
 
-def _check_all_used(sweep: Sweep, scopes: Sequence[Scope]) -> None:
-    texts = Scope(sweep, scopes[-1].out, scopes[-1].point)
-    for text in (*sweep.file.notes, sweep.file.takes, sweep.file.then):
-        texts.fill(text)
-    if not sweep.file.steps:
-        return
-    used = set().union(*(scope.used for scope in (*scopes, texts)))
-    given = {name for variant in sweep.variants.values() for name in variant.values}
-    if idle := sorted(given - used):
+def _check_all_used(sweep: Sweep) -> None:
+    values = [variant.values for variant in sweep.variants.values()]
+    said = str((sweep.file, values))  # all that may hold a reference
+    idle = {name for of in values for name in of if f"${{{name}}}" not in said}
+    if idle := sorted(name for name in idle if f"({name})" not in said):  # a fact's argument
         raise ValueError(
             f"no step refers to ${{{idle[0]}}}; a value that nothing reads would change nothing. "
             "Refer to it in a step's parameters, or leave it out."
