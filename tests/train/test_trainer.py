@@ -208,49 +208,6 @@ def test_the_loss_does_not_depend_on_micro_batches(tmp_path, rows, steps):
     assert lines(tmp_path / "a")[0]["loss"] == pytest.approx(lines(tmp_path / "b")[0]["loss"], 1e-4)
 
 
-def mostly_settled(completion_ids, **_):
-    """Scores that agree on most summaries of a cut, so that few have an advantage."""
-    return [float(sum(ids) % 5 == 0) for ids in completion_ids]
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"tree_backend": "dense"},
-        {"tree_backend": "unrolled"},
-        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
-        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
-        {"num_iterations": 2, "max_steps": 2, "loss_type": "dapo"},
-        {"loss_type": "grpo"},
-        {"loss_type": "bnpo", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
-        {"steps_per_generation": 2, "max_steps": 2, "per_device_train_batch_size": 4},
-        {"budgets": [40, 80, 120]},  # all past the end of a thinking: one cut
-        {"train_summaries": "last", "baseline": "group"},
-        {"gradient_checkpointing": True},
-    ],
-    ids=lambda fields: ",".join(f"{k}={v}" for k, v in fields.items()),
-)
-def test_leaving_out_what_has_no_gradient_changes_nothing(tmp_path, settings):
-    moved, logs, ran = [], [], []
-    for skip in (False, True):
-        torch.manual_seed(0)
-        given = {**SGD, "skip_dead_tokens": skip, **settings}
-        trainer = build(tmp_path / str(skip), mostly_settled, **given)
-        moved.append(change(trainer))
-        logs.append([h["loss"] for h in trainer.state.log_history if "loss" in h])
-        ran.append(lines(tmp_path / str(skip))[-1]["total/packed_tokens"])
-    assert_same(*moved, tolerance=1e-6)
-    assert logs[0] == pytest.approx(logs[1], rel=1e-4, abs=1e-7)
-    assert 0 < ran[1] < ran[0]
-
-
-def test_a_generation_without_any_advantage_moves_nothing(tmp_path):
-    trainer = build(tmp_path, lambda completion_ids, **_: [1.0] * len(completion_ids),
-                    check_format=False, per_device_train_batch_size=2,
-                    gradient_accumulation_steps=4, **SGD)  # fmt: skip
-    assert all(not moved.any() for moved in change(trainer).values())
-
-
 def test_only_what_has_an_advantage_and_what_it_stands_on_is_run(tmp_path):
     """Two rows by hand: a trunk of 4 with leaves at 2 and 4, and one whose leaves are settled."""
     leaf = torch.tensor([[-1, -1, -1, -1, 0, 0, 1, 1], [-1, -1, -1, 0, 0, 1, 1, -2]])
@@ -259,13 +216,6 @@ def test_only_what_has_an_advantage_and_what_it_stands_on_is_run(tmp_path):
     advantages = torch.tensor([[0.5, 0, 0, 0, 0, 0.3, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]])
     kept = live_columns(advantages, TreeRows(leaf, branch, trained))
     assert kept.int().tolist() == [[1, 1, 0, 0, 1, 1, 0, 0], [0] * 8]
-
-
-@pytest.mark.parametrize("settings", [{"top_entropy_quantile": 0.5}, {"entropy_coef": 0.1}])
-def test_a_loss_with_a_term_on_every_token_runs_every_token_and_says_so(tmp_path, settings, caplog):
-    trainer = build(tmp_path, **SGD, **settings)
-    assert "every token of a tree is run in an update" in caplog.text
-    assert not trainer._skips
 
 
 def test_prompts_as_text_and_padding_to_a_multiple_change_nothing(tmp_path):
@@ -288,13 +238,16 @@ def mostly_wrong(prompts, completions, **columns):
 
 
 SKIPPED = [
-    *({"tree_backend": backend, "per_device_train_batch_size": rows,
-       "gradient_accumulation_steps": 8 // rows}
-      for backend in ("segmented", "dense", "unrolled") for rows in (8, 2)),
+    {"tree_backend": "segmented"},
+    {"tree_backend": "dense", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    {"tree_backend": "unrolled"},
+    {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
     {"steps_per_generation": 2, "per_device_train_batch_size": 4, "num_iterations": 2,
      "max_steps": 4, "learning_rate": 0.1},
     *({"loss_type": loss, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
       for loss in ("dapo", "bnpo", "grpo", "cispo", "sapo")),
+    {"budgets": [40, 80, 120]},  # all past the end of a thinking: one cut
+    {"train_summaries": "last", "baseline": "group"},
     {"gradient_checkpointing": True},
 ]  # fmt: skip
 
@@ -310,6 +263,7 @@ def test_what_has_no_gradient_is_left_out_and_the_gradient_stays(tmp_path, setti
         moved.append(change(trainer))
         told.append(lines(tmp_path / str(skips)))
     assert_same(*moved, tolerance=1e-6)
+    assert 0 < told[1][-1]["total/packed_tokens"] < told[0][-1]["total/packed_tokens"]
     for before, after in zip(*told, strict=True):
         assert after["loss"] == pytest.approx(before["loss"], abs=1e-6)
         for name in ("clip_ratio/region_mean", "kl"):  # means over all tokens, as before
