@@ -7,8 +7,7 @@ from huggingface_hub import ModelCard
 
 from anytime_lab.prompts import describe_format
 from anytime_lab.store.card import CARD, curve_block, known_curve
-from anytime_lab.store.manifest import describe_problems
-from anytime_lab.train.recording import describe_trained, read_manifest
+from anytime_lab.train.recording import describe_run, read_manifest
 
 _TEXT = """# {name}
 
@@ -57,9 +56,9 @@ def complete_card(trainer: Any, folder: str | Path) -> None:
         folder: Of the saved model.
     """
     args, output_dir = trainer.args, Path(trainer.args.output_dir)
-    card, told = ModelCard.load(output_dir / CARD), read_manifest(output_dir)
-    data = told.get("dataset") or describe_problems(trainer.train_dataset)
-    start = told.get("model") or describe_trained(trainer)
+    card = ModelCard.load(output_dir / CARD)
+    told = describe_run(trainer) | read_manifest(output_dir)
+    data, start = told["dataset"], told["model"]
     update = trainer.state.global_step
     cards = [Path(folder) / CARD, output_dir / CARD, *sorted(output_dir.glob(f"*/{CARD}"))]
     values = {"updates": update, **args.method, "lora": start["lora"]}

@@ -262,7 +262,7 @@ def _too_long(
     positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return ""
-    longest = sorted(prompts, key=_characters)[-_PROMPTS_MEASURED:]
+    longest = sorted(prompts, key=lambda prompt: len(str(prompt)))[-_PROMPTS_MEASURED:]
     tokens = max(len(encode(prompt)) for prompt in longest)
     needed = tokens + args.budgets[-1] + args.max_summary_tokens
     if needed <= positions:
@@ -274,9 +274,3 @@ def _too_long(
         f"{args.budgets[-1]} (budgets) and a summary of {args.max_summary_tokens} that is "
         f"{needed}, but the model has {positions} positions. {lower} the long prompts."
     )
-
-
-def _characters(prompt: Any) -> int:
-    if isinstance(prompt, str):
-        return len(prompt)
-    return sum(len(str(message.get("content"))) for message in prompt)

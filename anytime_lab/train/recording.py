@@ -36,20 +36,6 @@ MISLEADING = (
 )
 
 
-def combine_rewards(rewards: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum over reward functions; NaN where all of them abstained.
-
-    Args:
-        rewards: (..., F), NaN where a function returned None.
-        weights: (F,).
-
-    Returns:
-        (...) scores.
-    """
-    scores = (rewards * weights.to(rewards)).nansum(dim=-1)
-    return scores.masked_fill(rewards.isnan().all(dim=-1), torch.nan)
-
-
 def prior_mean(scores: Tensor, prior: Tensor) -> Tensor:
     """Sum of P_j r_j over the budgets that have a score, their weights scaled to sum to 1.
 
@@ -239,17 +225,20 @@ _FAILURES = tuple(f"/{reason.replace(' ', '_')}" for reason in FAILURES)
 _LOSS_METRICS = ("entropy", "kl", "clip_ratio/region_mean")
 
 
-def describe_trained(trainer: Any) -> dict[str, Any]:
-    """The model that a run begins with, and the adapter that it trains, if any."""
+def describe_run(trainer: Any) -> dict[str, Any]:
+    """Settings and problems of a run, the model that it begins with, and the adapter it trains."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    adapters = getattr(model, "peft_config", {})
-    told = {
+    adapters = {
         name: {"rank": a.r, "alpha": a.lora_alpha, "targets": sorted(a.target_modules or [])}
-        for name, a in adapters.items()
+        for name, a in getattr(model, "peft_config", {}).items()
         if hasattr(a, "r")
     }
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-    return {"name": str(name), "lora": told or None}
+    return {
+        "dataset": describe_problems(trainer.train_dataset),
+        "model": {"name": str(name), "lora": adapters or None},
+        "settings": redacted(json.loads(json.dumps(trainer.args.to_dict(), default=str))),
+    }
 
 
 def read_manifest(output_dir: str | Path) -> dict[str, Any]:
@@ -269,24 +258,22 @@ def check_same_run(trainer: Any) -> None:
     Raises:
         RunFolderError: the trainer's folder holds a run with other settings, problems or model.
     """
-    args, problems = trainer.args, trainer.train_dataset
-    told = read_manifest(args.output_dir)
-    before, now = told.get("settings") or {}, json.loads(json.dumps(args.to_dict(), default=str))
+    folder, now = trainer.args.output_dir, describe_run(trainer)
+    told = read_manifest(folder)  # runs of earlier versions lack some of it
+    before, settings = told.get("settings") or {}, now["settings"]
     before = {"summary_weighting": "eq10", **before} if before else {}  # of before there were two
     differ = [
-        f"{name} {before[name]!r} (now {now[name]!r})"
+        f"{name} {before[name]!r} (now {settings[name]!r})"
         for name in METHOD
-        if name in before and before[name] != now[name]
+        if name in before and before[name] != settings[name]
     ]
-    trained, trains = told.get("model"), describe_trained(trainer)
-    if trained and trained != trains:  # runs of earlier versions do not tell it
-        differ.append(f"model {trained} (now {trains})")
-    had, has = told.get("dataset"), None if problems is None else describe_problems(problems)
-    if had and has and had["sha256"] != has["sha256"]:
-        differ.append(f"{had['problems']} other problems (now {has['problems']})")
+    if (trained := told.get("model")) and trained != now["model"]:
+        differ.append(f"model {trained} (now {now['model']})")
+    if (had := told.get("dataset")) and had["sha256"] != now["dataset"]["sha256"]:
+        differ.append(f"{had['problems']} other problems (now {now['dataset']['problems']})")
     if differ:
         raise files.RunFolderError(
-            f"{args.output_dir} holds a run made with {', '.join(differ)}. Choose another "
+            f"{folder} holds a run made with {', '.join(differ)}. Choose another "
             "output_dir, set these back to go on, or delete the folder to begin anew. (More "
             "max_steps alone goes on.)"
         )
@@ -322,10 +309,8 @@ class StepRecorder(TrainerCallback):
     """
 
     def __init__(self, trainer: Any):
-        self.folder = Path(trainer.args.output_dir)
+        self.trainer, self.folder = trainer, Path(trainer.args.output_dir)
         self.logged = trainer._metrics["train"]  # TRL's own lists, cleared after each log
-        self.problems = trainer.train_dataset
-        self.model = describe_trained(trainer)
         self.line: dict[str, Any] = defaultdict(float)
         self.counters: dict[str, float] = defaultdict(float)
         self.resumed_from: str | None = None
@@ -347,12 +332,7 @@ class StepRecorder(TrainerCallback):
             drop_rollouts_after(self.folder, state.global_step)
             known = read_manifest(self.folder) if self.resumed_from else {}
             session = {**environment(), "resumed_from": self.resumed_from}
-            told = {
-                "dataset": None if self.problems is None else describe_problems(self.problems),
-                "model": self.model,
-                "settings": redacted(json.loads(json.dumps(args.to_dict(), default=str))),
-                "sessions": [*sessions_of(known), session],
-            }
+            told = {**describe_run(self.trainer), "sessions": [*sessions_of(known), session]}
             files.write_json(self.folder / TRAINING_MANIFEST, told)
         self._write_progress(state, "training starts")
 

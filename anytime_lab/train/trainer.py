@@ -73,11 +73,8 @@ class BRPOTrainer(GRPOTrainer):
         train_dataset: problems with a `prompt` (text or conversation) and what the rewards need.
         eval_dataset: the same, or a dict of them, for `evaluate`.
         processing_class: the tokenizer; by default the model's.
-        reward_processing_classes: as in TRL.
-        callbacks: as in TRL.
-        optimizers: as in TRL.
-        quantization_config: as in TRL.
-        peft_config: as in TRL.
+        reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in
+            TRL.
         thinking_format: as `args.thinking_format`, or a `ThinkingFormat`; wins over it.
 
     Raises:
@@ -227,7 +224,8 @@ class BRPOTrainer(GRPOTrainer):
                 "finite number, or None to abstain."
             )
         rewards = rewards.view(-1, budgets, summaries, rewards.shape[-1])
-        scores = recording.combine_rewards(rewards, self.reward_weights)
+        scores = (rewards * self.reward_weights.to(rewards)).nansum(dim=-1)
+        scores = scores.masked_fill(rewards.isnan().all(dim=-1), torch.nan)  # all abstained
         if self.args.check_format:
             scores = scores.where((numbers.formatted == 1) | scores.isnan(), 0.0)
         self._graded = scores, numbers
