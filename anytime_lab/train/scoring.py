@@ -142,32 +142,31 @@ def choose_backend(
             ways from hidden states to logits, leaves out a part of this model's.
     """
     inner, chosen = inner_model(model), model.config._attn_implementation
-    reason = attention.why_not_trees(model)
-    if not reason and chosen not in ("sdpa", "eager", attention.BACKEND):
-        reason = f"attention {chosen!r} takes no mask of its own"
-    wanted = {"auto": ["segmented", "dense"], "unrolled": []}.get(name, [name])
-    told = "the model supports it" if name == "auto" else "asked for"
+    unable = attention.why_not_trees(model)
+    if not unable and chosen not in ("sdpa", "eager", attention.BACKEND):
+        unable = f"attention {chosen!r} takes no mask of its own"
+    told = unable or ("the model supports it" if name == "auto" else "asked for")
+    ways = ["segmented", "dense", "unrolled"] if name == "auto" else [name]
     if name == "auto" and chosen == "eager":
-        wanted, told = ["dense"], "attention 'eager' was chosen for the model"
-    for backend in [] if reason else wanted:
-        if backend == "segmented":
+        ways, told = ways[1:], unable or "attention 'eager' was chosen for the model"
+    ways = [way for way in ways if way == "unrolled" or not unable]
+    for way in ways:
+        if way == "segmented":
             inner.set_attn_implementation(attention.BACKEND)
-        if not (wrong := _wrong_with(model, backend, temperature)):
-            checked = "two short trees are scored as their unrolled rows"
-            checked = checked if attention.weights_are_here(model) else "not tried"
-            return backend, f"{told}; {checked}"
-        inner.set_attn_implementation("sdpa" if chosen == attention.BACKEND else chosen)
-        told = reason = wrong
-    if name in wanted:
+        if not (wrong := _wrong_with(model, way, temperature)):
+            tried = "two short trees are scored as by its own logits"
+            return way, f"{told}; {tried if attention.weights_are_here(model) else 'not tried'}"
+        if way == "segmented":
+            inner.set_attn_implementation("sdpa" if chosen == attention.BACKEND else chosen)
+        told = wrong
+    if "unrolled" in ways:
         raise ValueError(
-            f'tree_backend={name!r} cannot run this model: {reason}. Set tree_backend="auto".'
-        )
-    if wrong := _wrong_with(model, "unrolled", temperature):
-        raise ValueError(
-            f"{wrong}: TRL's fused head leaves out what this model does after its last layer. Take "
+            f"{told}: TRL's fused head leaves out what this model does after its last layer. Take "
             "a model of another architecture."
         )
-    return "unrolled", reason or "asked for"
+    raise ValueError(
+        f'tree_backend={name!r} cannot run this model: {told}. Set tree_backend="auto".'
+    )
 
 
 def _wrong_with(model: PreTrainedModel, backend: str, temperature: float) -> str:
