@@ -196,8 +196,8 @@ def peak_mib(args: argparse.Namespace, backend: str) -> float:
         before = torch.cuda.memory_allocated()
         update()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
+    # A process that is started anew would be told its parent's peak as its own; a fork is not.
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
         return pool.apply(_peak_of_this_process, (args, backend))
 
 
@@ -259,7 +259,6 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--growth", action="store_true", help="exponents in T, S, budgets, trees")
     args = parse(parser, trees=4, prompt=200, rounds=5)
-    # Memory first: a new process is told its parent's peak as its own.
     memory = {way: peak_mib(args, way) for way in (*args.backends, "TRL's rows")}
     first = args.backends[0]
     numbers = time_updates(args)
