@@ -1,12 +1,10 @@
-"""The runs of test_distributed.py, one after another, on whatever processes there are.
-
-`torchrun --nproc-per-node 2 tests/two_processes.py FOLDER [SETTINGS of accelerate with FSDP]`
-"""
+"""The runs of test_distributed.py, one after another, on whatever processes there are."""
 
 import os
 import sys
 from pathlib import Path
 
+import killable
 import pytest
 import tiny
 import torch
@@ -147,5 +145,13 @@ def main(folder, settings=None):
         os._exit(0)
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def main_of(rank, port, folder, settings=None):
+    """One of the two processes, in the environment that torchrun makes, which is all it does here.
+
+    accelerate launch hands CPU processes to MPI; torchrun is what it uses for devices.
+    """
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
+    os.environ.update({name: str(value) for name, value in told.items()})
+    with killable.quiet(folder):
+        main(folder, settings)

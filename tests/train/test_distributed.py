@@ -1,16 +1,15 @@
 """Two processes (gloo, on the CPU) train as one does; the shipped accelerate settings load."""
 
 import importlib.util
-import os
-import subprocess
-import sys
+import socket
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import tiny
 import two_processes
-from killable import assert_same_checkpoint, lines
+from killable import assert_same_checkpoint, forks, lines
 from safetensors.torch import load_file
 
 from anytime_lab.store.rollouts import read_rollouts, rollout_steps
@@ -53,17 +52,21 @@ def two(request, start, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     (folder / "start").symlink_to(start)
     settings = [str(path) for path in SHIPPED if path.stem == request.param]
-    # accelerate launch hands CPU processes to MPI; torchrun is what it uses for devices.
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-        "--master-port", "29781", str(TESTS / "two_processes.py"), str(folder), *settings,
-    ]  # fmt: skip
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    run = subprocess.run(
-        command, capture_output=True, text=True, timeout=600,
-        env={**os.environ, "PYTHONPATH": path, "DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-4000:]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ranks = [
+        forks().Process(target=two_processes.main_of, args=(rank, port, folder, *settings))
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
+        time.sleep(0.05)
+    for rank in ranks:  # what is left of two waits for the other for ever
+        rank.kill()
+        rank.join()
+    log = folder.with_name(f"{folder.name}.log")
+    assert [rank.exitcode for rank in ranks] == [0, 0], log.read_text()[-4000:]
     return folder
 
 
