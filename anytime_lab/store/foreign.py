@@ -1,9 +1,10 @@
-"""Results of other harnesses as records: lm-evaluation-harness samples, inspect logs."""
+"""Records of other harnesses' results (lm-evaluation-harness, inspect), and as inspect's logs."""
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,19 @@ from anytime_lab.store.files import (
     only_writer,
     read_json,
     read_jsonl,
+    run_folder,
 )
 from anytime_lab.store.manifest import describe_rows
-from anytime_lab.store.records import COLUMNS, open_evaluation, part_path, schema_of, write_table
+from anytime_lab.store.records import (
+    COLUMNS,
+    open_evaluation,
+    part_path,
+    read_manifest,
+    read_records,
+    read_thinkings,
+    schema_of,
+    write_table,
+)
 
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # as inspect's scorers write a verdict
 
@@ -125,7 +136,7 @@ def _of_inspect(path: Path, log: Any, metric: str) -> Iterator[dict[str, Any]]:
     name = _chosen(path, sorted({n for s in samples for n in s.get("scores") or {}}), metric)
     for sample in samples:
         told, asked = (sample.get("scores") or {}).get(name) or {}, sample["input"]
-        value, target = told.get("value", math.nan), sample["target"]
+        value, target = told.get("value"), sample["target"]
         choices = (sample.get("output") or {}).get("choices") or [{}]
         said = (choices[0].get("message") or {}).get("content") or ""
         yield {
@@ -133,8 +144,10 @@ def _of_inspect(path: Path, log: Any, metric: str) -> Iterator[dict[str, Any]]:
             "question": asked if isinstance(asked, str) else str(asked[-1].get("content")),
             "gold": target if isinstance(target, str) else json.dumps(target),
             "answer": told.get("answer"),
-            "score": _LETTERS[value] if value in _LETTERS else float(value),
-            "summary_text": said if isinstance(said, str) else json.dumps(said),
+            "score": float(_LETTERS.get(value, math.nan if value is None else value)),
+            "summary_text": said
+            if isinstance(said, str)
+            else "".join(p.get("text", "") for p in said),
         }
 
 
@@ -142,3 +155,48 @@ def _chosen(path: Path, known: list[str], metric: str) -> str:
     if metric in known or (len(known) == 1 and not metric):
         return metric or known[0]
     raise ValueError(f"{path} has the scores {known}; choose one of them as metric ({metric!r}).")
+
+
+def export_inspect(run_dir: str | Path, folder: str | Path) -> dict[int, Path]:
+    """Writes an evaluation as logs of inspect, through its own Python API, one budget a file.
+
+    The epochs of a sample are its thinkings and their summaries; a thinking up to the budget stands
+    there as reasoning, a summary as text.
+
+    Returns:
+        budget in tokens → file in `folder` (`256.eval`), as `import_results` takes them.
+
+    Raises:
+        RunFolderError: the evaluation cannot be read.
+        ImportError: inspect-ai is not installed.
+    """
+    try:
+        from inspect_ai import log, model, scorer
+    except ImportError as error:
+        raise ImportError("inspect writes its logs itself: pip install inspect-ai.") from error
+    about, folder = read_manifest(run_dir), run_folder(folder)
+    rows = read_records(run_dir).merge(read_thinkings(run_dir), on=["problem_id", "sample"])
+    rows["epoch"] = 1 + rows.groupby(["problem_id", "budget"], observed=True).cumcount()
+    name = str(about.get("model_path") or "unknown")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for budget, part in rows.astype(object).where(rows.notna(), None).groupby("budget"):
+        samples = []
+        for row in part.itertuples():
+            ends = [0, *row.token_ends]
+            thought = row.thinking[: ends[min(row.cut, len(ends) - 1)]]
+            said = [model.ContentReasoning(reasoning=thought)]
+            said += [model.ContentText(text=row.summary_text)]
+            value = math.nan if row.score is None else row.score
+            score = scorer.Score(value=value, answer=row.answer, explanation=row.reason)
+            of = {"id": row.problem_id, "epoch": row.epoch, "input": row.question}
+            of |= {"target": row.gold, "output": model.ModelOutput.from_content(name, said)}
+            samples.append(log.EvalSample(**of, scores={"correct": score}))
+        dataset = log.EvalDataset(name=about["dataset"].get("name"), samples=len(samples))
+        task, config = dataset.name or "anytime_lab", log.EvalConfig(epochs=part["epoch"].max())
+        told = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "task": task, "model": name}
+        spec = log.EvalSpec(**told, dataset=dataset, config=config)
+        files[budget] = folder / f"{budget}.eval"
+        whole = log.EvalLog(status="success", eval=spec, samples=samples)
+        log.write_eval_log(whole, str(files[budget]))
+    return files

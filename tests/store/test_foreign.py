@@ -1,15 +1,17 @@
 """Results of lm-evaluation-harness and of inspect, read into the same curves."""
 
 import json
+import sys
 
+import pandas as pd
 import pytest
 
 from anytime_lab.look.curves_view import BudgetCurves
 from anytime_lab.look.problem_view import InsideProblem
 from anytime_lab.read.curves import accuracy_curve
-from anytime_lab.read.runs import Tables, find_evaluations, find_thinkings
+from anytime_lab.read.runs import EXAMPLE, Tables, find_evaluations, find_thinkings
 from anytime_lab.store.files import RunFolderError
-from anytime_lab.store.foreign import import_results
+from anytime_lab.store.foreign import export_inspect, import_results
 from anytime_lab.store.records import read_records
 
 RIGHT = {256: (0, 1, 0), 1024: (1, 1, 0)}  # of three problems, by the strict filter
@@ -107,3 +109,23 @@ def test_a_file_of_something_else_is_told(tmp_path, name, text, told):
     with pytest.raises(RunFolderError, match=told):
         import_results({8: tmp_path / name}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_becomes_logs_of_inspect_and_comes_back_by_them(tmp_path):
+    pytest.importorskip("inspect_ai")
+    for number, run in enumerate((EXAMPLE / "evaluate_grpo", tmp_path / "0/run")):
+        out = tmp_path / str(number)
+        back = import_results(export_inspect(run, out / "logs"), out / "run")
+        keys = ["problem_id", "sample", "budget", "summary"]
+        kept = ["score", "correct", "answer", "summary_text"]
+        had, has = (read_records(one).astype({"problem_id": str}) for one in (run, back))
+        had, has = (one.set_index(keys)[kept].sort_index() for one in (had, has))
+        pd.testing.assert_frame_equal(had, has)
+
+
+def test_without_inspect_its_logs_are_refused_with_the_fix(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "inspect_ai", None)
+    with pytest.raises(ImportError, match="pip install inspect-ai"):
+        export_inspect(EXAMPLE / "evaluate_grpo", tmp_path / "logs")
+    assert not list(tmp_path.iterdir())
