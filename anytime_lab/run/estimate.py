@@ -407,12 +407,6 @@ def refusals(plan: Plan) -> list[str]:
             f" positions of {positions:,}. Set the largest budget to {room:,} or less.",
         ),
         (
-            plan.trees % args.num_generations,
-            f"a generation has {plan.trees} trees on {plan.hardware.devices} devices, no whole "
-            f"number of groups of {args.num_generations}. Change per_device_train_batch_size or "
-            "steps_per_generation.",
-        ),
-        (
             not plan.fits,
             f"one device needs {plan.peak / GIB:.1f} GiB; it has "
             f"{plan.hardware.memory / GIB:.1f}, of which {HEADROOM:.0%} can be used. "

@@ -70,6 +70,13 @@ def moved(run: Job, root: Path) -> Job:
 
 def _run_on_node(run: Job, url: str | None, told: Queue) -> None:
     """What a node does."""
+
+    def run_here(run: Job) -> None:
+        # Ray counts one core for each kernel of a run without devices.
+        progress = run.folder / PROGRESS
+        threads = {"OMP_NUM_THREADS": "1"}
+        run_to_end(run, threads, lambda: told.put((run.name, read_or_nothing(progress))))
+
     told.put((run.name, {}))
     if url is None:
         if not (run.root / SEEN).exists():
@@ -79,7 +86,7 @@ def _run_on_node(run: Job, url: str | None, told: Queue) -> None:
             )
         run = moved(run, run.root)
         if run.result is None:
-            _run_here(run, told)
+            run_here(run)
         return
     with tempfile.TemporaryDirectory(prefix="anytime_lab-") as room:
         root, storage = Path(room).resolve(), Storage(url)
@@ -91,17 +98,9 @@ def _run_on_node(run: Job, url: str | None, told: Queue) -> None:
         for other in run.inputs:
             storage.fetch(other, root / other)
         try:
-            _run_here(run, told)
+            run_here(run)
         finally:
             storage.keep(run)
-
-
-def _run_here(run: Job, told: Queue) -> None:
-    def look() -> None:
-        told.put((run.name, read_or_nothing(run.folder / PROGRESS)))
-
-    # Ray counts one core for each kernel of a run without devices.
-    run_to_end(run, {"OMP_NUM_THREADS": "1"}, look)
 
 
 class RayPlace:
