@@ -1,6 +1,7 @@
 """How a sweep's plan stands, and what is chosen of it."""
 
 import re
+import statistics
 
 import pytest
 from made_notebooks import chain, notebook
@@ -10,6 +11,7 @@ from anytime_lab.run.process import PACKAGES
 from anytime_lab.run.sweep import compare, plan_line, plan_sweep, prepare_sweep
 from anytime_lab.store.files import RunFolderError, write_json
 from anytime_lab.store.manifest import versions_of
+from anytime_lab.store.records import read_records
 
 
 def finished(run, seconds=10.0):
@@ -94,6 +96,23 @@ def test_a_plan_passes_no_control_characters_and_no_secrets(tmp_path, capsys, mo
     told = capsys.readouterr().out
     assert "\x1b" not in told and "\x07" not in told
     assert "[red]http://***@host" in told and "hunter2" not in told and "a:pw" not in told
+
+
+def test_the_comparison_takes_the_mean_over_seeds_and_tells_their_spread(tmp_path):
+    out = tmp_path / "out"
+    steps = "  a: {notebook: rows, parameters: {x: '${x}'}}\n"
+    entries = "list: [{name: p, x: 3, seeds: [0]}, {name: q, x: 4}]\nseeds: [0, 1]"
+    path = chain(tmp_path, entries, steps)
+    runs = finish(path, out, "p/seed-0/a", "q/seed-0/a", "q/seed-1/a")
+    means = []
+    for seed, run in enumerate(runs.values()):
+        write_run(run.folder, random_right(p=6, seed=seed))
+        means.append(read_records(run.folder)["score"].mean())
+    summary = compare(prepare_sweep(path, out)).set_index("run")
+    assert dict(summary["seeds"]) == {"p": 1, "q": 2}
+    assert summary["anytime"].tolist() == pytest.approx([means[0], (means[1] + means[2]) / 2])
+    assert summary.loc["q", "anytime_seed_sd"] == pytest.approx(statistics.stdev(means[1:]))
+    assert "Training seeds" in (out / "comparison.html").read_text()
 
 
 def test_a_damaged_part_of_a_finished_run_is_told_with_a_way_on_that_works(tmp_path):
