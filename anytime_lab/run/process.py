@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +32,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from anytime_lab.page import redacted, short
 from anytime_lab.run.notebook import SECRETS, code_cells, hide_secrets
+from anytime_lab.store import manifest
 from anytime_lab.store.files import (
     PROGRESS,
     RESULT,
@@ -40,7 +41,6 @@ from anytime_lab.store.files import (
     remove_leftovers,
     write_json,
 )
-from anytime_lab.store.manifest import versions_of
 
 RUN, FAILURE = "run.json", "failure.json"
 EXECUTED = "notebook.ipynb"
@@ -51,6 +51,7 @@ PACKAGES = ("anytime-lab", "torch", "transformers", "trl", "datasets", "vllm")
 PATIENCE = 30  # seconds in which processes that a killed session left behind end
 LOOK = 1.0  # seconds between looks at a run
 KERNEL_START = 300  # seconds; a busy machine takes longer than papermill's 60
+versions_of = cache(manifest.versions_of)  # 17 ms; a plan asks it of every run, again and again
 
 
 class RunFailed(RuntimeError):
