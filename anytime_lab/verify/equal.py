@@ -55,8 +55,7 @@ def decide(answer: str, gold: str, atoms: AtomsEqual | None = None) -> bool | No
         UnreadableError: Either is too long, too deeply nested or empty.
     """
     given = read_form(answer)
-    wanted = accepted_forms(gold)
-    return _any(equal(given, form, atoms or atoms_alike) for form in wanted)
+    return _any(equal(given, form, atoms or atoms_alike) for form in accepted_forms(gold))
 
 
 def equal(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
@@ -89,53 +88,26 @@ def atoms_alike(answer: Atom, gold: Atom) -> bool | None:
     """Numbers by value, equal texts as equal; None for all else."""
     if answer.number is not None and gold.number is not None:
         return numbers_equal(answer.number, gold.number)
-    if key(answer.text).lstrip("+") == key(gold.text).lstrip("+"):
+    keys = [key(atom.text).lstrip("+") for atom in (answer, gold)]
+    if keys[0] == keys[1]:
         return True
     given, wanted = read_based(answer.text), read_based(gold.text)
     if given and wanted and (given[1] or wanted[1]):
         # A base that one side alone names is taken for granted on the other.
         return given[0] == wanted[0] and (given[1] == wanted[1] or None in (given[1], wanted[1]))
-    if _infinite(answer) or _infinite(gold):
+    if {"\\infty", "-\\infty"} & {*keys}:
         return False
     return colons_equal(answer.text, gold.text)
 
 
-def _infinite(atom: Atom) -> bool:
-    return key(atom.text).lstrip("+-") == "\\infty"
-
-
 def _units_and_atoms(answer: Atom, gold: Atom, atoms: AtomsEqual) -> bool | None:
-    turned = _in_radians(answer, gold)
-    if turned is not None and (alike := atoms(*turned)) is not False:
-        return alike
-    measured = _measured(answer, gold, atoms)
-    products = None if measured else _as_products(answer, gold)
-    return measured if products is None else _any([measured, atoms(*products)])
-
-
-def _measured(answer: Atom, gold: Atom, atoms: AtomsEqual) -> bool | None:
-    """Two values, each with its unit or without."""
-    factor = unit_factor(answer.unit, gold.unit)
-    if factor is None:
-        return False
-    if factor == 1:
-        return atoms(answer, gold)
-    if answer.number is None:
-        return atoms(Atom(rf"({answer.text})\cdot{exact(factor)}"), gold)
-    value = answer.number.value * factor
-    return atoms(Atom(exact(value), replace(answer.number, value=value)), gold)
-
-
-def _as_products(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
-    """Both with the letters of their units as factors: `2 m g` and `2mg`; None without letters."""
-    texts = [atom.whole or ("" if atom.unit else atom.text) for atom in (answer, gold)]
-    if not (answer.whole or gold.whole) or not all(re.search("[a-zA-Z]", t) for t in texts):
-        return None
-    return Atom(texts[0]), Atom(texts[1])
+    """Two values, each with its unit or without, in whichever way makes them equal."""
+    ways = (way(answer, gold) for way in (_in_radians, _in_one_unit, _as_products))
+    return _any(atoms(*pair) for pair in ways if pair is not None)
 
 
 def _in_radians(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
-    """Both in radians, where one is in degrees and the other is in radians or holds a bare π."""
+    """Where one is in degrees and the other is in radians or holds a bare π."""
     kinds = [atom.unit.kind if atom.unit else "" for atom in (answer, gold)]
     if kinds.count("angle") != 1:
         return None
@@ -145,6 +117,25 @@ def _in_radians(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
     turned = Atom(rf"({degrees.text})\cdot\frac{{\pi}}{{180}}")
     other = replace(other, unit=None)
     return (turned, other) if degrees is answer else (other, turned)
+
+
+def _in_one_unit(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
+    """Both in the gold's unit; None where the two measure different things."""
+    factor = unit_factor(answer.unit, gold.unit)
+    if factor is None or factor == 1:
+        return None if factor is None else (answer, gold)
+    if answer.number is None:
+        return Atom(rf"({answer.text})\cdot{exact(factor)}"), gold
+    value = answer.number.value * factor
+    return Atom(exact(value), replace(answer.number, value=value)), gold
+
+
+def _as_products(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
+    """Both with the letters of their units as factors: `2 m g` and `2mg`; None without letters."""
+    texts = [atom.whole or ("" if atom.unit else atom.text) for atom in (answer, gold)]
+    if not (answer.whole or gold.whole) or not all(re.search("[a-zA-Z]", t) for t in texts):
+        return None
+    return Atom(texts[0]), Atom(texts[1])
 
 
 def _words(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
@@ -192,27 +183,33 @@ def _same_words(form: Form, text: str) -> bool:
 def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
     """Equations and chains. A side that only names the answer (`x = 3`) does not count."""
     answer, gold = _name_first(answer), _name_first(gold)
-    if isinstance(answer, Relation) and isinstance(gold, Relation):
-        if answer.signs == gold.signs and len(answer.members) == len(gold.members):
-            alike = _in_order(answer.members, gold.members, atoms_alike)
-            if alike:
-                return True
-        given, wanted = _value(answer), _value(gold)
-        if given is not None and wanted is not None:
-            named = is_name(answer.texts[0])
-            if key(answer.texts[0]) == key(gold.texts[0]) or not named:
-                return equal(given, wanted, atoms)
-            # With names on a right side they may be the same rearranged.
-            right = key_letters(answer.texts[-1] + gold.texts[-1])
-            if is_name(gold.texts[0]) and not re.search("[a-zA-Z]", right):
-                return False
-        return _algebra(answer, gold, atoms)
-    if isinstance(gold, Relation):
-        wanted = _value(gold)
+    wanted = _value(gold) if isinstance(gold, Relation) else gold
+    if not isinstance(answer, Relation):
         return False if wanted is None else equal(answer, wanted, atoms)
-    assert isinstance(answer, Relation)
-    given = _stated(answer)
-    return False if given is None else _all([equal(given, gold, atoms), _holds(answer, atoms)])
+    if not isinstance(gold, Relation):
+        given = _stated(answer)
+        return False if given is None else _all([equal(given, gold, atoms), _holds(answer, atoms)])
+    if answer.signs == gold.signs and _in_order(answer.members, gold.members, atoms_alike):
+        return True
+    given = _value(answer)
+    if given is not None and wanted is not None:
+        named = is_name(answer.texts[0])
+        if key(answer.texts[0]) == key(gold.texts[0]) or not named:
+            return equal(given, wanted, atoms)
+        # With names on a right side they may be the same rearranged.
+        right = key_letters(answer.texts[-1] + gold.texts[-1])
+        if is_name(gold.texts[0]) and not re.search("[a-zA-Z]", right):
+            return False
+    # With one sign each: as one expression `left - right`, up to a factor.
+    turned = (TURNED.get(answer.signs[0]),)
+    if len(answer.signs) != 1 or gold.signs not in (answer.signs, turned):
+        return False
+    return atoms(
+        *(
+            Atom(f"\\relation{form.signs[0]}{form.texts[0]}\\to {form.texts[1]}")
+            for form in (answer, gold)
+        )
+    )
 
 
 def _holds(relation: Relation, atoms: AtomsEqual) -> bool | None:
@@ -225,12 +222,8 @@ def _holds(relation: Relation, atoms: AtomsEqual) -> bool | None:
             verdicts.append(apart <= abs(left.number.value) / 20)
         both = " ".join(relation.texts[at : at + 2])
         named = is_plain_name(relation.texts[at])  # \\theta = 7
-        if (
-            sign == "="
-            and not named
-            and "..." not in both
-            and not re.search("[a-zA-Z]", key_letters(both))
-        ):
+        unknown = named or "..." in both or re.search("[a-zA-Z]", key_letters(both))
+        if sign == "=" and not unknown:
             with contextlib.suppress(ValueError):  # what cannot be read proves nothing
                 verdicts.append(equal(left, right, atoms))
     return _all(verdicts)
@@ -271,21 +264,6 @@ def _stated(relation: Relation) -> Form | None:
         if before > 0 or not is_name(relation.texts[0]):
             return relation.members[before]  # the exact value, not its rounding
     return relation.members[-1]
-
-
-def _algebra(answer: Relation, gold: Relation, atoms: AtomsEqual) -> bool | None:
-    """Two relations with one sign each, as one expression `left - right` up to a factor."""
-    if len(answer.signs) != 1 or len(gold.signs) != 1:
-        return False
-    sign, wanted = answer.signs[0], gold.signs[0]
-    if wanted not in (sign, TURNED.get(sign)):
-        return False
-    if atoms is atoms_alike:
-        return None
-    return atoms(
-        Atom(f"\\relation{sign}{answer.texts[0]}\\to {answer.texts[1]}"),
-        Atom(f"\\relation{wanted}{gold.texts[0]}\\to {gold.texts[1]}"),
-    )
 
 
 def _matrices(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
