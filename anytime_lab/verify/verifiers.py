@@ -10,7 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from math import isfinite
 from typing import Any
@@ -171,33 +171,16 @@ class PooledVerifier(Verifier):
     cut short is not remembered, so that a busy moment does not decide a whole run.
 
     Args:
-        workers: Worker processes.
-        seconds: Wall-clock limit of one item.
-        memory_mb: Memory limit of a worker, MiB.
-        settings: As `Verifier`.
+        settings: As `Verifier`, and as `GradingPool`: workers, seconds, memory_mb.
 
     Attributes:
         counts: Items since the start: "graded", and by their reasons; "in workers", distinct pairs.
     """
 
-    def __init__(
-        self,
-        *,
-        workers: int = 2,
-        seconds: float = 3.0,
-        memory_mb: int = 1024,
-        preload: Sequence[str] = (),
-        warm_up: tuple[str, Sequence[Any]] | None = None,
-        **settings: Any,
-    ):
+    def __init__(self, **settings: Any):
+        limits = {f.name: settings.pop(f.name) for f in fields(GradingPool) if f.name in settings}
         super().__init__(**settings)
-        self.pool = GradingPool(
-            workers=workers,
-            seconds=seconds,
-            memory_mb=memory_mb,
-            preload=preload,
-            warm_up=warm_up,
-        )
+        self.pool = GradingPool(**limits)
         self._known: dict[Any, Grade] = {}
         self.counts: Counter[str] = Counter()
 

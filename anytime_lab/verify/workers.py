@@ -8,6 +8,7 @@ Nobody is left behind when this process dies: the server then ends its whole pro
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -22,11 +23,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
 
 START_SECONDS = 120.0  # for the server to import what it needs, on a machine under load
 TRIES = 3  # of a job whose worker crashes or is killed by a hand, after which the job is at fault
@@ -36,7 +39,7 @@ _OUT_OF_MEMORY = 77  # exit code of a worker
 Job = tuple[str, Sequence[Any]]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Outcome:
     """What became of a job.
 
@@ -48,18 +51,19 @@ class Outcome:
     died: str = ""
 
 
-@dataclass
+@dataclasses.dataclass
 class _Here:
     """What a pool has in one process: a lock that its thread can take again, and its server.
 
     A lock that a thread of the parent held while it forked would never be released in the child.
     """
 
-    lock: Any = field(default_factory=threading.RLock)
+    lock: Any = dataclasses.field(default_factory=threading.RLock)
     server: subprocess.Popen | None = None
     connection: Connection | None = None
 
 
+@dataclass(kw_only=True, eq=False, config=ConfigDict(strict=True))
 class GradingPool:
     """Run named functions in worker processes, in order, each job under a hard limit.
 
@@ -77,34 +81,22 @@ class GradingPool:
         ValueError: A setting is out of range, or the platform has no POSIX processes.
     """
 
-    def __init__(
-        self,
-        *,
-        workers: int = 2,
-        seconds: float = 3.0,
-        memory_mb: int = 1024,
-        preload: Sequence[str] = (),
-        warm_up: Job | None = None,
-    ):
-        whole = isinstance(workers, int) and isinstance(memory_mb, int)
-        if not (whole and isinstance(seconds, int | float)) or (
-            workers < 1 or not 0 < seconds < float("inf") or memory_mb < 0
-        ):
-            raise ValueError(
-                f"workers={workers!r}, seconds={seconds!r}, memory_mb={memory_mb!r}; expected at "
-                f"least 1 worker, seconds above 0 and memory_mb of 0 (no limit) or more."
-            )
+    workers: PositiveInt = 2
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
+    memory_mb: NonNegativeInt = 1024
+    preload: list[str] = dataclasses.field(default_factory=list)
+    warm_up: tuple[str, Any] | None = None
+
+    def __post_init__(self) -> None:
         if os.name != "posix":
             raise ValueError(
                 "grading workers need POSIX pipes and limits; on Windows, run under WSL."
             )
-        self.settings = {"workers": workers, "seconds": seconds, "memory_mb": memory_mb}
-        self.settings |= {"preload": list(preload), "warm_up": warm_up}
         self._by_process: dict[int, _Here] = {}
         weakref.finalize(self, _end, self._by_process)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(GradingPool, **self.settings), ()
+        return functools.partial(GradingPool, **dataclasses.asdict(self)), ()
 
     @property
     def _here(self) -> _Here:
@@ -158,7 +150,7 @@ class GradingPool:
         here.connection, theirs = Pipe()
         with theirs, tempfile.TemporaryFile() as errors:
             here.server = server = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__, json.dumps(self.settings)],
+                [sys.executable, "-P", "-m", __name__, json.dumps(dataclasses.asdict(self))],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,  # what graded code prints is not a reply
                 stderr=errors,
