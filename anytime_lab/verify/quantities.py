@@ -47,16 +47,10 @@ def read_number(text: str) -> Number | None:
     negative = text.startswith("-")
     if text[:1] in ("-", "+"):
         text = text[1:].lstrip()
-    value = _read_magnitude(text)
-    return None if value is None else Number(-value if negative else value, percent)
-
-
-def _read_magnitude(text: str) -> Fraction | None:
-    """The value of an unsigned number."""
     for pattern, value in _MAGNITUDES:
         if match := pattern.fullmatch(text):
             with contextlib.suppress(ZeroDivisionError):
-                return value(match)
+                return Number(-value(match) if negative else value(match), percent)
     return None
 
 
@@ -174,11 +168,8 @@ _COMMENT = re.compile(
 _POWER = r"(?:\s?\^\s?(?:\{\s?-?\d\s?\}|-?\d))?"
 _TOKEN = rf"(?:\\text\{{[^{{}}]*\}}|\\mu\s?[a-zA-Z]|[a-zA-Z]?\\Omega|\\AA|[a-zA-Z]{{1,20}}){_POWER}"
 _TRAILING = re.compile(
-    rf"(?:(?<=[\d\s}})\]%])|(?=\\text))({_TOKEN}(?:\s?(?:\\cdot|\*|/)?\s?{_TOKEN}){{0,5}})\.?$"
-)
-_BELOW = re.compile(  # J/(mol K)
-    r"(?<=\})\s?/\s?\(((?:\\text\{[^{}]*\}|\\cdot|\^-?\d|[\sa-zA-Z*])+)\)$"
-    r"|/\s?\((\s?\\text\{(?:\\text\{[^{}]*\}|\\cdot|\^-?\d|[\sa-zA-Z*{}])+)\)$"
+    rf"(?:(?<=[\d\s}})\]%])|(?=\\text))"
+    rf"({_TOKEN}(?:\s?(?:\\cdot|\*|/\s?\(?)?\s?{_TOKEN}){{0,5}}\)?)\.?$"  # J/(mol K)
 )
 _DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\text\{\s*)?([CF]|)\s*\}?$")
 _MONEY = re.compile(
@@ -231,11 +222,6 @@ def strip_unit(text: str) -> tuple[str, Unit | None]:
 
 
 def _strip_trailing(text: str) -> tuple[str, Unit | None]:
-    below = _BELOW.search(text, max(0, len(text) - 160))
-    if below is not None:
-        flat = f"{text[: below.start()]}/{below.group(1) or below.group(2)}"
-        rest, unit = _strip_trailing(flat)
-        return (rest, unit) if unit is not None else (text, None)
     modulus = _MODULUS.search(text, max(0, len(text) - 60)) if "mod" in text else None
     if modulus is not None and modulus.start() > 0:
         number = re.sub(r"[\s{}]", "", modulus.group("round") or modulus.group("bare"))
@@ -250,6 +236,8 @@ def _strip_trailing(text: str) -> tuple[str, Unit | None]:
         return text, None
     rest = text[: match.start()].rstrip().removesuffix("\\cdot").rstrip()
     written = match.group(1)
+    if written.count("(") != written.count(")"):
+        return text, None
     if not rest or rest.endswith(("^", "_", "\\", "+", "-", "=", "/", ",")):
         return text, None
     if re.search(r"\\text\{(?:[^{}]*[\s(])?\d", written):
