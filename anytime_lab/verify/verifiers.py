@@ -344,25 +344,31 @@ class MathVerifier(PooledVerifier):
         return texts
 
     def read_golds(self, golds: Sequence[Any]) -> list[str]:
-        """Why each gold cannot be read by the grader; "" where it can."""
-        problems = [""] * len(golds)
-        rows, jobs = [], []
-        for row, gold in enumerate(golds):
+        """Why each gold cannot be graded against itself; "" where it can."""
+        told: dict[str, str] = {}
+        asked, texts = [], []
+        for gold in {repr(gold): gold for gold in golds}.values():
             try:
-                texts = self.accepted(gold)
+                accepted = self.accepted(gold)
             except UnreadableError as error:
-                problems[row] = str(error)
+                told[repr(gold)] = str(error)
                 continue
-            told = [t for t in texts if not isinstance(read_form(t), Words)]
-            if any(_SENTENCE.search(_IN_BRACES.sub("", text)) for text in told):
-                problems[row] = "a sentence in which no answer is found"
-            # Workers need not be asked of numbers.
-            texts = [text for text in texts if re.search(r"[a-zA-Z\\]", text)]
-            rows += [row] * len(texts)
-            jobs += [(f"{_ALGEBRA}:read", [text]) for text in texts]
-        for row, outcome in zip(rows, self.pool.run(jobs), strict=True):
-            problems[row] = problems[row] or outcome.died or outcome.error or outcome.result or ""
-        return problems
+            prose = [t for t in accepted if not isinstance(read_form(t), Words)]
+            prose = any(_SENTENCE.search(_IN_BRACES.sub("", text)) for text in prose)
+            told[repr(gold)] = "a sentence in which no answer is found" if prose else ""
+            asked += [gold] * len(accepted)
+            texts += accepted
+        # Workers need not be asked of numbers.
+        hard = [text for text in texts if re.search(r"[a-zA-Z\\]", text)]
+        outcomes = self.pool.run([(f"{_ALGEBRA}:read", [text]) for text in hard])
+        read = {t: o.died or o.error or o.result for t, o in zip(hard, outcomes, strict=True)}
+        before = f"{self.think_close or ''}\n\n{self.header or ''}\n"  # where an answer stands
+        grades = self.grade([f"{before}\\boxed{{{text}}}" for text in texts], asked)
+        for gold, text, grade in zip(asked, texts, grades, strict=True):
+            graded = f"{text!r:.60} as it stands is graded {grade.reason!r}"
+            why = read.get(text) or (graded if grade.score != 1.0 else "")
+            told[repr(gold)] = told[repr(gold)] or why
+        return [told[repr(gold)] for gold in golds]
 
     def _settle(self, answer: str, gold: Any) -> Grade | tuple[str, Sequence[Any]]:
         try:
