@@ -20,6 +20,7 @@ from anytime_lab.verify.forms import (
     Several,
     Words,
     exact,
+    fold_words,
     is_name,
     is_plain_name,
     key,
@@ -170,14 +171,10 @@ def _labelled(words: Words) -> Form:
 
 
 def _same_words(form: Form, text: str) -> bool:
-    """A list of words against one text such as "A, B": in any order if it lists letters."""
-    listed = isinstance(form, Several) and form.kind in LISTS
-    if not listed or not all(isinstance(item, Words) for item in form.items):
-        return False
-    given = [item.text for item in form.items]
-    if all(len(word) == 1 for word in text.split()):
-        return sorted(given) == sorted(text.split())
-    return " ".join(given) == text or " and ".join(sorted(given)) == text
+    """A list of words against one text such as "A, B", in any order."""
+    listed = form.items if isinstance(form, Several) and form.kind in LISTS else ()
+    words = [item.text for item in listed if isinstance(item, Words)]
+    return 0 < len(words) == len(listed) and fold_words(", ".join(words)) == text
 
 
 def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:

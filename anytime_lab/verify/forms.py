@@ -331,14 +331,14 @@ def read_words(text: str) -> Words | None:
         letter = re.sub(r"\\text|[^A-J]", "", text)
         return Words(letter.lower(), letter)
     if choice is not None and names_one_choice(rest := choice.group(2).strip()):
-        return Words(_fold_words(text), choice.group(1), rest)
+        return Words(fold_words(text), choice.group(1), rest)
     if "\\text" in text and re.search("[a-zA-Z]", text):
         letters = re.sub(r"\\text\{[^{}]*\}", "", text)
         if _ALL_TEXT.fullmatch(text) and not re.search(r"\d", letters):
-            return Words(_fold_words(text))
+            return Words(fold_words(text))
         return None
     if _PROSE.fullmatch(text) and not _NO_PROSE.search(text):
-        return Words(_fold_words(text))
+        return Words(fold_words(text))
     return None
 
 
@@ -347,7 +347,8 @@ def names_one_choice(rest: str) -> bool:
     return not _UNSURE.match(rest)
 
 
-def _fold_words(text: str) -> str:
+def fold_words(text: str) -> str:
+    """Words without what does not count: case, fonts, marks, articles, the order of a list."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
     listed = re.split(r"\s*(?:,|\band\b)\s*", text.strip().lower())
     if len(listed) > 1 and all(re.fullmatch(r"[a-z]+(?: [a-z]+)?", part) for part in listed):
@@ -620,17 +621,15 @@ def _ends(form: Form) -> tuple[tuple[float | Fraction, bool], ...] | None:
     """The ends of an interval of numbers, in the order in which sets begin and end there."""
     if not isinstance(form, Several) or form.kind not in TUPLES or len(form.items) != 2:
         return None
-    low, high = (_height(item) for item in form.items)
+    ends = []
+    for end in form.items:
+        if not isinstance(end, Atom) or end.unit is not None or (end.number and end.number.percent):
+            return None
+        infinite = {"\\infty": math.inf, "+\\infty": math.inf, "-\\infty": -math.inf}
+        ends.append(end.number.value if end.number else infinite.get(key(end.text)))
+    low, high = ends
     known = low is not None and high is not None and low <= high
     return ((low, form.kind[0] != "["), (high, form.kind[1] == "]")) if known else None
-
-
-def _height(form: Form) -> float | Fraction | None:
-    if not isinstance(form, Atom) or form.unit is not None:
-        return None
-    if form.number is not None:
-        return None if form.number.percent else form.number.value
-    return {"\\infty": math.inf, "+\\infty": math.inf, "-\\infty": -math.inf}.get(key(form.text))
 
 
 def _read_complement(text: str, depth: int) -> Form | None:
