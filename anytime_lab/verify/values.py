@@ -149,27 +149,22 @@ class Reader:
     """
 
     def __init__(self, text: str):
-        self.tokens = [(m.lastgroup, m[m.lastgroup]) for m in _TOKEN.finditer(text)] + [("", "")]
+        self.tokens = [(m.lastgroup, m[m.lastgroup]) for m in _TOKEN.finditer(text)]
+        self.tokens += [("", "")] * 2
         self.at = 0
+        self.kind, self.token = self.tokens[0]  # the next one
         self.bars = False  # whether the next one closes a pair of them
         self.whole: set[str] = set()
         self.absolute = False
         self.node = self.sum()
         self.take("")
 
-    @property
-    def kind(self) -> str:
-        return self.tokens[self.at][0]
-
-    @property
-    def token(self) -> str:
-        return self.tokens[self.at][1]
-
     def take(self, wanted: str | None = None) -> str:
         token = self.token
         if wanted not in (None, token):
             raise UnknownFormError(f"{token!r} where {wanted!r} is expected")
         self.at += 1
+        self.kind, self.token = self.tokens[self.at]
         return token
 
     def sum(self) -> Node:
