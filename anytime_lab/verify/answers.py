@@ -117,7 +117,13 @@ def find_answer(
 def find_boxed(region: str) -> str | None:
     """Content of the first complete box, with any that directly follow, joined by ", "."""
     found: list[str] = []
-    closings, end = _closings(region), 0
+    # Where each brace that is closed closes, in one pass: many open boxes cost no more than one.
+    closings, open_braces, end = {}, [], 0
+    for match in _BRACE.finditer(region):
+        if match.group() == "{":
+            open_braces.append(match.start())
+        elif match.group() == "}" and open_braces:
+            closings[open_braces.pop()] = match.start()
     for match in _BOX.finditer(region):
         if match.start() < end:
             continue  # a box inside the box already taken
@@ -151,17 +157,6 @@ def first_line(region: str) -> str | None:
     return None
 
 
-def _closings(region: str) -> dict[int, int]:
-    """Where each brace that is closed closes. One pass: many open boxes cost no more than one."""
-    closings, open_braces = {}, []
-    for match in _BRACE.finditer(region):
-        if match.group() == "{":
-            open_braces.append(match.start())
-        elif match.group() == "}" and open_braces:
-            closings[open_braces.pop()] = match.start()
-    return closings
-
-
 def _without_open_box(region: str) -> str:
     """The region up to its first box (called where no box is complete)."""
     match = _BOX.search(region)
@@ -185,7 +180,8 @@ def _last_of(paragraph: str) -> str | None:
     if not line:
         return None
     for part in (line, line[[0, *(m.end() for m in _IS.finditer(line))][-1] :]):
-        if _is_bare_formula(part):
+        plain = not any(sign in part for sign in ("\n", "$", "\\(", "\\[")) and len(part) <= 2000
+        if plain and not any(m.group(1) for m in _WORD.finditer(part)):
             return part.strip("*` ") or None
     formulas = [m for m in _FORMULA.finditer(paragraph)]
     covered = formulas[-1].end() if formulas else 0
@@ -198,11 +194,6 @@ def _last_of(paragraph: str) -> str | None:
             return None
     texts = [next(group for group in m.groups() if group is not None).strip() for m in listed]
     return ", ".join(texts) or None
-
-
-def _is_bare_formula(line: str) -> bool:
-    plain = "\n" not in line and "$" not in line and "\\(" not in line and "\\[" not in line
-    return plain and len(line) <= 2000 and not any(m.group(1) for m in _WORD.finditer(line))
 
 
 def _last_listed(paragraph: str, found: list[re.Match[str]]) -> list[re.Match[str]]:

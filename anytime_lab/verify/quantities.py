@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 _COLONS = re.compile(r"[0-9]{1,9}(?: ?: ?[0-9]{1,9})+")
 _BASED = re.compile(r"([0-9a-zA-Z]+)_(?:\{(\d{1,2})\}|\{?\\text\{([a-z]+)\}\}?|(\d))")
@@ -284,10 +285,8 @@ def _read_unit(written: str, bare: bool) -> tuple[Unit | None, int]:
     if _CHANGING.search(written):
         return None, 1
     written = written.replace(" squared", "^2").replace(" cubed", "^3")
-    kinds: Counter[str] = Counter()
-    factor, scale, sign, modifier = Fraction(1), 1, 1, 1
-    last: tuple[str, Fraction, int] | None = None
-    others: list[str] = []
+    found: list[list[Any]] = []  # kind, how many base units, power
+    scale, sign, modifier, others = 1, 1, 1, []
     for match in _WORD.finditer(written):
         word = match.group()
         lower = word.lower()
@@ -296,36 +295,30 @@ def _read_unit(written: str, bare: bool) -> tuple[Unit | None, int]:
         if word == "/" or lower == "per":
             sign = -1
         elif match.group(1):
-            if last is not None:
-                kind, base, how = last
-                more = (int(match.group(1)) - 1) * how
-                kinds[kind] += more
-                factor *= base**more
+            for last in found[-1:]:
+                last[2] *= int(match.group(1))
         elif lower in _DATA["modifiers"]:
             modifier = _DATA["modifiers"][lower]
         elif lower.removesuffix("s") in _DATA["scales"]:
             scale *= _DATA["scales"][lower.removesuffix("s")]
         elif (known := _known(word)) is not None:
-            kind, base = known
-            kinds[kind] += sign * modifier
-            factor *= base ** (sign * modifier)
-            last, modifier = (kind, base, sign), 1
+            found.append([*known, sign * modifier])
+            modifier = 1
         elif bare and _singular(lower) is None and not _COMMENT.fullmatch(word):
             return None, scale
         else:
             others.append(lower)
-    if others or not kinds or modifier != 1:
+    if others or not found or modifier != 1:
         known = all(_singular(word) for word in others)
         words = " ".join(_singular(word) or word for word in others)
         return Unit(words=words, known=known and sign == 1), scale
-    powers: Counter[str] = Counter()
-    for kind, power in kinds.items():
-        base = _DATA["made_of"].get(kind, {"factor": 1, kind: 1})
-        factor *= Fraction(base["factor"]) ** power
-        for part in base.keys() - {"factor"}:
-            powers[part] += base[part] * power
+    factor, powers = Fraction(1), Counter()
+    for kind, base, power in found:
+        made_of = dict(_DATA["made_of"].get(kind, {kind: 1}))
+        factor *= (base * Fraction(made_of.pop("factor", 1))) ** power
+        powers.update({part: own * power for part, own in made_of.items()})
     parts = tuple(sorted((k, p) for k, p in powers.items() if p))
-    return Unit(parts, factor, kind=next(iter(kinds)) if [*kinds.values()] == [1] else ""), scale
+    return Unit(parts, factor, kind=found[0][0] if len(found) == power == 1 else ""), scale
 
 
 def _singular(word: str) -> str | None:
