@@ -110,7 +110,7 @@ def load_problems(
         Columns problem_id, prompt (a conversation), question, answer.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or it is a folder.
         ValueError: a column is missing, a row is empty or of mixed types, ids repeat (the message
             names the row); or the hub has no such data set, revision or split.
         ConnectionError: the hub cannot be reached, or must not be (HF_HUB_OFFLINE).

@@ -4,7 +4,6 @@ import csv
 import errno
 import io
 import json
-import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -31,18 +30,15 @@ def read_rows(path: str | Path, split: str | None = None) -> Rows:
 
     Raises:
         TypeError: the path is no text and no path.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or it is a folder.
         ValueError: it is empty, no UTF-8, torn, of another form, or holds several lists and none
             of the name; the message names the row.
     """
     kinds = ", ".join(READERS)
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path is {path!r:.80}; give the name of a file ({kinds}).")
     path = Path(path).expanduser()
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a file in it ({kinds}).")
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path} (looked in {Path.cwd()}).")
+        found = "is a folder" if path.is_dir() else f"is not there (looked in {Path.cwd()})"
+        raise FileNotFoundError(f"{path} {found}; give a file ({kinds}).")
     if path.suffix.lower() not in READERS:
         raise ValueError(f"{path.name} ends in {path.suffix!r}; expected one of {kinds}.")
     rows = list(READERS[path.suffix.lower()](path, split))

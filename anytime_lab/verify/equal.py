@@ -49,7 +49,7 @@ def decide(answer: str, gold: str, atoms: AtomsEqual | None = None) -> bool | No
 
     Args:
         answer: As found in the text, any LaTeX or plain text.
-        gold: As `gold_text` gives it.
+        gold: As `MathVerifier.accepted` gives it.
         atoms: Decides two expressions; by default only numbers, words and equal texts.
 
     Raises:

@@ -334,8 +334,13 @@ class MathVerifier(PooledVerifier):
         Raises:
             UnreadableError: The gold is empty, not finite, too long or of a type that is no answer.
         """
-        texts = [gold_text(entry) for entry in _listed(gold)]
-        if not texts:
+        texts = []
+        for entry in _listed(gold):
+            known = isinstance(entry, (str, int, float, Fraction)) and not isinstance(entry, bool)
+            if isinstance(entry, float) and (known := isfinite(entry)) and entry.is_integer():
+                entry = int(entry)
+            texts.append(str(entry).strip() if known else "")
+        if not texts or not all(texts):
             raise UnreadableError("unreadable gold")
         if self.require_all:
             texts = ["; ".join(texts)]
@@ -438,19 +443,5 @@ def _verdict(right: bool | None, answer: str) -> Grade:
 def _listed(gold: Any) -> list[Any]:
     """The entries of a gold that is a list, tuple or array; any other as the only one."""
     gold = gold.tolist() if hasattr(gold, "tolist") else gold  # of numpy and torch
-    return list(gold) if isinstance(gold, (list, tuple)) else [gold]
-
-
-def gold_text(gold: Any) -> str:
-    """A gold of any type as text.
-
-    Raises:
-        UnreadableError: None, a truth value, not finite, empty, or no number or text at all.
-    """
-    gold = gold.tolist() if hasattr(gold, "tolist") else gold  # a scalar in a list
-    known = isinstance(gold, (str, int, float, Fraction)) and not isinstance(gold, bool)
-    if isinstance(gold, float) and (known := isfinite(gold)) and gold.is_integer():
-        gold = int(gold)
-    if not known or not str(gold).strip():
-        raise UnreadableError("unreadable gold")
-    return str(gold).strip()
+    entries = gold if isinstance(gold, (list, tuple)) else [gold]
+    return [entry.tolist() if hasattr(entry, "tolist") else entry for entry in entries]

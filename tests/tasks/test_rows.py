@@ -204,11 +204,11 @@ def test_a_field_with_commas_quotes_and_lines_is_one_field(tmp_path):
 
 
 def test_a_missing_file_and_wrong_column_roles_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file"):
+    with pytest.raises(FileNotFoundError, match="none.jsonl is not there"):
         load_problems(tmp_path / "none.jsonl")
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(FileNotFoundError, match="is a folder"):
         load_problems(tmp_path)
-    with pytest.raises(TypeError, match="path is None; give the name of a file"):
+    with pytest.raises(TypeError, match="not .?NoneType"):
         load_problems(None)
     path = written(tmp_path, ROWS)
     for columns, says in [
