@@ -168,9 +168,8 @@ def row_logps(model, context, tokens):
     return logits.log_softmax(-1).gather(1, ids[0, len(context) :, None])[:, 0]
 
 
-@pytest.mark.parametrize("backend", ["segmented", "dense", "unrolled"])
-def test_loss_and_gradient_are_the_method_worked_out_row_by_row(tmp_path, backend):
-    trainer = build(tmp_path, tree_backend=backend, prior=[0.2, 0.3, 0.5], **SGD)
+def watched(trainer):
+    """The trees and scores (P, G, J, S) of the last generation, once it is trained on."""
     kept = {}
     inner = trainer._log_generation
 
@@ -179,11 +178,42 @@ def test_loss_and_gradient_are_the_method_worked_out_row_by_row(tmp_path, backen
         inner(mode, scores, numbers, group)
 
     trainer._log_generation = spy
+    return kept
+
+
+@pytest.mark.parametrize("backend", ["segmented", "dense", "unrolled"])
+def test_loss_and_gradient_are_the_method_worked_out_row_by_row(tmp_path, backend):
+    trainer = build(tmp_path, tree_backend=backend, prior=[0.2, 0.3, 0.5], **SGD)
+    kept = watched(trainer)
     moved = change(trainer)
     loss, gradient = expected_gradient(trainer, kept["trees"], kept["scores"])
     assert_same(moved, {k: -v for k, v in gradient.items()})
     assert lines(tmp_path)[0]["loss"] == pytest.approx(loss, abs=1e-6)
     assert {tree.end for tree in kept["trees"]} == {"length", "closed", "eos"}
+
+
+def test_s_grpo_trains_one_whole_row_for_each_exit(tmp_path):
+    preset = PRESETS["s_grpo"].settings
+    trainer = build(tmp_path, mostly_wrong, check_format=False, **preset, **SGD)
+    kept = watched(trainer)
+    moved = change(trainer)
+    model, loss = tiny.model(), torch.zeros(())
+    for tree, scores in zip(kept["trees"], kept["scores"].flatten(0, 1)[..., 0], strict=True):
+        exits, right = {}, 0  # cut -> the first summary that stands on it, and its reward
+        for leaf, score in zip(tree.leaves, scores.tolist(), strict=True):
+            if leaf.cut not in exits:
+                exits[leaf.cut] = leaf, score / 2**right
+                right += score > 0
+        mean = sum(reward for _, reward in exits.values()) / len(exits)
+        for leaf, reward in exits.values():
+            before = [*tree.prompt, *tree.thinking[: leaf.cut], *leaf.forced]
+            thought = row_logps(model, list(tree.prompt), list(tree.thinking[: leaf.cut]))
+            logps = torch.cat([thought, row_logps(model, before, list(leaf.summary))])
+            loss -= (reward - mean) * ratio(logps).sum() / len(tiny.BUDGETS)
+    loss = loss / (len(kept["trees"]) * trainer.args.max_completion_length)
+    loss.backward()
+    assert_same(moved, {name: -value.grad for name, value in model.named_parameters()})
+    assert kept["scores"].unique().tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("settings", [{}, {"beta": 0.1, "num_iterations": 2, "max_steps": 2}])
