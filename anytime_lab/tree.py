@@ -104,15 +104,6 @@ def _check_layout(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> None:
         )
 
 
-def leaf_offsets(leaf: Tensor) -> Tensor:
-    """Place of each token within its leaf, 0 on the first; (B, C). Meaningless off the leaves."""
-    columns = torch.arange(leaf.shape[1], device=leaf.device).expand_as(leaf)
-    starts = torch.ones_like(leaf, dtype=torch.bool)
-    starts[:, 1:] = leaf[:, 1:] != leaf[:, :-1]
-    first = torch.where(starts, columns, 0).cummax(dim=1).values
-    return columns - first
-
-
 def tree_positions(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> Tensor:
     """Position ids of packed rows: a leaf goes on from its branch point.
 
@@ -126,7 +117,10 @@ def tree_positions(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> Tensor:
     """
     _check_layout(leaf, branch, prompt_mask)
     prompt = (prompt_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    inside = torch.where(leaf >= 0, branch + leaf_offsets(leaf), branch)
+    columns = torch.arange(leaf.shape[1], device=leaf.device).expand_as(leaf)
+    starts = leaf.diff(dim=1, prepend=leaf[:, :1]) != 0
+    first = torch.where(starts, columns, 0).cummax(dim=1).values  # of the token's leaf
+    inside = torch.where(leaf >= 0, branch + columns - first, branch)
     completion = prompt_mask.long().sum(dim=1, keepdim=True) + inside
     return torch.cat([prompt, completion.masked_fill(leaf == PADDING, 0)], dim=1)
 

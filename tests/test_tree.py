@@ -11,7 +11,6 @@ from anytime_lab.tree import (
     Leaf,
     Tree,
     cuts,
-    leaf_offsets,
     pack,
     tree_mask,
     tree_positions,
@@ -56,7 +55,6 @@ def test_an_empty_thinking_packs_into_its_leaves():
 def test_positions_go_on_from_the_branch_point():
     positions = tree_positions(LEAF, BRANCH, PROMPT)
     assert positions.tolist() == [[0, 0, 1, 2, 3, 4, 4, 5, 6, 7, 5, 6, 7, 0]]
-    assert leaf_offsets(LEAF)[0, 3:10].tolist() == [0, 1, 2, 3, 0, 1, 2]
 
 
 def test_the_mask_is_the_one_drawn_by_hand():

@@ -89,19 +89,12 @@ def group_baseline(scores: Tensor, prior: Tensor) -> Tensor:
     return returns(mean.expand_as(scores).masked_fill(scores.isnan(), torch.nan), prior)
 
 
-def serial_baseline(scores: Tensor, prior: Tensor) -> Tensor:
+def _serial(scores: Tensor, prior: Tensor, budgets: Sequence[int], discount: float) -> Tensor:
     """Mean score of the thinking's own exits, for the prior that is left (S-GRPO, 2505.07686).
 
     S-GRPO compares each exit with the mean of its serial group, r_k - mean r, and a token has the
     advantage of every exit behind it: sum over k >= j of P_k (r_k - mean r) = R_j - V_j. The mean
-    takes later scores, too, so that V_j is no prediction.
-
-    Args:
-        scores: (P, G, J), NaN where nothing was scored.
-        prior: (J,) P_j.
-
-    Returns:
-        (P, G, J).
+    takes later scores, too, so that V_j is no prediction. Budgets and discount play no part.
     """
     mean = scores.nanmean(dim=2, keepdim=True).expand_as(scores)
     return returns(mean.masked_fill(scores.isnan(), torch.nan), prior)
@@ -132,7 +125,7 @@ BASELINES: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "group": ("group baseline V2 alone, as in GRPO (eq. 8)", _mixed(torch.zeros_like)),
     "serial": (
         "S-GRPO: mean of the thinking's own exits, for its summaries, too, with S = 1",
-        lambda scores, prior, *_: serial_baseline(scores, prior),
+        _serial,
     ),
     "none": ("no baseline, plain REINFORCE", lambda scores, *_: torch.zeros_like(scores)),
 }

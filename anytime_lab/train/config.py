@@ -474,11 +474,6 @@ _FINAL_ONLY = {"num_summaries": 1, "train_summaries": "last", "baseline": "group
 # Four summaries at every budget, each compared with those of the same truncated thinking.
 _DECOUPLED = {"num_summaries": 4, "train_summaries": "all", "baseline": "brpo"}
 
-
-def _penalised(name: str) -> dict[str, Any]:
-    return {**_FINAL_ONLY, "length_penalty": name, "length_penalty_alpha": 0.2}
-
-
 PRESETS: dict[str, Preset] = {
     "grpo": Preset(
         "GRPO on the largest budget: final answer rewarded, group baseline",
@@ -505,20 +500,20 @@ PRESETS: dict[str, Preset] = {
     ),
     "grpo_length_penalty_v1": Preset(
         "GRPO with the L1 length penalty: 1 - 0.2 |z| / b_m where right",
-        Prior.base, _penalised("linear"), largest=True,
+        Prior.base, {**_FINAL_ONLY, "length_penalty": "linear"}, largest=True,
     ),
     "grpo_length_penalty_v2": Preset(
         "GRPO with the length penalty of Arora & Zanette, alpha 0.2",
-        Prior.base, _penalised("group"), largest=True,
+        Prior.base, {**_FINAL_ONLY, "length_penalty": "group"}, largest=True,
     ),
     "grpo_overlong": Preset(
         "GRPO with DAPO's soft overlong punishment (2503.14476) on the last fifth of b_m",
-        Prior.base, _penalised("overlong"), largest=True,
+        Prior.base, {**_FINAL_ONLY, "length_penalty": "overlong"}, largest=True,
     ),
     "think_prune": Preset(
         "ThinkPrune (2504.01296): GRPO with no reward above 1 - alpha of b_m; shrink the limit by "
         "training on with a larger length_penalty_alpha",
-        Prior.base, _penalised("limit"), largest=True,
+        Prior.base, {**_FINAL_ONLY, "length_penalty": "limit"}, largest=True,
     ),
     "s_grpo": Preset(
         "S-GRPO (2505.07686): the k-th right exit of a thinking earns 1 / 2^(k-1), and is compared "

@@ -89,7 +89,9 @@ def test_two_processes_take_the_steps_of_one(one, two, name):
         assert (wanted[key] - found[key]).abs().max() < 1e-5, key
     first, second = lines(one / name), lines(two / name)
     for a, b in zip(first, second, strict=True):
-        for key in ("loss", "grad_norm", "anytime_accuracy", "entropy", "total/summary_tokens"):
+        told = "loss", "grad_norm", "anytime_accuracy", "entropy"
+        counted = (f"total/{kind}_tokens" for kind in ("prompt", "thinking", "summary", "packed"))
+        for key in (*told, *counted):
             assert (key in a) == (key in b)  # the second update of a generation has no scores
             assert a.get(key, 0) == pytest.approx(b.get(key, 0), rel=1e-4, abs=1e-6), key
     if name == "abstaining":
