@@ -287,9 +287,6 @@ def load_engine(
     )
 
 
-EXAMPLE = ({"role": "user", "content": "What is 17 + 25?"},)  # shows what a model is shown
-
-
 def load_thinker(
     model: str,
     tokenizer: str = "",
@@ -330,7 +327,8 @@ def load_thinker(
         tokens = load_tokens(tokenizer or name, thinking_format=thinking_format)
         engine = load_engine("hf", model, tokens, **kwargs)
     tokens = engine.tokens
-    example = prompt_ids(EXAMPLE, tokens.tokenizer, tokens.fmt, chat_template_kwargs)
-    print(describe_format(tokens, example))
+    example = [{"role": "user", "content": "What is 17 + 25?"}]  # shows what a model is shown
+    shown = prompt_ids(example, tokens.tokenizer, tokens.fmt, chat_template_kwargs)
+    print(describe_format(tokens, shown))
     sampling = Sampling(max_summary_tokens=max_summary_tokens)
     return Thinker(engine, sampling, name, chat_template_kwargs, max_thinking_tokens)

@@ -18,8 +18,6 @@ from anytime_lab.prompts import ThinkingTokens, encode
 logger = logging.getLogger(__name__)
 
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that may be better the next time
-
-
 LONGER = " Lower the budgets, or start the server with a longer context (vLLM: --max-model-len)."
 SCHEMES = ("http://", "https://")  # how a server's address begins
 COLD = 0.01  # a temperature at which log-probs tell whether they are taken at it
@@ -59,10 +57,6 @@ class ServerEngine(Engine):
     ):
         if not url.startswith(SCHEMES):
             raise ValueError(f"url is {url!r}; expected http://… or https://…")
-        if concurrency < 1:
-            raise ValueError(
-                f"concurrency is {concurrency}; expected at least 1 request at a time."
-            )
         address = httpx.URL(url)
         user = (address.username, address.password) if address.userinfo else None
         url = str(address.copy_with(userinfo=b"")).rstrip("/")

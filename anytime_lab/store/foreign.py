@@ -185,15 +185,18 @@ def export_inspect(run_dir: str | Path, folder: str | Path) -> dict[int, Path]:
         for row in part.itertuples():
             ends = [0, *row.token_ends]
             thought = row.thinking[: ends[min(row.cut, len(ends) - 1)]]
-            said = [model.ContentReasoning(reasoning=thought)]
-            said += [model.ContentText(text=row.summary_text)]
+            said = (
+                model.ContentReasoning(reasoning=thought),
+                model.ContentText(text=row.summary_text),
+            )
             value = math.nan if row.score is None else row.score
             score = scorer.Score(value=value, answer=row.answer, explanation=row.reason)
             of = {"id": row.problem_id, "epoch": row.epoch, "input": row.question}
-            of |= {"target": row.gold, "output": model.ModelOutput.from_content(name, said)}
+            of |= {"target": row.gold, "output": model.ModelOutput.from_content(name, [*said])}
             samples.append(log.EvalSample(**of, scores={"correct": score}))
-        dataset = log.EvalDataset(name=about["dataset"].get("name"), samples=len(samples))
-        task, config = dataset.name or "anytime_lab", log.EvalConfig(epochs=part["epoch"].max())
+        problems, epochs = part["problem_id"].nunique(), part["epoch"].max()
+        dataset = log.EvalDataset(name=about["dataset"].get("name"), samples=problems)
+        task, config = dataset.name or "anytime_lab", log.EvalConfig(epochs=epochs)
         told = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "task": task, "model": name}
         spec = log.EvalSpec(**told, dataset=dataset, config=config)
         files[budget] = folder / f"{budget}.eval"
