@@ -123,10 +123,7 @@ BASELINES: dict[str, tuple[str, Callable[..., Tensor]]] = {
     ),
     "progress": ("progress baseline V1 alone (eq. 7)", _mixed(torch.ones_like)),
     "group": ("group baseline V2 alone, as in GRPO (eq. 8)", _mixed(torch.zeros_like)),
-    "serial": (
-        "S-GRPO: mean of the thinking's own exits, for its summaries, too, with S = 1",
-        _serial,
-    ),
+    "serial": ("mean of the thinking's own exits, as in S-GRPO", _serial),
     "none": ("no baseline, plain REINFORCE", lambda scores, *_: torch.zeros_like(scores)),
 }
 
