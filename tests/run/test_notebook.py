@@ -38,11 +38,6 @@ def test_wrong_parameters_are_refused_before_anything_runs(tmp_path, parameters,
         check_parameters(path, parameters)
 
 
-def test_an_unknown_notebook_lists_what_exists(tmp_path):
-    with pytest.raises(FileNotFoundError, match="02_train.ipynb"):
-        check_parameters(tmp_path / "none.ipynb", {})
-
-
 DECLARED = """
 output_dir: str = "runs/train"
 budgets: list = [24, 48]
