@@ -40,7 +40,7 @@ STYLES = {"done": "green", "kept": "green", "failed": "red", "failed earlier": "
           "not run": "red", "stale": "yellow", "begun": "cyan"}  # fmt: skip
 
 
-@dataclass
+@dataclass(eq=False)
 class State:
     """How a job stands.
 
@@ -58,6 +58,7 @@ class State:
     started: float = 0.0
     ended: float = 0.0
     result: dict[str, Any] = field(default_factory=dict)
+    told: tuple[str, float] = ("waiting", 0.0)  # status of the last line about it, and when
 
     def end(self, status: str, message: str = "") -> None:
         """Note how it ended."""
@@ -197,13 +198,13 @@ def jobs_table(
     # Running and failed ones first, then the latest to end and next to come.
     rank = {"running": 0, "failed": 1, "failed earlier": 1}
     by_need = sorted(states, key=lambda state: (rank.get(state.status, 2), -state.ended))
-    chosen = {id(state) for state in (by_need if whole else by_need[:ROWS])}
+    chosen = by_need if whole else by_need[:ROWS]
     table = Table.grid(padding=(0, 2))
     for column in range(5):  # where a terminal is narrow, names of a plan and the last give way
         wraps = whole and column in (0, 4)
         table.add_column(no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
     for state in states:
-        if id(state) in chosen:
+        if state in chosen:
             table.add_row(*_cells(state))
     if whole or (len(states) <= 8 and seconds_left is None):
         return Group(table)
@@ -229,24 +230,16 @@ def live_table(
         To be called often in the block; looks and draws when it is time to.
     """
     left, looked, drawn = None, -math.inf, -math.inf
-    told: dict[str, tuple[str, float]] = {}
     live, show = contextlib.nullcontext(), None
     if console.is_jupyter:
         # Not rich's own way, an Output widget: papermill without widget state fails on those.
         from IPython.display import HTML, display
 
         shown = display(HTML(""), display_id=True)
-
-        def show(table: Group) -> None:
-            page = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False)
-            page.print(table)
-            code = page.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-            shown.update(HTML(code))
+        show = lambda table: shown.update(HTML(_as_html(table)))  # noqa: E731
     elif console.is_terminal:
         live = Live(console=console, auto_refresh=False)
-
-        def show(table: Group) -> None:
-            live.update(table, refresh=True)
+        show = partial(live.update, refresh=True)
 
     def draw() -> None:
         nonlocal left, looked, drawn
@@ -254,7 +247,7 @@ def live_table(
         if now - looked > RELOOK:
             left, looked = seconds_left(), now
         if show is None:
-            _tell(states, told, console)
+            _tell(states, console)
         elif now - drawn >= REDRAW:
             show(jobs_table(states, left))
             drawn = now
@@ -266,18 +259,23 @@ def live_table(
             (show or console.print)(jobs_table(states))
 
 
-def _tell(states: Sequence[State], told: dict[str, tuple[str, float]], console: Console) -> None:
+def _as_html(table: Group) -> str:
+    page = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False)
+    page.print(table)
+    return page.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+def _tell(states: Sequence[State], console: Console) -> None:
     """A line for each job that has changed, or that has long been running since the last one."""
     now = time.monotonic()
     for state in states:
-        status, at = told.get(state.job.name, ("waiting", now))
-        if state.status == status and (status != "running" or now - at < RETELL):
-            continue
-        told[state.job.name] = (state.status, now)
-        name, *cells = _cells(state)
-        said = [str(cell) for cell in cells if isinstance(cell, str | Text) and str(cell)]
-        line = text(f"{name}: {', '.join(said)}")
-        console.print(line, soft_wrap=True, highlight=False)
+        status, at = state.told
+        if state.status != status or (status == "running" and now - at >= RETELL):
+            state.told = (state.status, now)
+            name, *cells = _cells(state)
+            said = [str(cell) for cell in cells if isinstance(cell, str | Text) and str(cell)]
+            line = text(f"{name}: {', '.join(said)}")
+            console.print(line, soft_wrap=True, highlight=False)
 
 
 def _cells(state: State) -> tuple[Any, ...]:
