@@ -1,15 +1,10 @@
 """Runs side by side: in order, each with what it needs, stopped together, and what is told."""
 
 import io
-import os
-import signal
-import subprocess
-import sys
 import time
 
-import psutil
 import pytest
-from made_notebooks import notebook, run_notebook
+from made_notebooks import notebook
 from rich.console import Console
 
 from anytime_lab.run.jobs import RETELL, Job, JobsFailed, State, live_table, run_jobs
@@ -55,26 +50,6 @@ def test_each_run_has_its_own_devices_and_its_share_of_the_cores(tmp_path, monke
     jobs = [Job(f"{x}", path, {"x": x}, tmp_path / f"{x}") for x in (1, 2)]
     run_jobs(jobs, LocalPlace(2, devices=("3", "7")))
     assert [read_json(tmp_path / f"told-{x}.json") for x in (1, 2)] == [["3", "3"], ["7", "3"]]
-
-
-@pytest.mark.slow
-def test_a_signal_stops_all_runs_and_the_next_call_goes_on(tmp_path):
-    mark = tmp_path / "pid"
-    code = f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(300)"
-    path = notebook(tmp_path, code)
-    script = (
-        "from pathlib import Path\nfrom anytime_lab.run.jobs import *\n"
-        f"run_jobs([Job('a', Path({str(path)!r}), {{}}, Path({str(tmp_path / 'run')!r}))], 1)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
-    while not (mark.exists() and mark.read_text()):
-        time.sleep(0.1)
-    os.kill(parent.pid, signal.SIGTERM)
-    assert parent.wait(timeout=60) != 0
-    kernel = int(mark.read_text())
-    assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == "zombie"
-    notebook(tmp_path, "pass")
-    run_notebook(path, {}, tmp_path / "run")
 
 
 LAB = NOTEBOOKS.parent / "experiments/lab.yaml"

@@ -86,7 +86,3 @@ def test_the_whole_main_job_at_smoke_scale(smoke):
     assert again.returncode == 0
     assert "finished earlier" in again.stdout
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("records/*.parquet")}
-    (out / "mine.txt").write_text("keep")
-    refused = lab(out, "--fresh")
-    assert refused.returncode != 0 and "mine.txt" in refused.stderr
-    assert (out / "summary.csv").exists()

@@ -194,27 +194,6 @@ def test_signals_stop_a_sweep_and_leave_it_to_go_on(tmp_path):
     assert [row["row"] for row in read_jsonl(rows)] == list(range(60))
 
 
-def test_a_changed_parameter_starts_anew_says_so_and_keeps_the_old(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
-    row_notebook(tmp_path)
-    path = tmp_path / "s.yaml"
-    path.write_text("notebook: rows\nbase: {rows: 3, x: 1, pause: 0}\nlist: [{name: r}]\n")
-    out = tmp_path / "out"
-    run_sweep(prepare_sweep(path, out), 1)
-    path.write_text("notebook: rows\nbase: {rows: 3, x: 2, pause: 0}\nlist: [{name: r}]\n")
-    (planned,) = prepare_sweep(path, out).plan()
-    assert (planned.status, planned.message) == ("stale", "x 1 → 2")
-    capsys.readouterr()
-    run_sweep(prepare_sweep(path, out), 1)
-    folder = out / "r/seed-0"
-    told = f"r/seed-0: made anew (x 1 → 2); the old files go to {folder / '.replaced'}."
-    assert told in capsys.readouterr().out
-    assert {row["x"] for row in read_jsonl(folder / "rows.jsonl")} == {2}
-    (old,) = (folder / ".replaced").iterdir()
-    assert {row["x"] for row in read_jsonl(old / "rows.jsonl")} == {1}
-    assert read_json(old / "run.json")["parameters"]["x"] == 1
-
-
 def test_a_failed_run_is_tried_again_on_request_only(tmp_path, capsys):
     tries = tmp_path / "tries"
     code = f"open({str(tries)!r}, 'a').write('x')\nassert len(open({str(tries)!r}).read()) > 1"
