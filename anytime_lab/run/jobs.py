@@ -232,11 +232,9 @@ def live_table(
     left, looked, drawn = None, -math.inf, -math.inf
     live, show = contextlib.nullcontext(), None
     if console.is_jupyter:
-        # Not rich's own way, an Output widget: papermill without widget state fails on those.
         from IPython.display import HTML, display
 
-        shown = display(HTML(""), display_id=True)
-        show = lambda table: shown.update(HTML(_as_html(table)))  # noqa: E731
+        show = partial(_show, display(HTML(""), display_id=True))
     elif console.is_terminal:
         live = Live(console=console, auto_refresh=False)
         show = partial(live.update, refresh=True)
@@ -259,10 +257,13 @@ def live_table(
             (show or console.print)(jobs_table(states))
 
 
-def _as_html(table: Group) -> str:
+def _show(shown: Any, table: Group) -> None:
+    # Not rich's own way, an Output widget: papermill without widget state fails on those.
+    from IPython.display import HTML
+
     page = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False)
     page.print(table)
-    return page.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+    shown.update(HTML(page.export_html(inline_styles=True, code_format="<pre>{code}</pre>")))
 
 
 def _tell(states: Sequence[State], console: Console) -> None:
