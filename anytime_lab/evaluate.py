@@ -40,6 +40,7 @@ from anytime_lab.store.records import (
     Known,
     drop_damaged_chunks,
     finished_chunks,
+    note_session,
     open_evaluation,
     row_of,
     write_part,
@@ -201,7 +202,7 @@ def evaluate_each(
 
 def _run_chunks(
     run_dir: Path,
-    work: Callable[[Pairs, int], tuple[list[dict], list[dict]]],
+    work: Callable[[Pairs, int], tuple[list[dict], list[dict], float]],
     chunks: list[Pairs],
     seed: int,
     budgets: tuple[int, ...],
@@ -212,18 +213,20 @@ def _run_chunks(
         warnings.warn(found, stacklevel=3)
     finished = finished_chunks(run_dir)
     done = before = sum(len(chunks[number]) for number in finished)
-    total, seen, ends = sum(map(len, chunks)), Counter(), []
+    total, seen, ends, spent = sum(map(len, chunks)), Counter(), [], Counter()
     about = {"total": total, "unit": "thinkings", "started": time.time(), "done_before": before}
     tell = partial(write_progress, run_dir, "evaluate", **about)
     tell(done, message="resumed" if done else "started")
     words = f"evaluate at {len(budgets)} budgets"
     with tqdm(total=total, initial=done, desc=words, unit="thinking", disable=not progress) as bar:
         for number in sorted({*range(len(chunks))} - finished):
-            records, thinkings = work(chunks[number], chunk_seed(seed, number))
+            records, thinkings, seconds = work(chunks[number], chunk_seed(seed, number))
             write_part(run_dir, THINKINGS, number, thinkings)
             write_part(run_dir, RECORDS, number, records)  # last: it makes the chunk finished
             ends += [thinking["end"] for thinking in thinkings]
             done += len(thinkings)
+            spent["seconds"] += seconds
+            spent["tokens"] += sum(thinking["tokens"] for thinking in thinkings)
             last = [r for r in records if r["budget"] == budgets[-1]]
             seen["right"] += sum(r["correct"] for r in last)
             seen["graded"] += sum(r["score"] is not None for r in last)
@@ -235,6 +238,8 @@ def _run_chunks(
             bar.set_postfix_str(message)
             tell(done, message=message)
     tell(done, message="finished")
+    if spent:
+        note_session(run_dir, spent)
     return ends
 
 
@@ -252,11 +257,11 @@ def evaluate_chunk(
     sampling: Sampling,
     pairs: Pairs,
     seed: int,
-) -> tuple[list[dict], list[dict]]:
-    """Samples and grades one chunk. Returns the rows of its records and of its thinkings."""
-    prompts = [problem.prompt for problem, _ in pairs]
+) -> tuple[list[dict], list[dict], float]:
+    """Samples and grades one chunk: rows of its records, of its thinkings, seconds of sampling."""
+    prompts, start = [problem.prompt for problem, _ in pairs], time.perf_counter()
     trees = engine.sample_trees(prompts, budgets, num_summaries, sampling, seed, share_cuts=True)
-    tokens, told, asked = engine.tokens, [], []
+    seconds, tokens, told, asked = time.perf_counter() - start, engine.tokens, [], []
     for (problem, sample), tree in zip(pairs, trees, strict=True):
         text, ends = text_and_ends(tokens, tree.thinking)
         of = {"problem": problem, "sample": sample, "tree": tree}
@@ -279,7 +284,7 @@ def evaluate_chunk(
         row_of(RECORDS, replace(known, grade=verdict[known.problem.id, text]))
         for known, text in asked
     ]
-    return records, [row_of(THINKINGS, known) for known in told]
+    return records, [row_of(THINKINGS, known) for known in told], seconds
 
 
 # --- checks --------------------------------------------------------------------------------------

@@ -193,6 +193,8 @@ def test_the_manifest_holds_versions_seeds_prompt_and_sampler(parts, whole):
     }
     (session,) = manifest["sessions"]
     assert {"torch", "transformers"} <= session["versions"].keys()
+    assert session["tokens"] == sum(read_thinkings(whole[0])["tokens"])
+    assert 0 < session["seconds"] < 60
 
 
 def test_progress_tells_how_far_it_is(whole):

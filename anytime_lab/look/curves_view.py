@@ -32,6 +32,8 @@ from anytime_lab.read.runs import Runs, find_evaluations
 
 NO_BENCHMARK = "none"
 HEIGHT = 520
+# An axis of the curves: the field of an evaluation that tells it, and how often it counts a token.
+PER_TOKEN = {"seconds": ("pace", 1.0), "flops": ("parameters", 2.0)}
 
 
 class RunList(anywidget.AnyWidget):
@@ -112,11 +114,9 @@ class BudgetCurves(RunsView):
     def frame(self) -> pd.DataFrame:
         """The tidy table of what is shown: accuracy by budget and the paired difference."""
         frame = told.tidy_curves(self.shown, self.pairs)
-        frame["flops"] = (
-            2
-            * frame["spent"]
-            * frame["run"].map({n: e.parameters for n, e in self.names.items()}).astype(float)
-        )
+        for column, by in PER_TOKEN.items():
+            each = {name: getattr(found, by[0]) for name, found in self.names.items()}
+            frame[column] = by[1] * frame["spent"] * frame["run"].map(each).astype(float)
         frame.insert(1, "dataset", self.dataset.value)
         frame.insert(2, "step", [self.names[name].step for name in frame["run"]])
         return frame.assign(reference=self.runs.reference)
@@ -221,13 +221,20 @@ class BudgetCurves(RunsView):
                 f"Bands of more than {MANY} runs hide each other: point at a run for its own."
             )
         self.say(*said)
-        untold = [name for name in shown if not self.names[name].parameters]
-        axes = {column: words for column, words in OVER.items() if column != "flops" or not untold}
+        untold = {
+            column: [name for name in shown if not getattr(self.names[name], told_by)]
+            for column, (told_by, _) in PER_TOKEN.items()
+        }
+        axes = {column: words for column, words in OVER.items() if not untold.get(column)}
         at = self.over.value if self.over.value in axes else "budget"
         self.refill(self.over, [(words, column) for column, words in axes.items()], at)
-        told_by = "any run" if len(untold) == len(shown) else ", ".join(untold)
-        missing = f"FLOPs: the parameters are not told by {told_by}. " if untold else ""
-        self.axes.say(f"{missing}Seconds: evaluations record none.", kind="note")
+        missing = [
+            f"No axis of {column}: not told by "
+            f"{'any run' if len(names) == len(shown) else ', '.join(names)}."
+            for column, names in untold.items()
+            if names
+        ]
+        self.axes.say(*missing, kind="note")
         options = [(f"{len(common)} budgets all share: {_listed(common)}", "")] if common else []
         options += [(f"those of {short(n, 24)}: {budgets}", n) for n, budgets in grids.items()]
         self.refill(self.common, options, options[0][1] if options else None)

@@ -37,6 +37,7 @@ CURVES = {  # a panel of the curves: before its bounds, what is possible, its ax
 OVER = {  # what the curves are drawn over: column, words
     "budget": "Thinking budget (tokens allowed)",
     "spent": "Thinking tokens spent (mean per problem)",
+    "seconds": "Seconds, estimated: tokens spent at the evaluation's own pace, summaries included",
     "flops": "FLOPs of thinking, estimated: 2 × parameters × tokens spent",
 }
 MANY = 6  # runs whose bands can still be told apart
@@ -59,8 +60,8 @@ def plot_curves(
 
     Args:
         curves: columns run, budget (tokens), accuracy, low, high; with difference, difference_low,
-            difference_high the panel of differences to `reference` is drawn; with spent or flops
-            the curves can be drawn over it; with told a sentence of its own is said of each point.
+            difference_high the panel of differences to `reference` is drawn; with spent, seconds or
+            flops the curves can be drawn over it; with told a sentence is said of each point.
         runs: all runs of the study in order, which gives their colours; those in `curves` if None.
         over: one of OVER.
         prior: drawn as bars under the budgets.

@@ -32,6 +32,7 @@ from anytime_lab.store.files import (
 from anytime_lab.store.records import (
     FORMAT,
     finished_chunks,
+    pace_of,
     read_manifest,
     read_part,
     read_records,
@@ -72,6 +73,7 @@ class Evaluation:
     done: int  # parts written
     chunks: int  # parts wanted
     parameters: int | None = None  # of the model, where the manifest tells them
+    pace: float | None = None  # seconds that it took a token of thinking, summaries included
 
     @property
     def partial(self) -> bool:
@@ -182,6 +184,7 @@ def _evaluation(run: str, folder: Path) -> Evaluation:
         done=len(finished_chunks(folder)),
         chunks=int(manifest["chunks"]),
         parameters=parameters if isinstance(parameters, int) else None,
+        pace=pace_of(manifest),
     )
 
 

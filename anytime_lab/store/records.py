@@ -170,6 +170,19 @@ def open_evaluation(run_dir: Path, settings: dict, about: dict, chunks: int) -> 
     write_json(run_dir / MANIFEST, manifest)
 
 
+def note_session(run_dir: str | Path, numbers: Mapping[str, float]) -> None:
+    """Adds numbers to what the manifest says of its last session."""
+    manifest = read_manifest(run_dir)
+    manifest["sessions"][-1] |= numbers
+    write_json(Path(run_dir) / MANIFEST, manifest)
+
+
+def pace_of(manifest: Mapping[str, Any]) -> float | None:
+    """Seconds a token of thinking, over the sessions that tell them; None if none does."""
+    told = [s for s in sessions_of(manifest) if s.get("tokens") and s.get("seconds")]
+    return sum(s["seconds"] for s in told) / sum(s["tokens"] for s in told) if told else None
+
+
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], words: str) -> list[str]:
     """What differs, in words of its name and both values."""
     rows = [(name, before.get(name), now.get(name)) for name in sorted({*before, *now})]

@@ -248,23 +248,29 @@ def test_the_axis_goes_logarithmic_or_over_what_was_spent(view):
     assert view.budget == 32 and view.live.stop == line(view, "grpo").x[-1]
 
 
-def test_flops_are_drawn_over_where_every_model_tells_its_parameters(tmp_path):
-    for name, size in (("small", 10), ("large", 1000)):
-        folder = write_run(tmp_path / name, random_right(p=3))
-        write_json(
-            folder / "manifest.json", read_json(folder / "manifest.json") | {"parameters": size}
-        )
+def test_flops_and_seconds_are_drawn_over_where_every_run_tells_them(tmp_path):
+    for name, size, seconds in (("small", 10, 3.0), ("large", 1000, 50.0)):
+        path = write_run(tmp_path / name, random_right(p=3)) / "manifest.json"
+        # two sessions of 100 and 300 tokens, and one that was killed
+        told = ({"tokens": 100, "seconds": seconds}, {"tokens": 300, "seconds": seconds}, {})
+        sessions = [{"versions": {}} | numbers for numbers in told]
+        write_json(path, read_json(path) | {"parameters": size, "sessions": sessions})
     write_run(tmp_path / "untold", random_right(p=3))
     view = BudgetCurves([tmp_path / n for n in ("small", "large", "untold")])
     columns = [column for _, column in view.over.options]
-    assert columns == ["budget", "spent"] and "told by untold" in view.axes.value
-    assert "Seconds: evaluations record none" in view.axes.value
+    assert columns == ["budget", "spent"]
+    assert "No axis of seconds: not told by untold." in view.axes.value
+    assert "No axis of flops: not told by untold." in view.axes.value
     view.runs.ticked = ["small", "large"]
+    assert [column for _, column in view.over.options] == ["budget", "spent", "seconds", "flops"]
     view.over.value = "flops"
     spent = view.frame().query("run == 'large'")["spent"]
     assert line(view, "large").x == pytest.approx(2 * 1000 * spent)
     assert line(view, "small").x == pytest.approx(2 * 10 * spent)
     assert "estimated" in view.live.figure.layout.xaxis.title.text
+    view.over.value = "seconds"
+    assert line(view, "large").x == pytest.approx(100.0 / 400 * spent)
+    assert line(view, "small").x == pytest.approx(6.0 / 400 * spent)
     view.runs.ticked = ["small", "untold"]
     assert view.over.value == "budget"
 
