@@ -26,8 +26,9 @@ from anytime_lab.look.problem_view import InsideProblem
 from anytime_lab.look.style import run_styles
 from anytime_lab.look.view import RunsView
 from anytime_lab.page import plain, short, table
+from anytime_lab.priors import Prior
 from anytime_lab.read import told
-from anytime_lab.read.curves import NOTHING, Estimate, ProblemTable, difference_table
+from anytime_lab.read.curves import Estimate, ProblemTable, difference_table
 from anytime_lab.read.runs import Runs, find_evaluations
 
 NO_BENCHMARK = "none"
@@ -299,6 +300,10 @@ class BudgetCurves(RunsView):
         budgets = told.all_budgets(list(self.shown.values()))
         return budgets[min(self.live.at, len(budgets) - 1)] if budgets else 0
 
+    @property
+    def _there(self) -> Prior | None:
+        return Prior.base([self.budget]) if self.budget else None
+
     def _tell_story(self) -> None:
         """Puts the result in one sentence above the figure."""
         if not self.shown:
@@ -348,10 +353,10 @@ class BudgetCurves(RunsView):
             self.shown,
             self.pairs,
         )
-        rows, scores = [], []
+        rows, scores, there = [], [], self._there
         for name, style in run_styles(self._here).items():
             run, pair = shown.get(name), pairs.get(name)
-            here, apart = (told.at_budget(t, self.budget) if t else NOTHING for t in (run, pair))
+            here, apart = (told.under_prior(t, there) for t in (run, pair))
             line = {"colour": style.colour, "dash": style.dash, "glyph": style.glyph}
             line |= _cells("here", here, told.told_percent)
             line |= _cells("difference", apart, told.told_points)
@@ -360,13 +365,11 @@ class BudgetCurves(RunsView):
                 continue
             if not here.n_problems:
                 rows[-1]["here"] = "not measured"
-            score, lead = (
-                told.under_prior(t, prior) if t and prior else NOTHING for t in (run, pair)
-            )
+            score, lead = (told.under_prior(t, prior) for t in (run, pair))
             against = told.told_difference(lead) if pair else "nothing in common"
             if name == reference:
                 against = rows[-1]["difference"] = "reference"
-            scores.append((name, told.told_value(score), against))
+            scores.append((name, told.told_percent(*score[:3]), against))
         self.runs.fill(["", "", "run", f"at {self.budget:,} tokens", "difference", "ref."], rows)
         header = ["anytime score, under the prior", "", f"to {short(reference, 24)}"]
         self.score.show(*([table(header, scores, kind="score")] if scores else []))
@@ -378,9 +381,8 @@ class BudgetCurves(RunsView):
 
     def _other(self) -> str:
         """The run whose problems are of most interest: the furthest above the reference here."""
-        leads = {
-            n: told.at_budget(p, self.budget).value if p else -2 for n, p in self.pairs.items()
-        }
+        there = self._there
+        leads = {n: told.under_prior(p, there).value if p else -2 for n, p in self.pairs.items()}
         return max(
             leads, key=lambda n: (leads[n] == leads[n], leads[n]), default=self.runs.reference
         )

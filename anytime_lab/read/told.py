@@ -289,7 +289,7 @@ def told_story(
     if prior is None or (differences and not known):
         return "The runs share no problem or no budget, so they cannot be compared"
     if not known:
-        scores = [f"{n} {told_value(under_prior(t, prior))}" for n, t in tables.items()]
+        scores = [f"{n} {told_percent(*under_prior(t, prior)[:3])}" for n, t in tables.items()]
         return f"Anytime score, over {len(prior.budgets)} budgets: {', '.join(scores)}"
     scores = {name: under_prior(pair, prior) for name, pair in known.items()}
     # the furthest above; where none is above, the furthest below
@@ -316,20 +316,12 @@ def all_budgets(tables: Sequence[ProblemTable]) -> list[int]:
     return sorted(set().union(*(t.budgets for t in tables)))
 
 
-def at_budget(table: ProblemTable, budget: int) -> Estimate:
-    """The mean at one budget; nothing where it was not measured."""
-    return under_prior(table, Prior((budget,), (1.0,)))
-
-
-def under_prior(table: ProblemTable, prior: Prior) -> Estimate:
-    """The mean weighted by a prior; nothing where one of its budgets was not measured."""
+def under_prior(table: ProblemTable | None, prior: Prior | None) -> Estimate:
+    """The mean weighted by a prior; nothing without them, or where a budget was not measured."""
+    if not table or not prior:
+        return NOTHING
     weighted = {b for b, weight in zip(prior.budgets, prior.weights, strict=True) if weight}
     return anytime_accuracy(table, prior) if weighted <= {*table.budgets} else NOTHING
-
-
-def told_value(estimate: Estimate) -> str:
-    """An accuracy with its interval for a reader."""
-    return told_percent(*estimate[:3])
 
 
 def told_difference(estimate: Estimate) -> str:
