@@ -19,6 +19,12 @@ OPERATORS = "+-*/"
 TEST_SHARE = 0.25  # of all problems, by a hash of the problem
 
 
+def split_of(problem: str) -> str:
+    """`test` for a fixed quarter of all problems, else `train`; depends on the problem only."""
+    digest = hashlib.sha256(problem.encode()).digest()
+    return "test" if digest[0] < 256 * TEST_SHARE else "train"
+
+
 @dataclass(frozen=True)
 class Rules:
     """What a trial may do.
@@ -83,12 +89,6 @@ class Problem:
     def question(self) -> str:
         """The user's message."""
         return f"Reach {self.target} with {', '.join(map(str, self.numbers))}."
-
-    @property
-    def split(self) -> str:
-        """`test` for a fixed quarter of all problems, else `train`; depends on the problem only."""
-        digest = hashlib.sha256(self.problem_id.encode()).digest()
-        return "test" if digest[0] < 256 * TEST_SHARE else "train"
 
 
 def first_steps(values: tuple[int, ...], rules: Rules) -> Iterator[tuple[int, str, int, int]]:
@@ -215,7 +215,7 @@ def countdown_problems(
         rates = value_distribution(values, rules)
         for target in sorted(t for t, p in rates.items() if min_success <= p <= max_success):
             problem = Problem(values, target)
-            if problem.split == split:
+            if split_of(problem.problem_id) == split:
                 found.append(problem)
     if not found:
         raise ValueError(

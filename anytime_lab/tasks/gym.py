@@ -7,7 +7,8 @@ from typing import Any
 
 from datasets import Dataset, DatasetInfo
 
-TEST_SHARE = 0.25  # of all problems, by a hash of the question
+from anytime_lab.tasks.countdown import split_of
+
 TRIES = 40  # drawn for each problem that is asked for, before there are taken to be no more
 DEFAULT_COUNT = 1000
 
@@ -46,12 +47,11 @@ def load_gym(
     for index in range(TRIES * count):
         entry = drawn[index]
         question = entry["question"].strip()
-        digest = hashlib.sha256(question.encode()).digest()
-        if (digest[0] < 256 * TEST_SHARE) != (split == "test") or question in found:
+        if split_of(question) != split or question in found:
             continue
         gold = {"answer": entry["answer"], "generator": generator, "seed": seed, "index": index}
         found[question] = {
-            "problem_id": f"{generator}-{digest.hex()[:12]}",
+            "problem_id": f"{generator}-{hashlib.sha256(question.encode()).hexdigest()[:12]}",
             "prompt": [{"role": "user", "content": question + question_suffix}],
             "question": question,
             "answer": json.dumps(gold | ({"options": options} if options else {})),
