@@ -22,7 +22,7 @@ from scipy.special import stdtrit
 from anytime_lab.read.curves import CONFIDENCE, problem_table
 from anytime_lab.read.policies import AGREEMENT, RULES, RuleSettings, lay_out, policy_frame
 from anytime_lab.read.policies import CONFIDENCE as SURE
-from anytime_lab.read.training import VARIANCE, read_metrics
+from anytime_lab.read.training import BASELINE_NAMES, VARIANCE, read_metrics
 from anytime_lab.store.files import METRICS, RESULT, RunFolderError, read_json
 from anytime_lab.store.records import read_manifest, read_records, write_table
 
@@ -401,12 +401,15 @@ def variance_course(study: Study, run: str) -> pd.DataFrame:
     Mean over the budgets from the second on (at the first, BRPO's is the group's), with its
     interval over seeds; columns run (the baseline), cost (update), value, low, high, seeds.
     """
-    of = study.variance[(study.variance["run"] == run) & (study.variance["baseline"] != "none")]
+    of = study.variance[study.variance["run"] == run]
+    # The study's budgets are even, where BRPO mixed by tokens is BRPO.
+    of = of[~of["baseline"].isin(["none", "brpo_tokens"])]
     of, rows = of[of["budget"] > of["budget"].min()], []
     for (baseline, update), part in of.groupby(["baseline", "update"], sort=False):
         seeds = part.groupby("seed")["ratio"].mean().to_numpy()
         told = effect_of(np.repeat(seeds[:, None], 2, axis=1))
-        rows.append((baseline, update, told.value, told.low, told.high, told.seeds))
+        name = BASELINE_NAMES.get(baseline, baseline)
+        rows.append((name, update, told.value, told.low, told.high, told.seeds))
     return pd.DataFrame(rows, columns=["run", "cost", "value", "low", "high", "seeds"])
 
 
