@@ -69,7 +69,8 @@ def plot_curves(
         log: logarithmic axis.
 
     Returns traces named "RUN 95 %" (bands, unseen where there are more than MANY), RUN (lines), for
-    each panel, and "prior".
+    each panel, and "prior"; with difference_band_low and difference_band_high also "RUN at all
+    budgets", the wider and fainter bands that hold at all of them at once.
     """
     wanted = ["run", "budget", "accuracy", "low", "high"]
     if missing := [column for column in wanted if column not in curves]:
@@ -99,7 +100,18 @@ def plot_curves(
         rows = rows.sort_values(over)
         parts = {run: rows[rows["run"] == run] for run in styles if run in set(rows["run"])}
         rest = 0 if len(found) > MANY else 1
-        traces = [band(part, over, styles[run], run, rest) for run, part in parts.items()]
+        traces = []
+        if place and "difference_band_low" in rows:
+            for run, part in parts.items():
+                part = part.assign(
+                    low=part["difference_band_low"], high=part["difference_band_high"]
+                )
+                wide = band(part, over, styles[run], run, rest)
+                fill = faded(styles[run].colour, BAND_OPACITY / 2)
+                traces.append(
+                    wide | {"name": f"{safe_text(run)} at all budgets", "fillcolor": fill}
+                )
+        traces += [band(part, over, styles[run], run, rest) for run, part in parts.items()]
         for run, part in parts.items():
             traces.append(curve_trace(part, over, styles[run], run, value, stops))
         where = {"yaxis": f"y{number}", "showlegend": False}

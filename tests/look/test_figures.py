@@ -92,6 +92,10 @@ def test_differences_stand_below_on_the_same_axis_with_zero_in_sight():
     figure = plot_curves(frame, reference="grpo", prior=Prior.linear([8, 16, 24]))
     below = [t for t in figure.data if t.yaxis == "y2"]
     assert [t.name for t in below] == ["ar 95 %", "ar"] and below[1].y == (0.1, 0.1, 0.1)
+    ends = {"difference_band_low": 0.02, "difference_band_high": 0.18}
+    wide = plot_curves(frame.assign(**ends), reference="grpo").data
+    (wide,) = [t for t in wide if t.name == "ar at all budgets"]
+    assert wide.y == (0.18,) * 3 + (0.02,) * 3 and wide.yaxis == "y2"
     assert figure.layout.yaxis2.title.text == "Points to grpo"
     assert figure.layout.yaxis2.range[0] < 0 < figure.layout.yaxis2.range[1]
     bars = figure.data[-1]

@@ -123,7 +123,9 @@ def test_a_page_of_one_two_or_five_runs(tmp_path, runs, count):
     if count == 1:
         assert len(shown) == 1 and "difference" not in page.text.lower().split("how this was")[0]
     else:  # below, to the first, which has no curve there
-        assert shown[0][2 * count :] == [*bands[1:], *list(chosen)[1:]]
+        others = list(chosen)[1:]
+        wide = [f"{n} at all budgets" for n in others]
+        assert shown[0][2 * count :] == [*wide, *bands[1:], *others]
     assert page.text.count("The numbers at every budget") == 1
 
 
@@ -339,7 +341,7 @@ def test_folders_that_cannot_be_read_are_sentences(tmp_path, runs):
         odd = write_full(tmp_path / "odd", random_right(p=3))
         manifest = read_json(odd / "manifest.json") | {"chunks": chunks}
         write_json(odd / "manifest.json", manifest)
-        refused(odd, "expected 1 or more")
+        refused(odd, "of 1 part or more")
     stray = write_full(tmp_path / "stray", random_right(p=3))
     shutil.copy(part_path(stray, "records", 0), stray / "records" / "part-copy.parquet")
     assert report(tmp_path, {"stray": stray}).tables  # not a part: left alone
