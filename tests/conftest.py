@@ -1,6 +1,7 @@
 """What every test needs: no network, few threads, and no browser where there is none."""
 
 import atexit
+import gc
 import os
 import signal
 import sys
@@ -36,6 +37,12 @@ def no_thread_is_left():
     ]:
         assert time.monotonic() < give_up, f"threads left: {left}"
         time.sleep(0.01)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of garbage collection: each training makes a full one."""
+    gc.collect()
+    gc.freeze()
 
 
 SESSION = pytest.StashKey[pytest.Session]()

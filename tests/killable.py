@@ -1,6 +1,7 @@
 """Jobs that a test starts in processes of their own, to kill them; and what is equal after it."""
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -82,6 +83,7 @@ def evaluate_tiny(folder):
 @contextlib.contextmanager
 def quiet(folder):
     """Keep what a job says beside its folder, for a test that fails."""
+    gc.freeze()  # what is imported is not looked through at each training
     transformers.logging.disable_progress_bar()
     path = Path(folder).with_name(f"{Path(folder).name}.log")
     path.parent.mkdir(parents=True, exist_ok=True)
