@@ -89,7 +89,7 @@ def test_runs_are_followed_and_chosen(lab, tmp_path):
         page.wait(lambda: strong("going")["x"] == [1])
         write_step(tmp_path / "going", 2, lift=0.05)
         page.wait(lambda: strong("going")["x"] == [1, 2])
-        assert "2 of 4" in page.text()
+        page.wait(lambda: "2 of 4" in page.text())
 
         page.button("Follow").click()
         page.raw.wait_for_timeout(500)

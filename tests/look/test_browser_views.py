@@ -33,7 +33,7 @@ def test_budget_curves_are_read_dragged_hovered_reweighted_and_exported(lab, run
     with lab.notebook("04_budget_curves", runs=runs, reference="grpo") as page:
         page.run_all()
         live, line = page.live(0), page.line(0)
-        page.wait(lambda: len(live.data()) == 7)
+        page.wait(lambda: len(live.data()) == 8)
         page.wait(lambda: page.raw.locator(".jp-RenderedPlotly").first.is_hidden())  # the picture
         assert "ar is above grpo at" in page.text() and "at 24 tokens" in page.text()
         assert page.tabbed() == [
@@ -94,7 +94,7 @@ def test_budget_curves_are_read_dragged_hovered_reweighted_and_exported(lab, run
         page.wait(lambda: any(t["name"] == "AR-base (published)" for t in live.data()))
         assert live.trace("AR-base (published)")["y"] == pytest.approx([0.327])
         page.select("Published values (BRPO)").select_option("none")
-        page.wait(lambda: len(live.data()) == 7)
+        page.wait(lambda: len(live.data()) == 8)
 
         page.raw.get_by_label("show grpo").uncheck()
         page.wait(lambda: [t["name"] for t in live.data()] == ["ar 95 %", "ar", "prior"])

@@ -30,7 +30,7 @@ def test_the_curves_are_read_on_a_page_of_voila(lab, tmp_path):
         page.raw.goto(f"{url}/?token=mine", timeout=120_000)
         live = page.live(0)
         page.wait(lambda: page.line(0).count(), 60)
-        page.wait(lambda: len(live.data()) == 7, 60)
+        page.wait(lambda: len(live.data()) == 8, 60)
         page.wait(lambda: "at 24 tokens" in page.text())
         page.line(0).press("ArrowRight")
         page.wait(lambda: "at 32 tokens" in page.text())
