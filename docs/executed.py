@@ -24,6 +24,7 @@ START, GRPO, AR = (
 SHOWN = {
     "04_budget_curves": {"runs": START | GRPO | AR},
     "06_inside_a_problem": {"runs": AR | GRPO},
+    "11_claims": {},
 }
 LARGEST = 300_000  # bytes of one
 

@@ -1,9 +1,14 @@
 """A study's figures: which traces, where the marks stand, in which colour."""
 
+import nbformat
 import pandas as pd
+import pytest
+from made_notebooks import run_notebook
 
 from anytime_lab.look.claims_figures import plot_claims, plot_course
+from anytime_lab.look.pictures import FIGURE
 from anytime_lab.look.style import COLOURS, QUIET
+from anytime_lab.run.notebook import NOTEBOOKS
 
 
 def effect(claim, axis, value, verdict, measure="anytime"):
@@ -48,3 +53,17 @@ def test_a_course_is_a_line_and_a_band_for_each_run():
     low, high = figure.layout.yaxis.range
     assert low < 0.39 and high > 0.71
     assert figure.layout.xaxis.title.text == "updates"
+
+
+@pytest.mark.slow
+def test_the_notebook_opens_on_the_study_that_ships(tmp_path):
+    run_notebook(NOTEBOOKS / "11_claims.ipynb", {}, tmp_path / "run")
+    cells = nbformat.read(tmp_path / "run" / "notebook.ipynb", 4).cells
+    outputs = [
+        output.data for cell in cells for output in cell.get("outputs", ()) if "data" in output
+    ]
+    assert sum(FIGURE in data for data in outputs) == 6
+    told = "".join(data.get("text/html", "") for data in outputs)
+    for part in "abcde":
+        assert f"({part})" in told
+    assert "AR-uniform above GRPO" in told and "seeds" in told
