@@ -26,7 +26,7 @@ SHOWN = {
     "06_inside_a_problem": {"runs": AR | GRPO},
     "11_claims": {},
 }
-LARGEST = 300_000  # bytes of one
+LARGEST = 500_000  # bytes of one
 
 
 def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

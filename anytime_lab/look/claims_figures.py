@@ -1,10 +1,14 @@
 """A study's frames → figures: what each claim comes to, and a measure over the cost of training."""
 
+from collections.abc import Mapping
+
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from anytime_lab.look.figures import band, told_line
 from anytime_lab.look.style import COLOURS, QUIET, base, end_names, run_styles, safe_text
+from anytime_lab.read.claims import AXES
 
 MARKS = {"updates": "circle", "seconds": "diamond", "flops": "square"}
 SIDES = {"holds": COLOURS[0], "above": COLOURS[0], "the other way": COLOURS[1]}
@@ -29,12 +33,12 @@ def plot_claims(frame: pd.DataFrame, title: str = "What each claim comes to") ->
         ends = [100 * part["high"] - 100 * part["effect"], 100 * part["effect"] - 100 * part["low"]]
         bars = {"array": list(ends[0]), "arrayminus": list(ends[1]), "symmetric": False}
         told = [
-            f"{safe_text(row.claim)} at equal {axis}: <b>{100 * row.effect:+.1f}</b> points "
+            f"{safe_text(row.claim)} at equal {AXES[axis]}: <b>{100 * row.effect:+.1f}</b> points "
             f"[{100 * row.low:+.1f}, {100 * row.high:+.1f}], {row.seeds} seeds: {row.verdict}"
             for row in part.itertuples()
         ]
         figure.add_scatter(
-            x=100 * part["effect"], y=rows, mode="markers", name=f"at equal {axis}",
+            x=100 * part["effect"], y=rows, mode="markers", name=f"at equal {AXES[axis]}",
             marker={"symbol": MARKS[axis], "size": 8, "color": colours},
             error_x={**bars, "color": QUIET, "thickness": 1.4, "width": 0},
             customdata=told, hovertemplate="%{customdata}<extra></extra>",
@@ -47,32 +51,36 @@ def plot_claims(frame: pd.DataFrame, title: str = "What each claim comes to") ->
     )  # fmt: skip
 
 
-def plot_course(frame: pd.DataFrame, over: str, words: str, title: str = "") -> go.Figure:
+def plot_course(panels: Mapping[str, pd.DataFrame], words: str, title: str = "") -> go.Figure:
     """A measure over the cost of training, a line with its band for each run.
 
     Args:
-        frame: of `course_frame` or `variance_course`.
-        over: the x axis in words.
+        panels: an x axis in words → the frame over it, of `course_frame` or `variance_course`;
+            side by side, of the same runs.
         words: the y axis in words; a share.
 
-    Returns traces named "RUN 95 %" (bands) and RUN.
+    Returns traces named "RUN 95 %" (bands) and RUN, for each panel.
     """
-    styles = run_styles(list(dict.fromkeys(frame["run"])))
-    figure = base(go.Figure(), 420, title, dragmode=False, showlegend=False, margin={"r": 170})
-    for run, part in frame.groupby("run", sort=False):
-        figure.add_trace(band(part, "cost", styles[run], run))
-    for run, part in frame.groupby("run", sort=False):
-        told = [
-            f"{safe_text(run)}: <b>{row.value:.1%}</b> [{row.low:.1%}, {row.high:.1%}] at "
-            f"{row.cost:,.3g}"
-            for row in part.itertuples()
-        ]
-        figure.add_trace(told_line(part["cost"], part["value"], told, run, styles[run]))
-    low, high = frame[["value", "low"]].min().min(), frame[["value", "high"]].max().max()
+    whole = pd.concat(panels.values())
+    styles = run_styles(list(dict.fromkeys(whole["run"])))
+    figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.03)
+    base(figure, 420, title, dragmode=False, showlegend=False, margin={"r": 170, "t": 48})
+    for column, (over, frame) in enumerate(panels.items(), start=1):
+        for run, part in frame.groupby("run", sort=False):
+            figure.add_trace(band(part, "cost", styles[run], run), 1, column)
+        for run, part in frame.groupby("run", sort=False):
+            told = [
+                f"{safe_text(run)}: <b>{row.value:.1%}</b> [{row.low:.1%}, {row.high:.1%}] at "
+                f"{row.cost:,.3g}"
+                for row in part.itertuples()
+            ]
+            line = told_line(part["cost"], part["value"], told, run, styles[run])
+            figure.add_trace(line, 1, column)
+        ticks = "~s" if "FLOPs" in over else ",d"
+        figure.update_xaxes(title=over, tickformat=ticks, rangemode="tozero", col=column)
+    low, high = whole[["value", "low"]].min().min(), whole[["value", "high"]].max().max()
     span = [low - 0.03 * (high - low), high + 0.03 * (high - low)]
     ends = frame.sort_values("cost").groupby("run", sort=False)["value"].last()
     figure.layout.annotations = end_names(ends, styles, span, 280)
-    figure.update_xaxes(
-        title=over, tickformat="~s" if "FLOPs" in over else ",d", rangemode="tozero"
-    )
-    return figure.update_yaxes(title=words, tickformat=".0%", range=span)
+    figure.update_yaxes(tickformat=".0%", range=span)
+    return figure.update_yaxes(title=words, col=1)

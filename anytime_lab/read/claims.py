@@ -29,11 +29,9 @@ from anytime_lab.store.records import read_manifest, read_records, write_table
 FILES = {"answers": "answers.parquet", "costs": "costs.parquet", "variance": "variance.parquet"}
 FILES |= {"exits": "exits.parquet"}
 START = "start"  # the run that trains nothing: what the others have at update 0
-AXES = {  # what runs are compared at an equal amount of: words
-    "updates": "updates",
-    "seconds": "processor time of training (s)",
-    "flops": "FLOPs of training (2 × parameters a sampled token, 6 × a packed one)",
-}
+# What runs are compared at an equal amount of training of: words. FLOPs are 2 × parameters a
+# sampled token and 6 × parameters a token of the packed rows of an update.
+AXES = {"updates": "updates", "seconds": "processor time", "flops": "FLOPs"}
 SMALL = 0.25  # of the largest budget: which ones are small
 
 
@@ -421,6 +419,6 @@ def claim_table(frame: pd.DataFrame) -> pd.DataFrame:
         effect, low, high = (f"{by * row[key]:+.1f}" for key in ("effect", "low", "high"))
         key = (f"({row['part']})", row["claim"], MEASURES[row["measure"]][0], row["seeds"])
         told = f"{effect}{unit} [{low}, {high}], {row['verdict']}".replace("-", "−")
-        rows.setdefault(key, {})[f"at equal {row['axis']}"] = told
+        rows.setdefault(key, {})[f"at equal {AXES[row['axis']]}"] = told
     names = ["part", "claim", "measure", "seeds"]
     return pd.DataFrame([dict(zip(names, key, strict=True)) | told for key, told in rows.items()])

@@ -25,7 +25,8 @@ def test_claims_have_a_row_each_and_a_mark_an_axis():
         + [effect("shorter", axis, -9.0, "holds", "length") for axis in axes]
     )
     figure = plot_claims(frame)
-    assert [trace.name for trace in figure.data] == [f"at equal {axis}" for axis in axes]
+    named = ["updates", "processor time", "FLOPs"]
+    assert [trace.name for trace in figure.data] == [f"at equal {axis}" for axis in named]
     assert figure.layout.yaxis.ticktext == ("second &lt;b&gt;", "first")  # no lengths
     updates, _, flops = figure.data
     assert list(updates.x) == [5.0, -3.0]
@@ -47,12 +48,16 @@ def test_a_course_is_a_line_and_a_band_for_each_run():
             "seeds": 5,
         }
     )
-    figure = plot_course(frame, "updates", "Anytime accuracy")
-    assert [trace.name for trace in figure.data] == ["GRPO 95 %", "AR 95 %", "GRPO", "AR"]
+    panels = {"updates": frame, "FLOPs": frame.assign(cost=2 * frame["cost"])}
+    figure = plot_course(panels, "Anytime accuracy")
+    names = ["GRPO 95 %", "AR 95 %", "GRPO", "AR"]
+    assert [trace.name for trace in figure.data] == names * 2
+    assert list(figure.data[7].x) == [0.0, 40.0] and figure.data[7].xaxis == "x2"
     assert list(figure.data[3].x) == [0.0, 20.0]
     low, high = figure.layout.yaxis.range
     assert low < 0.39 and high > 0.71
-    assert figure.layout.xaxis.title.text == "updates"
+    titles = [figure.layout[axis].title.text for axis in ("xaxis", "xaxis2", "yaxis", "yaxis2")]
+    assert titles == ["updates", "FLOPs", "Anytime accuracy", None]
 
 
 @pytest.mark.slow
@@ -62,7 +67,7 @@ def test_the_notebook_opens_on_the_study_that_ships(tmp_path):
     outputs = [
         output.data for cell in cells for output in cell.get("outputs", ()) if "data" in output
     ]
-    assert sum(FIGURE in data for data in outputs) == 6
+    assert sum(FIGURE in data for data in outputs) == 4
     told = "".join(data.get("text/html", "") for data in outputs)
     for part in "abcde":
         assert f"({part})" in told
