@@ -1,13 +1,20 @@
-"""Draw the README's figure from what `make lab` made: `python docs/figures.py [runs/lab]`."""
+"""Draw the README's figures: `python docs/figures.py [runs/lab]`, of what `make lab` made there, and
+of the study that ships.
+"""
 
 import sys
 from pathlib import Path
 
+from anytime_lab.look.claims_figures import plot_claims
 from anytime_lab.look.figures import plot_curves
+from anytime_lab.read.claims import claim_frame, read_study
 from anytime_lab.read.curves import accuracy_curves, read_tables
 
 HERE = Path(__file__).resolve().parent
 FOLDERS = {"start": "start", "GRPO": "grpo", "AnytimeReasoner-uniform": "ar"}
+claims = plot_claims(claim_frame(read_study(HERE.parent / "experiments" / "claims")))
+claims.write_image(HERE / "claims.png", width=900, scale=1.5)
+print(f"wrote {HERE / 'claims.png'}")
 run = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "runs" / "lab"
 runs = {name: run / f"evaluate_{folder}" for name, folder in FOLDERS.items()}
 figure = plot_curves(accuracy_curves(read_tables(runs)))
