@@ -1,6 +1,4 @@
-"""Draw the README's figures: `python docs/figures.py [runs/lab]`, of what `make lab` made there, and
-of the study that ships.
-"""
+"""Draw the README's figures of a main job and of the study: `python docs/figures.py [runs/lab]`."""
 
 import sys
 from pathlib import Path
