@@ -30,7 +30,8 @@ FILES = {"answers": "answers.parquet", "costs": "costs.parquet", "variance": "va
 FILES |= {"exits": "exits.parquet"}
 START = "start"  # the run that trains nothing: what the others have at update 0
 # What runs are compared at an equal amount of training of: words. FLOPs are 2 × parameters a
-# sampled token and 6 × parameters a token of the packed rows of an update.
+# sampled token and 6 × parameters a token of the packed rows of an update; what summaries that
+# begin alike share is counted for each.
 AXES = {"updates": "updates", "seconds": "processor time", "flops": "FLOPs"}
 SMALL = 0.25  # of the largest budget: which ones are small
 
@@ -124,7 +125,7 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
     Raises:
         RunFolderError: no run has a result, or what one wrote is damaged.
     """
-    sweep, asked, tables = Path(sweep), None, {name: [] for name in FILES}
+    sweep, asked, tables = Path(sweep).resolve(), None, {name: [] for name in FILES}
     for course in sorted(
         sweep.glob("*/seed-*/course"), key=lambda path: path.parent.stat().st_mtime
     ):
@@ -177,7 +178,7 @@ def _costs(train: Path, sweep: Path, updates: Sequence[int], evaluation: Path) -
     sampled = lines[[f"total/{kind}_tokens" for kind in ("thinking", "summary")]].sum(axis=1)
     lines["flops"] = parameters * (2.0 * sampled + 6.0 * lines["total/packed_tokens"])
     lines["seconds"] = lines["cpu_seconds"]
-    begun = Path(read_json(train / "run.json")["parameters"]["model"]).parent
+    begun = Path(read_json(train / "run.json")["parameters"].get("model", "")).parent
     if sweep in begun.parents and (begun / METRICS).exists():
         last = read_metrics(begun)["step"].iloc[-1:]
         before = _costs(begun, sweep, list(last), evaluation).iloc[-1]
@@ -221,16 +222,17 @@ class Effect(NamedTuple):
 
 
 def effect_of(values: np.ndarray) -> Effect:
-    """The mean of (R, P) numbers over crossed seeds and problems.
+    """The mean of (R, P) numbers over crossed seeds and problems; P 1 are means already.
 
     One seed gives no interval. See the module's first lines.
     """
     count, problems = values.shape
     by_seed, by_problem = values.mean(axis=1), values.mean(axis=0)
     spread = float(by_seed.std(ddof=1)) if count > 1 else math.nan
+    within = float(by_problem.std(ddof=1)) if problems > 1 else 0.0
     halves = [
-        stdtrit(n - 1, (1 + CONFIDENCE) / 2) * deviation / math.sqrt(n) if n > 1 else math.nan
-        for n, deviation in ((count, spread), (problems, by_problem.std(ddof=1)))
+        stdtrit(max(n - 1, 1), (1 + CONFIDENCE) / 2) * deviation / math.sqrt(n)
+        for n, deviation in ((count, spread), (problems, within))
     ]
     mean, half = float(values.mean()), math.hypot(*halves)
     return Effect(mean, mean - half, mean + half, spread, count)
@@ -290,7 +292,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("d", "decoupling alone helps", "GRPO+decouple", "GRPO"),
     Claim("d", "variance reduction alone helps", "GRPO+vr", "GRPO"),
     Claim("d", "variance reduction helps beside decoupling", "AR-base", "GRPO+decouple"),
-    *_versus("e", "BRPO's baseline above: {}", "baseline V1, baseline V2, no baseline",
+    *_versus("e", "{} in place of BRPO's is worse", "baseline V1, baseline V2, no baseline",
              "AR-uniform", sign=-1),
     *_versus("f", "thinkings of {} are shorter", "AR-uniform, AR-linear, AR-base", "GRPO",
              measure="length", sign=-1),
@@ -303,15 +305,16 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("weights", "summaries unweighted, as the authors' code", "summaries unweighted",
           "AR-uniform", sign=0),
     *_versus("today", "{} against GRPO", TODAY, "GRPO", sign=0),
-    *_versus("today", "AR-uniform above {}", TODAY, "AR-uniform", sign=-1),
+    *_versus("today", "{} is below AR-uniform", TODAY, "AR-uniform", sign=-1),
 )  # fmt: skip
 
 
 def claim_frame(study: Study, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
     """Each claim at equal amounts of each axis, as far as both runs went.
 
-    Returns columns part, claim, run, against, measure, axis, cost, effect, low, high, seed_sd,
-    seeds, verdict; accuracies as fractions. Claims on runs that the study lacks are left out.
+    Returns the fields of a claim (its words as claim) and of its effect (its value as effect), with
+    axis, cost and verdict; accuracies as fractions. Claims on runs that the study lacks are left
+    out.
     """
     rows = []
     for claim in claims:
@@ -325,16 +328,9 @@ def claim_frame(study: Study, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
                 for s in seeds
             ]
             told = effect_of(np.stack(values))
-            rows.append(
-                {
-                    **{"part": claim.part, "claim": claim.words, "run": claim.run},
-                    **{"against": claim.against, "measure": claim.measure, "axis": axis},
-                    **{"cost": cost, "effect": told.value, "low": told.low, "high": told.high},
-                    **{"seed_sd": told.seed_sd, "seeds": told.seeds},
-                    "verdict": verdict(told, claim.sign),
-                }
-            )
-    return pd.DataFrame(rows)
+            found = {"axis": axis, "cost": cost, "verdict": verdict(told, claim.sign)}
+            rows.append(claim._asdict() | told._asdict() | found)
+    return pd.DataFrame(rows).rename(columns={"words": "claim", "value": "effect"})
 
 
 def verdict(effect: Effect, sign: int) -> str:
@@ -378,17 +374,18 @@ def budget_frame(study: Study, runs: Sequence[str], axis: str = "seconds") -> pd
 
 
 def exit_frame(study: Study, runs: Sequence[str]) -> pd.DataFrame:
-    """What early exit adds to the plain curve at equal tokens (claim j).
+    """What early exit adds to the plain curve at equal tokens of thinking (claim j).
 
-    The mean over the settings of a rule that stop between the smallest and the largest budget.
-    Returns columns run, policy, effect, low, high, seeds; the interval is over seeds.
+    The mean over the settings of a rule that stop between the smallest and the largest budget. The
+    summaries that it asks for on its way are not counted. Returns columns run, policy, effect, low,
+    high, seeds; the interval is over seeds.
     """
     rows = []
     for run in runs:
         for policy in (AGREEMENT, SURE):
             of = (study.exits["run"] == run) & (study.exits["policy"] == policy)
             means = study.exits[of].groupby("seed")["difference"].mean().to_numpy()
-            told = effect_of(np.repeat(means[:, None], 2, axis=1))
+            told = effect_of(means[:, None])
             rows.append((run, policy, told.value, told.low, told.high, told.seeds))
     return pd.DataFrame(rows, columns=["run", "policy", "effect", "low", "high", "seeds"])
 
@@ -405,7 +402,7 @@ def variance_course(study: Study, run: str) -> pd.DataFrame:
     of, rows = of[of["budget"] > of["budget"].min()], []
     for (baseline, update), part in of.groupby(["baseline", "update"], sort=False):
         seeds = part.groupby("seed")["ratio"].mean().to_numpy()
-        told = effect_of(np.repeat(seeds[:, None], 2, axis=1))
+        told = effect_of(seeds[:, None])
         name = BASELINE_NAMES.get(baseline, baseline)
         rows.append((name, update, told.value, told.low, told.high, told.seeds))
     return pd.DataFrame(rows, columns=["run", "cost", "value", "low", "high", "seeds"])

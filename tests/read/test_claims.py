@@ -191,9 +191,10 @@ def made_sweep(folder):
     return folder
 
 
-def test_a_sweep_is_gathered_into_small_files(tmp_path):
+def test_a_sweep_is_gathered_into_small_files(tmp_path, monkeypatch):
     sweep = made_sweep(tmp_path / "sweep")
-    found = gather_study(sweep, tmp_path / "study")
+    monkeypatch.chdir(tmp_path)
+    found = gather_study("sweep", "study")
     assert found.runs == {"AR": [0, 1], "on": [0, 1]}
     costs = found.costs.set_index(["run", "seed", "update"])
     # 4 updates: 480 sampled tokens at 2 and 1,200 packed ones at 6 FLOPs a parameter
