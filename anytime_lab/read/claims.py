@@ -26,8 +26,12 @@ from anytime_lab.read.training import BASELINE_NAMES, VARIANCE, read_metrics
 from anytime_lab.store.files import METRICS, RESULT, RunFolderError, read_json
 from anytime_lab.store.records import read_manifest, read_records, write_table
 
-FILES = {"answers": "answers.parquet", "costs": "costs.parquet", "variance": "variance.parquet"}
-FILES |= {"exits": "exits.parquet"}
+TABLES = {  # of a study, a parquet file each: columns; answers has one more for each budget
+    "costs": ["update", "seconds", "flops", "run", "seed"],
+    "variance": ["update", "ratio", "baseline", "budget", "run", "seed"],
+    "exits": ["policy", "setting", "value", "tokens", "accuracy", "difference", "run", "seed"],
+    "answers": ["problem", "tokens", "run", "seed", "update"],  # last: with it a study is whole
+}
 START = "start"  # the run that trains nothing: what the others have at update 0
 # What runs are compared at an equal amount of training of: words. FLOPs are 2 × parameters a
 # sampled token and 6 × parameters a token of the packed rows of an update; what summaries that
@@ -96,7 +100,7 @@ class Study:
 
 def is_gathered(folder: str | Path) -> bool:
     """Whether a folder holds what `gather_study` writes, or is still to be gathered from."""
-    return (Path(folder) / FILES["answers"]).exists()
+    return (Path(folder) / "answers.parquet").exists()
 
 
 def read_study(folder: str | Path) -> Study:
@@ -107,7 +111,11 @@ def read_study(folder: str | Path) -> Study:
     """
     folder = Path(folder)
     try:
-        return Study(**{name: pd.read_parquet(folder / file) for name, file in FILES.items()})
+        frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
+        for name, columns in TABLES.items():
+            if missing := set(columns) - set(frames[name]):
+                raise ValueError(f"{name}.parquet lacks {', '.join(sorted(missing))}")
+        return Study(**frames)
     except (OSError, ValueError) as error:
         raise RunFolderError(
             f"{folder} holds no whole study ({error}). Name the folder of one that was gathered "
@@ -125,9 +133,9 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
     Raises:
         RunFolderError: no run has a result, or what one wrote is damaged.
     """
-    sweep, asked, tables = Path(sweep).resolve(), None, {name: [] for name in FILES}
+    sweep, asked, tables = Path(sweep).resolve(), None, {name: [] for name in TABLES}
     for course in sorted(
-        sweep.glob("*/seed-*/course"), key=lambda path: path.parent.stat().st_mtime
+        sweep.glob("*/seed-[0-9]*/course"), key=lambda path: path.parent.stat().st_mtime
     ):
         run, seed = course.parent.parent.name, int(course.parent.name.removeprefix("seed-"))
         if not (course / RESULT).exists():
@@ -152,12 +160,14 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
     if not tables["costs"]:
         raise RunFolderError(f"no run of {sweep} has a result yet; run the sweep first.")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for name, file in FILES.items():
+    for name in TABLES:
         frame = pd.concat(tables[name], ignore_index=True)
         if name == "costs":  # the machine may have had other work: what it took most seeds
             alike = frame.groupby(["run", "update"])["seconds"]
             frame["seconds"] = alike.transform("median").round(2)
-        write_table(Path(folder) / file, pa.Table.from_pandas(frame, preserve_index=False))
+        write_table(
+            Path(folder) / f"{name}.parquet", pa.Table.from_pandas(frame, preserve_index=False)
+        )
     return read_study(folder)
 
 
@@ -175,9 +185,17 @@ def _costs(train: Path, sweep: Path, updates: Sequence[int], evaluation: Path) -
     """Totals at the checkpoints; those of a run that this one went on from are in them."""
     parameters = read_manifest(evaluation)["parameters"]
     lines, before = read_metrics(train), {"seconds": 0.0, "flops": 0.0}
-    sampled = lines[[f"total/{kind}_tokens" for kind in ("thinking", "summary")]].sum(axis=1)
-    lines["flops"] = parameters * (2.0 * sampled + 6.0 * lines["total/packed_tokens"])
-    lines["seconds"] = lines["cpu_seconds"]
+    counted = [
+        "cpu_seconds",
+        *(f"total/{kind}_tokens" for kind in ("thinking", "summary", "packed")),
+    ]
+    if missing := set(counted) - set(lines):
+        raise RunFolderError(
+            f"{train} does not tell {', '.join(sorted(missing))}: it was trained by an earlier "
+            "version. Remove the folder and run the sweep again."
+        )
+    lines["seconds"], thinking, summary, packed = (lines[name] for name in counted)
+    lines["flops"] = parameters * (2.0 * (thinking + summary) + 6.0 * packed)
     begun = Path(read_json(train / "run.json")["parameters"].get("model", "")).parent
     if sweep in begun.parents and (begun / METRICS).exists():
         last = read_metrics(begun)["step"].iloc[-1:]

@@ -220,6 +220,23 @@ def test_runs_on_other_problems_are_refused(tmp_path):
         gather_study(sweep, tmp_path / "study")
 
 
+def test_what_an_earlier_version_trained_is_told(tmp_path):
+    sweep = made_sweep(tmp_path / "sweep")
+    (sweep / "AR" / "seed-odd" / "course").mkdir(parents=True)  # not ours: left alone
+    gather_study(sweep, tmp_path / "study")
+    metrics = sweep / "on" / "seed-0" / "train" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("total/packed_tokens", "other"))
+    with pytest.raises(RunFolderError, match="does not tell total/packed_tokens: it was trained"):
+        gather_study(sweep, tmp_path / "study")
+
+
+def test_a_table_of_another_kind_is_told(tmp_path):
+    gather_study(made_sweep(tmp_path / "sweep"), tmp_path / "study")
+    pd.DataFrame({"run": ["AR"]}).to_parquet(tmp_path / "study" / "costs.parquet")
+    with pytest.raises(RunFolderError, match=r"costs.parquet lacks flops, seconds, seed, update"):
+        read_study(tmp_path / "study")
+
+
 def test_what_is_no_study_is_told(tmp_path):
     with pytest.raises(RunFolderError, match="holds no whole study"):
         read_study(tmp_path)
