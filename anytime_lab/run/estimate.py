@@ -471,8 +471,10 @@ def report(plan: Plan) -> list[tuple[str, str, str]]:
     rows.append(("peak", f"{plan.peak / GIB:.2f} GiB", f"of {plan.hardware.memory / GIB:.2f}"))
     finished, flat, of_flat = "unknown", "unknown", "give --records"
     if seen := plan.observed:
-        finished, flat = f"{seen.finished:.1%}", f"{seen.flat:.1%}"
-        of_flat = "" if seen.exact else "upper estimate: fewer samples than a group"
+        finished, of_flat = f"{seen.finished:.1%}", "nothing in the records is graded"
+        if not math.isnan(seen.flat):
+            flat = f"{seen.flat:.1%}"
+            of_flat = "" if seen.exact else "upper estimate: fewer samples than a group"
     rows.append(("thinkings finished before the end", finished, "" if seen else of_flat))
     rows.append(("prompts without variance", flat, of_flat))
     for problems in (30, 500):  # AIME, MATH500

@@ -1,7 +1,9 @@
 """The preflight's estimates against measured ones, what it reads from records, what it refuses."""
 
 import contextlib
+import dataclasses
 import json
+import math
 
 import killable
 import pandas as pd
@@ -19,6 +21,7 @@ from anytime_lab.run.estimate import (
     GIB,
     Hardware,
     ModelSize,
+    Observed,
     TreeShape,
     costs_of,
     make_plan,
@@ -163,7 +166,10 @@ def test_tokens_and_steps_are_those_of_the_schedule():
     rows = {what: (step, whole) for what, step, whole in report(one)}
     assert rows["thinkings"] == ("256", "25,600")
     assert rows["thinking tokens"] == (f"{256 * 8000:,}", f"{25_600 * 8000:,}")
-    assert rows["prompts without variance"][0] == "unknown"
+    assert rows["prompts without variance"] == ("unknown", "give --records")
+    seen = Observed((100, 200), 1.0, 12.0, math.nan, True)
+    rows = {what: told for what, *told in report(dataclasses.replace(one, observed=seen))}
+    assert rows["prompts without variance"] == ["unknown", "nothing in the records is graded"]
     epoch = plan(*published(max_steps=-1, num_train_epochs=1), problems=40_315)
     assert epoch.steps == 40_315 // 64 * 2
 

@@ -17,7 +17,7 @@ from anytime_lab.run.process import REPLACED, Job, Needs, RunFailed
 from anytime_lab.run.sweep import prepare_sweep, run_sweep
 from anytime_lab.store.files import read_json, read_jsonl
 
-RUNS = 8  # about three rounds on three cores: one node is lost in the second
+RUNS = 12  # about four rounds on three cores: one node is lost in a later one
 # Also tells that it has begun, and on which node.
 STARTS = (
     "import os, time\nopen(output_dir + '/starts.txt', 'a').write("
@@ -54,7 +54,7 @@ def test_a_lost_node_loses_and_doubles_no_result(cluster, tmp_path):
     notebook(tmp_path, STARTS, name="rows.ipynb", parameters=ROW_PARAMETERS)
     path = tmp_path / "s.yaml"
     grid = f"grid: {{x: {list(range(RUNS))}}}"
-    path.write_text(f"notebook: rows\ngpus: 0\nbase: {{rows: 20, pause: 0.05}}\n{grid}\n")
+    path.write_text(f"notebook: rows\ngpus: 0\nbase: {{rows: 20, pause: 0.1}}\n{grid}\n")
     out = tmp_path / "out"
     prepared = prepare_sweep(path, out)
     rows_before, ended = {}, threading.Event()
