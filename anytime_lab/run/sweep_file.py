@@ -445,64 +445,57 @@ def sweep_jobs(sweep: Sweep, out: str | Path) -> dict[Point, Job]:
         ValueError: a reference, a parameter's name or its type is wrong; nothing has run.
     """
     out = Path(out).resolve()
-    wanted = [
-        Point(variant.name, seed, step)
-        for variant in sweep.variants.values()
-        for seed in variant.seeds
-        for step in sweep.steps
-        if step not in variant.skip
-    ]
-    scopes = {point: Scope(sweep, out, point) for point in wanted}
-    made: dict[Point, Job] = {}
+    jobs: dict[Point, Job] = {}
     names: set[str] = set()
-    for point, scope in scopes.items():
-        name = scope.fill(sweep.file.folder)
-        for part in name.split("/"):
-            _check_name(f"a run would lie in {name!r}", part)
-        if name in names:
-            raise ValueError(f"two runs would lie in {name}; name them apart in `folder`.")
-        names.add(name)
-        try:
-            made[point] = _job(scope, name)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+
+    def add(point: Point, path: tuple[Point, ...] = ()) -> None:
+        if point in path:
+            circle = " → ".join(folder_of(sweep, one) for one in (*path, point))
+            raise ValueError(f"runs wait for each other: {circle}. Break the circle.")
+        if point in jobs:
+            return
+        scope = Scope(sweep, out, point)
+        job = _job(scope)
+        if job.name in names:
+            raise ValueError(f"two runs would lie in {job.name}; name them apart in `folder`.")
+        names.add(job.name)
+        for other in scope.after:
+            add(other, (*path, point))
+        jobs[point] = job
+
+    for variant in sweep.variants.values():
+        for seed, step in itertools.product(variant.seeds, sweep.steps):
+            if step not in variant.skip:
+                add(Point(variant.name, seed, step))
     for text in (*sweep.file.notes, sweep.file.takes, sweep.file.then):
         told(sweep, out, text)
     if sweep.file.steps:
         _check_all_used(sweep)
-    jobs: dict[Point, Job] = {}
-
-    def add(point: Point, path: tuple[Point, ...]) -> None:
-        if point in path:
-            circle = " → ".join(made[one].name for one in (*path, point))
-            raise ValueError(f"runs wait for each other: {circle}. Break the circle.")
-        if point not in jobs:
-            for other in scopes[point].after:
-                add(other, (*path, point))
-            jobs[point] = made[point]
-
-    for point in wanted:
-        add(point, ())
     return jobs
 
 
-def _job(scope: Scope, name: str) -> Job:
+def _job(scope: Scope) -> Job:
     sweep, step = scope.sweep, scope.sweep.steps[scope.point.step]
+    name = folder_of(sweep, scope.point)
+    for part in name.split("/"):
+        _check_name(f"a run would lie in {name!r}", part)
     declared = declared_parameters(step.notebook)
     values = sweep.variants[scope.point.variant].values
     said = step.parameters if sweep.file.steps else values
-    if "output_dir" in said:
-        raise ValueError("output_dir is the run's own folder; leave it out.")
-    folder = scope.out / name
+    folder, parameters, late = scope.out / name, {}, False
     own = {"output_dir": str(folder), "seed": scope.point.seed}
-    said = {**{one: value for one, value in own.items() if one in declared}, **said}
-    parameters, late = {}, False
-    for one, value in said.items():
-        scope.deferred = False
-        parameters[one] = scope.fill(value)
-        if scope.deferred:  # checked once it is known
-            parameters[one], late = declared.get(one), True
-    check_parameters(step.notebook, parameters)
+    try:
+        if "output_dir" in said:
+            raise ValueError("output_dir is the run's own folder; leave it out.")
+        said = {**{one: value for one, value in own.items() if one in declared}, **said}
+        for one, value in said.items():
+            scope.deferred = False
+            parameters[one] = scope.fill(value)
+            if scope.deferred:  # checked once it is known
+                parameters[one], late = declared.get(one), True
+        check_parameters(step.notebook, parameters)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     if late:  # in a scope of its own: filling notes what was asked for
         parameters = partial(Scope(sweep, scope.out, scope.point, results=True).fill, said)
     after = tuple(folder_of(sweep, other) for other in scope.after)
