@@ -423,20 +423,14 @@ def prompt_ids(
     """
     if wrong := what_is_wrong(prompt):
         raise ValueError(f"a prompt {wrong}")
-    plain = isinstance(prompt, str) or not fmt.chat_template
+    plain, text = isinstance(prompt, str) or not fmt.chat_template, prompt
     if not isinstance(prompt, str):
         prompt = [_of_text(message) for message in prompt]
-    if not plain:
-        settings = {
-            "add_generation_prompt": True,
-            "tokenize": False,
-            **(chat_template_kwargs or {}),
-        }
-        text = tokenizer.apply_chat_template(prompt, **settings)
-    elif isinstance(prompt, str):
-        text = prompt
-    else:
         text = "".join(f"{message['content']}\n\n" for message in prompt)
+    if not plain:
+        settings = {"add_generation_prompt": True, "tokenize": False}
+        settings |= chat_template_kwargs or {}
+        text = tokenizer.apply_chat_template(prompt, **settings)
     text, bos = _opened(text, prompt, fmt), tokenizer.bos_token_id
     bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not plain or bos is None or bare[:1] == [bos]:  # a template writes BOS itself

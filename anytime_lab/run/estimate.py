@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.utils.benchmark import Timer
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from anytime_lab.engines.load import adapter_base, load_tokenizer, model_path
 from anytime_lab.prompts import prompt_ids, resolve_tokens
@@ -325,12 +325,11 @@ class Plan:
 
 
 def make_plan(
-    model: str | PretrainedConfig,
+    model: str,
     config: BRPOConfig,
     prompts: Sequence[Any],
     hardware: Hardware,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
     records: str | Path | None = None,
     weight_dtype: str = "bfloat16",
     problems: int | None = None,
@@ -340,11 +339,10 @@ def make_plan(
     """Gather what the estimate needs.
 
     Args:
-        model: Name or folder, or a configuration (then with `tokenizer`).
+        model: Name or folder; its configuration and tokenizer are loaded.
         config: Of the run; per-device numbers as on each of the devices.
         prompts: A sample of the dataset's prompts.
         hardware: Devices that share the run.
-        tokenizer: Of the model; by default loaded by its name.
         records: Run folder of an evaluation of this model on such problems.
         weight_dtype: Of the stored weights.
         problems: In the whole dataset; by default as many as `prompts`.
@@ -353,14 +351,9 @@ def make_plan(
     """
     if not prompts:
         raise ValueError("prompts is empty; give a sample of the dataset's prompts.")
-    tokenizer = tokenizer or load_tokenizer(str(model))
-    model_config = model if not isinstance(model, str) else AutoConfig.from_pretrained(
-        adapter_base(model) or model_path(model))  # fmt: skip
-    tokens = resolve_tokens(tokenizer, config.thinking_format)
-    lengths = tuple(
-        len(prompt_ids(p, tokenizer, tokens.fmt, config.chat_template_kwargs or {}))
-        for p in prompts
-    )
+    tokens = resolve_tokens(load_tokenizer(model), config.thinking_format)
+    said = tokens.tokenizer, tokens.fmt, config.chat_template_kwargs
+    model_config = AutoConfig.from_pretrained(adapter_base(model) or model_path(model))
     rows = config.per_device_train_batch_size
     folder = Path(config.output_dir).absolute()
     existing = next(p for p in (folder, *folder.parents) if p.exists())
@@ -369,7 +362,7 @@ def make_plan(
         size=size,
         config=config,
         hardware=hardware,
-        prompts=lengths,
+        prompts=tuple(len(prompt_ids(prompt, *said)) for prompt in prompts),
         problems=problems or len(prompts),
         forced=tokens.longest_forced,
         observed=observe(records, config.budgets[-1], config.num_generations) if records else None,

@@ -164,12 +164,8 @@ def run_jobs(
 @contextlib.contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
     """SIGTERM is as Ctrl-C."""
-
-    def on_term(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, on_term) if main else None
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
     try:
         yield
     finally:

@@ -86,7 +86,7 @@ class Job:
     """A notebook with parameters, the folder of its run, and what has to be finished before it."""
 
     name: str  # unique; what tables show
-    notebook: Path  # path of the source
+    notebook: Path  # the source; this path and those below are absolute
     # Overrides of the cell tagged `parameters`, JSON values only; or a function that makes them
     # once `after` is finished, see `run`
     parameters: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
@@ -98,10 +98,6 @@ class Job:
     root: Path | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)  # hashes of `after`, by name
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "notebook", Path(self.notebook).resolve())
-        object.__setattr__(self, "folder", Path(self.folder).resolve())
-
     def run(self, inputs: Mapping[str, str] | None = None) -> "Job":
         """The job with its parameters made, which tells how its folder stands and can be run."""
         made = self.parameters() if callable(self.parameters) else self.parameters
@@ -110,7 +106,7 @@ class Job:
     @cached_property
     def made_of(self) -> dict[str, Any]:
         """All that decides the result: code, parameters, versions, inputs, processes."""
-        root = str(self.folder.parent if self.root is None else Path(self.root).resolve())
+        root = str(self.root or self.folder.parent)
         parameters = json.dumps(hide_secrets(self.parameters)[0])
         code = [source for source, _ in code_cells(self.notebook)]
         return {

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import tempfile
 
 import killable
 import pandas as pd
@@ -155,8 +156,10 @@ def published(layers=28, hidden=1536, inner=8960, heads=12, **settings):
 
 
 def plan(config, args, hardware=A100, **settings):
-    return make_plan(config, args, PROMPTS, hardware, tokenizer=load_tokenizer("embedded"),
-                     **settings)  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        load_tokenizer("embedded").save_pretrained(folder)
+        return make_plan(folder, args, PROMPTS, hardware, **settings)
 
 
 def test_tokens_and_steps_are_those_of_the_schedule():
