@@ -19,41 +19,38 @@ import pyarrow as pa
 import pydantic
 
 from anytime_lab.store.files import ROLLOUTS, RunFolderError, run_folder
-from anytime_lab.store.records import Column, read_table, write_table
+from anytime_lab.store.records import Column, read_table, schema_of, write_table
 
 ROLLOUT_FORMAT = "anytime_lab rollouts 1"
 ADVANTAGE = "advantage_"  # before the name of a baseline, in a row and in a frame
 _NUMBERS = pa.list_(pa.float64())
-_ADVANTAGES = pa.field("advantages", pa.map_(pa.string(), _NUMBERS))  # baseline → (J,)
-ROLLOUT_SCHEMA = pa.schema(
-    [
-        ("problem", pa.int32()),  # place of the group in its generation
-        ("sample", pa.int32()),  # thinking within the group
-        ("prompt", pa.string()),  # as the model was given it
-        ("thinking", pa.string()),
-        ("token_ends", pa.list_(pa.int32())),  # token t ends before character token_ends[t]
-        ("tokens", pa.int32()),
-        ("end", pa.string()),  # closed, eos, length
-        ("cuts", pa.list_(pa.int32())),  # (J,) tokens of thinking kept: min(budget, tokens)
-        ("scores", pa.list_(_NUMBERS)),  # (J, S) of the summaries; NaN: the verifier abstained
-        ("summaries", pa.list_(pa.list_(pa.string()))),  # (J, S)
-        ("summary_advantages", pa.list_(_NUMBERS)),  # (J, S), as trained
-        ("credited", _NUMBERS),  # (J,) r_j: mean score after the length penalty
-        ("returns", _NUMBERS),  # (J,) R_j
-        ("progress", _NUMBERS),  # (J,) V1, what the thinking's own earlier scores predict
-        ("group", _NUMBERS),  # (J,) V2, the mean return of the group
-    ]
+_COLUMNS = (  # without the keys a file holds no trees; what else it lacks is missing in the frame
+    Column("problem", pa.int32(), key=True),  # place of the group in its generation
+    Column("sample", pa.int32(), key=True),  # thinking within the group
+    Column("prompt", pa.string()),  # as the model was given it
+    Column("thinking", pa.string(), key=True),
+    # token t ends before character token_ends[t]
+    Column("token_ends", pa.list_(pa.int32()), key=True),
+    Column("tokens", pa.int32(), key=True),
+    Column("end", pa.string()),  # closed, eos, length
+    # (J,) tokens of thinking kept: min(budget, tokens)
+    Column("cuts", pa.list_(pa.int32()), key=True),
+    # (J, S) of the summaries; NaN: the verifier abstained
+    Column("scores", pa.list_(_NUMBERS), key=True),
+    Column("summaries", pa.list_(pa.list_(pa.string())), key=True),  # (J, S)
+    Column("summary_advantages", pa.list_(_NUMBERS)),  # (J, S), as trained
+    Column("credited", _NUMBERS),  # (J,) r_j: mean score after the length penalty
+    Column("returns", _NUMBERS),  # (J,) R_j
+    Column("progress", _NUMBERS),  # (J,) V1, what the thinking's own earlier scores predict
+    Column("group", _NUMBERS),  # (J,) V2, the mean return of the group
 )
-_PER_BUDGET = [f.name for f in ROLLOUT_SCHEMA if f.type == _NUMBERS]
+ROLLOUT_SCHEMA = schema_of(_COLUMNS)
+_ADVANTAGES = Column("advantages", pa.map_(pa.string(), _NUMBERS))  # baseline → (J,)
+_PER_BUDGET = [column.name for column in _COLUMNS if column.type == _NUMBERS]
 _PER_SUMMARY = ["scores", "summaries", "summary_advantages"]
-# Without these a file holds no trees; what else it lacks is missing in the frame.
-_NEEDED = ["problem", "sample", "thinking", "token_ends", "tokens", "cuts", "scores", "summaries"]
 # The baselines that files of before the map have, each with a column of its own.
-_OLD = ("brpo", "grpo", "brpo_tokens", "group", "progress", "none")
-_READ = [
-    Column(field.name, field.type, key=field.name in _NEEDED)
-    for field in (*ROLLOUT_SCHEMA, _ADVANTAGES, *(pa.field(ADVANTAGE + n, _NUMBERS) for n in _OLD))
-]
+_OLD_NAMES = ("brpo", "grpo", "brpo_tokens", "group", "progress", "none")
+_OLD = [Column(ADVANTAGE + name, _NUMBERS) for name in _OLD_NAMES]
 _STEP = re.compile(r"step-(\d+)\.parquet$")
 _DELETE = "Delete it; the run's other steps are not touched by that."
 
@@ -105,7 +102,7 @@ def write_rollouts(
     for row in rows:
         known = {k.removeprefix(ADVANTAGE): v for k, v in row.items() if k.startswith(ADVANTAGE)}
         told.append({**row, _ADVANTAGES.name: list(known.items())})
-    data = pa.Table.from_pylist(told, schema=ROLLOUT_SCHEMA.append(_ADVANTAGES))
+    data = pa.Table.from_pylist(told, schema=schema_of([*_COLUMNS, _ADVANTAGES]))
     write_table(rollout_path(run_dir, step), data.replace_schema_metadata({"about": about}))
 
 
@@ -131,7 +128,7 @@ def read_rollouts(run_dir: str | Path, step: int) -> Rollouts:
     path = rollout_path(run_dir, step)
     if not path.exists():
         raise RunFolderError(f"{path} does not exist; choose one of the steps there.")
-    data = read_table(path, _READ, None, _DELETE)
+    data = read_table(path, [*_COLUMNS, _ADVANTAGES, *_OLD], None, _DELETE)
     try:
         told = Rollouts.model_validate_json((data.schema.metadata or {}).get(b"about", b""))
     except pydantic.ValidationError as error:
@@ -171,5 +168,5 @@ def _frame(data: pd.DataFrame, budgets: int) -> tuple[pd.DataFrame, tuple[str, .
     if told.notna().all():
         known = pd.DataFrame([dict(pairs) for pairs in told]).add_prefix(ADVANTAGE)
     else:
-        known = data[[ADVANTAGE + name for name in _OLD]].dropna(axis=1)
+        known = data[[column.name for column in _OLD]].dropna(axis=1)
     return frame.join(known), tuple(name.removeprefix(ADVANTAGE) for name in known)
