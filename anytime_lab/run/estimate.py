@@ -9,7 +9,7 @@ import math
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -324,55 +324,48 @@ class Plan:
         return kept * 3 * final + final + rollouts  # a checkpoint holds Adam's moments, too
 
 
-def make_plan(
-    model: str,
-    config: BRPOConfig,
-    prompts: Sequence[Any],
-    hardware: Hardware,
-    *,
-    records: str | Path | None = None,
-    weight_dtype: str = "bfloat16",
-    problems: int | None = None,
-    sharding: str = "none",
-    trainable: int | None = None,
-) -> Plan:
+def make_plan(asked: Namespace) -> Plan:
     """Gather what the estimate needs.
 
     Args:
-        model: Name or folder; its configuration and tokenizer are loaded.
-        config: Of the run; per-device numbers as on each of the devices.
-        prompts: A sample of the dataset's prompts.
-        hardware: Devices that share the run.
-        records: Run folder of an evaluation of this model on such problems.
-        weight_dtype: Of the stored weights.
-        problems: In the whole dataset; by default as many as `prompts`.
-        sharding: As in `Plan`.
-        trainable: Parameters of an adapter; all are trained if None.
+        asked: The options of `preflight`. Settings for a device hold for each of the devices.
+
+    Raises:
+        ValueError: a device, preset, task or setting is unknown, or the records cannot tell.
     """
-    if not prompts:
-        raise ValueError("prompts is empty; give a sample of the dataset's prompts.")
-    tokens = resolve_tokens(load_tokenizer(model), config.thinking_format)
-    said = tokens.tokenizer, tokens.fmt, config.chat_template_kwargs
-    model_config = AutoConfig.from_pretrained(adapter_base(model) or model_path(model))
+    if asked.device is None:
+        hardware = this_machine(asked.devices)
+    elif asked.device in DEVICES:
+        hardware = Hardware(asked.device, asked.devices or 1, *DEVICES[asked.device])
+    else:
+        raise ValueError(f"--device is {asked.device!r}; choose one of {', '.join(DEVICES)}.")
+    given = {"output_dir": "runs/train", "report_to": "none", "settings": asked.settings}
+    config = train_config(asked.preset, asked.budgets, **given)
+    prompts = load_task(asked.task, split="train").problems["prompt"]
+    tokens = resolve_tokens(load_tokenizer(asked.model), config.thinking_format)
+    how = tokens.tokenizer, tokens.fmt, config.chat_template_kwargs
+    path, seen = adapter_base(asked.model) or model_path(asked.model), None
+    if asked.records:
+        seen = observe(asked.records, config.budgets[-1], config.num_generations)
+    size = ModelSize.of(AutoConfig.from_pretrained(path))
     rows = config.per_device_train_batch_size
     folder = Path(config.output_dir).absolute()
     existing = next(p for p in (folder, *folder.parents) if p.exists())
-    size = ModelSize.of(model_config)
     return Plan(
         size=size,
         config=config,
         hardware=hardware,
-        prompts=tuple(len(prompt_ids(prompt, *said)) for prompt in prompts),
-        problems=problems or len(prompts),
+        prompts=tuple(len(prompt_ids(prompt, *how)) for prompt in prompts[:PROMPTS]),
+        problems=len(prompts),
         forced=tokens.longest_forced,
-        observed=observe(records, config.budgets[-1], config.num_generations) if records else None,
-        weight_width=torch.empty(0, dtype=getattr(torch, weight_dtype)).element_size(),
+        observed=seen,
+        weight_width=getattr(torch, asked.dtype).itemsize,
         disk_free=shutil.disk_usage(existing).free,
         rows=rows,
         rollout_rows=config.rollout_batch_size or rows * config.steps_per_generation,
         checkpointing=bool(config.gradient_checkpointing),
-        sharding=sharding,
-        trainable=trainable or size.parameters,
+        sharding=asked.sharding,
+        trainable=asked.trainable or size.parameters,
     )
 
 
@@ -485,25 +478,8 @@ def _clock(time: float) -> str:
 
 def command(asked: Namespace) -> int:
     """Print the report of `python -m anytime_lab preflight`; 1 if the run cannot fit."""
-    if asked.device not in (*DEVICES, None):
-        raise ValueError(f"--device is {asked.device!r}; choose one of {', '.join(DEVICES)}.")
-    hardware = this_machine(asked.devices)
-    if asked.device:
-        hardware = Hardware(asked.device, asked.devices or 1, *DEVICES[asked.device])
-    config = train_config(
-        asked.preset,
-        asked.budgets,
-        output_dir="runs/train",
-        report_to="none",
-        settings=asked.settings,
-    )
-    problems = load_task(asked.task, split="train").problems
-    sample = problems["prompt"][:PROMPTS]
-    plan = make_plan(
-        asked.model, config, sample, hardware, records=asked.records, sharding=asked.sharding,
-        trainable=asked.trainable, weight_dtype=asked.dtype, problems=len(problems),
-    )  # fmt: skip
-    title = f"{asked.model} on {hardware.devices} × {hardware.name}"
+    plan = make_plan(asked)
+    title = f"{asked.model} on {plan.hardware.devices} × {plan.hardware.name}"
     table = Table("", "per step", "in all", title=title)
     for row in report(plan):
         table.add_row(*row)

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
-from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from anytime_lab.page import redacted, short
@@ -37,6 +36,7 @@ from anytime_lab.store.files import (
     PROGRESS,
     RESULT,
     RunFolderError,
+    only_writer,
     read_json,
     remove_leftovers,
     write_json,
@@ -212,24 +212,17 @@ def run_to_end(
 
     Raises:
         RunFailed: it ended without a result; the reason is kept in `failure.json`.
+        RunFolderError: another process is running there, or nothing can be written there.
     """
-    run.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        held = FileLock(run.folder / LOCK, timeout=PATIENCE).acquire()
-    except Timeout:
-        raise RunFailed(
-            f"another process is running in {run.folder}. Wait for it, or stop it, then run the "
-            "same command again."
-        ) from None
     shown, secrets = hide_secrets(run.parameters)
     # The kernel named python3 shall be this environment's, whatever the user has installed.
     surroundings = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false"}
     surroundings.pop("JUPYTER_PATH", None)
     surroundings |= {MARK: str(run.folder), SECRETS: json.dumps(secrets), **(environment or {})}
-    about = {"notebook": str(run.notebook), "parameters": shown, "hash": run.hash}
-    about |= {"made_of": run.made_of, **run.needs.model_dump(), "started": time.time()}
     limit = math.inf if run.needs.timeout is None else run.needs.timeout
-    with held:
+    with only_writer(run.folder, LOCK, PATIENCE):
+        about = {"notebook": str(run.notebook), "parameters": shown, "hash": run.hash}
+        about |= {"made_of": run.made_of, **run.needs.model_dump(), "started": time.time()}
         _take_folder(run.folder, about)
         with open(run.folder / LOG, "ab") as log:
             process = subprocess.Popen(

@@ -41,17 +41,21 @@ def run_folder(folder: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def only_writer(folder: str | Path) -> Iterator[Path]:
+def only_writer(folder: str | Path, lock: str = WRITING, patience: float = 0) -> Iterator[Path]:
     """Hold a folder, which is made if need be, while a run writes it.
+
+    Args:
+        lock: name of the file that is locked; a run's starter and its notebook have one each.
+        patience: seconds in which another run may let go.
 
     Raises:
         RunFolderError: another run writes there now, or nothing can be written there.
     """
     folder = run_folder(folder)
-    lock = FileLock(folder / WRITING)
+    held = FileLock(folder / lock)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        held.acquire(timeout=patience)
     except Timeout as error:
         raise RunFolderError(
             f"another run writes into {folder} now. Wait until it has ended, stop it, or give this "
@@ -62,7 +66,7 @@ def only_writer(folder: str | Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        lock.release()
+        held.release()
 
 
 # --- writing -------------------------------------------------------------------------------------

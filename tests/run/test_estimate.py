@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import tempfile
+from argparse import Namespace
 
 import killable
 import pandas as pd
@@ -14,13 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from trl.trainer.utils import add_fused_lm_head
 
-from anytime_lab.__main__ import main
+from anytime_lab.__main__ import PREFLIGHT, main
 from anytime_lab.engines.load import load_model, load_tokenizer
 from anytime_lab.prompts import resolve_tokens
 from anytime_lab.run.estimate import (
-    DEVICES,
     GIB,
-    Hardware,
     ModelSize,
     Observed,
     TreeShape,
@@ -29,12 +28,19 @@ from anytime_lab.run.estimate import (
     refusals,
     report,
 )
-from anytime_lab.train.config import train_config
+from anytime_lab.run.notebook import NOTEBOOKS
 from anytime_lab.train.scoring import choose_backend, score_rows, stack_rows
 from anytime_lab.tree import Leaf, Tree, pack
 
 BUDGETS, SUMMARIES, PROMPT, SUMMARY, ROWS = [24, 48, 72, 96], 4, 30, 13, 4
-PROMPTS = [[{"role": "user", "content": "Reach 25 with 3, 7, 9"}]] * 6
+SETTINGS = {"output_dir": "unused", "bf16": False}
+
+
+def planned(**options):
+    """The plan of `preflight` with these options, for a file of twenty short problems."""
+    defaults = {name[2:]: about.get("default") for name, about in PREFLIGHT.items()}
+    task = {"task": str(NOTEBOOKS.parent / "experiments/sums.jsonl")}
+    return make_plan(Namespace(**defaults | task | {"settings": SETTINGS} | options))
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +128,7 @@ def test_standing_memory_is_weights_gradients_and_two_moments(measured):
     found = sum(p.nbytes for p in model.parameters())
     found += sum(p.grad.nbytes for p in model.parameters())
     found += sum(v.nbytes for s in optimizer.state.values() for v in s.values() if v.ndim)
-    args = train_config("grpo", BUDGETS, output_dir="unused", report_to="none", bf16=False)
-    here = Hardware("here", 1, 8 * GIB, 1e11, 1e10)
-    used = make_plan("embedded", args, PROMPTS, here, weight_dtype="float32").memory
+    used = planned(preset="grpo", budgets=BUDGETS, device="a100", dtype="float32").memory
     weights, states, *_ = used.values()
     assert weights + states == pytest.approx(found, rel=0.001)
     model.zero_grad()
@@ -133,13 +137,12 @@ def test_standing_memory_is_weights_gradients_and_two_moments(measured):
 # --- plans ---------------------------------------------------------------------------------------
 
 WEIGHTS = "memory a device: weights"
-A100 = Hardware("a100", 8, *DEVICES["a100"])
 LARGE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 32,
          "steps_per_generation": 64, "max_steps": 100}  # fmt: skip
 
 
 def published(layers=28, hidden=1536, inner=8960, heads=12, **settings):
-    """Qwen2 of 1.5B parameters, as a configuration only, with the published schedule."""
+    """Qwen2 of 1.5B parameters, as a configuration only, and the published schedule."""
     from transformers import Qwen2Config
 
     config = Qwen2Config(
@@ -147,19 +150,16 @@ def published(layers=28, hidden=1536, inner=8960, heads=12, **settings):
         num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=2,
         max_position_embeddings=131_072, tie_word_embeddings=False,
     )  # fmt: skip
-    args = train_config(
-        "ar_uniform",
-        [2000, 4000, 6000, 8000],
-        **{"output_dir": "unused", "report_to": "none", "bf16": False, **LARGE, **settings},
-    )
-    return config, args
+    return config, SETTINGS | LARGE | settings
 
 
-def plan(config, args, hardware=A100, **settings):
+def plan(config, settings, **options):
+    """The plan of such a run on eight devices."""
+    options |= {"settings": settings, "budgets": [2000, 4000, 6000, 8000]}
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         load_tokenizer("embedded").save_pretrained(folder)
-        return make_plan(folder, args, PROMPTS, hardware, **settings)
+        return planned(model=folder, device="a100", devices=8, **options)
 
 
 def test_tokens_and_steps_are_those_of_the_schedule():
@@ -173,8 +173,9 @@ def test_tokens_and_steps_are_those_of_the_schedule():
     seen = Observed((100, 200), 1.0, 12.0, math.nan, True)
     rows = {what: told for what, *told in report(dataclasses.replace(one, observed=seen))}
     assert rows["prompts without variance"] == ["unknown", "nothing in the records is graded"]
-    epoch = plan(*published(max_steps=-1, num_train_epochs=1), problems=40_315)
-    assert epoch.steps == 40_315 // 64 * 2
+    epoch = plan(*published(max_steps=-1, num_train_epochs=1))
+    assert epoch.problems == 20
+    assert dataclasses.replace(epoch, problems=40_315).steps == 40_315 // 64 * 2
 
 
 def test_what_does_not_fit_is_refused_with_what_would():
@@ -191,10 +192,10 @@ def test_what_does_not_fit_is_refused_with_what_would():
 def test_seven_billion_need_their_weights_shared_out():
     big = {"layers": 28, "hidden": 3584, "inner": 18_944, "heads": 28}
     config, args = published(gradient_checkpointing=True, rollout_batch_size=4, **big)
-    whole = plan(config, args, weight_dtype="float32")
+    whole = plan(config, args, dtype="float32")
     assert whole.size.parameters == pytest.approx(7.6e9, rel=0.02)
     assert "ZeRO-3 or FSDP" in "\n".join(refusals(whole))
-    shared = plan(config, args, weight_dtype="float32", sharding="zero3")
+    shared = plan(config, args, dtype="float32", sharding="zero3")
     assert shared.memory[WEIGHTS] == pytest.approx(whole.memory[WEIGHTS] / 8)
     assert shared.fits
     adapter = plan(config, args, trainable=40_000_000)
@@ -225,13 +226,9 @@ def evaluated(tmp_path_factory):
 def test_records_tell_lengths_ends_and_prompts_that_teach_nothing(evaluated):
     from anytime_lab.store.records import read_records
 
-    args = train_config(
-        "ar_uniform",
-        [3, 6], output_dir="unused", report_to="none", num_generations=2,
-        per_device_train_batch_size=4, max_summary_tokens=6, max_steps=3,
-    )  # fmt: skip
-    here = Hardware("here", 1, 8 * GIB, 1e11, 1e10)
-    one = make_plan("embedded", args, PROMPTS, here, records=evaluated)
+    group = {"output_dir": "unused", "num_generations": 2, "per_device_train_batch_size": 4}
+    group |= {"max_summary_tokens": 6, "max_steps": 3}
+    one = planned(budgets=[3, 6], settings=group, records=evaluated)
     records = read_records(evaluated)
     thinkings = records.drop_duplicates(["problem_id", "sample"])
     assert one.observed.finished == (thinkings.thinking_end != "length").mean()
@@ -241,8 +238,7 @@ def test_records_tell_lengths_ends_and_prompts_that_teach_nothing(evaluated):
     rows = {what: step for what, step, _ in report(one)}
     assert rows["thinkings finished before the end"].endswith("%")
     with pytest.raises(ValueError, match="stop at 6 tokens(.|\n)*Evaluate with budgets up to 96"):
-        make_plan("embedded", train_config("grpo", [96], output_dir="unused", num_generations=8,
-                  per_device_train_batch_size=8), PROMPTS, here, records=evaluated)  # fmt: skip
+        planned(preset="grpo", records=evaluated)
 
 
 def test_groups_without_variance_are_counted_over_all_ways_to_draw_them():
