@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,11 +19,11 @@ import plotly.graph_objects as go
 import traitlets
 from plotly.subplots import make_subplots
 
-from anytime_lab.engines.thoughts import Prompt, Thinker, ThinkingError, Thought
+from anytime_lab.engines.thoughts import Thinker, ThinkingError, Thought
 from anytime_lab.look.figures import told_line
 from anytime_lab.look.live import JS, LiveFigure, Text, button, described, row
 from anytime_lab.look.style import COLOURS, RunStyle, base, faded, safe_text, short_text
-from anytime_lab.look.view import ENDS, View, summaries_html
+from anytime_lab.look.view import ENDS, View, summaries_html, told_answer
 from anytime_lab.page import NO_MATHS, escaped, folded, paragraph, plain, region, short, table
 from anytime_lab.verify.verifiers import Verifier, find_answer
 
@@ -58,14 +59,16 @@ class Asked:
             probability=("probability", "mean"),
             per_token=("per_token", "mean"),
             verdict=("verdict", "first"),
-        )
-        frame["answer"] = _objects(frame["answer"])
-        return frame.sort_values(
-            ["count", "probability"], ascending=False, kind="stable", ignore_index=True
-        )
+        ).sort_values(["count", "probability"], ascending=False, kind="stable", ignore_index=True)
+        return frame.assign(answer=_objects(frame["answer"]))
+
+    @property
+    def lead(self) -> pd.Series:
+        """The leading answer, a row of the spread."""
+        return self.spread.iloc[0]
 
 
-def _objects(values: Iterable[Any]) -> pd.Series:
+def _objects(values: pd.Series | list) -> pd.Series:
     """A column in which None stays None."""
     return pd.Series([None if pd.isna(value) else value for value in values], dtype=object)
 
@@ -81,18 +84,17 @@ def ask(thought: Thought, count: int, verifier: Verifier | None, gold: Any = Non
     """
     answers = thought.answers(count)
     texts = [thought.text + a.forced + a.text for a in answers]
+    frame = pd.DataFrame(answers).drop(columns="forced").astype({"logprob": float})
     if verifier is not None and gold is not None:
         grades = verifier.grade(texts, [gold] * len(texts))
-        found, reasons = [g.answer for g in grades], [g.reason for g in grades]
-        verdicts = [
+        found, frame["reason"] = [g.answer for g in grades], [g.reason for g in grades]
+        frame["verdict"] = [
             "abstained" if g.score is None else "right" if g.score >= 1 else "wrong" for g in grades
         ]
     else:
         found = [getattr(verifier, "find", find_answer)(text) for text in texts]
-        verdicts, reasons = NO_GOLD, ""
-    frame = pd.DataFrame(answers).drop(columns="forced").astype({"logprob": float})
-    frame = frame.assign(answer=_objects(found), verdict=verdicts, reason=reasons)
-    frame["probability"] = np.exp(frame["logprob"])
+        frame = frame.assign(verdict=NO_GOLD, reason="")
+    frame["answer"], frame["probability"] = _objects(found), np.exp(frame["logprob"])
     frame["per_token"] = np.exp(frame["logprob"] / frame["tokens"].clip(lower=1))
     return Asked(thought.length, thought.end, frame)
 
@@ -106,19 +108,14 @@ def history(asked: Sequence[Asked]) -> pd.DataFrame:
     """
     rows = {}
     for point in sorted(asked, key=lambda a: a.tokens):
-        known = point.summaries["verdict"].map({"right": 1.0, "wrong": 0.0})
-        lead = point.spread.loc[0, ["answer", "share", "verdict"]]
-        rows[point.tokens] = {"tokens": point.tokens, **lead, "share_right": known.mean()}
+        right = point.summaries["verdict"].map({"right": 1.0, "wrong": 0.0}).mean()
+        lead = point.lead[["answer", "share", "verdict"]]
+        rows[point.tokens] = {"tokens": point.tokens, **lead, "share_right": right}
     frame = pd.DataFrame(rows.values())
     return frame.assign(answer=_objects(frame["answer"]))
 
 
 # --- in words ------------------------------------------------------------------------------------
-
-
-def told_answer(answer: str | None, limit: int = 60) -> str:
-    """An answer on one line; not escaped."""
-    return "no answer" if answer is None else short(answer, limit)
 
 
 def told_probability(value: float) -> str:
@@ -135,37 +132,29 @@ def told_verdict(verdict: str) -> str:
 
 def told_asked(asked: Asked) -> str:
     """The leading answer of a question, in a sentence; not escaped."""
-    lead, others = asked.spread.iloc[0], len(asked.spread) - 1
-    where = f"After {asked.tokens:,} tokens"
-    if asked.end:
-        where += f", at the end ({ENDS.get(asked.end, asked.end)})"
+    lead, others = asked.lead, len(asked.spread) - 1
+    ended = f", at the end ({ENDS.get(asked.end, asked.end)})" if asked.end else ""
     rest = "all alike" if not others else f"{others} other answer{'' if others == 1 else 's'}"
     return (
-        f"{where}: {told_answer(lead['answer'])}{told_verdict(lead['verdict'])}; {lead['count']} "
-        f"of {len(asked.summaries)} summaries, {rest}; probability of such a summary "
-        f"{told_probability(lead['probability'])}."
+        f"After {asked.tokens:,} tokens{ended}: {told_answer(lead['answer'])}"
+        f"{told_verdict(lead['verdict'])}; {lead['count']} of {len(asked.summaries)} summaries, "
+        f"{rest}; probability of such a summary {told_probability(lead['probability'])}."
     )
 
 
 def asked_html(asked: Asked) -> str:
     """The spread of one question, and its summaries one by one."""
-    total = len(asked.summaries)
-    spread = [
-        (
-            told_answer(row.answer, 80),
-            f"{row.count} of {total}",
-            told_probability(row.probability),
-            told_probability(row.per_token),
-            row.verdict,
-        )
-        for row in asked.spread.itertuples()
-    ]
-    header = ["answer", "summaries", "mean probability", "per token", "verdict"]
+    told = asked.spread[["answer"]].map(lambda answer: told_answer(answer, 80))
+    told["summaries"] = asked.spread["count"].map(f"{{}} of {len(asked.summaries)}".format)
+    chances = {"mean probability": "probability", "per token": "per_token"}
+    for words, column in chances.items():
+        told[words] = asked.spread[column].map(told_probability)
+    told["verdict"] = asked.spread["verdict"]
     ends = np.where(asked.summaries["finished"], "ended", "cut off")
     each = asked.summaries.assign(end=ends).rename(index=lambda place: place + 1)
     return (
         paragraph(told_asked(asked))
-        + table(header, spread, f"Answers after {asked.tokens:,} tokens", "text")
+        + table(list(told), told.to_numpy(), f"Answers after {asked.tokens:,} tokens", "text")
         + summaries_html(each, "Its summaries")
     )
 
@@ -186,14 +175,11 @@ def plot_asked(asked: Sequence[Asked], title: str = "") -> go.Figure:
     """
     if not asked:
         raise ValueError("the thinking was not asked yet; there is nothing to draw.")
+    panels = ["Summaries that agree, and that are right", "Spread of the answers"]
     figure = make_subplots(
-        rows=1,
-        cols=2,
-        column_widths=[0.42, 0.58],
-        horizontal_spacing=0.07,
-        subplot_titles=["Summaries that agree, and that are right", "Spread of the answers"],
+        1, 2, column_widths=[0.42, 0.58], horizontal_spacing=0.07, subplot_titles=panels
     )
-    points, (right, _) = history(asked), VERDICTS["right"]
+    points = history(asked)
     said = [
         f"{p.tokens:,} tokens: {short_text(told_answer(p.answer))}{told_verdict(p.verdict)} "
         f"({p.share:.0%} of summaries)"
@@ -205,28 +191,28 @@ def plot_asked(asked: Sequence[Asked], title: str = "") -> go.Figure:
     graded = points.dropna(subset=["share_right"])
     share = told_line(
         graded["tokens"], graded["share_right"], "%{x:,d} tokens: %{y:.0%} of summaries right",
-        "right summaries", right, line={"dash": "dash"}, marker={"symbol": "diamond-open"},
+        "right summaries", VERDICTS["right"][0], line={"dash": "dash"},
+        marker={"symbol": "diamond-open"},
     )  # fmt: skip
     figure.add_traces([lead, share], rows=1, cols=1)
     spreads = {f"{a.tokens:,}": a.spread for a in sorted(asked, key=lambda a: a.tokens)}
-    wide = len(spreads) <= 8  # an answer fits into its column
     for verdict, part in pd.concat(spreads, names=["at", ""]).groupby("verdict"):
         style, hatching = VERDICTS.get(verdict, (OTHER, ""))
-        names = [told_answer(answer) for answer in part["answer"]]
-        chances = [told_probability(probability) for probability in part["probability"]]
-        told = [
-            f"{name}: {share:.0%}{told_verdict(verdict)}, p {chance}".removesuffix(", p not told")
-            for name, share, chance in zip(names, part["share"], chances, strict=True)
-        ]
-        fits = part["share"].ge(0.1) & wide
+        told, inside = [], []
+        for line in part.itertuples():
+            name, chance = told_answer(line.answer), told_probability(line.probability)
+            words = f"{name}: {line.share:.0%}{told_verdict(verdict)}, p {chance}"
+            told.append(safe_text(words.removesuffix(", p not told")))
+            fits = line.share >= 0.1 and len(spreads) <= 8  # into its column
+            inside.append(short_text(name, 28) if fits else "")
         figure.add_bar(
             x=part.index.get_level_values("at").tolist(),
             y=part["share"].tolist(),
             name=verdict,
             showlegend=False,
-            customdata=[safe_text(words) for words in told],
+            customdata=told,
             hovertemplate="%{x} tokens: %{customdata}<extra></extra>",
-            text=[short_text(name, 28) * fit for name, fit in zip(names, fits, strict=True)],
+            text=inside,
             textposition="inside",
             textangle=0,
             insidetextanchor="middle",
@@ -236,8 +222,8 @@ def plot_asked(asked: Sequence[Asked], title: str = "") -> go.Figure:
             row=1,
             col=2,
         )
-    base(figure, 320 + (44 if title else 0), title, barmode="stack", bargap=0.12)
-    figure.update_layout(margin={"t": 108 if title else 64}, legend={"y": 1.1})
+    base(figure, 364 if title else 320, title, barmode="stack", bargap=0.12, legend={"y": 1.1})
+    figure.update_layout(margin={"t": 108 if title else 64})
     figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"})
     figure.update_xaxes(title="Thinking (tokens)", title_standoff=4, zeroline=False)
     figure.update_xaxes(tickformat=",d", rangemode="tozero", col=1)
@@ -287,14 +273,12 @@ class StreamPane(anywidget.AnyWidget):
         self._send_whole()
 
     def _send_whole(self) -> None:
-        parts: list[tuple[str, str]] = []
-        left = SHOWN
+        whole, left = [], SHOWN
         for kind, piece in reversed(self.parts):
-            if left <= 0:
-                break
-            parts.insert(0, (kind, piece[-left:]))
-            left -= len(piece)
-        self.send({"whole": parts, "next": self._sent})
+            if left > 0:
+                whole.insert(0, (kind, piece[-left:]))
+                left -= len(piece)
+        self.send({"whole": whole, "next": self._sent})
 
     def _heard(self, _widget: object, content: dict, _buffers: object) -> None:
         if content.get("want") == "whole":
@@ -316,10 +300,9 @@ class Session:
     Args:
         begin: Makes the thought, in the thread.
         question: Asks it, in the thread.
-        tell: Hears what happens, as (session, event, value): "thought" and the text that was added
-            (perhaps none), "asked" and what it answered, "state" (it is another), "wrong" and a
-            sentence (it cannot go on now; it rests). Named with its session, for that may be an
-            old one.
+        tell: Hears what happened since, as (session, text, asked, wrong): the text that was added
+            (perhaps none), what was answered (None: nothing) and a sentence on why it cannot go on
+            now ("": it can). Named with its session, for that may be an old one.
         rate: Most tokens a second; 0 is as fast as it can.
 
     Attributes:
@@ -331,7 +314,7 @@ class Session:
         self,
         begin: Callable[[], Thought],
         question: Callable[[Thought], Asked],
-        tell: Callable[[Session, str, Any], None],
+        tell: Callable[[Session, str, Asked | None, str], None],
         rate: float = 0,
     ) -> None:
         self._begin, self._question, self._tell = begin, question, tell
@@ -394,13 +377,10 @@ class Session:
                 return self._thought.close()
             self._settle(ANSWERING)
             asked = self._question(self._thought)
-            if not self._closed:
-                self._tell(self, "asked", asked)
-                self._settle(ENDED if self._thought.end else PAUSED)
+            self._settle(ENDED if self._thought.end else PAUSED, asked)
         except Exception as error:  # told in a sentence; the thought may go on later
             if not self._over():
-                self._settle(ENDED if self._thought is None else PAUSED)
-                self._tell(self, "wrong", sentence(error))
+                self._settle(ENDED if self._thought is None else PAUSED, wrong=sentence(error))
 
     def _over(self) -> bool:
         """Whether it was closed, or the interpreter is about to end."""
@@ -410,7 +390,7 @@ class Session:
         """Think one token, or wait some of the time until it is due."""
         now = time.monotonic()
         if now >= self._told_at + PERIOD:
-            self._tell_thought()
+            self._say()
         if not self._rate or self._due <= now:
             self._piece += self._thought.step()
             if self._rate:  # one that was at rest, or is slower, has nothing to catch up
@@ -420,18 +400,19 @@ class Session:
             if self.state == THINKING and not self._closed:
                 self._changed.wait(min(self._due - now, PERIOD))
 
-    def _tell_thought(self) -> None:
-        if not self._closed and self._thought is not None:
-            piece, self._piece = self._piece, ""
-            self.length, self._told_at = self._thought.length, time.monotonic()
-            self._tell(self, "thought", piece)
-
-    def _settle(self, state: str) -> None:
-        self._tell_thought()
+    def _settle(self, state: str, asked: Asked | None = None, wrong: str = "") -> None:
+        """Tells all there is; then it is in this state, and tells that."""
+        self._say(asked)
         with self._changed:
             self.state = state
+        self._say(wrong=wrong)
+
+    def _say(self, asked: Asked | None = None, wrong: str = "") -> None:
         if not self._closed:
-            self._tell(self, "state", state)
+            piece, self._piece = self._piece, ""
+            self.length = 0 if self._thought is None else self._thought.length
+            self._told_at = time.monotonic()
+            self._tell(self, piece, asked, wrong)
 
 
 def sentence(error: Exception) -> str:
@@ -527,11 +508,8 @@ class AnswerNow(View):
             "Restart", self.restart, "Begin this problem anew, with the settings as they are"
         )
         self.question, self.position, self.spread = Text(), Text(), Text(live=True)
-        self.live = LiveFigure()
-        self.pane = StreamPane(
-            self.press,
-            label="thinking; Space or Enter stops it for its answer, and then thinks on",
-        )
+        label = "thinking; Space or Enter stops it for its answer, and then thinks on"
+        self.live, self.pane = LiveFigure(), StreamPane(self.press, label=label)
         self.compose(
             row(self.problem, self.own, self.own_gold),
             self.question,
@@ -561,16 +539,9 @@ class AnswerNow(View):
         with self._lock:
             self._clear()
             try:
-                prompt, gold = self._chosen()
+                self.session = Session(*self._chosen(), self._heard, self.rate.value)
             except ValueError as error:
                 return self.say(str(error))
-            temperature, seed = self.temperature.value, self.seed.value
-            self.session = Session(
-                begin=lambda: self.thinker.think(prompt, temperature, seed),
-                question=lambda thought: ask(thought, self.count.value, self.verifier, gold),
-                tell=self._heard,
-                rate=self.rate.value,
-            )
             self._show_state()
 
     def close(self) -> None:
@@ -590,16 +561,21 @@ class AnswerNow(View):
         question = self.own.value if at == OWN else _question(self.problems[at])
         return plot_asked(self.asked, f"{short(self.thinker.name, 30)}: {short(question, 50)}")
 
-    def _chosen(self) -> tuple[Prompt, Any]:
-        """The prompt and the gold (None: not known) of the chosen problem."""
-        if self.problem.value != OWN:
+    def _chosen(self) -> tuple[Callable[[], Thought], Callable[[Thought], Asked]]:
+        """What begins a thought of the chosen problem, settings as they are, and what asks it."""
+        temperature, seed = self.temperature.value, self.seed.value
+        if self.problem.value == OWN:
+            typed, gold = self.own.value.strip(), self.own_gold.value.strip() or None
+            if not typed:
+                raise ValueError("no problem was typed; type one, or choose one from the list.")
+            prompt = [{"role": "user", "content": typed + self.suffix}]
+        else:
             problem = self.problems[self.problem.value]
-            return problem["prompt"], problem.get("answer")
-        asked = self.own.value.strip()
-        if not asked:
-            raise ValueError("no problem was typed; type one, or choose one from the list.")
-        gold = self.own_gold.value.strip() or None
-        return [{"role": "user", "content": asked + self.suffix}], gold
+            prompt, gold = problem["prompt"], problem.get("answer")
+        return (
+            lambda: self.thinker.think(prompt, temperature, seed),
+            lambda thought: ask(thought, self.count.value, self.verifier, gold),
+        )
 
     def _problem_chosen(self) -> None:
         with self._lock:
@@ -609,25 +585,21 @@ class AnswerNow(View):
                 control.layout.display = None if at == OWN else "none"
             if at != OWN:
                 said.append(region("problem", [escaped(_question(self.problems[at]), QUESTION)]))
-                if (gold := self._chosen()[1]) is not None:
+                if (gold := self.problems[at].get("answer")) is not None:
                     said.append(folded("Right answer", paragraph(short(gold, 200))))
             self.question.show(*said)
             self._show_state()
 
     def _show_example(self, ask_at: Sequence[int]) -> None:
         try:
-            prompt, gold = self._chosen()
-            thought = self.thinker.think(prompt, self.temperature.value, self.seed.value)
-            try:
+            begin, question = self._chosen()
+            with closing(begin()) as thought:
                 for budget in sorted(set(ask_at)):
                     if self.asked and thought.end:
                         break
                     while thought.length < budget and not thought.end:
                         self.pane.append(thought.step())
-                    self._mark(ask(thought, self.count.value, self.verifier, gold))
-            finally:
-                thought.close()
-            self._show_asked()
+                    self._show_asked(question(thought))
             self.say("An example, asked along its thinking. Press Start to ask it yourself.")
         except (ThinkingError, ValueError) as error:
             self.say(f"There is no example: {sentence(error)}")
@@ -651,31 +623,28 @@ class AnswerNow(View):
             "or in the text below, answers now and thinks on."
         )
 
-    def _mark(self, asked: Asked) -> None:
+    def _show_asked(self, asked: Asked) -> None:
+        """A mark in the text, the figure and the answers one by one."""
         self.asked.append(asked)
-        lead = asked.spread.iloc[0]
-        share = f"{lead['count']} of {len(asked.summaries)}{told_verdict(lead['verdict'])}"
-        told = f"▼ {asked.tokens:,} tokens: {told_answer(lead['answer'], 40)} ({share})"
-        self.pane.append(told, lead["verdict"] if lead["verdict"] in VERDICTS else "asked")
-
-    def _show_asked(self) -> None:
-        self.spread.show(asked_html(self.asked[-1]))
-        self.live.update_from(plot_asked(self.asked), told_asked(self.asked[-1]))
+        answer, count, verdict = asked.lead[["answer", "count", "verdict"]]
+        share = f"{count} of {len(asked.summaries)}{told_verdict(verdict)}"
+        told = f"▼ {asked.tokens:,} tokens: {told_answer(answer, 40)} ({share})"
+        self.pane.append(told, verdict if verdict in VERDICTS else "asked")
+        self.spread.show(asked_html(asked))
+        self.live.update_from(plot_asked(self.asked), told_asked(asked))
         self.live.layout.display = None
 
-    def _heard(self, session: Session, event: str, value: Any) -> None:
+    def _heard(self, session: Session, text: str, asked: Asked | None, wrong: str) -> None:
         """What a session tells, from its thread."""
         with self._lock:
             if session is not self.session:
                 return
-            if event == "thought":
-                self.pane.append(value)
-            elif event == "asked":
-                self._mark(value)
-                self._show_asked()
-            elif event == "wrong":
-                self.notes.say(value, kind="wrong")
+            self.pane.append(text)
+            if asked is not None:
+                self._show_asked(asked)
             self._show_state()
+            if wrong:
+                self.notes.say(wrong, kind="wrong")
 
 
 def _question(problem: Mapping[str, Any]) -> str:

@@ -173,21 +173,17 @@ class BudgetCurves(RunsView):
                 self.published_table,
                 row(self.level, self.reach),
                 self.exporter(folder),
-            ],
-            layout={"display": "none"},
+            ]
         )
-        self.on(
-            self.more, lambda: more.layout.set_trait("display", "" if self.more.value else "none")
-        )
+        opened = {True: "", False: "none"}
+        widgets.dlink((self.more, "value"), (more.layout, "display"), opened.get)
         several = [self.dataset] if len(self.catalogue.datasets) > 1 else []
         self._aside = [*several, self.runs, self.inside, self.common, self.prior, self.score]
         self.aside = widgets.VBox(self._aside)
         self.compose(self.story, beside([self.live], self.aside, 2), self.more, more)
 
     def _dataset_chosen(self) -> None:
-        names = self.catalogue.names(self.dataset.value)
-        several = len(self.catalogue.datasets) > 1
-        self._here = [f"{n} · {self.dataset.value}" if several else n for n in names]
+        self._here = [n for n, found in self.names.items() if found.dataset == self.dataset.value]
         steps = {n: self.names[n].step or 0 for n in self._here}
         last = {self.names[n].run: n for n in sorted(steps, key=steps.get)}
         at_first = [n for n in self._here if n in last.values()][:MANY]
@@ -226,9 +222,8 @@ class BudgetCurves(RunsView):
             column: [name for name in shown if not getattr(self.names[name], told_by)]
             for column, (told_by, _) in PER_TOKEN.items()
         }
-        axes = {column: words for column, words in OVER.items() if not untold.get(column)}
-        at = self.over.value if self.over.value in axes else "budget"
-        self.refill(self.over, [(words, column) for column, words in axes.items()], at)
+        axes = [(words, column) for column, words in OVER.items() if not untold.get(column)]
+        self.refill(self.over, axes, self.over.value)
         missing = [
             f"No axis of {column}: not told by "
             f"{'any run' if len(names) == len(shown) else ', '.join(names)}."
@@ -238,7 +233,7 @@ class BudgetCurves(RunsView):
         self.axes.say(*missing, kind="note")
         options = [(f"{len(common)} budgets all share: {_listed(common)}", "")] if common else []
         options += [(f"those of {short(n, 24)}: {budgets}", n) for n, budgets in grids.items()]
-        self.refill(self.common, options, options[0][1] if options else None)
+        self.refill(self.common, options)
         self.common.layout.display = None if different else "none"
         with self.quiet():
             self.runs.reference = (matching or [*shown, ""])[0]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from anytime_lab.look.style import (
     BAND_OPACITY,
@@ -29,6 +30,8 @@ from anytime_lab.priors import Prior
 from anytime_lab.read.credit import signed
 from anytime_lab.read.policies import FIXED, MAJORITY, RULES
 from anytime_lab.read.told import BUDGETS, SOURCE
+from anytime_lab.read.training import BASELINE_NAMES
+from anytime_lab.store.rollouts import ADVANTAGE
 
 CURVES = {  # a panel of the curves: before its bounds, what is possible, its axis, a value in words
     "accuracy": ("", (0.0, 1.0), "Accuracy", "{:.1f} %"),
@@ -501,3 +504,190 @@ def plot_tree(
         tickmode="array", tickvals=[-i for i in range(len(trunks))],
         ticktext=[safe_text(name) for name in trunks],
     )  # fmt: skip
+
+
+CREDIT = {  # column of credit_frame(), words
+    "return": "return R",
+    "progress": "progress baseline V1",
+    "group": "group baseline V2",
+    "brpo": "BRPO baseline V",
+}
+
+
+def plot_credit(frame: pd.DataFrame, methods: Mapping[str, str], title: str = "") -> go.Figure:
+    """R, V1, V2, V and the advantages that methods give to the tokens of one thinking.
+
+    Args:
+        frame: of credit_frame().
+        methods: name → words, of METHOD_WORDS or a run's own.
+    """
+    figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.56, 0.44], vertical_spacing=0.08)
+    advantages = {f"{ADVANTAGE}{name}": words for name, words in methods.items()}
+    budgets, trained = frame["budget"].tolist(), frame[frame["end"] > frame["start"]]
+    for column, style in run_styles([*CREDIT, *advantages]).items():
+        above = column in CREDIT
+        at = frame[column].where(above | (frame["end"] > frame["start"]))
+        riding = [
+            None if v != v else [b, v, f"{v:.2f}" if above else signed(v)]
+            for b, v in zip(budgets, at, strict=True)
+        ]
+        if above:
+            said = f"{CREDIT[column]} at %{{x:,d}} tokens: %{{y:.3f}}"
+            line = told_line(budgets, frame[column], said, CREDIT[column], style, riding)
+        else:
+            words, values = advantages[column], trained[column].tolist()
+            said = f"{safe_text(words)} from token %{{x:,d}}: %{{y:+.3f}}"
+            solid = column == next(iter(advantages))
+            line = told_line(
+                [*trained["start"], *trained["end"][-1:]], [*values, *values[-1:]], said,
+                f"advantage, {words}", style, riding, mode="lines",
+                line={"shape": "hv", "dash": "solid" if solid else "dash", "width": 3},
+            )  # fmt: skip
+        figure.add_trace(line, row=1 if above else 2, col=1)
+    ended, last = int(frame["end"].max()), int(frame["budget"].max())
+    if ended < last:
+        figure.add_vline(ended, line={"color": QUIET, "width": 1.5, "dash": "dot"})
+        between = {"y": 0.445, "yref": "paper", "yanchor": "middle"}  # the panels
+        figure.add_annotation(
+            x=ended, xanchor="left", text="ended", showarrow=False, font={"size": 12}, **between
+        )
+    base(figure, 380 + (44 if title else 0), title, margin={"t": 96 if title else 52})
+    span = [-0.01 * last, 1.05 * last]
+    figure.update_xaxes(range=span, zeroline=False, **budget_ticks(budgets))
+    figure.update_xaxes(title="Thinking (tokens)", title_standoff=4, row=2)
+    for number, (words, part) in enumerate(
+        (("Reward", CREDIT), ("Advantage", advantages)), start=1
+    ):
+        span = axis_span(frame[list(part)].assign(zero=0.0), -1e9, 1e9)
+        figure.update_yaxes(title=words, range=span, row=number)
+    return figure.update_yaxes(zeroline=True, zerolinecolor=QUIET, row=2)
+
+
+MOST = 500  # points of a line, about its pixels; more are thinned evenly, the last always drawn
+FOLLOWED = 7  # budgets whose score is followed over the updates: as many as there are colours
+MEASURES = {"corr": "corr(V, R)", "ratio": "Var[R−V] / Var[R]"}
+ROW, BETWEEN = 210, 110  # pixels of a row of panels, and between two: axis title, legend, title
+
+
+def thinned(count: int) -> np.ndarray:
+    """Which of `count` points are drawn."""
+    step = -(-count // MOST)
+    return np.arange(count - 1, -1, -step)[::-1]
+
+
+def plot_training(
+    training: pd.DataFrame,
+    runs: list[str] | None = None,
+    over: str = "step",
+    scores: Mapping[str, pd.DataFrame] | None = None,
+    detail: str = "",
+    variance: pd.DataFrame | None = None,
+) -> go.Figure:
+    """The paper's three panels; below them, where given, scores by budget, and the variance figure.
+
+    Args:
+        training: the frame of training_frame(): the value is drawn faint, its running mean strong.
+        runs: all runs of the study in order, which gives their colours; those in `training` if
+            None.
+        over: the column on the x axis, "step" or "seconds".
+        scores: run → frame of score_frame().
+        detail: the run whose scores are followed over its updates, and whose variance is given.
+        variance: the frame of variance_frame().
+    """
+    styles = run_styles(runs or list(dict.fromkeys(training["run"])))
+    panels = list(dict.fromkeys(training["measure"]))
+    titles = [[m.capitalize() + ("" if "accuracy" in m else " (tokens)") for m in panels]]
+    if scores:
+        named = f"Scores of {short_text(detail, 24)}"
+        titles.append(["Score by budget, latest mean", named])
+    if variance is not None and len(variance):
+        titles.append(list(MEASURES.values()))
+    plotted = len(titles) * (ROW + BETWEEN) - BETWEEN
+    figure = make_subplots(
+        rows=len(titles),
+        cols=6,
+        specs=[[{"colspan": 6 // len(t)} if i % (6 // len(t)) == 0 else None for i in range(6)]
+               for t in titles],
+        subplot_titles=[title for row in titles for title in row],
+        horizontal_spacing=0.045,
+        vertical_spacing=BETWEEN / plotted if len(titles) > 1 else 0,
+    )  # fmt: skip
+    base(figure, plotted + 76 + 56, margin={"t": 76})
+    for number in range(len(titles)):
+        legend = {"orientation": "h", "x": 0, "yanchor": "bottom"}
+        legend["y"] = 1 - (number * (ROW + BETWEEN) - 24) / plotted
+        if number == 1:  # of the right panel: the left one has the runs
+            legend |= {"x": 1, "xanchor": "right"}
+        figure.update_layout({f"legend{number + 1 if number else ''}": legend})
+    for place, measure in enumerate(panels):
+        part = training[training["measure"] == measure]
+        _add_measure(figure, part, styles, over, {"row": 1, "col": 1 + place * (6 // len(panels))})
+    if scores:
+        _add_scores(figure, scores, styles, detail)
+    if len(titles) == 3:
+        _add_variance(figure, variance)
+    return figure.update_xaxes(title_standoff=4, zeroline=False)
+
+
+def _line(part: pd.DataFrame, x: str, y: str, said: str, name: str, style, **more) -> dict:
+    part = part.iloc[thinned(len(part))]
+    mode = "lines" if len(part) > 1 else "markers"  # a line of one point is not seen
+    line = told_line([], [], said, name, style, **{"mode": mode, **more})
+    return {**line, "x": part[x].to_numpy(), "y": part[y].to_numpy()}  # arrays are sent faster
+
+
+def _add_measure(figure, training: pd.DataFrame, styles, over: str, where: dict) -> None:
+    share = "accuracy" in training["measure"].iloc[0]
+    unit = "%{y:.1%}" if share else "%{y:.1f} tokens"
+    for run, part in training.groupby("run", sort=False):
+        part, style = part.sort_values(over), styles[run]
+        first = not any(trace.legendgroup == safe_text(run) for trace in figure.data)
+        faint = {"color": faded(style.colour, 0.4), "width": 1, "dash": "solid"}
+        more = {"legendgroup": safe_text(run), "showlegend": False}
+        each = _line(part, over, "value", "", f"{run}, each step", style, line=faint, **more)
+        mean = _line(part, over, "smooth", f"{short_text(run)}: {unit}", run, style)
+        figure.add_trace({**each, "hoverinfo": "skip", "hovertemplate": None}, **where)
+        figure.add_trace({**mean, "showlegend": first}, **where)
+    figure.update_xaxes(title="Update" if over == "step" else "Seconds of training", **where)
+    values = training[["value", "smooth"]]
+    if share and values.notna().any(axis=None):
+        figure.update_yaxes(tickformat=".0%", range=axis_span(values, 0.0, 1.0), **where)
+
+
+def _add_scores(figure, scores: Mapping[str, pd.DataFrame], styles, detail: str) -> None:
+    left, right = {"row": 2, "col": 1}, {"row": 2, "col": 4}
+    for run, frame in scores.items():
+        last = frame.groupby("budget", as_index=False).last()
+        said, more = f"{short_text(run)} at %{{x:,d}} tokens: %{{y:.1%}}", {"showlegend": False}
+        line = told_line(last["budget"], last["smooth"], said, run, styles[run], **more)
+        figure.add_trace(line, **left)
+    every = sorted({b for frame in scores.values() for b in frame["budget"]})
+    figure.update_xaxes(title="Thinking budget (tokens)", **budget_ticks(every, 8), **left)
+    mine = scores.get(detail)
+    budgets = [] if mine is None else sorted(set(mine["budget"]))
+    chosen = np.unique(np.linspace(0, len(budgets) - 1, FOLLOWED).round()) if budgets else []
+    for budget, style in run_styles([budgets[int(i)] for i in chosen]).items():
+        part, name = mine[mine["budget"] == budget], f"{budget:,} tokens"
+        line = _line(part, "step", "smooth", f"{name}: %{{y:.1%}}", name, style, legend="legend2")
+        figure.add_trace(line, **right)
+    figure.update_xaxes(title="Update", **right)
+    figure.update_yaxes(tickformat=".0%", row=2)
+
+
+def _add_variance(figure, variance: pd.DataFrame) -> None:
+    styles = run_styles(list(dict.fromkeys(variance["baseline"])))
+    for (baseline, measure), part in variance.groupby(["baseline", "measure"], sort=False):
+        column, name = 1 + 3 * list(MEASURES).index(measure), BASELINE_NAMES.get(baseline, baseline)
+        part, said = (
+            part.sort_values("budget"),
+            f"{safe_text(name)} at %{{x:,d}} tokens: %{{y:.2f}}",
+        )
+        more = {"legend": "legend3", "showlegend": column == 1}
+        line = told_line(part["budget"], part["value"], said, name, styles[baseline], **more)
+        figure.add_trace(line, row=3, col=column)
+    ticks = budget_ticks(variance["budget"], 8)
+    figure.update_xaxes(title="Thinking budget (tokens)", **ticks, row=3)
+    figure.update_yaxes(rangemode="tozero", row=3, col=4)
+    one = {"line": {"color": QUIET, "width": 1.5}, "layer": "below"}
+    note = {"annotation_text": "no baseline", "annotation_position": "top right"}
+    figure.add_hline(1, row=3, col=4, **one, **note)

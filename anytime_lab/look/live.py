@@ -69,7 +69,7 @@ class LiveFigure(anywidget.AnyWidget):
     @property
     def stop(self) -> float | None:
         """The x at which the line stands; None without stops."""
-        return self._stops[self.at][0] if self._stops else None
+        return self._stops[self.at][0] if self.at < len(self._stops) else None
 
     def move_to(self, x: float | None) -> None:
         """Moves the line to the stop at x; to the middle one if there is none."""

@@ -117,9 +117,9 @@ class Policies(RunsView):
         if self.replay and not self._settings[False].votes(self.replay):
             self._said.append("Majorities are left out: they need equally many samples, 2 or more.")
         self.say(*self._said)
-        budgets, before = self.replay.budgets if self.replay else (), self.at.value
+        budgets = self.replay.budgets if self.replay else ()
         options = [("all budgets", 0), *((f"{b:,} tokens", b) for b in budgets)]
-        self.refill(self.at, options, before if before in budgets else 0)
+        self.refill(self.at, options, self.at.value)
         self._draw()
         self._calibrate()
 

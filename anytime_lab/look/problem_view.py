@@ -266,7 +266,7 @@ class InsideProblem(RunsView):
             told = ["—" if share != share else f"{share:.0%}" for share in shares]
             words = f"right {told[0]}" if b is None else f"A {told[0]}, B {told[1]}"
             options.append((f"{words} · {short(problem, 48)}", problem))
-        self.refill(self.problem, options, options[0][1] if options else None)
+        self.refill(self.problem, options)
         self._problem_chosen()
 
     def _problem_chosen(self) -> None:

@@ -12,9 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from anytime_lab.look.figures import plot_curves
+from anytime_lab.look.figures import plot_curves, plot_training
 from anytime_lab.look.live import JS
-from anytime_lab.look.training_view import plot_training
 from anytime_lab.page import escaped, plain, table
 from anytime_lab.priors import Prior
 from anytime_lab.read import told

@@ -26,6 +26,11 @@ SUMMARIES = 32  # shown at once
 NONE_GIVEN = "No run folders were given; give those that evaluate() returned."
 
 
+def told_answer(answer: str | None, limit: int = 60) -> str:
+    """An answer on one line; not escaped."""
+    return "no answer" if answer is None else short(answer, limit)
+
+
 def summaries_html(summaries: pd.DataFrame, caption: str) -> str:
     """Summaries one by one, folded away under their caption.
 
@@ -93,11 +98,12 @@ class View(widgets.VBox):
         finally:
             self._quiet = before
 
-    def refill(self, control: widgets.Widget, options: Sequence, value: object) -> None:
-        """Other options of a control, and its value among them."""
+    def refill(self, control: widgets.Widget, options: Sequence, *wanted: object) -> None:
+        """Other options of a control, in words and values; the first one wanted that is there."""
+        known = [value for _, value in options]
         with self.quiet():
             control.options = options
-            control.value = value
+            control.value = next((v for v in (*wanted, *known) if v in known), None)
 
     def figure(self) -> go.Figure:
         """The static figure of what is shown."""

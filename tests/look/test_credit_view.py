@@ -151,6 +151,9 @@ def test_controls_choose_step_problem_thinking_and_methods(made):
     left, _ = spans(view.tokens.value)
     assert [t.split("advantage ")[1] for _, t, _ in left] == ["+0.250"] * 3
     assert "group baseline alone" in view.numbers.value
+    header, *rows = re.findall(r"<tr>(.*?)</tr>", view.numbers.value)
+    assert [re.findall(r"<td>(.*?)</td>", row)[3:] for row in rows][0][-2:] == ["+0.250", "+0.500"]
+    assert len({row.count("<t") for row in (header, *rows)}) == 1  # a cell for each title
     view.step.value = 1
     assert view.live.figure.data[0].y == pytest.approx((0.65, 0.65, 0.5))
     view.live.move_to(8)
