@@ -193,31 +193,28 @@ class BudgetCurves(RunsView):
         self._runs_chosen()
 
     def _runs_chosen(self) -> None:
-        chosen = [name for name in self._here if name in self.runs.ticked]
-        shown, said = self.shown, self.wrong(chosen)
+        here, shown = self._here, self.shown
+        chosen = [name for name in here if name in self.runs.ticked]
         before = self.runs.reference or self._wanted
         matching = [n for n in shown if before in (n, self.names[n].run)]
         common = told.common_budgets(list(shown.values()))
         grids = {name: _listed(table.budgets) for name, table in shown.items()}
         different = len({table.budgets for table in shown.values()}) > 1
-        if not chosen:
-            said.append("No run is chosen; tick one or more in the list.")
-        known = {x for n in self._here for x in (n, self.names[n].run)}
-        if self._wanted and self._wanted not in known:
-            said.append(f"The reference {self._wanted!r} is not one of the runs; another is used.")
-        if different:
-            at = "; ".join(f"{name} at {budgets}" for name, budgets in grids.items())
-            share = f"They share {_listed(common)}." if common else "They share none."
-            said.append(f"The runs were measured at different budgets: {at}. {share}")
-        if len(chosen) < len(self._here):
-            said.append(
-                f"{len(chosen)} of {len(self._here)} runs are shown; tick others in the list."
-            )
-        if len(shown) > MANY:
-            said.append(
-                f"Bands of more than {MANY} runs hide each other: point at a run for its own."
-            )
-        self.say(*said)
+        unknown = self._wanted and not any(self._wanted in (n, self.names[n].run) for n in here)
+        at = "; ".join(f"{name} at {budgets}" for name, budgets in grids.items())
+        share = f"They share {_listed(common) or 'none'}."
+        sentences = {
+            "No run is chosen; tick one or more in the list.": not chosen,
+            f"The reference {self._wanted!r} is not one of the runs; another is used.": unknown,
+            f"The runs were measured at different budgets: {at}. {share}": different,
+            f"{len(chosen)} of {len(here)} runs are shown; tick others in the list.": (
+                len(chosen) < len(here)
+            ),
+            f"Bands of more than {MANY} runs hide each other: point at a run for its own.": (
+                len(shown) > MANY
+            ),
+        }
+        self.say(*self.wrong(chosen), *(said for said, holds in sentences.items() if holds))
         untold = {
             column: [name for name in shown if not getattr(self.names[name], told_by)]
             for column, (told_by, _) in PER_TOKEN.items()
@@ -307,12 +304,14 @@ class BudgetCurves(RunsView):
         found = find_evaluations(self._equal_time).names(self.dataset.value)
         self.tables.read(list(found.values()))
         known = {name: self.tables.known.get(e.path) for name, e in found.items()}
-        base, prior, timed = known.pop(self.runs.reference, None), self.prior.prior, []
-        for name, mine in known.items():
-            if mine and base and prior and (pair := difference_table(mine, base)):
-                score = told.under_prior(pair, prior)
-                timed.append(f"{name} {told.told_points(score.value, score.low, score.high)}")
-        story += f"; at equal training time {', '.join(timed)}" if timed else ""
+        base, prior = known.pop(self.runs.reference, None), self.prior.prior
+        pairs = {n: difference_table(mine, base) for n, mine in known.items() if mine and base}
+        timed = ", ".join(
+            f"{name} {told.told_points(*told.under_prior(pair, prior)[:3])}"
+            for name, pair in pairs.items()
+            if pair and prior
+        )
+        story += f"; at equal training time {timed}" if timed else ""
         self.story.say(story, kind="story")
         self.live.label = f"Accuracy by thinking budget. {story}"
 
@@ -342,29 +341,23 @@ class BudgetCurves(RunsView):
 
     def _read(self) -> None:
         """The numbers where the line stands, and those under the prior."""
-        prior, reference, shown, pairs = (
-            self.prior.prior,
-            self.runs.reference,
-            self.shown,
-            self.pairs,
-        )
-        rows, scores, there = [], [], self._there
+        reference, shown, pairs = self.runs.reference, self.shown, self.pairs
+        rows, scores = [], []
         for name, style in run_styles(self._here).items():
             run, pair = shown.get(name), pairs.get(name)
-            here, apart = (told.under_prior(t, there) for t in (run, pair))
+            here, apart = (told.under_prior(t, self._there) for t in (run, pair))
             line = {"colour": style.colour, "dash": style.dash, "glyph": style.glyph}
             line |= _cells("here", here, told.told_percent)
             line |= _cells("difference", apart, told.told_points)
+            if run:
+                score, lead = (told.under_prior(t, self.prior.prior) for t in (run, pair))
+                against = told.told_difference(lead) if pair else "nothing in common"
+                if not here.n_problems:
+                    line["here"] = "not measured"
+                if name == reference:
+                    against = line["difference"] = "reference"
+                scores.append((name, told.told_percent(*score[:3]), against))
             rows.append({"name": name, "label": plain(name), "shown": bool(run), **line})
-            if not run:
-                continue
-            if not here.n_problems:
-                rows[-1]["here"] = "not measured"
-            score, lead = (told.under_prior(t, prior) for t in (run, pair))
-            against = told.told_difference(lead) if pair else "nothing in common"
-            if name == reference:
-                against = rows[-1]["difference"] = "reference"
-            scores.append((name, told.told_percent(*score[:3]), against))
         self.runs.fill(["", "", "run", f"at {self.budget:,} tokens", "difference", "ref."], rows)
         header = ["anytime score, under the prior", "", f"to {short(reference, 24)}"]
         self.score.show(*([table(header, scores, kind="score")] if scores else []))
@@ -384,8 +377,7 @@ class BudgetCurves(RunsView):
 
     def _point_clicked(self, point: list) -> None:
         groups = {t.name: t.meta.get("name") for t in self.live.figure.data if t.meta}
-        for name in [n for n in self.shown if plain(n) == groups.get(point[0])][:1]:
-            self._look_inside(name)
+        self._look_inside(next((n for n in self.shown if plain(n) == groups.get(point[0])), ""))
 
     def _look_inside(self, name: str) -> None:
         """Problems in place of the runs: those that this run and the reference answer unlike."""
@@ -393,7 +385,7 @@ class BudgetCurves(RunsView):
             return
         other = self.runs.reference if self.runs.reference != name else self._other()
         pair = {n: self.names[n].path for n in dict.fromkeys([name, other])}
-        view = InsideProblem(pair, self.budget, style=False, beside=True)
+        view = InsideProblem(pair, self.budget, beside=True)
         self.aside.children = [self.back, view]
 
 

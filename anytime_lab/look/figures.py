@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from anytime_lab.look.style import (
@@ -43,6 +44,7 @@ OVER = {  # what the curves are drawn over: column, words
     "seconds": "Seconds, estimated: tokens spent at the evaluation's own pace, summaries included",
     "flops": "FLOPs of thinking, estimated: 2 × parameters × tokens spent",
 }
+BOUNDS = ("low", "high", "band_low", "band_high")  # of each value by itself, and of all at once
 MANY = 6  # runs whose bands can still be told apart
 STRIP, GAP = 0.13, 0.055  # shares of the height: the prior, and the room between panels
 
@@ -94,29 +96,24 @@ def plot_curves(
         showlegend=published is not None, dragmode=False, hoverdistance=30,
         margin={"r": 36 + round(7.4 * letters), "t": 56 if title else 20, "b": 48},
     )  # fmt: skip
-    stops = sorted(set(curves["budget"]))
-    for place, (panel, number) in enumerate([("accuracy", ""), ("difference", 2)][: 1 + compared]):
+    stops, rest = sorted(set(curves["budget"])), 0 if len(found) > MANY else 1
+    for place, panel in enumerate(["accuracy", "difference"][: 1 + compared]):
         prefix, possible, words, value = CURVES[panel]
-        bounds = {bound: curves[prefix + bound] for bound in ("low", "high")}
-        rows = curves.assign(share=curves[panel], **bounds, label=curves["run"])
-        rows = rows.assign(stop=rows["budget"], tokens=rows["budget"]).dropna(subset="share")
-        rows = rows.sort_values(over)
+        known = {"share": panel, "label": "run", "stop": "budget", "tokens": "budget"}
+        known |= {end: prefix + end for end in BOUNDS if prefix + end in curves}
+        rows = curves.assign(**{name: curves[column] for name, column in known.items()})
+        rows = rows.dropna(subset="share").sort_values(over)
         parts = {run: rows[rows["run"] == run] for run in styles if run in set(rows["run"])}
-        rest = 0 if len(found) > MANY else 1
-        traces = []
-        if place and "difference_band_low" in rows:
-            for run, part in parts.items():
-                part = part.assign(
-                    low=part["difference_band_low"], high=part["difference_band_high"]
-                )
-                wide = band(part, over, styles[run], run, rest)
-                fill = faded(styles[run].colour, BAND_OPACITY / 2)
-                traces.append(
-                    wide | {"name": f"{safe_text(run)} at all budgets", "fillcolor": fill}
-                )
-        traces += [band(part, over, styles[run], run, rest) for run, part in parts.items()]
-        for run, part in parts.items():
-            traces.append(curve_trace(part, over, styles[run], run, value, stops))
+        wider = "band_low" in known
+        traces = [
+            band(part, over, styles[run], run, rest, wide)
+            for wide in [True, False][not wider :]
+            for run, part in parts.items()
+        ]
+        traces += [
+            curve_trace(part, over, styles[run], run, value, stops) for run, part in parts.items()
+        ]
+        number = place + 1 if place else ""
         where = {"yaxis": f"y{number}", "showlegend": False}
         figure.add_traces([{**trace, **where} for trace in traces])
         values = rows[["share", "low", "high"]]
@@ -142,23 +139,19 @@ def plot_curves(
         strip = {"title": {"text": "Prior"}, "tickformat": ".0%", "nticks": 3, "zeroline": True}
         strip |= {"domain": domains[-1], "range": [0, 1.25 * max(prior.weights)]}
         figure.update_layout({f"yaxis{last}": strip})
-    axis = _curve_axis(curves[over], over, log)
+    places = sorted(set(curves[over].dropna()))
     if published is not None:  # its points may lie further out
         figure.add_traces(published_traces(published, list(styles)))
-        axis = {"type": axis["type"], "tickformat": ",d"}
-    return figure.update_xaxes(title=OVER[over], anchor=f"y{last}", **axis)
-
-
-def _curve_axis(places: pd.Series, over: str, log: bool) -> dict:
-    """Ticks at the budgets where they are what is drawn over, and a range that ends with them."""
-    places = sorted(set(places.dropna()))
-    if over != "budget":
-        ticks = {"tickformat": "~s" if over == "flops" else ",d" if places[-1] > 10 else None}
-    else:
-        ticks = log_ticks(places) if log else budget_ticks(places)
-    least, most = np.log10([places[0], places[-1]]) if log else (places[0], places[-1])
-    room = 0.02 * (most - least or most or 1)
-    return {"type": "log" if log else "linear", "range": [least - room, most + room], **ticks}
+        axis = {"tickformat": ",d"}
+    else:  # the range ends with the budgets, and has ticks there where they are drawn over
+        least, most = np.log10([places[0], places[-1]]) if log else (places[0], places[-1])
+        room = 0.02 * (most - least or most or 1)
+        axis = log_ticks(places) if log else budget_ticks(places)
+        if over != "budget":
+            axis = {"tickformat": "~s" if over == "flops" else ",d" if places[-1] > 10 else None}
+        axis["range"] = [least - room, most + room]
+    kind = "log" if log else "linear"
+    return figure.update_xaxes(title=OVER[over], anchor=f"y{last}", type=kind, **axis)
 
 
 def curve_trace(
@@ -243,10 +236,10 @@ def prior_trace(prior: Prior, places: pd.Series) -> dict:
     }
 
 
-MARKS = {  # a turn of the answer, the most telling first: words, symbol
-    "first_right": ("first right", "star"),
-    "lost": ("right before, lost here", "x"),
-    "flip": ("another answer", "triangle-down"),
+MARKS = {  # a turn of the answer, the most telling first: words, symbol; in a text
+    "first_right": ("first right", "star", "★ first right:"),
+    "lost": ("right before, lost here", "x", "✗ lost:"),
+    "flip": ("another answer", "triangle-down", "▼"),
 }
 COUNT_WORDS = {
     "spent": "Thinking tokens spent (mean per problem)",
@@ -306,17 +299,25 @@ def policy_lines(policies: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return lines
 
 
-def band(part: pd.DataFrame, x: str, style: RunStyle, name: str, rest: float = 1) -> dict:
-    """A scatter trace that fills the interval of a curve; rest: its opacity, not pointed at."""
-    part = part.dropna(subset=["low", "high"])
+def band(
+    part: pd.DataFrame, x: str, style: RunStyle, name: str, rest: float = 1, wide: bool = False
+) -> dict:
+    """A scatter trace that fills the interval of a curve.
+
+    Args:
+        rest: its opacity, not pointed at.
+        wide: the one that holds at all budgets at once, between band_low and band_high.
+    """
+    low, high = BOUNDS[2:] if wide else BOUNDS[:2]
+    part = part.dropna(subset=[low, high])
     return {
         "x": [*part[x], *part[x][::-1]],
-        "y": [*part["high"], *part["low"][::-1]],
+        "y": [*part[high], *part[low][::-1]],
         "fill": "toself",
-        "fillcolor": faded(style.colour, BAND_OPACITY),
+        "fillcolor": faded(style.colour, BAND_OPACITY / (2 if wide else 1)),
         "line": {"width": 0},
         "mode": "lines",
-        "name": f"{safe_text(name)} 95 %",
+        "name": f"{safe_text(name)} {'at all budgets' if wide else '95 %'}",
         "showlegend": False,
         "hoverinfo": "skip",
         "opacity": rest,
@@ -396,36 +397,24 @@ def published_traces(published: pd.DataFrame, runs: Sequence[str]) -> list[dict]
     traces = []
     for name, row in zip(names, published.itertuples(), strict=True):
         told, said = f"{safe_text(name)}, {safe_text(row.benchmark)}", f"%{{y:.1%}} ({SOURCE})"
-        line = {"dash": "dot", "width": 1.2}
-        ring = {"symbol": f"{styles[name].marker}-open", "size": 11, "line": {"width": 2}}
-        traces += [
-            told_line(
-                [BUDGETS[0], BUDGETS[-1]], [row.anytime] * 2, f"{told}: anytime {said}",
-                f"{name}, anytime", styles[name], mode="lines", line=line, showlegend=False,
-                legendgroup=safe_text(name),
-            ),
-            told_line(
-                [BUDGETS[-1]], [row.final], f"{told}: final {said}", name, styles[name],
-                mode="markers", marker={**ring, "color": styles[name].colour},
-            ),
-        ]  # fmt: skip
+        style, ends = styles[name], [BUDGETS[0], BUDGETS[-1]]
+        line = {"mode": "lines", "line": {"dash": "dot", "width": 1.2}, "showlegend": False}
+        line |= {"legendgroup": safe_text(name)}
+        ring = {"symbol": f"{style.marker}-open", "size": 11, "line": {"width": 2}}
+        point = {"mode": "markers", "marker": {**ring, "color": style.colour}}
+        along = (ends, [row.anytime] * 2, f"{told}: anytime {said}", f"{name}, anytime", style)
+        at_end = (ends[1:], [row.final], f"{told}: final {said}", name, style)
+        traces += [told_line(*along, **line), told_line(*at_end, **point)]
     return traces
 
 
-GAIN, LOSS = "#0072B2", "#B37A00"  # of an advantage, above and below 0
+GAIN, LOSS = "#0072B2", "#B37A00"  # of an advantage, above and below 0: more and less likely
+CREDITED = [[0.0, LOSS], [0.5, "#888888"], [1.0, GAIN]]
 LEAVES = {  # verdict: symbol, colour
     "right": ("circle", COLOURS[2]),
     "wrong": ("x-thin", COLOURS[1]),
     "abstained": ("circle-open", QUIET),
 }
-
-
-def advantage_colour(value: float, largest: float) -> str:
-    """From grey at 0 to blue (more likely) or orange (less likely) at the largest."""
-    share = min(abs(value) / largest, 1.0) if largest > 0 and value == value else 0.0
-    hue = GAIN if value > 0 else LOSS
-    pairs = zip((0x88, 0x88, 0x88), (int(hue[i : i + 2], 16) for i in (1, 3, 5)), strict=True)
-    return "rgb({},{},{})".format(*(round(grey + share * (end - grey)) for grey, end in pairs))
 
 
 def plot_tree(
@@ -456,11 +445,12 @@ def plot_tree(
             if end <= start:
                 continue
             told = f"{safe_text(name)}, tokens {start + 1:,}–{end:,}: {signed(value, 3)}"
-            share = abs(value) / largest if largest and value == value else 0.0
+            share = value / largest if largest and value == value else 0.0
+            (colour,) = sample_colorscale(CREDITED, [0.5 + share / 2])
             figure.add_scatter(
                 x=[start, (start + end) / 2, end], y=[-level] * 3, name=safe_text(name),
                 mode="lines", hovertemplate=f"{told}<extra></extra>",
-                line={"color": advantage_colour(value, largest), "width": 3 + 11 * share},
+                line={"color": colour, "width": 3 + 11 * abs(share)},
             )  # fmt: skip
     quiet = {"mode": "lines", "hoverinfo": "skip", "line": {"color": QUIET, "width": 1}}
     if ended < last:

@@ -21,11 +21,9 @@ LABEL = {"description_width": "initial"}
 class LiveFigure(anywidget.AnyWidget):
     """A plotly figure on a page, updated in place; it looks as the page does, light or dark.
 
+    Mouse and arrow keys move the line on the page, `at` tells where it is.
+
     Args:
-        figure: what any of the figure functions returns; its layout has a height.
-        label: what the figure shows, in a sentence, for those who do not see it.
-        stops: (x, words) of the places where the line through the figure can stand; no line
-            without. Mouse and arrow keys move it on the page, `at` tells where it is.
         moves: what the line moves along, as its name.
     """
 
@@ -39,15 +37,9 @@ class LiveFigure(anywidget.AnyWidget):
     _moves = traitlets.Unicode().tag(sync=True)
     _source = traitlets.Unicode().tag(sync=True)  # the widget that holds plotly
 
-    def __init__(
-        self,
-        figure: go.Figure | None = None,
-        label: str = "",
-        stops: Sequence[tuple[float, str]] = (),
-        moves: str = "Thinking budget",
-    ) -> None:
+    def __init__(self, moves: str = "Thinking budget") -> None:
         super().__init__(_source=_plotly().model_id, _moves=moves)
-        self.update_from(figure or go.Figure(layout={"height": 200}), label, stops)
+        self.update_from(go.Figure(layout={"height": 200}), stops=[])
 
     def update_from(
         self,
@@ -55,7 +47,13 @@ class LiveFigure(anywidget.AnyWidget):
         label: str | None = None,
         stops: Sequence[tuple[float, str]] | None = None,
     ) -> None:
-        """Shows this figure instead. The line stays at its x where that is still a stop."""
+        """Shows this figure instead. The line stays at its x where that is still a stop.
+
+        Args:
+            figure: what any of the figure functions returns; its layout has a height.
+            label: what it shows, in a sentence, for those who do not see it.
+            stops: (x, words) of the places where the line can stand; no line without.
+        """
         before = self.stop
         with self.hold_sync():
             self.figure = figure

@@ -1,6 +1,7 @@
 """View: early-exit rules replayed on a run's records, and the calibration of its confidence."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -38,10 +39,7 @@ class Policies(RunsView):
         majorities: Sequence[int] = policies.RuleSettings.majorities,
     ) -> None:
         super().__init__(runs)
-        self._settings = {
-            per_token: policies.RuleSettings(tuple(agreements), tuple(majorities), per_token)
-            for per_token in (False, True)
-        }
+        self._settings = policies.RuleSettings(tuple(agreements), tuple(majorities))
         self._lay_out, self._outcomes = cache(self._lay_out), cache(self._outcomes)
         self._calibration = cache(self._calibration)
         self.replay: policies.Replay | None = None  # the chosen run's records, laid out
@@ -97,7 +95,8 @@ class Policies(RunsView):
         return policies.lay_out(read_records(path, policies.REPLAY_COLUMNS, allow_partial=True))
 
     def _outcomes(self, path: Path, rule: str, per_token: bool) -> list[policies.Outcome]:
-        return policies.RULES[rule][1](self._lay_out(path), self._settings[per_token])
+        settings = replace(self._settings, per_token=per_token)
+        return policies.RULES[rule][1](self._lay_out(path), settings)
 
     def _calibration(self, path: Path, budget: int, per_token: bool) -> tuple[pd.DataFrame, str]:
         at = (self._lay_out(path), budget or None, per_token)
@@ -114,7 +113,7 @@ class Policies(RunsView):
             self.replay = self._lay_out(self._path)
         except Exception as error:  # damaged, ragged, nothing written: told, not thrown
             self._said = [*self.catalogue.complaints, told_error(self._path, error)]
-        if self.replay and not self._settings[False].votes(self.replay):
+        if self.replay and not self._settings.votes(self.replay):
             self._said.append("Majorities are left out: they need equally many samples, 2 or more.")
         self.say(*self._said)
         budgets = self.replay.budgets if self.replay else ()

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from anytime_lab.look.figures import plot_thinking
+from anytime_lab.look.figures import MARKS, plot_thinking
 from anytime_lab.look.live import LiveFigure, Text, button, chooser, described, row, ticked
-from anytime_lab.look.view import ENDS, RunsView, View, summaries_html
+from anytime_lab.look.view import ENDS, RunsView, View, summaries_html, told_answer
 from anytime_lab.page import escaped, paragraph, region, short
 from anytime_lab.read.runs import (
     ORDERS,
@@ -33,33 +33,25 @@ def thinking_html(thought: Thought, path: pd.DataFrame, budget: int) -> str:
     cut = thought.characters(int(here["cut"].iloc[0]) if len(here) else budget)
     text = thought.thinking
     first, last = max(0, cut - BEFORE), min(len(text), cut + AFTER)
-    turns = [
-        (thought.characters(row.cut), _mark(row))
-        for row in path.itertuples()
-        if row.flip or row.first_right or row.lost
-    ]
-    parts = [_left_out(first, "before")]
-    for start, stop, kind in ((first, cut, "kept"), (cut, last, "rest")):
-        # a mark at the cut belongs to what was thought by then
-        at_start = kind == "kept" and first == 0
-        parts.append(f'<span class="{kind}">')
-        for place, mark in turns:
-            if start < place <= stop or (at_start and place == 0):
-                parts += [escaped(text[start:place], len(text) + 1), mark]
-                start = place
-        parts += [escaped(text[start:stop], len(text) + 1), "</span>"]
+    marks = [(thought.characters(row["cut"]), _mark(row)) for row in path.to_dict("records")]
+    marks.append((cut, '</span><span class="rest">'))  # what is at the cut was thought by then
+    parts, start = [_left_out(first, "before"), '<span class="kept">'], first
+    for place, mark in sorted(marks, key=lambda pair: pair[0]):
+        if mark and (first < place <= last or place == first == 0):
+            parts += [escaped(text[start:place], len(text) + 1), mark]
+            start = place
+    parts += [escaped(text[start:last], len(text) + 1), "</span>"]
     parts.append(_left_out(len(text) - last, "after"))
     return region(f"thinking of sample {thought.sample}, strong up to {budget:,} tokens", parts)
 
 
-def _mark(row) -> str:
-    answer = "no answer" if row.answer is None else short(row.answer, 40)
-    kind, words = "right" if row.right else "", "▼"
-    if row.first_right:
-        words = "★ first right:"
-    elif row.lost:
-        kind, words = "wrong", "✗ lost:"
-    return f'<span class="mark {kind}">{row.budget:,} tokens {words} {escaped(answer)}</span>'
+def _mark(row: dict) -> str:
+    """The turn of the answer at a budget; nothing where it did not turn."""
+    words = next((mark[2] for column, mark in MARKS.items() if row[column]), "")
+    kind = "right" if row["right"] else "wrong" if row["lost"] else ""
+    answer = escaped(told_answer(row["answer"], 40))
+    mark = f'<span class="mark {kind}">{row["budget"]:,} tokens {words} {answer}</span>'
+    return mark if words else ""
 
 
 def _left_out(count: int, where: str) -> str:
@@ -76,10 +68,11 @@ def position_html(thought: Thought, path: pd.DataFrame, budget: int) -> str:
     place = f"{row['cut']:,} of {thought.tokens:,} tokens"
     if row["cut"] >= thought.tokens:
         place += f", the whole thinking ({ENDS.get(thought.end, thought.end)})"
-    answer = "no answer" if row["answer"] is None else f"answer {short(row['answer'], 60)}"
+    answer = told_answer(row["answer"])
     kind, verdict = ("right", "right") if row["right"] else ("wrong", "not right")
     return (
-        f"<p>At {budget:,} tokens ({escaped(place)}): {escaped(answer)}, "
+        f"<p>At {budget:,} tokens ({escaped(place)}): {'answer ' * (row['answer'] is not None)}"
+        f"{escaped(answer)}, "
         f'<strong class="{kind}">{verdict}</strong>; '
         f"{row['share_right']:.0%} of the summaries are right.</p>"
     )
@@ -148,7 +141,13 @@ class Side(View):
         options = [
             (f"{k} · right at {row.sum()} of {len(row)} budgets", k) for k, row in of.items()
         ]
-        best = max(of, key=lambda k: _telling(of[k], budget, right), default=None)
+
+        def telling(sample: int) -> tuple[bool, int]:  # as wanted at the budget; how often it turns
+            rights = of[sample]
+            wanted = budget in rights.index and bool(rights[budget]) == right
+            return wanted, int((rights.to_numpy()[1:] != rights.to_numpy()[:-1]).sum())
+
+        best = max(of, key=telling, default=None)
         self.refill(self.sample, options, best)
         self._open_sample()
         self.said = said or self.said
@@ -179,26 +178,17 @@ class Side(View):
             self.summaries.show(summaries_html(rows, f"Summaries at {budget:,} tokens"))
 
 
-def _telling(rights: pd.Series, budget: int, right: bool) -> tuple[bool, int]:
-    """How much a thinking tells: whether it is as wanted at the budget, and how often it turned."""
-    wanted = budget in rights.index and bool(rights[budget]) == right
-    return wanted, int((rights.to_numpy()[1:] != rights.to_numpy()[:-1]).sum())
-
-
 class InsideProblem(RunsView):
     """The problems of two runs in an order of interest, and a thinking of each, side by side.
 
     Args:
         runs: as for BudgetCurves. The first is run A, the second run B.
         budget: where to begin; the middle budget if None.
-        style: bring the style sheet along (not where another view shows it).
-        beside: beside the curves, whose line it follows: without runs and a line of its own.
+        beside: beside the curves, whose line and style sheet it shares: without choosing runs.
     """
 
-    def __init__(
-        self, runs: Runs, budget: int | None = None, style: bool = True, beside: bool = False
-    ) -> None:
-        super().__init__(runs, style)
+    def __init__(self, runs: Runs, budget: int | None = None, beside: bool = False) -> None:
+        super().__init__(runs, style=not beside)
         self._listed_at = 0
         self.sides = [Side(letter, self._draw) for letter in "AB"]
         if not self.names:

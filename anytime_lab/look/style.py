@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -145,15 +146,13 @@ def apart(wanted: Sequence[float], sizes: Sequence[float], low: float, high: flo
         sizes: height of each block, in the same unit.
         low, high: what the blocks stay inside, if they fit.
     """
-    lower, edges = low, []
-    for centre, size in zip(wanted, sizes, strict=True):  # each above the one before
-        edges.append(max(centre - size / 2, lower))
-        lower = edges[-1] + size
-    upper = high
-    for place in reversed(range(len(edges))):  # and below the one after
-        edges[place] = min(edges[place], upper - sizes[place])
-        upper = edges[place]
-    return [edge + size / 2 for edge, size in zip(edges, sizes, strict=True)]
+    sizes = np.asarray(sizes, dtype=float)
+    below = np.cumsum(sizes) - sizes  # heights of the blocks before
+    edges = np.maximum(np.asarray(wanted) - sizes / 2, low) - below
+    edges = np.maximum.accumulate(edges)  # each above the one before
+    edges = np.minimum(edges, high - sizes - below)
+    edges = np.minimum.accumulate(edges[::-1])[::-1]  # and below the one after
+    return (edges + below + sizes / 2).tolist()
 
 
 def base(figure: go.Figure, height: int, title: str = "", **layout: Any) -> go.Figure:

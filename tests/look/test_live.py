@@ -17,6 +17,12 @@ def figure(y=(1, 2), **layout):
     return go.Figure({"data": [{"y": list(y)}], "layout": {"height": 300, **layout}})
 
 
+def shown(stops=()):
+    live = LiveFigure()
+    live.update_from(figure(), stops=stops)
+    return live
+
+
 def told(live):
     return json.loads(live._figure)
 
@@ -36,7 +42,7 @@ def sent(monkeypatch):
 
 
 def test_the_line_stays_at_its_budget_where_that_is_left():
-    live = LiveFigure(figure(), stops=STOPS)
+    live = shown(STOPS)
     assert live.stop == 16  # the middle one
     live.at = 2
     live.update_from(figure(), stops=STOPS[1:])
@@ -48,7 +54,7 @@ def test_the_line_stays_at_its_budget_where_that_is_left():
 
 
 def test_the_page_tells_clicks_and_bars_and_nothing_else():
-    live, heard = LiveFigure(figure()), []
+    live, heard = shown(), []
     live.hear("click", heard.append)
     live.hear("painted", heard.append)
     for message in ({"click": ["ar", 24, 0.5]}, {"painted": [0.1, 0.2]}, "odd", {"click": 3}, None):
@@ -57,7 +63,7 @@ def test_the_page_tells_clicks_and_bars_and_nothing_else():
 
 
 def test_plotly_is_sent_once_for_all_figures():
-    one, two = LiveFigure(figure()), LiveFigure(figure())
+    one, two = shown(), shown()
     assert one._source == two._source
     assert len(json.dumps(one.get_state(), default=str)) < 30_000
 
