@@ -6,6 +6,7 @@ Only the chosen verb imports what it needs, so that help is there at once.
 import contextlib
 import json
 import os
+import signal
 import sys
 from argparse import REMAINDER, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -163,4 +164,5 @@ def _complain(told: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     sys.exit(main())

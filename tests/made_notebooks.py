@@ -6,6 +6,7 @@ import nbformat
 from rich.console import Console
 
 from anytime_lab.run.jobs import Job, run_jobs
+from anytime_lab.run.places import LocalPlace
 
 
 def notebook(folder, *cells, name="n.ipynb", parameters='x: int = 1\nnames: list = ["a"]'):
@@ -46,7 +47,7 @@ def row_notebook(folder, name="rows.ipynb"):
 def run_notebook(path, parameters, folder, console=None):
     """Run a notebook into a folder, unless it holds the result already; its `result.json`."""
     job = Job("run", Path(path), parameters, Path(folder))
-    return run_jobs([job], 1, console or Console(quiet=True))["run"]
+    return run_jobs([job], LocalPlace(1), console or Console(quiet=True))["run"]
 
 
 def sweep_file(folder, text, name="s.yaml"):

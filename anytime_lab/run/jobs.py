@@ -1,13 +1,12 @@
 """Runs side by side: each as soon as what it needs is there, stopped together, shown in one table.
 
-A job whose folder holds its result already is kept. Ctrl-C and SIGTERM stop all runs; the next call
-goes on from what they left.
+A job whose folder holds its result already is kept. Ctrl-C, and SIGTERM of the command, stop all
+runs; the next call goes on from what they left.
 """
 
 import contextlib
 import io
 import math
-import signal
 import threading
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from rich.text import Text
 
 from anytime_lab.page import plain, redacted
 from anytime_lab.run.notebook import check_parameters
-from anytime_lab.run.places import LocalPlace, Place, Share
+from anytime_lab.run.places import Place, Share
 from anytime_lab.run.process import REPLACED, Job, RunFailed, read_or_nothing
 from anytime_lab.store.files import PROGRESS, RunFolderError
 
@@ -76,7 +75,7 @@ class JobsFailed(RuntimeError):
 
 def run_jobs(
     jobs: Sequence[Job],
-    place: Place | int,
+    place: Place,
     console: Console | None = None,
     *,
     retry_failed: bool = True,
@@ -86,7 +85,7 @@ def run_jobs(
 
     Args:
         jobs: Each after those that it needs.
-        place: Where the runs go; a number is so many at a time on this machine.
+        place: Where the runs go.
         console: Where the table goes.
         retry_failed: Try a run again that failed when it was last tried as it is now.
         seconds_left: How long all of them still take, as far as anybody knows.
@@ -99,7 +98,6 @@ def run_jobs(
         JobsFailed: at least one failed; jobs that do not need it were still run.
     """
     states = {job.name: State(job) for job in jobs}
-    place = LocalPlace(place) if isinstance(place, int) else place
     for job in jobs:
         place.check(job.needs)
     console, stopped = console or Console(), threading.Event()
@@ -136,7 +134,6 @@ def run_jobs(
             state.future = pool.submit(place.run, run, share, partial(look, state))
 
     with (
-        _interrupted_by_sigterm(),
         ThreadPoolExecutor(place.most) as pool,
         contextlib.ExitStack() as at_end,
         live_table(list(states.values()), console, seconds_left) as draw,
@@ -159,18 +156,6 @@ def run_jobs(
     if failed := [state for state in by_need if not state.finished]:
         raise JobsFailed("\n".join(f"{s.job.name}: {s.message or s.status}" for s in failed))
     return {name: state.result for name, state in states.items()}
-
-
-@contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
-    try:
-        yield
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
 
 
 # --- the table -----------------------------------------------------------------------------------

@@ -29,10 +29,10 @@ def test_jobs_run_in_order_and_failures_stop_only_what_needs_them(tmp_path):
         Job("after broken", good, {"x": 9}, tmp_path / "4", ("broken",)),
     ]
     with pytest.raises(JobsFailed, match="ZeroDivisionError(.|\n)*after broken: not run: broken"):
-        run_jobs(jobs, 2)
+        run_jobs(jobs, LocalPlace(2))
     assert log.read_text() == "1,2,"
     notebook(tmp_path, "pass", name="bad.ipynb")
-    results = run_jobs([*jobs[:2], jobs[3]], 2)
+    results = run_jobs([*jobs[:2], jobs[3]], LocalPlace(2))
     assert set(results) == {"first", "broken", "after broken"}
     assert log.read_text() == "1,2,9,"
 
