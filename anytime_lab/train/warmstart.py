@@ -6,23 +6,26 @@ subject: to find the solution early, and to answer well whenever the budget ends
 """
 
 import hashlib
+import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import accumulate
+from math import gcd
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
 from pydantic import Field, PositiveInt
 from pydantic.dataclasses import dataclass
-from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from anytime_lab.engines.load import build_model, load_tokenizer
+from anytime_lab.engines.load import build_model, load_model, load_tokenizer
 from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens
 from anytime_lab.tasks.countdown import (
     Problem,
@@ -32,6 +35,7 @@ from anytime_lab.tasks.countdown import (
     sample_trial,
     solve,
 )
+from anytime_lab.tasks.gym import load_gym
 from anytime_lab.verify.countdown import read_expression
 
 STEP_TOKENS = 6  # `7`, `-`, `6`, `=`, `1` and the separator or mark
@@ -41,7 +45,9 @@ MAX_TRIALS = 10  # of a trace
 GO_ON = 0.4  # probability of one more trial after a success, asked again after each
 CLOSED_SHARE = 0.4  # of the rows whose trace ended itself, those that show it
 STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
-RULES = Rules()  # of the task
+RULES = Rules()  # of Countdown
+GCD_OPTIONS = {"min_value": 2, "max_value": 99}  # of reasoning_gym/gcd: every number is a token
+SMALL = 12  # half of the divisors that are tried are at most this
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class WarmStartConfig:
     """What decides the warm-started checkpoint.
 
     Attributes:
+        task: One of `SEARCHES`.
         steps: Optimiser steps.
         batch_size: Rows per step, each one cut trace with its summary.
         learning_rate: Peak, reached after `warmup_steps`, then cosine to 0.
@@ -62,6 +69,7 @@ class WarmStartConfig:
             learned little in 100 updates.
     """
 
+    task: str = "countdown"
     steps: PositiveInt = 5000
     batch_size: PositiveInt = 64
     learning_rate: float = 2e-3
@@ -70,23 +78,20 @@ class WarmStartConfig:
     practice_share: Annotated[float, Field(ge=0, le=1)] = 0.6
     good_share: Annotated[float, Field(ge=0, le=1)] = 0.0
 
+    def __post_init__(self):
+        if self.task not in SEARCHES:
+            raise ValueError(f"task is {self.task!r}; traces are made for {', '.join(SEARCHES)}.")
 
-def sample_trace(
-    problem: Problem, good_share: float, rng: random.Random
-) -> tuple[list[Trial], bool]:
-    """Random trials on a problem, and whether the trace ended itself after a success."""
-    trials: list[Trial] = []
-    solved = False
-    while len(trials) < MAX_TRIALS:
-        good = good_share and rng.random() < good_share
-        trial = solve(problem, RULES, rng) if good else sample_trial(problem.numbers, RULES, rng)
-        if trial is None:
-            raise ValueError(f"{problem.question} No trial is possible under {RULES}.")
-        trials.append(trial)
-        solved = solved or trial.value == problem.target
-        if solved and rng.random() >= GO_ON:
-            return trials, True
-    return trials, False
+
+# --- Countdown -----------------------------------------------------------------------------------
+
+
+def try_numbers(problem: Problem, good: bool, rng: random.Random) -> Trial:
+    """A random trial, or a random solution."""
+    trial = solve(problem, RULES, rng) if good else sample_trial(problem.numbers, RULES, rng)
+    if trial is None:
+        raise ValueError(f"{problem.question} No trial is possible under {RULES}.")
+    return trial
 
 
 def summary_expression(
@@ -113,40 +118,173 @@ def summary_expression(
     return trial.expression
 
 
+# --- greatest common divisor ---------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    """Two numbers whose greatest common divisor is asked for."""
+
+    numbers: tuple[int, int]
+    question: str
+
+    @property
+    def target(self) -> int:
+        """The greatest common divisor."""
+        return gcd(*self.numbers)
+
+
+class Division(NamedTuple):
+    """A trial: does `value` divide both numbers?"""
+
+    numbers: tuple[int, int]
+    value: int
+
+    @property
+    def divides(self) -> bool:
+        """Whether it does."""
+        return all(number % self.value == 0 for number in self.numbers)
+
+    def text(self, target: int = 0) -> str:
+        """The trial as a line: `26/2=13, 88/2=44 ✓`, `26/13=2, 88/13 ✗` or `26/3 ✗`."""
+        said = ""
+        for number in self.numbers:
+            said += f"{', ' if said else ''}{number}/{self.value}"
+            if number % self.value:
+                return f"{said} ✗\n"
+            said += f"={number // self.value}"
+        return f"{said} ✓\n"
+
+    @property
+    def chosen(self) -> list[bool]:
+        """Of each token, whether it is a free choice: the divisor, where it stands first."""
+        first, second = (number % self.value == 0 for number in self.numbers)
+        tokens = 12 if first and second else 10 if first else 4
+        return [place == 2 for place in range(tokens)]
+
+
+def gcd_pairs(count: int = 3000) -> list[Pair]:
+    """Problems of reasoning-gym's `gcd`, training split."""
+    asked = load_gym("gcd", count, "train", **GCD_OPTIONS)["question"]
+    return [Pair(tuple(map(int, re.findall(r"\d+", said))), said) for said in asked]
+
+
+def try_divisor(pair: Pair, good: bool, rng: random.Random) -> Division:
+    """A divisor to try: the greatest common one, or a random one, more often a small one."""
+    limit = min(pair.numbers)
+    value = rng.randint(2, max(2, min(limit, SMALL) if rng.random() < 0.5 else limit))
+    return Division(pair.numbers, pair.target if good and pair.target > 1 else value)
+
+
+def greatest_found(
+    pair: Pair, trials: Sequence[Division], tokens: int, rng: random.Random, good_share: float = 0.0
+) -> str:
+    """What to answer after the first `tokens` tokens: the greatest common divisor that stands there.
+
+    Without any: 1, or the right one with probability `good_share`.
+    """
+    ends = accumulate(len(trial.chosen) for trial in trials)
+    whole = [trial for trial, end in zip(trials, ends, strict=True) if end <= tokens + 1]
+    found = max((trial.value for trial in whole if trial.divides), default=1)
+    if found == 1 and good_share and rng.random() < good_share:
+        return str(pair.target)
+    return str(found)
+
+
+# --- any task ------------------------------------------------------------------------------------
+
+
+class Search(NamedTuple):
+    """How a task is searched in the open."""
+
+    problems: Callable[[], Sequence[Any]]
+    shown: Callable[[Any, random.Random], Any]  # a problem as it is asked
+    attempt: Callable[[Any, bool, random.Random], Any]  # problem, a good one? → trial
+    chosen: Callable[
+        [Any], list[bool]
+    ]  # trial → of each of its tokens, whether it is a free choice
+    answer: Callable[..., str]  # problem, trials, tokens kept, rng, good_share → answer
+    goal: Callable[[str], int]  # gold → what a trial must arrive at
+    arrived: Callable[[list[tuple[str, str, str, str]]], int]  # a trial's steps → where it does
+
+
+SEARCHES = {
+    "countdown": Search(
+        problems=lambda: countdown_problems("train", min_success=0.08),
+        shown=lambda problem, rng: Problem(tuple(rng.sample(problem.numbers, 3)), problem.target),
+        attempt=try_numbers,
+        chosen=lambda trial: [place % STEP_TOKENS < 3 for place in range(TRIAL_TOKENS)],
+        answer=summary_expression,
+        goal=lambda gold: read_expression(gold).value,
+        arrived=lambda steps: int(steps[-1][3]),
+    ),
+    "reasoning_gym/gcd": Search(
+        problems=gcd_pairs,
+        shown=lambda pair, rng: pair,
+        attempt=try_divisor,
+        chosen=lambda trial: trial.chosen,
+        answer=greatest_found,
+        goal=lambda gold: int(json.loads(gold)["answer"]),
+        arrived=lambda steps: int(steps[-1][2]),
+    ),
+}
+
+
+def sample_trace(
+    problem: Any, good_share: float, rng: random.Random, search: Search = SEARCHES["countdown"]
+) -> tuple[list[Any], bool]:
+    """Random trials on a problem, and whether the trace ended itself after a success."""
+    trials: list[Any] = []
+    solved = False
+    while len(trials) < MAX_TRIALS:
+        good = bool(good_share) and rng.random() < good_share
+        trials.append(search.attempt(problem, good, rng))
+        solved = solved or trials[-1].value == problem.target
+        if solved and rng.random() >= GO_ON:
+            return trials, True
+    return trials, False
+
+
 class _Draw(NamedTuple):
     question: str
     trace: str
+    chosen: list[bool]  # of each token of the trace: a free choice
     kept: int | None  # tokens of the trace, or None where the thinking ended itself
     answer: str
     practice: bool  # train only what follows from the rest: results, marks, a stated solution
     solved: bool  # a solution stands in what is kept of the trace
 
 
-def _draw(problem: Problem, config: WarmStartConfig, rng: random.Random) -> _Draw:
-    shown = Problem(tuple(rng.sample(problem.numbers, 3)), problem.target)
+def _draw(problem: Any, config: WarmStartConfig, rng: random.Random) -> _Draw:
+    search = SEARCHES[config.task]
+    shown = search.shown(problem, rng)
     practice = rng.random() < config.practice_share
     if practice:
         closed = False
         trials = [
-            solve(shown, RULES, rng)
-            if rng.random() < PRACTICE_SUCCESS
-            else sample_trial(shown.numbers, RULES, rng)
+            search.attempt(shown, rng.random() < PRACTICE_SUCCESS, rng)
             for _ in range(rng.randint(1, MAX_TRIALS))
         ]
     else:
-        trials, closed = sample_trace(shown, config.good_share, rng)
-    length = len(trials) * TRIAL_TOKENS
+        trials, closed = sample_trace(shown, config.good_share, rng, search)
+    chosen = [search.chosen(trial) for trial in trials]
+    ends = [*accumulate(map(len, chosen))]
     closed = closed and rng.random() < CLOSED_SHARE
     # Cut anywhere; practice keeps all but a part of the last trial.
-    first = length - TRIAL_TOKENS + 1 if practice else 1
-    kept = length if closed else rng.randint(first, length)
+    first = ends[-1] - len(chosen[-1]) + 1 if practice else 1
+    kept = ends[-1] if closed else rng.randint(first, ends[-1])
     return _Draw(
         question=shown.question,
         trace="".join(trial.text(shown.target) for trial in trials),
+        chosen=sum(chosen, []),
         kept=None if closed else kept,
-        answer=f"\\boxed{{{summary_expression(shown, trials, kept, rng, config.good_share)}}}",
+        answer=f"\\boxed{{{search.answer(shown, trials, kept, rng, config.good_share)}}}",
         practice=practice,
-        solved=any(t.value == shown.target for t in trials[: (kept + 1) // TRIAL_TOKENS]),
+        # The last mark may be missing.
+        solved=any(
+            trial.value == shown.target
+            for trial, end in zip(trials, ends, strict=True)
+            if end <= kept + 1
+        ),
     )
 
 
@@ -163,7 +301,7 @@ def warm_start_rows(
         config: What to generate.
         count: Rows; by default `steps * batch_size`.
     """
-    problems = countdown_problems("train", min_success=0.08)
+    problems = SEARCHES[config.task].problems()
     tokens = resolve_tokens(tokenizer, COUNTDOWN)
     prompt_of = lru_cache(maxsize=None)(
         lambda q: prompt_ids([{"role": "user", "content": q}], tokenizer, COUNTDOWN)
@@ -184,10 +322,10 @@ def warm_start_rows(
             sampled = [*thinking, *forced, *summary]
             labels = [*thinking, *([-100] * len(forced)), *summary]
             if draw.practice:
-                # Operands and operators are no targets: they were drawn to succeed often, which the
-                # model shall not imitate. A guess (no solution stands there) is none either.
+                # Free choices are no targets: they were drawn to succeed often, which the model
+                # shall not imitate. A guess (no solution stands there) is none either.
                 for place in range(len(labels)):
-                    drawn = place % STEP_TOKENS < 3 if place < len(thinking) else not draw.solved
+                    drawn = draw.chosen[place] if place < len(thinking) else not draw.solved
                     labels[place] = -100 if drawn else labels[place]
             yield {
                 "input_ids": [*prompt, *sampled],
@@ -207,7 +345,7 @@ def warm_start(
         output_dir: Gets checkpoints while training and the model at the end. A run that was cut
             goes on from its last checkpoint.
         config: Task, traces and schedule.
-        model: Folder of the model to go on from; None begins with random weights.
+        model: Name or folder of the model to go on from; None begins with random weights.
         **sft_options: Further `SFTConfig` options, such as `report_to`.
 
     Returns:
@@ -217,10 +355,7 @@ def warm_start(
     output_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer("embedded")
     set_seed(config.seed)
-    if model is None:
-        start = build_model()
-    else:
-        start = Qwen3ForCausalLM.from_pretrained(model, dtype="float32")
+    start = build_model() if model is None else load_model(str(model))
     rows = Dataset.from_generator(
         lambda: warm_start_rows(tokenizer, config),
         cache_dir=str(output_dir / "cache"),
@@ -256,18 +391,19 @@ def warm_start(
     return output_dir
 
 
-def solved_at(thinking: str, answer: str) -> int | None:
+def solved_at(thinking: str, answer: str, task: str = "countdown") -> int | None:
     """Characters of a thinking after which a solution stands there; None if none ever does.
 
     A line counts when its steps are right, it arrives at the target and it carries the mark.
     """
-    target = read_expression(answer).value
+    search = SEARCHES[task]
+    target = search.goal(answer)
     end = 0
     for line in thinking.splitlines(keepends=True):
         end += len(line)
         steps = STEP.findall(line)
         marked = steps and line.endswith("✓\n")
-        if marked and all(map(_is_right, steps)) and int(steps[-1][3]) == target:
+        if marked and all(map(_is_right, steps)) and search.arrived(steps) == target:
             return end
     return None
 
@@ -277,12 +413,15 @@ def _is_right(step: tuple[str, str, str, str]) -> bool:
     return RULES.apply(int(first), operator, int(second)) == int(result)
 
 
-def trace_quality(records: pd.DataFrame, thinkings: pd.DataFrame) -> dict[str, float]:
-    """How good a start is for study, from its evaluation on Countdown problems.
+def trace_quality(
+    records: pd.DataFrame, thinkings: pd.DataFrame, task: str = "countdown"
+) -> dict[str, float]:
+    """How good a start is for study, from its evaluation.
 
     Args:
         records: One row per summary, as `read_records` gives them.
         thinkings: One row per thinking, as `read_thinkings` gives them.
+        task: Whose problems these are; one of `SEARCHES`.
 
     Returns:
         Shares: `arithmetic_right` of the steps in all thinkings; `solution_stated` of the summaries
@@ -291,7 +430,7 @@ def trace_quality(records: pd.DataFrame, thinkings: pd.DataFrame) -> dict[str, f
     """
     steps = thinkings["thinking"].str.findall(STEP).explode().dropna()
     solved = [
-        np.inf if (at := solved_at(row.thinking, row.gold)) is None
+        np.inf if (at := solved_at(row.thinking, row.gold, task)) is None
         else np.searchsorted(row.token_ends, at) + 1.0  # tokens that it takes to get there
         for row in thinkings.itertuples()
     ]  # fmt: skip
