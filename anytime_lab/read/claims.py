@@ -98,9 +98,16 @@ class Study:
         return float(spent.min())
 
 
-def is_gathered(folder: str | Path) -> bool:
-    """Whether a folder holds what `gather_study` writes, or is still to be gathered from."""
-    return (Path(folder) / "answers.parquet").exists()
+def open_study(folder: str | Path, gathered: str | Path = "") -> Study:
+    """A study by its folder, or by that of the sweep that makes it: then it is gathered first.
+
+    Args:
+        folder: what `gather_study` wrote, or the sweep's folder.
+        gathered: where to write what a sweep gives; by default FOLDER-gathered.
+    """
+    if (Path(folder) / "answers.parquet").exists():
+        return read_study(folder)
+    return gather_study(folder, gathered or f"{folder}-gathered")
 
 
 def read_study(folder: str | Path) -> Study:
@@ -124,7 +131,9 @@ def read_study(folder: str | Path) -> Study:
 
 
 def gather_study(sweep: str | Path, folder: str | Path) -> Study:
-    """Bring a sweep of experiments/claims.yaml into four small files; what has no result waits.
+    """Bring a sweep of experiments/claims.yaml, or one like it, into four small files.
+
+    What has no result yet is left out.
 
     Args:
         sweep: its folder: NAME/seed-N/train and NAME/seed-N/course/checkpoint-K below it.
@@ -331,15 +340,15 @@ def claim_frame(study: Study, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
     """Each claim at equal amounts of each axis, as far as both runs went.
 
     Returns the fields of a claim (its words as claim) and of its effect (its value as effect), with
-    axis, cost and verdict; accuracies as fractions. Claims on runs that the study lacks are left
-    out.
+    axis, cost and verdict; accuracies as fractions. Claims on runs or budgets that the study lacks
+    are left out.
     """
     rows = []
     for claim in claims:
         seeds = sorted(set(study.runs.get(claim.run, ())) & set(study.runs.get(claim.against, ())))
-        for axis in AXES if seeds else ():
+        weights = MEASURES[claim.measure][1](np.array(study.budgets))
+        for axis in AXES if seeds and weights.any() else ():
             cost = study.shared_cost([claim.run, claim.against], axis)
-            weights = MEASURES[claim.measure][1](np.array(study.budgets))
             values = [
                 (study.at(claim.run, s, axis, cost) - study.at(claim.against, s, axis, cost))
                 @ weights

@@ -178,7 +178,7 @@ def try_divisor(pair: Pair, good: bool, rng: random.Random) -> Division:
 def greatest_found(
     pair: Pair, trials: Sequence[Division], tokens: int, rng: random.Random, good_share: float = 0.0
 ) -> str:
-    """What to answer after the first `tokens` tokens: the greatest common divisor that stands there.
+    """What to answer after the first `tokens` tokens: the greatest divisor that stands there.
 
     Without any: 1, or the right one with probability `good_share`.
     """

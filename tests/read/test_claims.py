@@ -91,6 +91,7 @@ def test_a_measure_takes_its_budgets_or_the_tokens(two):
 
 def test_claims_on_runs_that_are_not_there_are_left_out(two):
     assert claim_frame(two, [Claim("g", "a specialist", "GRPO at 24", "AR")]).empty
+    assert claim_frame(two, [Claim("g", "a budget never asked at", "GRPO", "AR", "at 48")]).empty
 
 
 def test_an_interval_joins_seeds_and_problems():

@@ -11,11 +11,15 @@ from anytime_lab.engines.load import build_model, load_tokenizer
 from anytime_lab.tasks.countdown import Problem, Rules, Trial, countdown_problems, success_rate
 from anytime_lab.train.warmstart import (
     MAX_TRIALS,
+    Division,
+    Pair,
     WarmStartConfig,
+    greatest_found,
     sample_trace,
     solved_at,
     summary_expression,
     trace_quality,
+    try_divisor,
     warm_start,
     warm_start_rows,
 )
@@ -159,6 +163,63 @@ def test_practice_rows_train_results_marks_and_stated_solutions_only(tokenizer):
     assert stated > 80
 
 
+GCD = "reasoning_gym/gcd"
+
+
+@pytest.mark.parametrize(
+    ("divisor", "text", "chosen"),
+    [
+        (5, "24/5 ✗\n", [2]),
+        (8, "24/8=3, 36/8 ✗\n", [2]),
+        (12, "24/12=2, 36/12=3 ✓\n", [2]),
+    ],
+)
+def test_a_division_says_how_far_it_goes_and_chooses_its_divisor(tokenizer, divisor, text, chosen):
+    trial = Division((24, 36), divisor)
+    assert trial.text() == text
+    assert len(trial.chosen) == len(tokenizer(text)["input_ids"])
+    assert [place for place, free in enumerate(trial.chosen) if free] == chosen
+
+
+@pytest.mark.parametrize(
+    ("tokens", "found"),
+    [(0, "1"), (10, "1"), (11, "2"), (16, "2"), (26, "2"), (27, "12"), (40, "12")],
+)
+def test_the_greatest_divisor_that_stands_there_is_the_answer(tokens, found):
+    trials = [Division((24, 36), divisor) for divisor in (2, 5, 12, 3)]  # 12, 4, 12, 12 tokens
+    pair, rng = Pair((24, 36), ""), random.Random(0)
+    assert greatest_found(pair, trials, tokens, rng) == found
+    if found == "1":
+        assert greatest_found(pair, trials, tokens, rng, good_share=1.0) == "12"
+
+
+def test_divisors_are_tried_up_to_the_smaller_number_and_the_right_one_where_asked():
+    rng, pair = random.Random(0), Pair((6, 90), "")
+    assert {try_divisor(pair, False, rng).value for _ in range(200)} == {2, 3, 4, 5, 6}
+    assert {try_divisor(pair, True, rng).value for _ in range(20)} == {6}
+    assert 1 not in {try_divisor(Pair((7, 9), ""), True, rng).value for _ in range(50)}  # gcd 1
+
+
+@pytest.mark.slow
+def test_rows_of_the_second_task_hold_what_its_verifier_takes_for_right(tokenizer):
+    pytest.importorskip("reasoning_gym")
+    from anytime_lab.tasks.problems import load_task
+
+    options = {"min_value": 2, "max_value": 99, "question_suffix": ""}
+    task = load_task(GCD, "train", 3000, **options)
+    golds = dict(zip(task.problems["question"], task.problems["answer"], strict=True))
+    stated = 0
+    for row in warm_start_rows(tokenizer, WarmStartConfig(task=GCD, practice_share=0), count=300):
+        text = tokenizer.decode(row["input_ids"])
+        question = text.split("user\n")[1].split("<|im_end|>")[0]
+        thinking = text.partition("<think>\n")[2].partition("\n\n**Final Answer**\n")[0]
+        gold = golds.get(question)
+        if gold and solved_at(thinking.removesuffix("</think>"), gold, GCD):
+            stated += 1
+            assert task.verifier.grade([text.removesuffix("<|im_end|>")], [gold])[0].score == 1
+    assert stated > 20
+
+
 def test_rows_are_the_same_for_the_same_seed(tokenizer):
     def rows(seed):
         return list(warm_start_rows(tokenizer, WarmStartConfig(seed=seed), count=20))
@@ -203,6 +264,7 @@ def test_quality_counts_arithmetic_and_stated_solutions(tokenizer):
     ("options", "message"),
     [
         ({"steps": 0}, "steps\n.* greater than 0"),
+        ({"task": "sudoku"}, "task is 'sudoku'; traces are made for countdown, reasoning_gym/gcd"),
         ({"good_share": 1.5}, "good_share\n.* less than or equal to 1"),
     ],
 )
