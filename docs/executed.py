@@ -1,7 +1,7 @@
-"""Run notebooks on the shipped example; keep them with pictures: `python docs/executed.py`.
+"""Run notebooks and keep them with pictures: `python docs/executed.py [NOTEBOOK …]`.
 
-What GitHub shows of a view is its picture; the figure itself, which is large, is left out. It needs
-Chromium or Chrome.
+04, 06 and 11 show what ships, 08 and 09 what `make lab` leaves in runs/lab. What GitHub shows of a
+view is its picture; the figure itself, which is large, is left out. It needs Chromium or Chrome.
 """
 
 import sys
@@ -24,9 +24,11 @@ START, GRPO, AR = (
 SHOWN = {
     "04_budget_curves": {"runs": START | GRPO | AR},
     "06_inside_a_problem": {"runs": AR | GRPO},
+    "08_credit": {},
+    "09_training": {},
     "11_claims": {},
 }
-LARGEST = 500_000  # bytes of one
+LARGEST = 300_000  # bytes of one
 
 
 def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -44,7 +46,8 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def main() -> None:
     """Write each notebook; a page without a picture, or one that is too large, is an error."""
     OUT.mkdir(exist_ok=True)
-    for name, parameters in SHOWN.items():
+    for name in sys.argv[1:] or SHOWN:
+        parameters = SHOWN[name]
         with tempfile.TemporaryDirectory() as room:
             job = Job(name, NOTEBOOKS / f"{name}.ipynb", parameters, Path(room) / name)
             run_to_end(job)

@@ -7,6 +7,7 @@ Chrome or Chromium, which this needs.
 
 import asyncio
 import base64
+import io
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,16 @@ def draw(figures: Sequence[Mapping[str, Any]], kind: str, **pixels: float) -> li
         raise RuntimeError(f"no {kind} was written: {reason}. HTML needs no browser.") from error
 
 
+def few_colours(png: bytes) -> bytes:
+    """A figure's PNG with the 256 colours that serve it best: a fourth of its bytes."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGB").quantize(dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
 def add_pictures(path: str | Path) -> int:
     """Puts pictures into the notebook at `path`, in one step; returns how many were missing.
 
@@ -81,7 +92,7 @@ def add_pictures(path: str | Path) -> int:
             lost |= len(cell.outputs) < len(outputs)
     if bare:
         for data, png in zip(bare, draw([data[FIGURE] for data in bare], "png"), strict=True):
-            data[PICTURE] = base64.b64encode(png).decode()
+            data[PICTURE] = base64.b64encode(few_colours(png)).decode()
     if bare or lost:
         write_text(path, nbformat.writes(notebook))
     return len(bare)

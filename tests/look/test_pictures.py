@@ -1,16 +1,19 @@
 """Pictures in executed notebooks: for whoever shows them without plotly."""
 
 import base64
+import io
 import json
 import re
 
 import nbformat
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 from lab_browser import find_browser
 from nbconvert import HTMLExporter
+from PIL import Image
 
-from anytime_lab.look.pictures import FIGURE, PICTURE, VIEW, add_pictures
+from anytime_lab.look.pictures import FIGURE, PICTURE, VIEW, add_pictures, few_colours
 
 browser = pytest.mark.skipif(find_browser() is None, reason="no browser to draw with")
 
@@ -61,6 +64,21 @@ def test_a_view_whose_kernel_is_gone_leaves_its_picture(tmp_path):
     assert add_pictures(path) == 1
     assert path.stat().st_size < 100_000 and VIEW not in path.read_text()
     assert len(nbformat.read(path, as_version=4).cells[0].outputs) == 3
+
+
+def test_a_picture_of_few_colours_is_near_the_whole_one_and_smaller():
+    # Bands of seven colours over each other on white, edges smoothed: some thousand colours.
+    across, down = np.mgrid[0:300, 0:400][::-1] / 40.0
+    layers = [np.clip(np.sin(across + k) + down - k, 0, 1)[..., None] for k in range(7)]
+    colours = np.random.default_rng(0).integers(0, 255, (7, 3))
+    whole = 255 - sum(layer * (255 - c) / 7 for layer, c in zip(layers, colours, strict=True))
+    file = io.BytesIO()
+    Image.fromarray(whole.astype("uint8"), "RGB").convert("RGBA").save(file, "PNG")
+    small = few_colours(file.getvalue())
+    with Image.open(io.BytesIO(small)) as image:
+        apart = np.abs(np.asarray(image.convert("RGB"), float) - whole)
+    assert len(small) < len(file.getvalue()) / 2
+    assert apart.mean() < 3 and apart.max() < 32
 
 
 def test_what_cannot_be_drawn_is_told_in_a_sentence(tmp_path, monkeypatch):
