@@ -6,6 +6,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
@@ -127,3 +128,26 @@ def test_executed_copies_show_their_views_as_pictures_and_are_small():
         )
         assert not [one for one in outputs if one["output_type"] == "error"]
         assert path.stat().st_size < 500_000  # of pictures alone: no plotly.js, no widget state
+
+
+def test_a_badge_opens_a_notebook_in_colab_and_a_second_one_replaces_it(monkeypatch):
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from colab import ALONE, with_badge
+
+    for name in ALONE:
+        path = ROOT / "notebooks" / f"{name}.ipynb"
+        bare = nbformat.read(path, as_version=4)
+        once = with_badge(nbformat.read(path, as_version=4), name, "a/new")
+        twice = with_badge(
+            with_badge(nbformat.read(path, as_version=4), name, "b/old"), name, "a/new"
+        )
+        nbformat.validate(twice)
+        assert twice == once != bare
+        link = f"colab.research.google.com/github/a/new/blob/main/notebooks/{name}.ipynb"
+        assert link in once.cells[0].source and "b/old" not in str(once)
+        assert once.cells[0].source.split("\n")[0] == bare.cells[0].source.split("\n")[0]
+        assert once.cells[2:] == bare.cells[1:]
+    # Elsewhere than in Colab its first cell does nothing.
+    exec(TransformerManager().transform_cell(once.cells[1].source), {})
