@@ -1,4 +1,4 @@
-"""Warm start: teach a fresh model to search in the open, inefficiently, and to answer when cut.
+"""Warm start: teach a model to search in the open, inefficiently, and to answer when cut.
 
 Reinforcement learning needs a start that thinks at all. The traces are deliberately poor: trials in
 random order, repeated, sometimes going on after a success. What is left to learn is the method's
