@@ -13,16 +13,16 @@ One server and one browser serve all tests. A view is tested in a page of its ow
             page.button("CSV").click()
             page.select("Prior").select_option("base: the largest budget only")
 
-On leaving the `with`, the kernel is shut down and the page must have had no page error, no console
-error and no request that leaves this machine; `page.problems` holds them. `page.start()` runs all
-cells without waiting, `page.finish()` waits for them: between the two, controls of a cell that is
-shown can be used while a later one runs. Plots are numbered from the top of the notebook, -1 is the
-last; `page.live(0)` is the first figure of the view. `page.theme("dark")` changes the colours, for
-pages opened later too: set "light" again.
+On leaving the `with`, the kernel is shut down, the notebook is closed, and the page must have had
+no page error, no console error and no request that leaves this machine; `page.problems` holds them.
+`page.start()` runs all cells without waiting, `page.finish()` waits for them: between the two,
+controls of a cell that is shown can be used while a later one runs. Plots are numbered from the top
+of the notebook, -1 is the last; `page.live(0)` is the first figure of the view.
+`page.theme("dark")` changes the colours, for pages opened later too: set "light" again.
 
 To add a view: write `tests/look/test_browser_VIEW.py` with `lab` as above and small made-up runs
-(made_runs.py, session scope), mark it slow, and keep to one page per notebook: a page costs about
-five seconds, a step on it nearly nothing.
+(made_runs.py, session scope), mark it slow, and open a notebook once: that costs its kernel and
+what it imports, a step on it nearly nothing.
 """
 
 from __future__ import annotations
@@ -67,16 +67,19 @@ TOKEN = "local"
 SIZE = {"width": 1280, "height": 900}
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
-READY = """async () => {
+OPEN = """async where => {
   const app = window.jupyterapp; await app.restored;
-  let panel = app.shell.currentWidget;
-  while (!panel?.sessionContext) {
-    await new Promise(r => setTimeout(r, 50)); panel = app.shell.currentWidget; }
+  const panel = await app.commands.execute('docmanager:open', {path: where, factory: 'Notebook'});
   await panel.revealed; await panel.sessionContext.ready;
   const kernel = panel.sessionContext.session.kernel; await kernel.info;
-  while (kernel.connectionStatus !== 'connected' || kernel.status !== 'idle')
+  while (kernel.connectionStatus !== 'connected' || kernel.status !== 'idle'
+         || app.shell.currentWidget !== panel)
     await new Promise(r => setTimeout(r, 50));
   app.shell.collapseLeft(); app.shell.collapseRight?.(); }"""
+CLOSE = """async () => {
+  const panel = window.jupyterapp.shell.currentWidget, context = panel.context;
+  await panel.sessionContext.shutdown();
+  panel.dispose(); context.dispose(); }"""
 START = """() => { window.cellsRun = {done: false};
   window.jupyterapp.commands.execute('notebook:run-all-cells')
     .then(ok => { window.cellsRun = {done: true, ok}; },
@@ -216,7 +219,7 @@ class Lab:
 
     def __init__(self, home: Path, url: str, browser: Any) -> None:
         self.home, self.url, self.browser = home, url, browser
-        self.scale = 1.0  # device pixels per pixel, for screenshots
+        self._loaded: Page | None = None  # JupyterLab with no notebook open
 
     @contextmanager
     def notebook(self, name: str, **parameters: Any) -> Iterator[Page]:
@@ -241,19 +244,28 @@ class Lab:
 
     @contextmanager
     def opened(self, path: Path, checked: bool = True) -> Iterator[Page]:
-        """Opens a notebook; unless it is told not to, checks the page at the end."""
-        with self.page() as page:
-            where = path.relative_to(self.home / "root").as_posix()
-            page.raw.goto(f"{self.url}/lab/tree/{where}?reset&token={TOKEN}")
-            page.raw.wait_for_function("window.jupyterapp !== undefined")
-            page.raw.evaluate(READY)
-            try:
-                yield page
-            finally:
-                page.raw.evaluate(
-                    "() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()"
-                )
-        assert not checked or not page.problems, "\n".join(page.problems)
+        """Opens a notebook; unless it is told not to, checks the page at the end.
+
+        JupyterLab is loaded once, and again after a notebook that failed or was not checked.
+        """
+        page, self._loaded = self._loaded or self._load(), None
+        page.raw.set_viewport_size(SIZE)
+        page.raw.evaluate(OPEN, path.relative_to(self.home / "root").as_posix())
+        try:
+            yield page
+        finally:
+            page.raw.evaluate(CLOSE)
+        if not checked:
+            page.raw.context.close()
+            return
+        assert not page.problems, "\n".join(page.problems)
+        self._loaded = page
+
+    def _load(self) -> Page:
+        page = Page(self, self.browser.new_context(viewport=SIZE))
+        page.raw.goto(f"{self.url}/lab?reset&token={TOKEN}")
+        page.raw.wait_for_function("window.jupyterapp !== undefined")
+        return page
 
     def copy(self, name: str, **parameters: Any) -> Path:
         """A copy of a notebook, in a folder of its own, with these parameters set."""
@@ -267,7 +279,7 @@ class Lab:
 
     @contextmanager
     def page(self) -> Iterator[Page]:
-        context = self.browser.new_context(viewport=SIZE, device_scale_factor=self.scale)
+        context = self.browser.new_context(viewport=SIZE)
         try:
             yield Page(self, context)
         finally:

@@ -6,9 +6,11 @@ import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from made_notebooks import ROW_PARAMETERS, ROWS, notebook, row_notebook
+from processes import until
 
 from anytime_lab.__main__ import main
 from anytime_lab.run.jobs import JobsFailed
@@ -17,12 +19,22 @@ from anytime_lab.run.process import REPLACED, Job, Needs, RunFailed
 from anytime_lab.run.sweep import prepare_sweep, run_sweep
 from anytime_lab.store.files import read_json, read_jsonl
 
-RUNS = 12  # about four rounds on three cores: one node is lost in a later one
-# Also tells that it has begun, and on which node.
-STARTS = (
-    "import os, time\nopen(output_dir + '/starts.txt', 'a').write("
-    "os.environ['NODE_OF_TEST'] + '\\n')\n" + ROWS
-)
+RUNS = 5  # on three cores: two rounds
+# Tells that it has begun, and on which node. Until that is lost, the other node's later runs stay
+# in their middle, and none of the first node ends and makes room there.
+STAYS = f"""
+import os, time
+from pathlib import Path
+node, gate = os.environ["NODE_OF_TEST"], Path(gate)
+with open(Path(output_dir) / "starts.txt", "a") as starts:
+    starts.write(node + "\\n")
+stays = node == "1" and (gate / "one has ended").exists()
+rows = 7 if stays else rows
+{ROWS}
+(gate / ("one has ended" if node == "1" and not stays else node)).write_text(output_dir)
+while stays or node == "0" and not (gate / "lost").exists():
+    time.sleep(0.05)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -51,35 +63,28 @@ def cluster():
 @pytest.mark.slow
 def test_a_lost_node_loses_and_doubles_no_result(cluster, tmp_path):
     nodes, other = cluster
-    notebook(tmp_path, STARTS, name="rows.ipynb", parameters=ROW_PARAMETERS)
-    path = tmp_path / "s.yaml"
+    declared = f'{ROW_PARAMETERS}\ngate: str = ""'
+    notebook(tmp_path, STAYS, name="rows.ipynb", parameters=declared)
+    path, out, gate = tmp_path / "s.yaml", tmp_path / "out", tmp_path / "gate"
+    gate.mkdir()
     grid = f"grid: {{x: {list(range(RUNS))}}}"
-    path.write_text(f"notebook: rows\ngpus: 0\nbase: {{rows: 20, pause: 0.1}}\n{grid}\n")
-    out = tmp_path / "out"
+    path.write_text(
+        f"notebook: rows\ngpus: 0\nbase: {{rows: 20, pause: 0, gate: {gate}}}\n{grid}\n"
+    )
     prepared = prepare_sweep(path, out)
-    rows_before, ended = {}, threading.Event()
 
-    def lose_the_other() -> None:
-        """Once it has finished a run and is in the middle of another one."""
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and not ended.is_set():
-            there = [f.parent for f in out.rglob("starts.txt") if "1" in f.read_text().split()]
-            finished = [folder for folder in there if (folder / "result.json").exists()]
-            for folder in set(there) - set(finished):
-                if finished and 0 < len(read_jsonl(folder / "rows.jsonl")) < 20:
-                    nodes.remove_node(other, allow_graceful=False)
-                    rows_before[folder] = len(read_jsonl(folder / "rows.jsonl"))
-                    return
-            time.sleep(0.05)
+    def lose_the_other() -> str:
+        """The folder in whose middle the node was, which had finished another run."""
+        try:
+            folder = until((gate / "1").exists, 200) and until((gate / "1").read_text)
+            nodes.remove_node(other, allow_graceful=False)
+            return folder
+        finally:
+            (gate / "lost").touch()
 
-    killer = threading.Thread(target=lose_the_other)
-    killer.start()
-    try:
+    with ThreadPoolExecutor() as pool:
+        lost = pool.submit(lose_the_other)
         run_sweep(prepared, executor="ray")
-    finally:
-        ended.set()
-        killer.join()
-    assert rows_before, "the node was lost in the middle of a run"
     results = sorted(out.rglob("result.json"))
     assert len(results) == RUNS
     for job in prepared.jobs.values():
@@ -89,10 +94,9 @@ def test_a_lost_node_loses_and_doubles_no_result(cluster, tmp_path):
             {"row": row, "seed": 0, "x": x} for row in range(20)
         ]
     starts = {f.parent: f.read_text().split() for f in out.rglob("starts.txt")}
-    # The lost runs, and only those, were tried again on the node that was left.
-    again = {folder for folder, nodes in starts.items() if len(nodes) > 1}
-    assert set(rows_before) <= again and len(again) <= 2
-    assert all(starts[folder] == ["1", "0"] for folder in again)
+    # The lost run, and only that, was tried again on the node that was left.
+    assert starts.pop(Path(lost.result())) == ["1", "0"]
+    assert sorted(starts.values()) == [["0"], ["0"], ["0"], ["1"]]
     assert not list(out.rglob(REPLACED))
 
 
