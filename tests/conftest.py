@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 import time
+from functools import cache
+from importlib.metadata import Distribution
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # TRL pings the hub at every trainer start otherwise
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,6 +19,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is in the background of a shell without job control (`make test &` in a script), and
     # every process that a test starts and interrupts would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# accelerate, transformers and peft ask again and again; parsing is a sixth of a tiny training.
+Distribution.from_name = staticmethod(cache(Distribution.from_name))
+Distribution.metadata = property(cache(Distribution.metadata.fget))
 
 import pytest  # noqa: E402
 
@@ -76,7 +82,7 @@ APART = tuple(f"run/test_{name}.py" for name in ("kill", "sweep_kills", "process
 FIRST = (
     "look/test_browser_",
     *("run/test_kill.py", "run/test_sweep_kills.py", "run/test_lab.py", "run/test_ray_place.py"),
-    *("run/test_sweep_smoke.py", "train/test_distributed.py", "train/test_trl_grpo.py", "verify/"),
+    *("run/test_sweep_smoke.py", "train/", "test_benchmark_scripts.py", "verify/"),
 )
 
 

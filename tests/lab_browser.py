@@ -45,12 +45,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import nbformat
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
+from made_notebooks import NOTEBOOKS, with_parameters
 
-from anytime_lab.run.notebook import check_parameters
-
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = [
     "--no-sandbox",
@@ -269,13 +265,9 @@ class Lab:
 
     def copy(self, name: str, **parameters: Any) -> Path:
         """A copy of a notebook, in a folder of its own, with these parameters set."""
-        source = NOTEBOOKS / f"{name}.ipynb"
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.home / "root"))
-        check_parameters(source, parameters)
-        notebook = parameterize_notebook(load_notebook_node(str(source)), parameters)
-        notebook.metadata.pop("papermill", None)
-        nbformat.write(notebook, folder / source.name)
-        return folder / source.name
+        nbformat.write(with_parameters(name, parameters), folder / f"{name}.ipynb")
+        return folder / f"{name}.ipynb"
 
     @contextmanager
     def page(self) -> Iterator[Page]:

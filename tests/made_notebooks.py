@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import nbformat
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 from rich.console import Console
 
 from anytime_lab.run.jobs import Job, run_jobs
+from anytime_lab.run.notebook import NOTEBOOKS, check_parameters
 from anytime_lab.run.places import LocalPlace
 
 
@@ -42,6 +45,15 @@ ROW_PARAMETERS = (
 def row_notebook(folder, name="rows.ipynb"):
     """A notebook that writes `rows` rows into `rows.jsonl`."""
     return notebook(folder, ROWS, name=name, parameters=ROW_PARAMETERS)
+
+
+def with_parameters(name, parameters):
+    """One of the project's notebooks with these parameters set."""
+    source = NOTEBOOKS / f"{name}.ipynb"
+    check_parameters(source, parameters)
+    made = parameterize_notebook(load_notebook_node(str(source)), parameters)
+    made.metadata.pop("papermill", None)
+    return made
 
 
 def run_notebook(path, parameters, folder, console=None):

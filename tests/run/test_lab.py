@@ -1,5 +1,8 @@
 """The main job at smoke scale, as a user runs it."""
 
+import itertools
+import json
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +11,7 @@ import nbformat
 import pandas as pd
 import pytest
 from lab_browser import find_browser
-from made_notebooks import run_notebook
+from made_notebooks import run_notebook, with_parameters
 
 from anytime_lab.__main__ import main
 from anytime_lab.look.pictures import FIGURE, PICTURE
@@ -18,16 +21,13 @@ from anytime_lab.store.records import read_records
 AR = "AnytimeReasoner-uniform"
 
 
-def lab(out):
-    command = [sys.executable, "-m", "anytime_lab", "lab", "--scale", "smoke", "--out", str(out)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900)
-
-
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """The folder of a whole main job at smoke scale."""
+    """The folder of a whole main job at smoke scale, without a browser for pictures."""
     out = tmp_path_factory.mktemp("main job") / "lab"
-    run = lab(out)
+    command = [sys.executable, "-m", "anytime_lab", "lab", "--scale", "smoke", "--out", str(out)]
+    room = {**os.environ, "BROWSER_PATH": "/nowhere"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=900, env=room)
     assert run.returncode == 0, run.stderr[-3000:]
     told = run.stdout
     assert told.startswith("Checking lab.yaml; the plan and how long it takes follow.")
@@ -40,28 +40,36 @@ OF_THE_LAB = ("04_budget_curves", "06_inside_a_problem", "07_policies", "08_cred
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OF_THE_LAB)
-def test_notebooks_read_what_the_main_job_left_by_their_defaults(smoke, tmp_path, name):
+def test_notebooks_read_what_the_main_job_left_by_their_defaults(smoke, tmp_path):
     def here(value):
         if isinstance(value, dict):
             return {key: here(one) for key, one in value.items()}
         return value.replace("runs/lab", str(smoke)) if isinstance(value, str) else value
 
-    path = NOTEBOOKS / f"{name}.ipynb"
-    defaults = declared_parameters(path)
-    assert any("runs/lab/" in str(value) for value in defaults.values())
-    run_notebook(path, {key: here(value) for key, value in defaults.items()}, tmp_path / "run")
-    executed = tmp_path / "run" / "notebook.ipynb"
-    assert executed.stat().st_size < 1_000_000
-    outputs = [o for c in nbformat.read(executed, 4).cells for o in c.get("outputs", [])]
-    figures = [o.data for o in outputs if FIGURE in o.get("data", {})]
-    assert figures  # a static one goes before each view
-    if find_browser():
-        assert all(PICTURE in data for data in figures)
+    # One after another in one kernel, each as if it were the first.
+    all_of_them, begins = nbformat.v4.new_notebook(), []
+    for name in OF_THE_LAB:
+        defaults = declared_parameters(NOTEBOOKS / f"{name}.ipynb")
+        assert any("runs/lab/" in str(value) for value in defaults.values())
+        made = with_parameters(name, {key: here(value) for key, value in defaults.items()})
+        begins.append(len(all_of_them.cells))
+        all_of_them.metadata = made.metadata
+        all_of_them.cells += [nbformat.v4.new_code_cell("%reset -f"), *made.cells]
+    nbformat.write(all_of_them, tmp_path / "all.ipynb")
+    run_notebook(tmp_path / "all.ipynb", {}, tmp_path / "run")
+    cells = nbformat.read(tmp_path / "run/notebook.ipynb", 4).cells
+    for begin, end in itertools.pairwise([*begins, len(cells)]):
+        outputs = [o for c in cells[begin:end] for o in c.get("outputs", [])]
+        figures = [o.data for o in outputs if FIGURE in o.get("data", {})]
+        assert figures  # a static one goes before each view
+        assert len(json.dumps(outputs)) < 1_000_000
+        if find_browser():
+            assert all(PICTURE in data for data in figures)
 
 
 @pytest.mark.slow
-def test_the_warm_start_that_made_the_model_runs(tmp_path):
+def test_the_warm_start_that_made_the_model_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("BROWSER_PATH", "/nowhere")
     small = {"steps": 2, "good_steps": 2, "batch_size": 8, "num_problems": 10}
     out = {"output_dir": str(tmp_path / "out")}
     run_notebook(NOTEBOOKS / "01_warm_start.ipynb", {**small, **out}, tmp_path / "run")
