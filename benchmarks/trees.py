@@ -197,7 +197,9 @@ def peak_mib(args: argparse.Namespace, backend: str) -> float:
         update()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     # A process that is started anew would be told its parent's peak as its own; a fork is not.
-    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trl.trainer.grpo_trainer", "anytime_lab.train.scoring"])
+    with context.Pool(1) as pool:
         return pool.apply(_peak_of_this_process, (args, backend))
 
 

@@ -81,7 +81,8 @@ APART = tuple(f"run/test_{name}.py" for name in ("kill", "sweep_kills", "process
 # What takes longest begins first, so that no worker is left with it at the end.
 FIRST = (
     "look/test_browser_",
-    *("run/test_kill.py", "run/test_sweep_kills.py", "run/test_lab.py", "run/test_ray_place.py"),
+    *("run/test_kill.py", "train/test_distributed.py"),  # by one fork server
+    *("run/test_sweep_kills.py", "run/test_lab.py", "run/test_ray_place.py"),
     *("run/test_sweep_smoke.py", "train/", "test_benchmark_scripts.py", "verify/"),
 )
 

@@ -49,7 +49,10 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("NODE_OF_TEST", "0")
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+        # Without what takes seconds to begin and no run needs.
+        bare = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
+        head = {"num_cpus": 2, "num_gpus": 1, **bare}
+        nodes = Cluster(initialize_head=True, head_node_args=head)
         patch.setenv("NODE_OF_TEST", "1")
         other = nodes.add_node(num_cpus=1)
         ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
