@@ -8,7 +8,7 @@ from papermill.parameterize import parameterize_notebook
 from rich.console import Console
 
 from anytime_lab.run.jobs import Job, run_jobs
-from anytime_lab.run.notebook import NOTEBOOKS, check_parameters
+from anytime_lab.run.notebook import NOTEBOOKS, check_parameters, code_cells
 from anytime_lab.run.places import LocalPlace
 
 
@@ -54,6 +54,15 @@ def with_parameters(name, parameters):
     made = parameterize_notebook(load_notebook_node(str(source)), parameters)
     made.metadata.pop("papermill", None)
     return made
+
+
+def run_cells(name, parameters):
+    """Run the cells of one of the project's notebooks in this process; the names they leave."""
+    room = {}
+    for code, declares in code_cells(NOTEBOOKS / f"{name}.ipynb"):
+        exec(code, room)
+        room |= parameters if declares else {}
+    return room
 
 
 def run_notebook(path, parameters, folder, console=None):

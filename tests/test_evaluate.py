@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from made_notebooks import run_cells
 from peft import LoraConfig, get_peft_model
 
 from anytime_lab import evaluate as module
@@ -19,7 +20,6 @@ from anytime_lab.engines.load import load_model
 from anytime_lab.evaluate import chunk_seed, evaluate, evaluate_each
 from anytime_lab.prompts import resolve_tokens
 from anytime_lab.read.runs import find_evaluations
-from anytime_lab.run.notebook import NOTEBOOKS, code_cells
 from anytime_lab.store.files import (
     RECORDS,
     THINKINGS,
@@ -482,10 +482,7 @@ def test_the_notebook_evaluates_every_checkpoint_of_an_adapters_training(tmp_pat
     (train / "checkpoint-11").mkdir()  # begun, not whole
     asked = {"model": str(train), "checkpoints": True, "budgets": [4, 8], "output_dir": str(out)}
     asked |= {"num_problems": 6, "num_samples": 1}
-    room = {}
-    for code, declares in code_cells(NOTEBOOKS / "03_evaluate.ipynb"):
-        exec(code, room)
-        room |= asked if declares else {}
+    room = run_cells("03_evaluate", asked)
     found = find_evaluations(out).evaluations
     assert sorted((e.step, e.partial) for e in found) == [(9, False), (10, False)]
     assert all(len(read_records(e.path)) == 12 for e in found)

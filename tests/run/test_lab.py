@@ -11,7 +11,7 @@ import nbformat
 import pandas as pd
 import pytest
 from lab_browser import find_browser
-from made_notebooks import run_notebook, with_parameters
+from made_notebooks import run_cells, run_notebook, with_parameters
 
 from anytime_lab.__main__ import main
 from anytime_lab.look.pictures import FIGURE, PICTURE
@@ -69,11 +69,11 @@ def test_notebooks_read_what_the_main_job_left_by_their_defaults(smoke, tmp_path
 
 @pytest.mark.slow
 def test_the_warm_start_that_made_the_model_runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("BROWSER_PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path)
     small = {"steps": 2, "good_steps": 2, "batch_size": 8, "num_problems": 10}
-    out = {"output_dir": str(tmp_path / "out")}
-    run_notebook(NOTEBOOKS / "01_warm_start.ipynb", {**small, **out}, tmp_path / "run")
+    left = run_cells("01_warm_start", {**small, "output_dir": str(tmp_path / "out")})
     assert (tmp_path / "out/model.safetensors").exists()
+    assert len(read_records(left["evaluated"])) == 10 * len(left["budgets"])
 
 
 @pytest.mark.slow

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_notebooks import run_notebook
+from made_notebooks import run_cells, run_notebook
 
-from anytime_lab.run.notebook import code_cells
 from anytime_lab.run.sweep import prepare_sweep
 from anytime_lab.store.files import read_jsonl
 from anytime_lab.store.records import read_records
@@ -21,10 +20,7 @@ SMOKE = ROOT / "experiments/smoke.yaml"
 def test_the_smoke_sweep_runs_from_its_notebook(tmp_path):
     out = tmp_path / "out"
     said = {"experiment": str(SMOKE), "output_dir": str(out)}
-    names = {}
-    for code, declares in code_cells(ROOT / "notebooks/05_sweep.ipynb"):
-        exec(code, names)
-        names |= said if declares else {}
+    run_cells("05_sweep", said)
     assert not out.exists(), "a dry run writes nothing"
     run_notebook(ROOT / "notebooks/05_sweep.ipynb", {**said, "dry_run": False}, tmp_path / "real")
     planned = prepare_sweep(SMOKE, out).plan()
