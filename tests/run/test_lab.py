@@ -54,7 +54,7 @@ def test_notebooks_read_what_the_main_job_left_by_their_defaults(smoke, tmp_path
         made = with_parameters(name, {key: here(value) for key, value in defaults.items()})
         begins.append(len(all_of_them.cells))
         all_of_them.metadata = made.metadata
-        all_of_them.cells += [nbformat.v4.new_code_cell("%reset -f"), *made.cells]
+        all_of_them.cells += [nbformat.v4.new_code_cell("get_ipython().reset()"), *made.cells]
     nbformat.write(all_of_them, tmp_path / "all.ipynb")
     run_notebook(tmp_path / "all.ipynb", {}, tmp_path / "run")
     cells = nbformat.read(tmp_path / "run/notebook.ipynb", 4).cells
