@@ -62,7 +62,10 @@ def leaf_texts(token_ids: Sequence[Sequence[int]], tokenizer, unseen: frozenset[
 
     Equal leaves are decoded once: near the end of training most summaries of a cut agree.
     """
-    keys = [tuple(t for t in ids if t not in unseen) for ids in token_ids]
+    keys = [
+        tuple(ids) if unseen.isdisjoint(ids) else tuple(t for t in ids if t not in unseen)
+        for ids in token_ids
+    ]
     distinct = list(dict.fromkeys(keys))
     texts = tokenizer.batch_decode([list(key) for key in distinct], skip_special_tokens=False)
     decoded = dict(zip(distinct, texts, strict=True))

@@ -5,6 +5,7 @@ import operator
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 MAX_CHARS = 1000  # an expression over a handful of numbers; longer ones are noise
 
@@ -37,6 +38,7 @@ class Expression:
     value: Fraction | None
 
 
+@lru_cache(maxsize=100_000)  # an update grades a thousand summaries, most of them alike
 def read_expression(text: str) -> Expression | None:
     """Read whole numbers, binary + − × ÷ and brackets; None where the text is anything else.
 
