@@ -272,9 +272,8 @@ def evaluate_chunk(
             whole = tokens.decode((*tree.thinking[: leaf.cut], *leaf.forced, *leaf.summary))
             asked.append((replace(told[-1], leaf=leaf, **said), whole))
     # budgets past the end of a thinking repeat the same text: grade it once
-    unique = list(dict.fromkeys((known.problem.id, text) for known, text in asked))
-    golds = {known.problem.id: known.problem.gold for known in told}
-    grades = verifier.grade([text for _, text in unique], [golds[id] for id, _ in unique])
+    unique = {(known.problem.id, text): known.problem.gold for known, text in asked}
+    grades = verifier.grade([text for _, text in unique], list(unique.values()))
     if len(grades) != len(unique):
         raise RuntimeError(
             f"the verifier returned {len(grades)} grades for {len(unique)} texts; one each is due."

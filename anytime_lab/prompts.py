@@ -90,7 +90,7 @@ FORMATS = {
         ("magistral", "Mistral's thinkers", {"think_open": "[THINK]", "think_close": "[/THINK]"}),
     )
 }
-COUNTDOWN, PLAIN = FORMATS["countdown"][0], FORMATS["plain"][0]
+COUNTDOWN = FORMATS["countdown"][0]
 AUTO = "auto"  # by what tokenizer and chat template say
 
 

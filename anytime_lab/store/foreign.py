@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
 from anytime_lab.store.files import (
     MANIFEST,
@@ -24,14 +23,11 @@ from anytime_lab.store.files import (
 )
 from anytime_lab.store.manifest import describe_rows
 from anytime_lab.store.records import (
-    COLUMNS,
     open_evaluation,
-    part_path,
     read_manifest,
     read_records,
     read_thinkings,
-    schema_of,
-    write_table,
+    write_part,
 )
 
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # as inspect's scorers write a verdict
@@ -75,9 +71,8 @@ def import_results(files: Mapping[int, str | Path], run_dir: str | Path, metric:
         settings = {"budgets": sorted(files), "files": files}
         open_evaluation(folder, settings, {"dataset": problems}, chunks=1)
         for table, frame in ((THINKINGS, thinkings), (RECORDS, pd.concat(frames))):
-            schema = schema_of(COLUMNS[table])
-            data = pa.Table.from_pandas(frame.reindex(columns=schema.names), schema)
-            write_table(part_path(folder, table, 0), data.replace_schema_metadata())
+            rows = frame.astype(object).where(frame.notna(), None)
+            write_part(folder, table, 0, rows.to_dict("records"))
     return folder
 
 
