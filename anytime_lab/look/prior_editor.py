@@ -27,7 +27,7 @@ class PriorEditor(View):
     def __init__(self, budgets: Sequence[int]) -> None:
         super().__init__(style=False)
         self.budgets: tuple[int, ...] = ()
-        self._hand = np.zeros(0)  # relative weights, the greatest 1
+        self._weights = np.zeros(0)  # as they are shown, the greatest 1
         self._place = 0  # of the budget whose weight the slider sets
         kinds = [(f"{name}: {words}", name) for name, words in KINDS.items()]
         self.kind = described(widgets.Dropdown, "Prior", "100%", options=kinds, value="uniform")
@@ -38,23 +38,21 @@ class PriorEditor(View):
             widgets.FloatSlider, "Weight here", "100%", value=1, min=0, max=1, step=0.01
         )
         self.children = [self.kind, self.ratio, self.weight, self.notes]
-        self.on(self.kind, self._kind_chosen)
-        self.on(self.ratio, self._changed)
+        self.on((self.kind, self.ratio), self._changed)
         self.on(self.weight, self._weight_set)
         self._changed()
         self.set_budgets(budgets)
 
     def set_budgets(self, budgets: Sequence[int]) -> None:
         """Takes other budgets; weights drawn by hand are kept by their place in the grid."""
-        budgets = tuple(budgets)
+        budgets, old = tuple(budgets), self._weights
         if budgets == self.budgets:
             return
-        old, self.budgets = self._hand, budgets
-        self._hand = np.ones(len(budgets))
+        self.budgets, self._weights = budgets, np.ones(len(budgets))
         if len(old) and len(budgets):
             places, before = (np.linspace(0, 1, n) for n in (len(budgets), len(old)))
             kept = np.interp(places, before, old)
-            self._hand = kept if kept.max() > 0 else self._hand
+            self._weights = kept if kept.max() > 0 else self._weights
         self._place = min(self._place, max(len(budgets) - 1, 0))
         self._changed()
 
@@ -74,23 +72,14 @@ class PriorEditor(View):
     def _set_hand(self, weights: np.ndarray) -> None:
         if not weights.max() > 0:
             return self.say("At least one weight must be above 0; the prior is left as it was.")
-        self._hand = weights / weights.max()
+        self._weights = weights / weights.max()
         with self.quiet():
             self.kind.value = HAND
         self._changed()
 
-    def _shown(self) -> np.ndarray:
-        """The weights as they are, the greatest 1."""
-        return np.asarray(self.prior.weights) / max(self.prior.weights)
-
-    def _kind_chosen(self) -> None:
-        if self.kind.value == HAND and self.prior is not None:
-            self._hand = self._shown()  # go on from what is shown
-        self._changed()
-
     def _weight_set(self) -> None:
         if self.prior is not None:
-            weights = self._shown()
+            weights = self._weights.copy()
             weights[self._place] = self.weight.value
             self._set_hand(weights)
 
@@ -98,10 +87,10 @@ class PriorEditor(View):
         if self.prior is not None:
             with self.quiet():
                 self.weight.description = f"Weight of {self.budgets[self._place]:,}"
-                self.weight.value = round(self._shown()[self._place], 2)
+                self.weight.value = round(self._weights[self._place], 2)
 
     def _changed(self) -> None:
-        kind, weights = self.kind.value, self._hand
+        kind = self.kind.value
         for control in (self.kind, self.ratio, self.weight):
             control.disabled = not self.budgets
         self.ratio.layout.display = None if kind == GEOMETRIC else "none"
@@ -112,8 +101,10 @@ class PriorEditor(View):
         self.notes.say(said, kind="note")
         if not self.budgets:
             self.prior = None
-        elif kind == HAND:
-            self.prior = Prior(self.budgets, weights / weights.sum())
+        elif kind == HAND:  # goes on from what is shown
+            self.prior = Prior(self.budgets, self._weights / self._weights.sum())
         else:
-            self.prior = PRIORS[kind][1](self.budgets, self.ratio.value)
+            prior = PRIORS[kind][1](self.budgets, self.ratio.value)
+            self._weights = np.asarray(prior.weights) / max(prior.weights)
+            self.prior = prior
         self._show_weight()

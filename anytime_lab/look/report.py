@@ -73,6 +73,8 @@ def write_report(
     names = list(dict.fromkeys([*runs, *training, *equal_time]))
     seeds = read_tables(runs)
     metrics = {name: mean_metrics(run) for name, run in training.items()}
+    trained = training_frame(metrics, SMOOTHED) if metrics else None
+    axes = [over for over in ("step", "seconds") if metrics and trained[over].notna().all()]
     timed = _means(read_tables(equal_time))
     apart = {f"{n} (equal time)": run for n, run in equal_time.items() if run != runs.get(n)}
     same, differ = _settings({**runs, **apart})
@@ -86,7 +88,7 @@ def write_report(
         main=_compared(_means(seeds), reference, names),
         seeds=told.told_seeds(told.seed_frame(seeds)) if several else None,
         about_seeds=told.ABOUT_SEEDS,
-        training=_trained(training_frame(metrics, SMOOTHED), names) if metrics else [],
+        training=[plot_training(trained, names, over=over) for over in axes],
         smoothed=SMOOTHED,
         left_out=told_compared(metrics) if metrics else "",
         timed=_compared(timed, reference, names) if timed else None,
@@ -140,13 +142,6 @@ def _compared(
         "verdicts": told.verdicts(pairs) if against else [],
         "numbers": numbers,
     }
-
-
-def _trained(frame: pd.DataFrame, names: Sequence[str]) -> list[go.Figure | None]:
-    """Training by update, and by wall time where all runs have told it."""
-    timed = frame["seconds"].notna().all()
-    by_time = plot_training(frame, names, over="seconds") if timed else None
-    return [plot_training(frame, names), by_time]
 
 
 def _by_budget(curve: pd.DataFrame, columns: Mapping[str, tuple]) -> pd.DataFrame:
