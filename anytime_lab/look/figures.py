@@ -104,10 +104,9 @@ def plot_curves(
         rows = curves.assign(**{name: curves[column] for name, column in known.items()})
         rows = rows.dropna(subset="share").sort_values(over)
         parts = {run: rows[rows["run"] == run] for run in styles if run in set(rows["run"])}
-        wider = "band_low" in known
         traces = [
             band(part, over, styles[run], run, rest, wide)
-            for wide in [True, False][not wider :]
+            for wide in ((True, False) if "band_low" in known else (False,))
             for run, part in parts.items()
         ]
         traces += [
