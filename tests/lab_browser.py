@@ -16,9 +16,9 @@ One server and one browser serve all tests. A view is tested in a page of its ow
 On leaving the `with`, the kernel is shut down, the notebook is closed, and the page must have had
 no page error, no console error and no request that leaves this machine; `page.problems` holds them.
 `page.start()` runs all cells without waiting, `page.finish()` waits for them: between the two,
-controls of a cell that is shown can be used while a later one runs. Plots are numbered from the top
-of the notebook, -1 is the last; `page.live(0)` is the first figure of the view.
-`page.theme("dark")` changes the colours, for pages opened later too: set "light" again.
+controls of a cell that is shown can be used while a later one runs. `page.live(0)` is the first
+figure of the view. `page.theme("dark")` changes the colours, for pages opened later too: set
+"light" again.
 
 To add a view: write `tests/look/test_browser_VIEW.py` with `lab` as above and small made-up runs
 (made_runs.py, session scope), mark it slow, and open a notebook once: that costs its kernel and
@@ -352,12 +352,6 @@ class Page:
         shown = self.raw.locator(".jp-OutputArea-output").all_inner_texts()
         return "\n".join(shown)
 
-    def plot(self, index: int = -1) -> Plot:
-        """A plotly figure by its place on the page."""
-        plots = self.raw.locator(".js-plotly-plot")
-        count = self.wait(plots.count)
-        return Plot(self, plots.nth(index % count))
-
     def live(self, index: int = 0) -> Plot:
         """A live figure of a view by its place among those; drawn or not, its place stays."""
         box = self.raw.locator(".anytime-lab-figure").nth(index)
@@ -395,17 +389,6 @@ class Page:
             self.raw.keyboard.press("Tab")
             assert len(names) < 60, names
         return names
-
-    def drag(self, label: str, pixels: int) -> None:
-        """Drags a slider's handle sideways."""
-        handle = self.slider(label)
-        handle.scroll_into_view_if_needed()
-        box = handle.bounding_box()
-        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        self.raw.mouse.move(x, y)
-        self.raw.mouse.down()
-        self.raw.mouse.move(x + pixels, y, steps=8)
-        self.raw.mouse.up()
 
     def select(self, label: str) -> Any:
         """The menu or list with this description."""

@@ -114,15 +114,7 @@ WRONG_VALUES = [
     ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
     ({"resume_from_checkpoint": "nowhere"}, "'nowhere'; expected a folder that exists"),
 ]
-
-
-@pytest.mark.parametrize(("settings", "message"), WRONG_VALUES)
-def test_a_wrong_value_is_refused_with_what_was_found_and_the_fix(settings, message):
-    with pytest.raises(ValueError, match=message):
-        make(**settings)
-
-
-UNSUPPORTED = [
+UNSUPPORTED = [  # options of TRL that trees cannot honour
     ({"mask_truncated_completions": True}, "True; expected False"),
     ({"remove_unused_columns": True}, "True; expected False"),
     ({"use_liger_kernel": True}, "True; expected False"),
@@ -151,8 +143,8 @@ UNSUPPORTED = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "message"), UNSUPPORTED)
-def test_an_option_of_trl_that_trees_cannot_honour_is_refused(settings, message):
+@pytest.mark.parametrize(("settings", "message"), WRONG_VALUES + UNSUPPORTED)
+def test_a_wrong_value_is_refused_with_what_was_found_and_the_fix(settings, message):
     with pytest.raises(ValueError, match=message):
         make(**settings)
 
