@@ -133,6 +133,16 @@ def lab(tmp_path_factory):
         yield opened
 
 
+@pytest.fixture(scope="module")
+def verifier():
+    """Grades mathematics with two workers."""
+    from anytime_lab.verify.verifiers import MathVerifier
+
+    made = MathVerifier(workers=2)
+    yield made
+    made.close()
+
+
 @pytest.fixture
 def opened():
     """Makes answer-now views that are closed at the end."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from anytime_lab.verify.forms import Atom, read_form
-from anytime_lab.verify.verifiers import MathVerifier
 
 FOLDER = os.environ.get("ANYTIME_LAB_DATA")
 SETS = {"aime": 30, "amc": 83, "math": 500}  # and how many problems each has at least
@@ -16,13 +15,6 @@ SETS = {"aime": 30, "amc": 83, "math": 500}  # and how many problems each has at
 pytestmark = pytest.mark.skipif(
     not FOLDER, reason="ANYTIME_LAB_DATA does not name a folder of problem sets"
 )
-
-
-@pytest.fixture(scope="module")
-def verifier():
-    with_workers = MathVerifier(workers=2)
-    yield with_workers
-    with_workers.close()
 
 
 def golds_of(name):

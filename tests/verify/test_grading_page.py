@@ -3,20 +3,11 @@
 import re
 from pathlib import Path
 
-import pytest
-
-from anytime_lab.verify.verifiers import CountdownVerifier, MathVerifier
+from anytime_lab.verify.verifiers import CountdownVerifier
 
 PAGE = (Path(__file__).parents[2] / "docs" / "grading.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `(?P<answer>.+?)` \| `(?P<gold>.+?)` \| (?P<sign>[✓✗]) \|$", re.M)
 BEGIN = "so ...</think>\n\n**Final Answer**\n"
-
-
-@pytest.fixture(scope="module")
-def verifier():
-    made = MathVerifier(workers=1)
-    yield made
-    made.close()
 
 
 def test_each_example_of_the_page_gets_its_verdict(verifier):

@@ -36,13 +36,6 @@ def gold_lines():
 GOLDS = list(gold_lines())
 
 
-@pytest.fixture(scope="module")
-def verifier():
-    with_workers = MathVerifier(workers=2)
-    yield with_workers
-    with_workers.close()
-
-
 @functools.cache
 def plainly_read(text):
     from math_verify import parse
