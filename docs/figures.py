@@ -3,16 +3,20 @@
 import sys
 from pathlib import Path
 
-from anytime_lab.look.claims_figures import plot_claims
+from anytime_lab.look.claims_figures import plot_claims, plot_course
 from anytime_lab.look.figures import plot_curves
-from anytime_lab.read.claims import claim_frame, read_study
+from anytime_lab.read.claims import claim_frame, read_study, today_panels
 from anytime_lab.read.curves import accuracy_curves, read_tables
 
 HERE = Path(__file__).resolve().parent
 FOLDERS = {"start": "start", "GRPO": "grpo", "AnytimeReasoner-uniform": "ar"}
-claims = plot_claims(claim_frame(read_study(HERE.parent / "experiments" / "claims")))
-claims.write_image(HERE / "claims.png", width=900, scale=1.5)
-print(f"wrote {HERE / 'claims.png'}")
+study = read_study(HERE.parent / "experiments" / "claims")
+for name, figure in (
+    ("claims", plot_claims(claim_frame(study))),
+    ("today", plot_course(today_panels(study), "Accuracy")),
+):
+    figure.write_image(HERE / f"{name}.png", width=900, scale=1.5)
+    print(f"wrote {HERE / name}.png")
 run = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "runs" / "lab"
 runs = {name: run / f"evaluate_{folder}" for name, folder in FOLDERS.items()}
 figure = plot_curves(accuracy_curves(read_tables(runs)))

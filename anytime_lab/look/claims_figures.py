@@ -55,8 +55,8 @@ def plot_course(panels: Mapping[str, pd.DataFrame], words: str, title: str = "")
     """A measure over the cost of training, a line with its band for each run.
 
     Args:
-        panels: an x axis in words → the frame over it, of `course_frame` or `variance_course`;
-            side by side, of the same runs.
+        panels: an x axis in words → the frame over it, of `course_frame` or another of its
+            columns; side by side.
         words: the y axis in words; a share.
 
     Returns traces named "RUN 95 %" (bands) and RUN, for each panel.
@@ -80,7 +80,7 @@ def plot_course(panels: Mapping[str, pd.DataFrame], words: str, title: str = "")
         figure.update_xaxes(title=over, tickformat=ticks, rangemode="tozero", col=column)
     low, high = whole[["value", "low"]].min().min(), whole[["value", "high"]].max().max()
     span = [low - 0.03 * (high - low), high + 0.03 * (high - low)]
-    ends = frame.sort_values("cost").groupby("run", sort=False)["value"].last()
+    ends = whole.sort_values("cost").groupby("run", sort=False)["value"].last()
     figure.layout.annotations = end_names(ends, styles, span, 280)
     figure.update_yaxes(tickformat=".0%", range=span)
     return figure.update_yaxes(title=words, col=1)

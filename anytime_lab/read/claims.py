@@ -38,6 +38,8 @@ START = "start"  # the run that trains nothing: what the others have at update 0
 # begin alike share is counted for each.
 AXES = {"updates": "updates", "seconds": "processor time", "flops": "FLOPs"}
 SMALL = 0.25  # of the largest budget: which ones are small
+COURSE = ["run", "cost", "value", "low", "high", "seeds"]  # of a frame that a course is drawn of
+COURSE = ["run", "cost", "value", "low", "high", "seeds"]  # of a frame that a course is drawn of
 
 
 # --- the study -----------------------------------------------------------------------------------
@@ -382,13 +384,13 @@ def course_frame(study: Study, runs: Sequence[str], axis: str, measure: str) -> 
             told = effect_of(np.stack([values[k] @ weights for _, values in courses]))
             cost = float(np.mean([costs[k] for costs, _ in courses]))
             rows.append((run, cost, told.value, told.low, told.high, told.seeds))
-    return pd.DataFrame(rows, columns=["run", "cost", "value", "low", "high", "seeds"])
+    return pd.DataFrame(rows, columns=COURSE)
 
 
 def budget_frame(study: Study, runs: Sequence[str], axis: str = "seconds") -> pd.DataFrame:
-    """Accuracy by budget at the most that all the runs spent, for `plot_curves`.
+    """Accuracy over tokens of thinking, a point for each budget, when all runs had spent the same.
 
-    Returns columns run, budget, spent (mean tokens), accuracy, low, high.
+    Returns the columns of `course_frame`, of which cost is the mean tokens of a thinking.
     """
     cost, rows = study.shared_cost(runs, axis), []
     for run in runs:
@@ -396,8 +398,51 @@ def budget_frame(study: Study, runs: Sequence[str], axis: str = "seconds") -> pd
         for j, budget in enumerate(study.budgets):
             told = effect_of(values[:, :, j])
             spent = np.minimum(values[:, :, -1], budget).mean()
-            rows.append((run, budget, spent, told.value, told.low, told.high))
-    return pd.DataFrame(rows, columns=["run", "budget", "spent", "accuracy", "low", "high"])
+            rows.append((run, spent, told.value, told.low, told.high, told.seeds))
+    return pd.DataFrame(rows, columns=COURSE)
+
+
+def exit_curves(study: Study, run: str) -> pd.DataFrame:
+    """Early exit on a run, beside `budget_frame`'s curves: a point for each setting of a rule.
+
+    At the run's last checkpoint; the interval is over seeds. Settings are matched by their order,
+    as those of confidence are not the same in two runs. The summaries that a rule asks for on its
+    way are not counted.
+    """
+    of = study.exits[study.exits["run"] == run]
+    of = of.assign(place=of.groupby(["seed", "policy"]).cumcount())
+    rows = []
+    for policy in (AGREEMENT, SURE):
+        for _, part in of[of["policy"] == policy].groupby("place"):
+            told = effect_of(part["accuracy"].to_numpy()[:, None])
+            spent = part["tokens"].mean()
+            rows.append((f"{run}, {policy}", spent, told.value, told.low, told.high, told.seeds))
+    return pd.DataFrame(rows, columns=COURSE)
+
+
+# What people use today, a panel each, over tokens of thinking.
+PANELS = {
+    "tokens; length rewards": ("L1", "group length", "DAPO overlong"),
+    "tokens; exits and limits": ("S-GRPO", "ThinkPrune to 48"),
+    "tokens; GRPO stopped early": ("GRPO, agreement", "GRPO, confidence"),
+}
+
+
+def today_panels(study: Study, seeds: int = 3) -> dict[str, pd.DataFrame]:
+    """Methods in use today beside GRPO and AR-uniform, at an equal processor time of training.
+
+    Args:
+        seeds: a run with fewer is left out.
+
+    Returns a frame of `budget_frame` and `exit_curves` for each of PANELS.
+    """
+    trained = ["AR-uniform", "GRPO", *TODAY.split(", ")]
+    trained = [run for run in trained if len(study.runs.get(run, ())) >= seeds]
+    told = pd.concat([budget_frame(study, trained), exit_curves(study, "GRPO")])
+    return {
+        words: told[told["run"].isin(["AR-uniform", "GRPO", *runs])]
+        for words, runs in PANELS.items()
+    }
 
 
 def exit_frame(study: Study, runs: Sequence[str]) -> pd.DataFrame:
@@ -432,7 +477,7 @@ def variance_course(study: Study, run: str) -> pd.DataFrame:
         told = effect_of(seeds[:, None])
         name = BASELINE_NAMES.get(baseline, baseline)
         rows.append((name, update, told.value, told.low, told.high, told.seeds))
-    return pd.DataFrame(rows, columns=["run", "cost", "value", "low", "high", "seeds"])
+    return pd.DataFrame(rows, columns=COURSE)
 
 
 def claim_table(frame: pd.DataFrame) -> pd.DataFrame:

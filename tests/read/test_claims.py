@@ -16,6 +16,7 @@ from anytime_lab.read.claims import (
     claim_table,
     course_frame,
     effect_of,
+    exit_curves,
     exit_frame,
     gather_study,
     read_study,
@@ -148,10 +149,9 @@ def test_a_course_begins_at_the_start(two):
 
 
 def test_curves_are_at_an_equal_cost_over_the_tokens_spent(two):
-    frame = budget_frame(two, ["GRPO", "AR"], "updates").set_index(["run", "budget"])
-    assert frame["accuracy"]["AR", 96] == pytest.approx(1.0)
-    assert frame["spent"]["AR", 24] == pytest.approx(24.0)
-    assert frame["spent"]["AR", 96] == pytest.approx(40.0)
+    frame = budget_frame(two, ["GRPO", "AR"], "updates").set_index("run")
+    assert frame["value"]["AR"].tolist() == pytest.approx([0.6, 1.0])  # at 24 and at 96
+    assert frame["cost"]["AR"].tolist() == pytest.approx([24.0, 40.0])
 
 
 def test_a_table_says_points_and_tokens(two):
@@ -211,6 +211,18 @@ def test_a_sweep_is_gathered_into_small_files(tmp_path, monkeypatch):
     ratios = variance_course(found, "AR").set_index("cost")["value"]
     assert ratios.to_dict() == pytest.approx({2: 1.5 + 0.2, 4: 3.5 + 0.2})
     assert exit_frame(found, ["AR"])["seeds"].tolist() == [2, 2]
+    last = found.exits[(found.exits["run"] == "AR") & (found.exits["policy"] == "agreement")]
+    curve = exit_curves(found, "AR").set_index("run").loc[["AR, agreement"]]
+    by_place = [
+        part[["tokens", "accuracy"]].mean() for _, part in last.groupby("setting", sort=False)
+    ]
+    assert curve[["cost", "value"]].to_numpy() == pytest.approx(np.array(by_place))
+    last = found.exits[(found.exits["run"] == "AR") & (found.exits["policy"] == "agreement")]
+    curve = exit_curves(found, "AR").set_index("run").loc[["AR, agreement"]]
+    by_place = [
+        part[["tokens", "accuracy"]].mean() for _, part in last.groupby("setting", sort=False)
+    ]
+    assert curve[["cost", "value"]].to_numpy() == pytest.approx(np.array(by_place))
 
 
 def test_runs_on_other_problems_are_refused(tmp_path):
