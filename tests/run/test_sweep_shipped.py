@@ -29,7 +29,7 @@ def test_every_shipped_file_passes_its_dry_run(path, tmp_path, capsys, monkeypat
 def test_the_issues_files_are_shipped():
     assert {path.stem for path in SHIPPED} == {
         "quickstart", "countdown_ablations", "paper_main", "paper_ablations", "paper_7b",
-        "paper_16k", "smoke", "lab", "claims",
+        "paper_16k", "smoke", "lab", "claims", "claims_gcd",
     }  # fmt: skip
 
 
