@@ -1,7 +1,8 @@
 """Run notebooks and keep them with pictures: `python docs/executed.py [NOTEBOOK …]`.
 
-04, 06 and 11 show what ships, 08 and 09 what `make lab` leaves in runs/lab. What GitHub shows of a
-view is its picture; the figure itself, which is large, is left out. It needs Chromium or Chrome.
+04, 06 and 11 show what ships; 08 and 09 the trainings of seed 0 of experiments/claims.yaml, which
+lie in runs/claims once that sweep has run. What GitHub shows of a view is its picture; the figure
+itself, which is large, is left out. It needs Chromium or Chrome.
 """
 
 import sys
@@ -20,12 +21,16 @@ START, GRPO, AR = (
     {name: EXAMPLE + folder}
     for name, folder in (("start", "start"), ("GRPO", "grpo"), ("AnytimeReasoner", "ar"))
 )
+TRAINED = {
+    "AnytimeReasoner": "runs/claims/AR-uniform/seed-0/train",
+    "GRPO": "runs/claims/GRPO/seed-0/train",
+}
 # Notebook → its parameters
 SHOWN = {
     "04_budget_curves": {"runs": START | GRPO | AR},
     "06_inside_a_problem": {"runs": AR | GRPO},
-    "08_credit": {},
-    "09_training": {},
+    "08_credit": {"runs": TRAINED},
+    "09_training": {"runs": TRAINED},
     "11_claims": {},
 }
 LARGEST = 300_000  # bytes of one

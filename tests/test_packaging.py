@@ -118,7 +118,7 @@ def test_parameters_are_json_literals_with_a_type(path):
 
 def test_executed_copies_show_their_views_as_pictures_and_are_small():
     copies = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
-    shown = {"04_budget_curves", "06_inside_a_problem", "11_claims"}
+    shown = {"04_budget_curves", "06_inside_a_problem", "08_credit", "09_training", "11_claims"}
     assert {path.stem for path in copies} == shown
     for path in copies:
         outputs = [one for cell in cells(path) for one in cell.get("outputs", ())]
@@ -127,7 +127,7 @@ def test_executed_copies_show_their_views_as_pictures_and_are_small():
             kinds
         )
         assert not [one for one in outputs if one["output_type"] == "error"]
-        assert path.stat().st_size < 500_000  # of pictures alone: no plotly.js, no widget state
+        assert path.stat().st_size < 300_000  # of pictures alone: no plotly.js, no widget state
 
 
 def test_a_badge_opens_a_notebook_in_colab_and_a_second_one_replaces_it(monkeypatch):

@@ -62,7 +62,11 @@ def plot_course(panels: Mapping[str, pd.DataFrame], words: str, title: str = "")
     Returns traces named "RUN 95 %" (bands) and RUN, for each panel.
     """
     whole = pd.concat(panels.values())
-    styles = run_styles(list(dict.fromkeys(whole["run"])))
+    common = set.intersection(*(set(frame["run"]) for frame in panels.values()))
+    runs = sorted(dict.fromkeys(whole["run"]), key=lambda run: run not in common)
+    # No other run has a colour of those that are in every panel.
+    free = [i for i in range(99) if i < len(common) or i % len(COLOURS) >= len(common)]
+    styles = dict(zip(runs, map(run_styles(range(99)).get, [*free, *range(99)]), strict=False))
     figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.03)
     base(figure, 420, title, dragmode=False, showlegend=False, margin={"r": 170, "t": 48})
     for column, (over, frame) in enumerate(panels.items(), start=1):

@@ -540,7 +540,9 @@ def plot_credit(frame: pd.DataFrame, methods: Mapping[str, str], title: str = ""
         figure.add_annotation(
             x=ended, xanchor="left", text="ended", showarrow=False, font={"size": 12}, **between
         )
-    base(figure, 380 + (44 if title else 0), title, margin={"t": 96 if title else 52})
+    base(figure, 380 + (60 if title else 0), title, margin={"t": 112 if title else 52})
+    if title:  # above a legend of two rows
+        figure.update_layout(title={"y": 1, "yanchor": "top", "pad": {"t": 16}})
     span = [-0.01 * last, 1.05 * last]
     figure.update_xaxes(range=span, zeroline=False, **budget_ticks(budgets))
     figure.update_xaxes(title="Thinking (tokens)", title_standoff=4, row=2)

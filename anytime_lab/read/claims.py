@@ -135,7 +135,8 @@ def read_study(folder: str | Path) -> Study:
 def gather_study(sweep: str | Path, folder: str | Path) -> Study:
     """Bring a sweep of experiments/claims.yaml, or one like it, into four small files.
 
-    What has no result yet is left out.
+    What has no result yet is left out. A run that went on from another's model begins with the
+    other's checkpoints and costs.
 
     Args:
         sweep: its folder: NAME/seed-N/train and NAME/seed-N/course/checkpoint-K below it.
@@ -151,22 +152,29 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
         run, seed = course.parent.parent.name, int(course.parent.name.removeprefix("seed-"))
         if not (course / RESULT).exists():
             continue
-        of = {"run": run, "seed": seed}
-        train, found = course.parent / "train", {}
-        for place in course.glob("checkpoint-*"):
-            found[int(place.name.removeprefix("checkpoint-"))] = place
-        for update, place in sorted((found or {0: course}).items()):
-            records = read_records(place)
-            answers, ids = _answers(records)
-            if not np.array_equal(ids, asked := ids if asked is None else asked):
-                raise RunFolderError(
-                    f"{place} was evaluated on other problems than the runs before it. Run the "
-                    "sweep again, which makes anew what was made with other settings."
-                )
-            tables["answers"].append(answers.assign(**of, update=update))
-        if found:
-            tables["costs"].append(_costs(train, sweep, sorted(found), place).assign(**of))
-            tables["variance"].append(_variance(train, sorted(found)).assign(**of))
+        of, before = {"run": run, "seed": seed}, {"update": 0, "seconds": 0.0, "flops": 0.0}
+        own = _checkpoints(course) or {0: course}
+        for train in _stages(course.parent / "train", sweep):
+            asked_at = (
+                own if train.parent == course.parent else _checkpoints(train.parent / "course")
+            )
+            for update, place in asked_at.items():
+                records = read_records(place)
+                answers, ids = _answers(records)
+                if not np.array_equal(ids, asked := ids if asked is None else asked):
+                    raise RunFolderError(
+                        f"{place} was evaluated on other problems than the runs before it. Run the "
+                        "sweep again, which makes anew what was made with other settings."
+                    )
+                tables["answers"].append(answers.assign(**of, update=before["update"] + update))
+            if train.exists():
+                costs = _costs(train, own[min(own)])
+                costs = costs.assign(**{axis: costs[axis] + before[axis] for axis in before}, **of)
+                tables["costs"].append(costs[costs["step"].isin(asked_at)].drop(columns="step"))
+                variance = _variance(train, [*asked_at]).assign(**of)
+                variance["update"] += before["update"]
+                tables["variance"].append(variance)
+                before = {axis: costs[axis].iloc[-1] for axis in before}
         tables["exits"].append(_exits(records).assign(**of))
     if not tables["costs"]:
         raise RunFolderError(f"no run of {sweep} has a result yet; run the sweep first.")
@@ -192,10 +200,24 @@ def _answers(records: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     return numbered.assign(tokens=length.astype("f4")), table.problems
 
 
-def _costs(train: Path, sweep: Path, updates: Sequence[int], evaluation: Path) -> pd.DataFrame:
-    """Totals at the checkpoints; those of a run that this one went on from are in them."""
+def _stages(train: Path, sweep: Path) -> list[Path]:
+    """The trainings that a run is made of: those that it went on from, then its own."""
+    told = train / "run.json"
+    begun = Path(read_json(told)["parameters"].get("model", "") if told.exists() else "").parent
+    went_on = sweep in begun.parents and (begun / METRICS).exists()
+    return [*(_stages(begun, sweep) if went_on else ()), train]
+
+
+def _checkpoints(course: Path) -> dict[int, Path]:
+    """Update → where its checkpoint was evaluated, in order."""
+    found = {int(place.name.removeprefix("checkpoint-")): place for place in course.glob("check*")}
+    return dict(sorted(found.items()))
+
+
+def _costs(train: Path, evaluation: Path) -> pd.DataFrame:
+    """What a training had spent after each step: columns step, update, seconds, flops."""
     parameters = read_manifest(evaluation)["parameters"]
-    lines, before = read_metrics(train), {"seconds": 0.0, "flops": 0.0}
+    lines = read_metrics(train)
     counted = [
         "cpu_seconds",
         *(f"total/{kind}_tokens" for kind in ("thinking", "summary", "packed")),
@@ -205,15 +227,10 @@ def _costs(train: Path, sweep: Path, updates: Sequence[int], evaluation: Path) -
             f"{train} does not tell {', '.join(sorted(missing))}: it was trained by an earlier "
             "version. Remove the folder and run the sweep again."
         )
-    lines["seconds"], thinking, summary, packed = (lines[name] for name in counted)
-    lines["flops"] = parameters * (2.0 * (thinking + summary) + 6.0 * packed)
-    begun = Path(read_json(train / "run.json")["parameters"].get("model", "")).parent
-    if sweep in begun.parents and (begun / METRICS).exists():
-        last = read_metrics(begun)["step"].iloc[-1:]
-        before = _costs(begun, sweep, list(last), evaluation).iloc[-1]
-    told = lines[lines["step"].isin(updates)].rename(columns={"step": "update"})
-    told = told.assign(**{axis: told[axis] + before[axis] for axis in ("seconds", "flops")})
-    return told[["update", "seconds", "flops"]]
+    seconds, thinking, summary, packed = (lines[name] for name in counted)
+    flops = parameters * (2.0 * (thinking + summary) + 6.0 * packed)
+    told = {"step": lines["step"], "update": lines["step"], "seconds": seconds, "flops": flops}
+    return pd.DataFrame(told)
 
 
 def _variance(train: Path, updates: Sequence[int]) -> pd.DataFrame:

@@ -67,8 +67,21 @@ def test_the_notebook_opens_on_the_study_that_ships(tmp_path):
     outputs = [
         output.data for cell in cells for output in cell.get("outputs", ()) if "data" in output
     ]
-    assert sum(FIGURE in data for data in outputs) == 4
+    assert sum(FIGURE in data for data in outputs) == 6
     told = "".join(data.get("text/html", "") for data in outputs)
     for part in "abcde":
         assert f"({part})" in told
     assert "AR-uniform above GRPO" in told and "seeds" in told
+
+
+def test_runs_beside_those_of_every_panel_have_colours_of_their_own():
+    def frame(*runs):
+        return pd.DataFrame({"run": runs, "cost": 1.0, "value": 0.5, "low": 0.4, "high": 0.6})
+
+    panels = {str(k): frame("AR", "GRPO", *(f"{k}{i}" for i in range(3))) for k in range(3)}
+    figure = plot_course(panels, "Accuracy")
+    lines = [trace for trace in figure.data if not trace.name.endswith("95 %")]
+    for panel in ("x", "x2", "x3"):
+        colours = [trace.line.color for trace in lines if trace.xaxis == panel]
+        assert len(colours) == len(set(colours)) == 5
+    assert len({trace.line.color for trace in lines if trace.name == "AR"}) == 1

@@ -201,7 +201,10 @@ def test_a_sweep_is_gathered_into_small_files(tmp_path, monkeypatch):
     # 4 updates: 480 sampled tokens at 2 and 1,200 packed ones at 6 FLOPs a parameter
     assert costs["flops"]["AR", 0, 4] == 1000 * (2 * 480 + 6 * 1200)
     assert costs["seconds"]["AR", 0, 4] == 8.0
-    assert costs["seconds"]["on", 1, 2] == 8.0 + 4.0  # of the run that it went on from, too
+    # what went on from another begins with that
+    assert costs["seconds"]["on", 1].to_dict() == {2: 4.0, 4: 8.0, 6: 8.0 + 4.0, 8: 8.0 + 8.0}
+    assert (found.values["on", 1, 4] == found.values["AR", 1, 4]).all()
+    assert costs["flops"]["on", 0, 8] == 2 * costs["flops"]["AR", 0, 4]
     records = read_records(sweep / "AR" / "seed-1" / "course" / "checkpoint-4")
     plain = accuracy_curve(records)["accuracy"]
     right = found.values["AR", 1, 4][:, :-1]
