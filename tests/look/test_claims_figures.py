@@ -67,7 +67,7 @@ def test_the_notebook_opens_on_the_study_that_ships(tmp_path):
     outputs = [
         output.data for cell in cells for output in cell.get("outputs", ()) if "data" in output
     ]
-    assert sum(FIGURE in data for data in outputs) == 6
+    assert sum(FIGURE in data for data in outputs) == 8
     told = "".join(data.get("text/html", "") for data in outputs)
     for part in "abcde":
         assert f"({part})" in told
