@@ -39,7 +39,6 @@ START = "start"  # the run that trains nothing: what the others have at update 0
 AXES = {"updates": "updates", "seconds": "processor time", "flops": "FLOPs"}
 SMALL = 0.25  # of the largest budget: which ones are small
 COURSE = ["run", "cost", "value", "low", "high", "seeds"]  # of a frame that a course is drawn of
-COURSE = ["run", "cost", "value", "low", "high", "seeds"]  # of a frame that a course is drawn of
 
 
 # --- the study -----------------------------------------------------------------------------------
@@ -171,9 +170,12 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
                 costs = _costs(train, own[min(own)])
                 costs = costs.assign(**{axis: costs[axis] + before[axis] for axis in before}, **of)
                 tables["costs"].append(costs[costs["step"].isin(asked_at)].drop(columns="step"))
-                variance = _variance(train, [*asked_at]).assign(**of)
-                variance["update"] += before["update"]
-                tables["variance"].append(variance)
+                if (
+                    asked_at
+                ):  # else an earlier training that was not evaluated: its costs alone count
+                    variance = _variance(train, [*asked_at]).assign(**of)
+                    variance["update"] += before["update"]
+                    tables["variance"].append(variance)
                 before = {axis: costs[axis].iloc[-1] for axis in before}
         tables["exits"].append(_exits(records).assign(**of))
     if not tables["costs"]:

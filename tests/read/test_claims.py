@@ -1,6 +1,7 @@
 """A study over seeds → effects, by hand-worked numbers."""
 
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -226,6 +227,16 @@ def test_a_sweep_is_gathered_into_small_files(tmp_path, monkeypatch):
         part[["tokens", "accuracy"]].mean() for _, part in last.groupby("setting", sort=False)
     ]
     assert curve[["cost", "value"]].to_numpy() == pytest.approx(np.array(by_place))
+
+
+def test_of_an_earlier_training_that_was_not_evaluated_the_costs_count(tmp_path):
+    sweep = made_sweep(tmp_path / "sweep")
+    for seed in (0, 1):
+        shutil.rmtree(sweep / "AR" / f"seed-{seed}" / "course")
+    found = gather_study(sweep, tmp_path / "study")
+    costs = found.costs.set_index(["run", "seed", "update"])["seconds"]
+    assert found.runs == {"on": [0, 1]}
+    assert costs["on", 1].to_dict() == {6: 8.0 + 4.0, 8: 8.0 + 8.0}
 
 
 def test_runs_on_other_problems_are_refused(tmp_path):
