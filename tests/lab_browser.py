@@ -332,7 +332,10 @@ class Page:
         give_up = time.monotonic() + seconds
         while not (found := holds()):
             if time.monotonic() > give_up:
-                raise AssertionError(f"not so within {seconds} s; the page says: {self.text()}")
+                wrong = "\n".join(self.problems) or "nothing that a page tells of"
+                raise AssertionError(
+                    f"not so within {seconds} s; the page says: {self.text()}\nwrong: {wrong}"
+                )
             self.raw.wait_for_timeout(50)  # lets the page's events in
         return found
 
