@@ -100,8 +100,10 @@ class BudgetCurves(RunsView):
     @property
     def shown(self) -> dict[str, ProblemTable]:
         """The tables of the runs that are chosen and could be read, by name."""
-        tables = {name: self.table(name) for name in self._here if name in self.runs.ticked}
-        return {name: table for name, table in tables.items() if table is not None}
+        paths = {n: self.names[n].path for n in self._here if n in self.runs.ticked}
+        self.tables.read([self.names[name] for name in paths])
+        known = self.tables.known
+        return {name: known[path] for name, path in paths.items() if path in known}
 
     @property
     def pairs(self) -> dict[str, ProblemTable | None]:

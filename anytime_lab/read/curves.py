@@ -48,6 +48,11 @@ class ProblemTable:
         return ProblemTable(problems, tuple(budgets), values, tokens, self.bounds)
 
     @cached_property
+    def means(self) -> Estimate:
+        """The mean over problems at each budget, (J,)."""
+        return weighted_means(self, np.eye(len(self.budgets)))
+
+    @cached_property
     def widening(self) -> float:
         """How much longer the intervals of all budgets must be to hold together, 95 times in 100.
 
@@ -172,9 +177,8 @@ def accuracy_curve(records: Records, measure: str = "accuracy") -> pd.DataFrame:
     all budgets at once), n_problems.
     """
     table = problem_table(records)
-    told = weighted_means(table, np.eye(len(table.budgets)))
-    columns = {"budget": table.budgets, measure: told.value, **_interval_columns(table, told)}
-    return pd.DataFrame(columns)
+    intervals = _interval_columns(table, table.means)
+    return pd.DataFrame({"budget": table.budgets, measure: table.means.value, **intervals})
 
 
 def _interval_columns(table: ProblemTable, told: Estimate) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -213,15 +214,23 @@ class Tables:
 
     def read(self, evaluations: Sequence[Evaluation]) -> None:
         """Reads those that are not known yet; what cannot be read becomes a complaint."""
-        new = [e.path for e in evaluations if e.path not in {*self.known, *self.complaints}]
-        for path in new:  # threads are no gain: parts are small, and opening them holds the GIL
+        known = {*self.known, *self.complaints}
+        new = [path for path in dict.fromkeys(e.path for e in evaluations) if path not in known]
+        columns = list(dict.fromkeys([*CURVE_COLUMNS, *END_COLUMNS]))
+
+        def one(path: Path) -> tuple[ProblemTable, pd.DataFrame] | str:
             try:
-                columns = dict.fromkeys([*CURVE_COLUMNS, *END_COLUMNS])
                 records = read_records(path, columns, allow_partial=True)
-                self.known[path] = problem_table(records)
-                self.endings[path] = endings(records)
+                return problem_table(records), endings(records)
             except Exception as error:  # a damaged part, mixed parts, no part yet
-                self.complaints[path] = told_error(path, error)
+                return told_error(path, error)
+
+        with ThreadPoolExecutor(2) as pool:  # more are no gain: opening parts holds the GIL
+            for path, found in zip(new, pool.map(one, new), strict=True):
+                if isinstance(found, str):
+                    self.complaints[path] = found
+                else:
+                    self.known[path], self.endings[path] = found
 
 
 ORDERS = {
