@@ -154,9 +154,8 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
         of, before = {"run": run, "seed": seed}, {"update": 0, "seconds": 0.0, "flops": 0.0}
         own = _checkpoints(course) or {0: course}
         for train in _stages(course.parent / "train", sweep):
-            asked_at = (
-                own if train.parent == course.parent else _checkpoints(train.parent / "course")
-            )
+            mine = train.parent == course.parent
+            asked_at = own if mine else _checkpoints(train.parent / "course")
             for update, place in asked_at.items():
                 records = read_records(place)
                 answers, ids = _answers(records)
@@ -170,16 +169,17 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
                 costs = _costs(train, own[min(own)])
                 costs = costs.assign(**{axis: costs[axis] + before[axis] for axis in before}, **of)
                 tables["costs"].append(costs[costs["step"].isin(asked_at)].drop(columns="step"))
-                if (
-                    asked_at
-                ):  # else an earlier training that was not evaluated: its costs alone count
+                if asked_at:  # of an earlier training that was not evaluated the costs count
                     variance = _variance(train, [*asked_at]).assign(**of)
                     variance["update"] += before["update"]
                     tables["variance"].append(variance)
                 before = {axis: costs[axis].iloc[-1] for axis in before}
         tables["exits"].append(_exits(records).assign(**of))
     if not tables["costs"]:
-        raise RunFolderError(f"no run of {sweep} has a result yet; run the sweep first.")
+        raise RunFolderError(
+            f"{sweep} holds no study, and no run with a result. Name the folder of a study that "
+            "was gathered (experiments/claims ships), or of a sweep that has run (runs/claims)."
+        )
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name in TABLES:
         frame = pd.concat(tables[name], ignore_index=True)

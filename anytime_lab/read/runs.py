@@ -218,19 +218,15 @@ class Tables:
         new = [path for path in dict.fromkeys(e.path for e in evaluations) if path not in known]
         columns = list(dict.fromkeys([*CURVE_COLUMNS, *END_COLUMNS]))
 
-        def one(path: Path) -> tuple[ProblemTable, pd.DataFrame] | str:
+        def one(path: Path) -> None:
             try:
                 records = read_records(path, columns, allow_partial=True)
-                return problem_table(records), endings(records)
+                self.known[path], self.endings[path] = problem_table(records), endings(records)
             except Exception as error:  # a damaged part, mixed parts, no part yet
-                return told_error(path, error)
+                self.complaints[path] = told_error(path, error)
 
         with ThreadPoolExecutor(2) as pool:  # more are no gain: opening parts holds the GIL
-            for path, found in zip(new, pool.map(one, new), strict=True):
-                if isinstance(found, str):
-                    self.complaints[path] = found
-                else:
-                    self.known[path], self.endings[path] = found
+            list(pool.map(one, new))
 
 
 ORDERS = {
