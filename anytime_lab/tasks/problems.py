@@ -413,8 +413,12 @@ def check_task(name: Any) -> None:
     if not isinstance(name, str | os.PathLike):
         raise TypeError(f"the task is {name!r:.80}. {known}")
     made = name in (COUNTDOWN, *BENCHMARKS) or str(name).startswith(GYM)
-    if not made and not Path(name).expanduser().is_file():
-        raise ValueError(f"there is no task {name!r}. {known}")
+    place = Path(name).expanduser().absolute()
+    if not made and not place.is_file():
+        why = f", and no file {place}"
+        if place.is_dir():
+            why = ", but a folder; one of datasets.load_from_disk can write a file: .to_parquet()"
+        raise ValueError(f"there is no task {str(name)!r}{why}. {known}")
 
 
 @dataclass(frozen=True)

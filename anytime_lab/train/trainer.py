@@ -148,7 +148,9 @@ class BRPOTrainer(GRPOTrainer):
                 rollout_func=_sample_rollouts,
             )
         if self.accelerator.is_main_process:
-            print(describe_format(self.tokens, self.example))
+            most, forced = args.max_summary_tokens, self.tokens.longest_forced
+            left = f"An answer has max_summary_tokens {most} - {forced} (forced) = {most - forced}."
+            print(describe_format(self.tokens, self.example), left, sep="\n")
         devices.check_sharding(self)
         self.tree_backend, reason = scoring.choose_backend(
             self.model, args.tree_backend, args.temperature
