@@ -345,7 +345,7 @@ CLAIMS: tuple[Claim, ...] = (
     *_versus("f", "thinkings of {} are shorter", "AR-uniform, AR-linear, AR-base", "GRPO",
              measure="length", sign=-1),
     *(
-        Claim("g", f"a specialist for {at} is no better there", run, "AR-uniform", f"at {at}", 0)
+        Claim("g", f"a specialist for {at} tokens, stopped there", run, "AR-uniform", f"at {at}", 0)
         for at, run in SPECIALISTS.items()
     ),
     *_versus("h", "{} instead of 0.5", "lambda 0, lambda 1", "AR-uniform", sign=0),
