@@ -46,6 +46,14 @@ def test_unknown_benchmarks_list_what_exists():
         load_task("aime25")
 
 
+def test_a_path_that_is_no_file_says_what_lies_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"no file {re.escape(str(tmp_path / 'sums.jsonl'))}"):
+        load_task("sums.jsonl")
+    with pytest.raises(ValueError, match="but a folder; one of datasets.load_from_disk"):
+        load_task(str(tmp_path))
+
+
 def as_hub(monkeypatch, rows, name, asked=None):
     """`datasets.load_dataset` that knows these rows only, and a benchmark of their number."""
 
