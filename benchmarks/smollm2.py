@@ -1,7 +1,7 @@
 """What a real pretrained model does with its budget: SmolLM2 on sums of three numbers.
 
     python benchmarks/smollm2.py --json benchmarks/results/smollm2-cpu.json
-    python benchmarks/smollm2.py --updates 50 --json benchmarks/results/smollm2-trained-cpu.json
+    python benchmarks/smollm2.py --updates 30 --json benchmarks/results/smollm2-trained-cpu.json
 
 The first asks the twenty sums of experiments/sums.jsonl, greedily. The second trains on other sums,
 all weights, by AnytimeReasoner with a uniform prior, and asks held-out ones before and after, as
