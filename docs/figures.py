@@ -40,7 +40,7 @@ study = read_study(HERE.parent / "experiments" / "claims")
 claims = claim_frame(study)
 write("claims", plot_claims(claims[claims["part"].isin([*"abcdeg"])]))
 write("today", plot_course(today_panels(study), "Accuracy"))
-write("smollm2", plot_curves(smollm2()), height=380)
+write("smollm2", plot_curves(smollm2(), title="SmolLM2-135M on sums of three digits"), height=380)
 run = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "runs" / "lab"
 runs = {name: run / f"evaluate_{folder}" for name, folder in FOLDERS.items()}
 if run.exists() or len(sys.argv) > 1:
