@@ -46,6 +46,8 @@ def draw(folder: Path) -> None:
     """How far each number with an aim is from it, 1 being the aim, with its quartiles."""
     import plotly.graph_objects as go
 
+    from anytime_lab.look.pictures import few_colours
+
     shown = []
     for path in sorted(folder.glob("*.json")):
         told = json.loads(path.read_text())
@@ -65,17 +67,24 @@ def draw(folder: Path) -> None:
     }
     colours = ["#0072B2" if value >= 1 else "#D55E00" for value in middle]
     dots = go.Scatter(
-        x=middle, y=names, error_x=error, mode="markers", marker={"color": colours, "size": 9}
+        x=middle,
+        y=[*range(len(names))],
+        error_x=error,
+        mode="markers",
+        marker={"color": colours, "size": 9},
     )
-    figure = go.Figure(dots)
-    figure.add_vline(x=1, line_dash="dot", line_color="#555")
-    figure.update_xaxes(type="log", title="times the aim (right of 1: reached)")
+    rows = [-0.6, len(names) - 0.4]
+    aim = go.Scatter(x=[1, 1], y=rows, mode="lines", line={"dash": "dot", "color": "#555"})
+    figure = go.Figure([dots, aim])
+    figure.update_xaxes(type="log", dtick=1, title="times the aim (right of 1: reached)")
+    figure.update_yaxes(range=rows, automargin=True, tickvals=[*range(len(names))], ticktext=names)
     figure.update_layout(
-        template="simple_white", width=1000, height=120 + 24 * len(names), showlegend=False
-    )
+        template="simple_white", width=1000, height=80 + 22 * len(names), showlegend=False,
+        margin={"t": 16, "b": 56, "r": 16},
+    )  # fmt: skip
     figure.write_html(folder / "aims.html", include_plotlyjs="cdn")
     try:
-        figure.write_image(folder / "aims.png", scale=2)
+        (folder / "aims.png").write_bytes(few_colours(figure.to_image("png")))
     except Exception as error:  # kaleido finds no browser
         print(f"no aims.png ({error}); aims.html holds the plot")
 
