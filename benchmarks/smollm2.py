@@ -79,9 +79,7 @@ def trained(args: argparse.Namespace, folder: Path) -> list[Number]:
     trainer.train()
     spent = time.perf_counter() - start
     trainer.save_model(str(folder / "model"))
-    engine = load_engine(
-        "hf", str(folder / "model"), load_tokens("smollm2", thinking_format=FORMAT)
-    )
+    engine = load_engine("hf", str(folder / "model"), tokens)
     after = ask(engine, held_out, args.budgets, folder / "after", sampling)
     gain = paired_difference(after, before).set_index("measure").loc["anytime"]
     return [

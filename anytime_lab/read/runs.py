@@ -214,8 +214,7 @@ class Tables:
 
     def read(self, evaluations: Sequence[Evaluation]) -> None:
         """Reads those that are not known yet; what cannot be read becomes a complaint."""
-        known = {*self.known, *self.complaints}
-        new = [path for path in dict.fromkeys(e.path for e in evaluations) if path not in known]
+        new = {e.path for e in evaluations} - {*self.known, *self.complaints}
         columns = list(dict.fromkeys([*CURVE_COLUMNS, *END_COLUMNS]))
 
         def one(path: Path) -> None:

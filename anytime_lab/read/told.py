@@ -333,9 +333,8 @@ def told_difference(estimate: Estimate) -> str:
 
 def told_reach(table: ProblemTable, level: float) -> str:
     """The least budget at which the mean accuracy is at least `level`, for a reader."""
-    curve = accuracy_curve(table)
-    reached = curve.loc[curve["accuracy"] >= level, "budget"]
-    return f"{reached.min():,}" if len(reached) else "not reached"
+    reached = [b for b, mean in zip(table.budgets, table.means.value, strict=True) if mean >= level]
+    return f"{reached[0]:,}" if reached else "not reached"
 
 
 def tidy_curves(

@@ -415,9 +415,8 @@ def check_task(name: Any) -> None:
     made = name in (COUNTDOWN, *BENCHMARKS) or str(name).startswith(GYM)
     place = Path(name).expanduser().absolute()
     if not made and not place.is_file():
-        why = f", and no file {place}"
-        if place.is_dir():
-            why = ", but a folder; one of datasets.load_from_disk can write a file: .to_parquet()"
+        folder = ", but a folder; one of datasets.load_from_disk can write a file: .to_parquet()"
+        why = folder if place.is_dir() else f", and no file {place}"
         raise ValueError(f"there is no task {str(name)!r}{why}. {known}")
 
 

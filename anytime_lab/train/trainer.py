@@ -148,9 +148,9 @@ class BRPOTrainer(GRPOTrainer):
                 rollout_func=_sample_rollouts,
             )
         if self.accelerator.is_main_process:
-            most, forced = args.max_summary_tokens, self.tokens.longest_forced
-            left = f"An answer has max_summary_tokens {most} - {forced} (forced) = {most - forced}."
-            print(describe_format(self.tokens, self.example), left, sep="\n")
+            forced, left = self.tokens.longest_forced, self.sampling.max_summary_tokens
+            room = f"Of max_summary_tokens the forced text takes {forced}, {left} are left."
+            print(describe_format(self.tokens, self.example), room, sep="\n")
         devices.check_sharding(self)
         self.tree_backend, reason = scoring.choose_backend(
             self.model, args.tree_backend, args.temperature

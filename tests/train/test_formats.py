@@ -33,7 +33,7 @@ def test_a_step_trains_what_was_sampled_in_the_format(tmp_path, name, capsys):
     trainer = built(tmp_path, name, max_steps=1)
     told, forced = capsys.readouterr().out, trainer.tokens.longest_forced
     assert "A prompt as the model sees it" in told
-    assert f"An answer has max_summary_tokens 70 - {forced} (forced) = {70 - forced}." in told
+    assert f"max_summary_tokens the forced text takes {forced}, {70 - forced} are left." in told
     before = [p.detach().clone() for p in trainer.model.parameters()]
     trees = []
     sample = trainer.sample_trees
