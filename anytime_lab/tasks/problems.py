@@ -416,7 +416,7 @@ def check_task(name: Any) -> None:
     place = Path(name).expanduser().absolute()
     if not made and not place.is_file():
         folder = ", but a folder; one of datasets.load_from_disk can write a file: .to_parquet()"
-        why = folder if place.is_dir() else f", and no file {place}"
+        why = folder if name and place.is_dir() else f", and no file {place}"
         raise ValueError(f"there is no task {str(name)!r}{why}. {known}")
 
 
