@@ -71,13 +71,15 @@ def moved(run: Job, root: Path) -> Job:
 def _run_on_node(run: Job, url: str | None, told: Queue) -> None:
     """What a node does."""
 
-    def run_here(run: Job) -> None:
-        # Ray counts one core for each kernel of a run without devices.
-        progress = run.folder / PROGRESS
-        threads = {"OMP_NUM_THREADS": "1"}
-        run_to_end(run, threads, lambda: told.put((run.name, read_or_nothing(progress))))
+    # Not `put`, which waits: Ray gives the cores of a run that waits to another one.
+    tell = told.actor.put_nowait.remote
 
-    told.put((run.name, {}))
+    def run_here(run: Job) -> None:
+        one = {"OMP_NUM_THREADS": "1"}  # Ray counts one core for each kernel without devices
+        progress = run.folder / PROGRESS
+        run_to_end(run, one, lambda: tell((run.name, read_or_nothing(progress))))
+
+    tell((run.name, {}))
     if url is None:
         if not (run.root / SEEN).exists():
             raise RunFailed(

@@ -197,6 +197,31 @@ def test_a_stopped_run_goes_on_from_what_it_left_behind_a_url(cluster, tmp_path)
     assert not archive.exists()
 
 
+@pytest.mark.slow
+def test_a_run_does_not_wait_until_it_is_heard(cluster, tmp_path, monkeypatch):
+    """Ray gives the cores of a task that waits to another one."""
+    from ray.util.queue import Queue
+
+    row_notebook(tmp_path)
+    (tmp_path / "s.yaml").write_text("notebook: rows\ngpus: 0\nbase: {rows: 3}\n")
+    out = tmp_path / "out"
+    (job,) = prepare_sweep(tmp_path / "s.yaml", out).jobs.values()
+    place = open_place("ray", out)
+    out.mkdir()
+    full = Queue(maxsize=1, actor_options={"num_cpus": 0})
+    full.put(("another", {}))
+    monkeypatch.setattr(place, "_told", full)
+    monkeypatch.setattr(place, "_begun", lambda run: False)
+    deadline = time.monotonic() + 60
+
+    def look(begun):
+        if time.monotonic() > deadline:
+            raise RunFailed("it waits")
+
+    place.run(job.run(), place.share(job.needs), look)
+    assert len(read_jsonl(job.folder / "rows.jsonl")) == 3
+
+
 def test_a_run_is_the_same_one_on_another_node(tmp_path, monkeypatch):
     pytest.importorskip("ray")
     from anytime_lab.run.ray_place import moved
