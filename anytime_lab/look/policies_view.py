@@ -86,17 +86,16 @@ class Policies(RunsView):
         if self.replay is None:
             return self.picture()
         told, said = self._calibration(self._path, self.at.value, self.confidence.value)
-        if told.empty:
-            return told_figure(said)
-        return plot_calibration(told, f"Calibration: {short(self.run.value, 40)}")
+        title = f"Calibration: {short(self.run.value, 40)}"
+        return told_figure(said) if told.empty else plot_calibration(told, title)
 
     # what each run gives is worked out once
     def _lay_out(self, path: Path) -> policies.Replay:
         return policies.lay_out(read_records(path, policies.REPLAY_COLUMNS, allow_partial=True))
 
-    def _outcomes(self, path: Path, rule: str, per_token: bool) -> list[policies.Outcome]:
+    def _outcomes(self, path: Path, per_token: bool) -> list[policies.Outcome]:
         settings = replace(self._settings, per_token=per_token)
-        return policies.RULES[rule][1](self._lay_out(path), settings)
+        return policies.replay_all(self._lay_out(path), settings)
 
     def _calibration(self, path: Path, budget: int, per_token: bool) -> tuple[pd.DataFrame, str]:
         at = (self._lay_out(path), budget or None, per_token)
@@ -127,9 +126,7 @@ class Policies(RunsView):
             self.points = self._stops = pd.DataFrame()
             self.live.update_from(self.picture(), "No run is open.", [])
             return self._read()
-        per_token, outcomes = self.confidence.value, []
-        for rule, (_words, _replay, by_confidence) in policies.RULES.items():
-            outcomes += self._outcomes(self._path, rule, by_confidence and per_token)
+        outcomes = self._outcomes(self._path, self.confidence.value)
         self.points = policies.policy_frame(outcomes, self.count.value)
         before = self.live._stops[self.live.at][1] if self.live._stops else ""
         shown = policy_points(self.points, self.beyond.value)
@@ -142,10 +139,8 @@ class Policies(RunsView):
         self._read()
 
     def _read(self) -> None:
-        place = self.live.at
-        self.read_out.say(
-            *(_told_point(line) for _, line in self._stops[place : place + 1].iterrows())
-        )
+        here = self._stops[self.live.at : self.live.at + 1]
+        self.read_out.say(*(_told_point(line) for _, line in here.iterrows()))
 
     def _calibrate(self) -> None:
         self.calibrated.show()
@@ -160,15 +155,14 @@ def _told_calibration(told: pd.DataFrame, budget: int, area: float) -> str:
     where = f"{budget:,} tokens" if budget else "all budgets"
     if told.empty:
         return f"At {where} no summary has both an answer and a verdict."
-    ranked = ""
-    if not np.isnan(area):
-        ranked = (
-            f"; a right answer is more confident than a wrong one with chance {area:.2f} (0.50 "
-            "tells nothing)"
-        )
+    ranked = (
+        f"; a right answer is more confident than a wrong one with chance {area:.2f} (0.50 tells "
+        "nothing)"
+    )
     return (
         f"At {where}, {told['answers'].sum():,} answers: expected calibration error "
-        f"{100 * policies.calibration_error(told):.1f} points (0 is perfect){ranked}."
+        f"{100 * policies.calibration_error(told):.1f} points (0 is perfect)"
+        f"{'' if np.isnan(area) else ranked}."
     )
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from scipy.special import stdtrit
 
 from anytime_lab.read.curves import CONFIDENCE, problem_table
-from anytime_lab.read.policies import AGREEMENT, RULES, RuleSettings, lay_out, policy_frame
+from anytime_lab.read.policies import AGREEMENT, RuleSettings, lay_out, policy_frame, replay_all
 from anytime_lab.read.policies import CONFIDENCE as SURE
 from anytime_lab.read.training import BASELINE_NAMES, VARIANCE, read_metrics
 from anytime_lab.store.files import METRICS, RESULT, RunFolderError, read_json
@@ -245,11 +245,7 @@ def _variance(train: Path, updates: Sequence[int]) -> pd.DataFrame:
 
 
 def _exits(records: pd.DataFrame) -> pd.DataFrame:
-    replay = lay_out(records)
-    outcomes = [
-        one for _, replayed, _ in RULES.values() for one in replayed(replay, RuleSettings())
-    ]
-    told = policy_frame(outcomes)
+    told = policy_frame(replay_all(lay_out(records), RuleSettings()))
     return told[["policy", "setting", "value", "tokens", "accuracy", "difference"]].round(4)
 
 

@@ -254,25 +254,28 @@ class RuleSettings:
         return [k for k in self.majorities if 2 <= k <= samples.min()]
 
 
-# A rule: its words, how it is replayed at all its settings, and whether confidence matters to it.
-RULES: dict[str, tuple[str, Callable[[Replay, RuleSettings], list[Outcome]], bool]] = {
-    FIXED: ("fixed budget", lambda replay, _: fixed_budgets(replay), False),
+# A rule: its words, and how it is replayed at all its settings.
+RULES: dict[str, tuple[str, Callable[[Replay, RuleSettings], list[Outcome]]]] = {
+    FIXED: ("fixed budget", lambda replay, _: fixed_budgets(replay)),
     AGREEMENT: (
         "stop when k budgets agree",
         lambda replay, s: stop_on_agreement(
             replay, [k for k in s.agreements if k <= len(replay.budgets)]
         ),
-        False,
     ),
-    MAJORITY: ("majority of k", lambda replay, s: majority_votes(replay, s.votes(replay)), False),
+    MAJORITY: ("majority of k", lambda replay, s: majority_votes(replay, s.votes(replay))),
     CONFIDENCE: (
         "stop when confident",
         lambda replay, s: stop_on_confidence(
             replay, spread_thresholds(replay, s.per_token), s.per_token
         ),
-        True,
     ),
 }
+
+
+def replay_all(replay: Replay, settings: RuleSettings) -> list[Outcome]:
+    """Every rule at all its settings."""
+    return [outcome for _, rule in RULES.values() for outcome in rule(replay, settings)]
 
 
 # --- frames --------------------------------------------------------------------------------------
