@@ -26,8 +26,6 @@ class PriorEditor(View):
 
     def __init__(self, budgets: Sequence[int]) -> None:
         super().__init__(style=False)
-        self.budgets: tuple[int, ...] = ()
-        self._weights = np.zeros(0)  # as they are shown, the greatest 1
         self._place = 0  # of the budget whose weight the slider sets
         kinds = [(f"{name}: {words}", name) for name, words in KINDS.items()]
         self.kind = described(widgets.Dropdown, "Prior", "100%", options=kinds, value="uniform")
@@ -40,20 +38,11 @@ class PriorEditor(View):
         self.children = [self.kind, self.ratio, self.weight, self.notes]
         self.on((self.kind, self.ratio), self._changed)
         self.on(self.weight, self._weight_set)
-        self._changed()
         self.set_budgets(budgets)
 
     def set_budgets(self, budgets: Sequence[int]) -> None:
         """Takes other budgets; weights drawn by hand are kept by their place in the grid."""
-        budgets, old = tuple(budgets), self._weights
-        if budgets == self.budgets:
-            return
-        self.budgets, self._weights = budgets, np.ones(len(budgets))
-        if len(old) and len(budgets):
-            places, before = (np.linspace(0, 1, n) for n in (len(budgets), len(old)))
-            kept = np.interp(places, before, old)
-            self._weights = kept if kept.max() > 0 else self._weights
-        self._place = min(self._place, max(len(budgets) - 1, 0))
+        self.budgets = tuple(budgets)
         self._changed()
 
     def stand_at(self, budget: float | None) -> None:
@@ -64,30 +53,33 @@ class PriorEditor(View):
 
     def draw(self, weights: Sequence[float]) -> None:
         """Takes bars drawn by hand, one height for each budget, as relative weights."""
-        heights = np.asarray(weights, dtype=float)
-        if len(heights) != len(self.budgets) or not len(heights) or not np.isfinite(heights).all():
+        heights = np.maximum(np.asarray(weights, dtype=float), 0.0)
+        if not self.prior or len(heights) != len(self.budgets) or not np.isfinite(heights).all():
             return
-        self._set_hand(np.maximum(heights, 0.0))
-
-    def _set_hand(self, weights: np.ndarray) -> None:
-        if not weights.max() > 0:
+        if not heights.any():
             return self.say("At least one weight must be above 0; the prior is left as it was.")
-        self._weights = weights / weights.max()
         with self.quiet():
             self.kind.value = HAND
+        self.prior = Prior(self.budgets, heights / heights.sum())
         self._changed()
+
+    @property
+    def _heights(self) -> np.ndarray:
+        """The weights as they are shown, the greatest 1."""
+        return np.asarray(self.prior.weights) / max(self.prior.weights)
 
     def _weight_set(self) -> None:
         if self.prior is not None:
-            weights = self._weights.copy()
-            weights[self._place] = self.weight.value
-            self._set_hand(weights)
+            heights = self._heights
+            heights[self._place] = self.weight.value
+            self.draw(heights)
 
     def _show_weight(self) -> None:
         if self.prior is not None:
+            self._place = min(self._place, len(self.budgets) - 1)
             with self.quiet():
                 self.weight.description = f"Weight of {self.budgets[self._place]:,}"
-                self.weight.value = round(self._weights[self._place], 2)
+                self.weight.value = round(self._heights[self._place], 2)
 
     def _changed(self) -> None:
         kind = self.kind.value
@@ -101,10 +93,12 @@ class PriorEditor(View):
         self.notes.say(said, kind="note")
         if not self.budgets:
             self.prior = None
-        elif kind == HAND:  # goes on from what is shown
-            self.prior = Prior(self.budgets, self._weights / self._weights.sum())
-        else:
-            prior = PRIORS[kind][1](self.budgets, self.ratio.value)
-            self._weights = np.asarray(prior.weights) / max(prior.weights)
-            self.prior = prior
+        elif kind != HAND:
+            self.prior = PRIORS[kind][1](self.budgets, self.ratio.value)
+        elif self.prior is None or self.prior.budgets != self.budgets:  # goes on from what is shown
+            shown = self.prior.weights if self.prior else [1.0]
+            places, before = (np.linspace(0, 1, len(of)) for of in (self.budgets, shown))
+            kept = np.interp(places, before, shown)
+            kept = kept if kept.any() else np.ones(len(kept))
+            self.prior = Prior(self.budgets, kept / kept.sum())
         self._show_weight()
