@@ -1,6 +1,7 @@
 """View: the problems behind a point of a curve, and two runs' thinkings read up to a budget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache
 
 import ipywidgets as widgets
 import numpy as np
@@ -11,11 +12,11 @@ from anytime_lab.look.figures import MARKS, plot_thinking
 from anytime_lab.look.live import LiveFigure, Text, button, chooser, described, row, ticked
 from anytime_lab.look.view import ENDS, RunsView, View, summaries_html, told_answer
 from anytime_lab.page import escaped, paragraph, region, short
+from anytime_lab.read.curves import ProblemTable
 from anytime_lab.read.runs import (
     ORDERS,
     Evaluation,
     Runs,
-    ThinkingStore,
     Thought,
     answer_path,
     find_thinkings,
@@ -29,19 +30,19 @@ BEFORE, AFTER = 12_000, 4_000  # characters shown on each side of the cut
 
 def thinking_html(thought: Thought, path: pd.DataFrame, budget: int) -> str:
     """The text of a thinking around its cut at a budget, with a mark at every turn in sight."""
-    here = path[path["budget"] == budget]
-    cut = thought.characters(int(here["cut"].iloc[0]) if len(here) else budget)
-    text = thought.thinking
+    here, text = path.loc[path["budget"] == budget, "cut"], thought.thinking
+    cut = thought.characters(int(here.iloc[0]) if len(here) else budget)
     first, last = max(0, cut - BEFORE), min(len(text), cut + AFTER)
-    marks = [(thought.characters(row["cut"]), _mark(row)) for row in path.to_dict("records")]
-    marks.append((cut, '</span><span class="rest">'))  # what is at the cut was thought by then
-    parts, start = [_left_out(first, "before"), '<span class="kept">'], first
-    for place, mark in sorted(marks, key=lambda pair: pair[0]):
-        if mark and (first < place <= last or place == first == 0):
-            parts += [escaped(text[start:place], len(text) + 1), mark]
-            start = place
-    parts += [escaped(text[start:last], len(text) + 1), "</span>"]
-    parts.append(_left_out(len(text) - last, "after"))
+    turns = [(thought.characters(row["cut"]), _mark(row)) for row in path.to_dict("records")]
+    marks = [
+        (first, _left_out(first, "before") + '<span class="kept">'),
+        *(turn for turn in turns if first < turn[0] <= last or turn[0] == first == 0),
+        (cut, '</span><span class="rest">'),  # what is at the cut was thought by then
+    ]
+    marks.sort(key=lambda pair: pair[0])
+    ends = [*(place for place, _ in marks[1:]), last]
+    parts = [mark + escaped(text[at:end]) for (at, mark), end in zip(marks, ends, strict=True)]
+    parts += ["</span>", _left_out(len(text) - last, "after")]
     return region(f"thinking of sample {thought.sample}, strong up to {budget:,} tokens", parts)
 
 
@@ -101,53 +102,48 @@ class Side(View):
 
     Args:
         letter: A or B.
+        names: of the runs to choose from.
         changed: called when another sample was chosen.
     """
 
-    def __init__(self, letter: str, changed: Callable[[], object]) -> None:
+    def __init__(self, letter: str, names: Iterable[str], changed: Callable[[], object]) -> None:
         super().__init__(style=False)
         self.layout = {"flex": "1 1 280px", "min_width": "0"}
-        self.name, self.said = "", ""  # of its run, and what went wrong
+        self.said = ""  # what went wrong
         self.thought: Thought | None = None
         self.path: pd.DataFrame | None = None
-        self._problem: str | None = None
-        self._store: ThinkingStore | None = None
+        self._find = cache(find_thinkings)
+        self.run = chooser(f"Run {letter}", names)
         self.sample = described(widgets.Dropdown, f"Sample of {letter}", "100%", options=[])
         self.position, self.thinking, self.summaries = Text(live=True), Text(), Text()
         self.children = [self.sample, self.position, self.thinking, self.summaries]
         self.on(self.sample, lambda: [self._open_sample(), changed()])
 
-    def take(self, name: str | None, evaluation: Evaluation | None) -> None:
-        """Shows this run from now on."""
-        self.layout.display = "none" if name is None else None
-        if name != self.name:
-            self.name, self._store, self._evaluation = name or "", None, evaluation
-
-    def think(self, problem: str | None, budget: int, right: bool) -> None:
-        """Opens the thinking that shows most; `said` tells what went wrong.
+    def think(
+        self, found: Evaluation | None, problem: str | None, budget: int, right: bool
+    ) -> None:
+        """Opens the thinking of a problem that shows most; `said` tells what went wrong.
 
         Args:
             right: whether one that is right at the budget shows more than one that is not.
         """
-        self._problem, said, of = problem, "", {}
-        if problem is not None and self.name:
+        self.layout.display = "none" if found is None else None
+        self._found, self._problem, said, options, best = found, problem, "", [], None
+        if problem is not None and found is not None:
             try:
-                self._store = self._store or find_thinkings(self._evaluation.path)
-                self._records = self._store.records(problem)
+                self._records = self._find(found.path).records(problem)
                 by = self._records.groupby(["sample", "budget"])["correct"]
-                of = dict((by.mean().astype(float).unstack() >= 0.5).iterrows())
+                rights = by.mean().astype(float).unstack() >= 0.5
+                turns = pd.Series(np.diff(rights, axis=1).sum(axis=1), rights.index)
+                wanted = rights[budget] == right if budget in rights else 0
+                best = (turns + len(rights.columns) * wanted).idxmax()
+                counts = rights.sum(axis=1).items()
+                of = f"of {len(rights.columns)} budgets"
+                options = [
+                    (f"{sample} · right at {count} {of}", sample) for sample, count in counts
+                ]
             except Exception as error:  # damaged, moved or half-written: told, not thrown
-                said = told_error(self._evaluation.path, error)
-        options = [
-            (f"{k} · right at {row.sum()} of {len(row)} budgets", k) for k, row in of.items()
-        ]
-
-        def telling(sample: int) -> tuple[bool, int]:  # as wanted at the budget; how often it turns
-            rights = of[sample]
-            wanted = budget in rights.index and bool(rights[budget]) == right
-            return wanted, int((rights.to_numpy()[1:] != rights.to_numpy()[:-1]).sum())
-
-        best = max(of, key=telling, default=None)
+                said = told_error(found.path, error)
         self.refill(self.sample, options, best)
         self._open_sample()
         self.said = said or self.said
@@ -159,16 +155,17 @@ class Side(View):
         if self.sample.value is None:
             return
         try:
-            self.thought = self._store.thought(self._problem, self.sample.value, self._records)
+            store = self._find(self._found.path)
+            self.thought = store.thought(self._problem, self.sample.value, self._records)
             self.path = answer_path(self.thought.records)
         except Exception as error:
-            self.said = told_error(self._evaluation.path, error)
+            self.said = told_error(self._found.path, error)
 
     def read(self, budget: int) -> None:
         """Shows the thinking up to this budget."""
         if self.path is not None:
             of = self.thought, self.path, budget
-            self.position.show(f"<b>{escaped(short(self.name, 60))}</b> ", position_html(*of))
+            self.position.show(f"<b>{escaped(short(self.run.value, 60))}</b> ", position_html(*of))
             self.thinking.show(thinking_html(*of))
             here = self.thought.records[self.thought.records["budget"] == budget]
             known = np.where(here["correct"], "right", "wrong")
@@ -190,10 +187,10 @@ class InsideProblem(RunsView):
     def __init__(self, runs: Runs, budget: int | None = None, beside: bool = False) -> None:
         super().__init__(runs, style=not beside)
         self._listed_at = 0
-        self.sides = [Side(letter, self._draw) for letter in "AB"]
+        self.sides = [Side(letter, self.names, self._draw) for letter in "AB"]
         if not self.names:
             return
-        self.a, self.b = chooser("Run A", self.names), chooser("Run B", self.names)
+        self.a, self.b = (side.run for side in self.sides)
         self.b.options = [(NOBODY, None), *self.b.options]
         self.b.value = next(iter([*self.names][1:]), None)
         self.order = described(widgets.Dropdown, "Order", options=ORDERS)
@@ -227,27 +224,28 @@ class InsideProblem(RunsView):
         Raises:
             ValueError: none is.
         """
-        paths = {s.name: s.path for s in self.sides if s.path is not None} if self.names else {}
+        paths = {side.run.value: side.path for side in self.sides if side.path is not None}
         if not paths:
             said = " ".join(self.wrong(list(self.names))) or "Choose a problem and a sample."
             raise ValueError(f"no thinking is open. {said}")
         problem = self.problem.value
         return plot_thinking(paths, f"Share of right summaries: {short(problem, 40)}")
 
+    @property
+    def _tables(self) -> list[ProblemTable | None]:
+        return [self.table(side.run.value) for side in self.sides]
+
     def _runs_chosen(self, budget: int | None = None) -> None:
-        a, b = self.table(self.a.value), self.table(self.b.value)
-        for side, name in zip(self.sides, (self.a.value, self.b.value), strict=True):
-            side.take(name, self.names.get(name))
-        budgets = all_budgets([t for t in (a, b) if t is not None])
+        known = [table for table in self._tables if table is not None]
+        budgets = all_budgets(known)
         at = budget or self.budget
         self.live.update_from(self.live.figure, stops=[(x, f"{x:,} tokens") for x in budgets])
         self.live.move_to(at if at in budgets else None)
-        self.apart.layout.display = None if b is not None else "none"
+        self.apart.layout.display = None if self._tables[1] is not None else "none"
         self._list_problems()
 
     def _list_problems(self) -> None:
-        a, b = self.table(self.a.value), self.table(self.b.value)
-        self._listed_at = self.budget
+        (a, b), self._listed_at = self._tables, self.budget
         rows = [] if a is None else order_problems(a, b, self.budget, self.order.value)
         if self.apart.value and b is not None:
             rows = [row for row in rows if (row[1] >= 0.5) != (row[2] >= 0.5)]
@@ -262,11 +260,11 @@ class InsideProblem(RunsView):
     def _problem_chosen(self) -> None:
         problem, wanted = self.problem.value, self.order.value != ORDERS["solved by B, not by A"]
         for side, right in zip(self.sides, (wanted, not wanted), strict=True):
-            side.think(problem, self.budget, right)
+            side.think(self.names.get(side.run.value), problem, self.budget, right)
         self._draw()
 
     def _draw(self) -> None:
-        said = self.wrong([n for n in (self.a.value, self.b.value) if n is not None])
+        said = self.wrong([s.run.value for s in self.sides if s.run.value is not None])
         said += [side.said for side in self.sides if side.said]
         if not self.problem.options and self.apart.value:
             said.append("They disagree on no problem at this budget.")
@@ -275,7 +273,7 @@ class InsideProblem(RunsView):
         self.question.show()
         if opened:
             thought = opened[0].thought
-            told = " ".join(f"{side.name}: {told_path(side.path)}" for side in opened)
+            told = " ".join(f"{side.run.value}: {told_path(side.path)}" for side in opened)
             self.question.show(
                 region("question", [escaped(thought.question, QUESTION)]),
                 paragraph(f"Right answer: {short(thought.gold, 200)}. {told}"),
