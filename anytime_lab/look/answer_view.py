@@ -22,7 +22,7 @@ from plotly.subplots import make_subplots
 from anytime_lab.engines.thoughts import Thinker, ThinkingError, Thought
 from anytime_lab.look.figures import told_line
 from anytime_lab.look.live import JS, LiveFigure, Text, button, described, row
-from anytime_lab.look.style import COLOURS, RunStyle, base, faded, safe_text, short_text
+from anytime_lab.look.style import COLOURS, RunStyle, base, faded, short_text
 from anytime_lab.look.view import ENDS, View, summaries_html, told_answer
 from anytime_lab.page import NO_MATHS, escaped, folded, paragraph, plain, region, short, table
 from anytime_lab.verify.verifiers import Verifier, find_answer
@@ -37,9 +37,9 @@ class Asked:
     Attributes:
         tokens: How long the thinking was.
         end: How it had ended, if it had.
-        summaries: One row for each: answer (None: none was found), verdict, reason, text, tokens,
-            finished, logprob (nats; NaN: not told), probability, per_token (the geometric mean
-            over its tokens).
+        summaries: One row for each, numbered from 1: answer (None: none was found), verdict,
+            reason, text, tokens, end, logprob (nats; NaN: not told), probability, per_token (the
+            geometric mean over its tokens).
     """
 
     tokens: int
@@ -50,27 +50,24 @@ class Asked:
     def spread(self) -> pd.DataFrame:
         """The distinct answers, the most frequent first (of those tied, the more probable).
 
-        Columns answer, count, share, probability and per_token (means over its summaries), verdict.
+        Columns answer (None: no answer), count, share, probability and per_token (means over its
+        summaries), verdict; and tokens.
         """
-        groups = self.summaries.groupby("answer", dropna=False, sort=False, as_index=False)
-        frame = groups.agg(
+        frame = self.summaries.groupby("answer", dropna=False, sort=False).agg(
+            answer=("answer", "first"),
             count=("verdict", "size"),
-            share=("verdict", lambda part: len(part) / len(self.summaries)),
             probability=("probability", "mean"),
             per_token=("per_token", "mean"),
             verdict=("verdict", "first"),
-        ).sort_values(["count", "probability"], ascending=False, kind="stable", ignore_index=True)
-        return frame.assign(answer=_objects(frame["answer"]))
+        )
+        frame = frame.assign(share=frame["count"] / len(self.summaries), tokens=self.tokens)
+        by = ["count", "probability"]
+        return frame.sort_values(by, ascending=False, kind="stable", ignore_index=True)
 
     @property
-    def lead(self) -> pd.Series:
-        """The leading answer, a row of the spread."""
-        return self.spread.iloc[0]
-
-
-def _objects(values: pd.Series | list) -> pd.Series:
-    """A column in which None stays None."""
-    return pd.Series([None if pd.isna(value) else value for value in values], dtype=object)
+    def share_right(self) -> float:
+        """The share of right summaries; NaN where nothing is graded."""
+        return self.summaries["verdict"].map({"right": 1.0, "wrong": 0.0}).mean()
 
 
 def ask(thought: Thought, count: int, verifier: Verifier | None, gold: Any = None) -> Asked:
@@ -84,7 +81,7 @@ def ask(thought: Thought, count: int, verifier: Verifier | None, gold: Any = Non
     """
     answers = thought.answers(count)
     texts = [thought.text + a.forced + a.text for a in answers]
-    frame = pd.DataFrame(answers).drop(columns="forced").astype({"logprob": float})
+    frame = pd.DataFrame(answers, range(1, count + 1)).astype({"logprob": float})
     if verifier is not None and gold is not None:
         grades = verifier.grade(texts, [gold] * len(texts))
         found, frame["reason"] = [g.answer for g in grades], [g.reason for g in grades]
@@ -94,25 +91,11 @@ def ask(thought: Thought, count: int, verifier: Verifier | None, gold: Any = Non
     else:
         found = [getattr(verifier, "find", find_answer)(text) for text in texts]
         frame = frame.assign(verdict=NO_GOLD, reason="")
-    frame["answer"], frame["probability"] = _objects(found), np.exp(frame["logprob"])
+    frame["answer"] = pd.Series(found, frame.index, dtype=object)  # in which None stays None
+    frame["end"] = np.where(frame["finished"], "ended", "cut off")
+    frame["probability"] = np.exp(frame["logprob"])
     frame["per_token"] = np.exp(frame["logprob"] / frame["tokens"].clip(lower=1))
     return Asked(thought.length, thought.end, frame)
-
-
-def history(asked: Sequence[Asked]) -> pd.DataFrame:
-    """The leading answer at each point that was asked at (one or more), shortest first.
-
-    Returns columns tokens, answer (None: no answer), share (of the summaries), verdict (of the
-    leading answer), share_right (NaN where nothing is graded). Where one length was asked at twice,
-    the last time counts.
-    """
-    rows = {}
-    for point in sorted(asked, key=lambda a: a.tokens):
-        right = point.summaries["verdict"].map({"right": 1.0, "wrong": 0.0}).mean()
-        lead = point.lead[["answer", "share", "verdict"]]
-        rows[point.tokens] = {"tokens": point.tokens, **lead, "share_right": right}
-    frame = pd.DataFrame(rows.values())
-    return frame.assign(answer=_objects(frame["answer"]))
 
 
 # --- in words ------------------------------------------------------------------------------------
@@ -132,7 +115,7 @@ def told_verdict(verdict: str) -> str:
 
 def told_asked(asked: Asked) -> str:
     """The leading answer of a question, in a sentence; not escaped."""
-    lead, others = asked.lead, len(asked.spread) - 1
+    lead, others = asked.spread.iloc[0], len(asked.spread) - 1
     ended = f", at the end ({ENDS.get(asked.end, asked.end)})" if asked.end else ""
     rest = "all alike" if not others else f"{others} other answer{'' if others == 1 else 's'}"
     return (
@@ -144,25 +127,28 @@ def told_asked(asked: Asked) -> str:
 
 def asked_html(asked: Asked) -> str:
     """The spread of one question, and its summaries one by one."""
-    told = asked.spread[["answer"]].map(lambda answer: told_answer(answer, 80))
-    told["summaries"] = asked.spread["count"].map(f"{{}} of {len(asked.summaries)}".format)
-    chances = {"mean probability": "probability", "per token": "per_token"}
-    for words, column in chances.items():
-        told[words] = asked.spread[column].map(told_probability)
-    told["verdict"] = asked.spread["verdict"]
-    ends = np.where(asked.summaries["finished"], "ended", "cut off")
-    each = asked.summaries.assign(end=ends).rename(index=lambda place: place + 1)
+    header = ["answer", "summaries", "mean probability", "per token", "verdict"]
+    rows = [
+        (
+            told_answer(line.answer, 80),
+            f"{line.count} of {len(asked.summaries)}",
+            told_probability(line.probability),
+            told_probability(line.per_token),
+            line.verdict,
+        )
+        for line in asked.spread.itertuples()
+    ]
     return (
         paragraph(told_asked(asked))
-        + table(list(told), told.to_numpy(), f"Answers after {asked.tokens:,} tokens", "text")
-        + summaries_html(each, "Its summaries")
+        + table(header, rows, f"Answers after {asked.tokens:,} tokens", "text")
+        + summaries_html(asked.summaries, "Its summaries")
     )
 
 
-OTHER = RunStyle(COLOURS[0], "solid", "circle")
-VERDICTS = {  # colour and mark, and hatching beside them
-    "right": (RunStyle(COLOURS[2], "solid", "circle"), ""),
-    "wrong": (RunStyle(COLOURS[1], "solid", "x"), "/"),
+OTHER = (COLOURS[0], "circle", "")
+VERDICTS = {  # colour, mark and hatching
+    "right": (COLOURS[2], "circle", ""),
+    "wrong": (COLOURS[1], "x", "/"),
 }
 FILL = 0.3  # opacity of a bar, on which the page's own text is read, light and dark
 
@@ -171,7 +157,7 @@ def plot_asked(asked: Sequence[Asked], title: str = "") -> go.Figure:
     """One thinking's own anytime curve, and the spread of its answers at each point.
 
     Args:
-        asked: Questions put to the thinking.
+        asked: Questions put to the thinking. Where one length was asked at twice, the last counts.
     """
     if not asked:
         raise ValueError("the thinking was not asked yet; there is nothing to draw.")
@@ -179,55 +165,54 @@ def plot_asked(asked: Sequence[Asked], title: str = "") -> go.Figure:
     figure = make_subplots(
         1, 2, column_widths=[0.42, 0.58], horizontal_spacing=0.07, subplot_titles=panels
     )
-    points = history(asked)
-    said = [
-        f"{p.tokens:,} tokens: {short_text(told_answer(p.answer))}{told_verdict(p.verdict)} "
-        f"({p.share:.0%} of summaries)"
-        for p in points.itertuples()
-    ]
-    styles = [VERDICTS.get(verdict, (OTHER, ""))[0] for verdict in points["verdict"]]
-    marks = {"size": 11, "color": [s.colour for s in styles], "symbol": [s.marker for s in styles]}
-    lead = told_line(points["tokens"], points["share"], said, "leading answer", OTHER, marker=marks)
-    graded = points.dropna(subset=["share_right"])
-    share = told_line(
-        graded["tokens"], graded["share_right"], "%{x:,d} tokens: %{y:.0%} of summaries right",
-        "right summaries", VERDICTS["right"][0], line={"dash": "dash"},
-        marker={"symbol": "diamond-open"},
-    )  # fmt: skip
-    figure.add_traces([lead, share], rows=1, cols=1)
-    spreads = {f"{a.tokens:,}": a.spread for a in sorted(asked, key=lambda a: a.tokens)}
-    for verdict, part in pd.concat(spreads, names=["at", ""]).groupby("verdict"):
-        style, hatching = VERDICTS.get(verdict, (OTHER, ""))
-        told, inside = [], []
-        for line in part.itertuples():
-            name, chance = told_answer(line.answer), told_probability(line.probability)
-            words = f"{name}: {line.share:.0%}{told_verdict(verdict)}, p {chance}"
-            told.append(safe_text(words.removesuffix(", p not told")))
-            fits = line.share >= 0.1 and len(spreads) <= 8  # into its column
-            inside.append(short_text(name, 28) if fits else "")
-        figure.add_bar(
-            x=part.index.get_level_values("at").tolist(),
-            y=part["share"].tolist(),
-            name=verdict,
-            showlegend=False,
-            customdata=told,
-            hovertemplate="%{x} tokens: %{customdata}<extra></extra>",
-            text=inside,
-            textposition="inside",
-            textangle=0,
-            insidetextanchor="middle",
-            marker_color=faded(style.colour, FILL),
-            marker_line={"color": style.colour, "width": 1.5},
-            marker_pattern={"shape": hatching, "fgcolor": style.colour, "solidity": 0.05},
-            row=1,
-            col=2,
-        )
+    points = {a.tokens: a for a in sorted(asked, key=lambda a: a.tokens)}
+    spread, told, inside = pd.concat(a.spread for a in points.values()), [], []
+    for line in spread.itertuples():
+        name, chance = told_answer(line.answer), told_probability(line.probability)
+        words = f"{line.share:.0%} of summaries{told_verdict(line.verdict)}, p {chance}"
+        told.append(f"{short_text(name)}: {words.removesuffix(', p not told')}")
+        fits = line.share >= 0.1 and len(points) <= 8  # into its column
+        inside.append(short_text(name, 28) if fits else "")
+    spread = spread.assign(told=told, inside=inside, at=spread["tokens"].map("{:,}".format))
+    spread[["colour", "symbol", "pattern"]] = [VERDICTS.get(v, OTHER) for v in spread["verdict"]]
+    bars = spread.sort_values("verdict", kind="stable").to_dict("list")
+    lead = spread.loc[[0]].to_dict("list")
+    said = [f"{at} tokens: {told}" for at, told in zip(lead["at"], lead["told"], strict=True)]
+    line, ring = RunStyle(COLOURS[0], "solid", ""), RunStyle(COLOURS[2], "dash", "diamond-open")
+    marks = {"size": 11, "color": lead["colour"], "symbol": lead["symbol"]}
+    graded = {n: a.share_right for n, a in points.items() if not math.isnan(a.share_right)}
+    right = "%{x:,d} tokens: %{y:.0%} of summaries right"
+    figure.add_traces(
+        [
+            told_line(lead["tokens"], lead["share"], said, "leading answer", line, marker=marks),
+            told_line(graded, graded.values(), right, "right summaries", ring),
+        ],
+        rows=1,
+        cols=1,
+    )
+    figure.add_bar(
+        x=bars["at"],
+        y=bars["share"],
+        name="answers",
+        showlegend=False,
+        customdata=bars["told"],
+        hovertemplate="%{x} tokens: %{customdata}<extra></extra>",
+        text=bars["inside"],
+        textposition="inside",
+        textangle=0,
+        insidetextanchor="middle",
+        marker_color=[faded(colour, FILL) for colour in bars["colour"]],
+        marker_line={"color": bars["colour"], "width": 1.5},
+        marker_pattern={"shape": bars["pattern"], "fgcolor": bars["colour"], "solidity": 0.05},
+        row=1,
+        col=2,
+    )
     base(figure, 364 if title else 320, title, barmode="stack", bargap=0.12, legend={"y": 1.1})
     figure.update_layout(margin={"t": 108 if title else 64})
     figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"})
     figure.update_xaxes(title="Thinking (tokens)", title_standoff=4, zeroline=False)
     figure.update_xaxes(tickformat=",d", rangemode="tozero", col=1)
-    figure.update_xaxes(type="category", categoryarray=list(spreads), col=2)
+    figure.update_xaxes(type="category", categoryarray=[f"{n:,}" for n in points], col=2)
     return figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05])
 
 
@@ -288,7 +273,9 @@ class StreamPane(anywidget.AnyWidget):
 
 
 THINKING, ANSWERING, PAUSED, ENDED = "thinking", "answering", "paused", "ended"
+CLOSED = "closed"
 PERIOD = 0.1  # seconds between two pieces of text
+GLANCE = 0.02  # seconds after which a thinking that waits looks for what is wanted of it
 
 
 class Session:
@@ -306,8 +293,9 @@ class Session:
         rate: Most tokens a second; 0 is as fast as it can.
 
     Attributes:
-        state: THINKING (at once), ANSWERING, PAUSED (it can go on) or ENDED.
+        state: THINKING (at once), ANSWERING, PAUSED (it can go on), ENDED or CLOSED.
         length: Tokens thought, as last told.
+        rate: May be set at any time.
     """
 
     def __init__(
@@ -318,53 +306,38 @@ class Session:
         rate: float = 0,
     ) -> None:
         self._begin, self._question, self._tell = begin, question, tell
-        self.state, self.length = PAUSED, 0
-        self._changed, self._closed = threading.Condition(), False
+        self.state, self.length, self.rate = PAUSED, 0, rate
+        self._turning = threading.Lock()
         self._thought: Thought | None = None
-        self._piece, self._told_at = "", 0.0
-        self.set_rate(rate)
+        self._piece, self._told_at, self._stepped_at = "", 0.0, -math.inf
         self.go_on()
 
     def ask(self) -> bool:
         """Stop at this token and answer. False if it is not thinking."""
-        return self._turn(THINKING, ANSWERING)
+        return self._turn(ANSWERING, THINKING)
 
     def go_on(self) -> bool:
         """Think on. False if it is not at rest, or at its end."""
-        if not self._turn(PAUSED, THINKING):
+        if not self._turn(THINKING, PAUSED):
             return False
         self._thread = threading.Thread(target=self._run, name="thinking", daemon=False)
         self._thread.start()
         return True
 
-    def set_rate(self, rate: float) -> None:
-        """Let it think at another speed from now on."""
-        with self._changed:
-            self._rate, self._due = rate, 0.0
-            self._changed.notify_all()
-
-    def close(self, timeout: float = 0.0) -> bool:
-        """End it wherever it is; wait so many seconds for its thread.
-
-        Returns:
-            Whether the thread has ended.
-        """
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+    def close(self, timeout: float = 0.0) -> None:
+        """End it wherever it is; wait so many seconds for its thread."""
+        self._turn(CLOSED)
         if self._thought is not None:
             self._thought.close()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
+        self._thread.join(timeout)
 
-    def _turn(self, before: str, after: str) -> bool:
-        with self._changed:
-            if self._closed or self.state != before:
-                return False
-            self.state = after
-            self._changed.notify_all()
-        return True
+    def _turn(self, state: str, *of: str) -> bool:
+        """Enter a state, out of one of these (of any but CLOSED where none is named)."""
+        with self._turning:
+            may = self.state in of if of else self.state != CLOSED
+            if may:
+                self.state = state
+        return may
 
     def _run(self) -> None:
         """Think until told to answer, or to the end; answer; rest."""
@@ -379,36 +352,31 @@ class Session:
             asked = self._question(self._thought)
             self._settle(ENDED if self._thought.end else PAUSED, asked)
         except Exception as error:  # told in a sentence; the thought may go on later
-            if not self._over():
-                self._settle(ENDED if self._thought is None else PAUSED, wrong=sentence(error))
+            self._settle(ENDED if self._thought is None else PAUSED, wrong=sentence(error))
 
     def _over(self) -> bool:
         """Whether it was closed, or the interpreter is about to end."""
-        return self._closed or not threading.main_thread().is_alive()
+        return self.state == CLOSED or not threading.main_thread().is_alive()
 
     def _step(self) -> None:
         """Think one token, or wait some of the time until it is due."""
         now = time.monotonic()
         if now >= self._told_at + PERIOD:
             self._say()
-        if not self._rate or self._due <= now:
-            self._piece += self._thought.step()
-            if self._rate:  # one that was at rest, or is slower, has nothing to catch up
-                self._due = max(self._due, now) + 1 / self._rate
-            return
-        with self._changed:
-            if self.state == THINKING and not self._closed:
-                self._changed.wait(min(self._due - now, PERIOD))
+        early = self._stepped_at + (1 / self.rate if self.rate else 0.0) - now
+        if early > 0:
+            return time.sleep(min(early, GLANCE))
+        self._stepped_at = now  # one that was at rest, or is slower, has nothing to catch up
+        self._piece += self._thought.step()
 
     def _settle(self, state: str, asked: Asked | None = None, wrong: str = "") -> None:
         """Tells all there is; then it is in this state, and tells that."""
         self._say(asked)
-        with self._changed:
-            self.state = state
+        self._turn(state)
         self._say(wrong=wrong)
 
     def _say(self, asked: Asked | None = None, wrong: str = "") -> None:
-        if not self._closed:
+        if not self._over():
             piece, self._piece = self._piece, ""
             self.length = 0 if self._thought is None else self._thought.length
             self._told_at = time.monotonic()
@@ -457,6 +425,8 @@ class AnswerNow(View):
         suffix: Appended to a typed problem, such as what a benchmark's prompts end with.
     """
 
+    session: Session | None = None
+
     def __init__(
         self,
         thinker: Thinker,
@@ -471,7 +441,6 @@ class AnswerNow(View):
         rate: int = 10,
         suffix: str = "",
     ) -> None:
-        self.session: Session | None = None
         total = len(problems)
         if total and not 0 <= problem < total:
             raise ValueError(f"problem is {problem}; there are {total}, so give 0 to {total - 1}.")
@@ -521,7 +490,7 @@ class AnswerNow(View):
         )
         self._problem_chosen()
         self.on((self.problem, self.own_gold), self._problem_chosen)
-        self.on(self.rate, lambda: self.session and self.session.set_rate(self.rate.value))
+        self.on(self.rate, self._rate_chosen)
         if ask_at:
             self._show_example(ask_at)
 
@@ -539,17 +508,24 @@ class AnswerNow(View):
         with self._lock:
             self._clear()
             try:
-                self.session = Session(*self._chosen(), self._heard, self.rate.value)
+                self.session = Session(*self._calls(), self._heard, self.rate.value)
             except ValueError as error:
                 return self.say(str(error))
             self._show_state()
 
     def close(self) -> None:
         """End the thinking and its thread, then the view."""
-        session, self.session = self.session, None
-        if session is not None:
-            session.close(CLOSING)
+        self._end(CLOSING)
         super().close()
+
+    @property
+    def chosen(self) -> Mapping[str, Any]:
+        """The chosen problem, or the one that was typed."""
+        if self.problem.value != OWN:
+            return self.problems[self.problem.value]
+        prompt = [{"role": "user", "content": self.own.value.strip() + self.suffix}]
+        answer = self.own_gold.value.strip() or None
+        return {"prompt": prompt, "question": self.own.value, "answer": answer}
 
     def figure(self) -> go.Figure:
         """The thinking as it was asked, by the reader or as the example.
@@ -557,42 +533,39 @@ class AnswerNow(View):
         Raises:
             ValueError: it was not asked yet.
         """
-        at = self.problem.value
-        question = self.own.value if at == OWN else _question(self.problems[at])
-        return plot_asked(self.asked, f"{short(self.thinker.name, 30)}: {short(question, 50)}")
+        title = f"{short(self.thinker.name, 30)}: {short(_question(self.chosen), 50)}"
+        return plot_asked(self.asked, title)
 
-    def _chosen(self) -> tuple[Callable[[], Thought], Callable[[Thought], Asked]]:
+    def _calls(self) -> tuple[Callable[[], Thought], Callable[[Thought], Asked]]:
         """What begins a thought of the chosen problem, settings as they are, and what asks it."""
-        temperature, seed = self.temperature.value, self.seed.value
-        if self.problem.value == OWN:
-            typed, gold = self.own.value.strip(), self.own_gold.value.strip() or None
-            if not typed:
-                raise ValueError("no problem was typed; type one, or choose one from the list.")
-            prompt = [{"role": "user", "content": typed + self.suffix}]
-        else:
-            problem = self.problems[self.problem.value]
-            prompt, gold = problem["prompt"], problem.get("answer")
+        if self.problem.value == OWN and not self.own.value.strip():
+            raise ValueError("no problem was typed; type one, or choose one from the list.")
+        problem, settings = self.chosen, (self.temperature.value, self.seed.value)
         return (
-            lambda: self.thinker.think(prompt, temperature, seed),
-            lambda thought: ask(thought, self.count.value, self.verifier, gold),
+            lambda: self.thinker.think(problem["prompt"], *settings),
+            lambda thought: ask(thought, self.count.value, self.verifier, problem.get("answer")),
         )
+
+    def _rate_chosen(self) -> None:
+        if self.session is not None:
+            self.session.rate = self.rate.value
 
     def _problem_chosen(self) -> None:
         with self._lock:
             self._clear()
-            at, said = self.problem.value, []
+            own, problem, said = self.problem.value == OWN, self.chosen, []
             for control in (self.own, self.own_gold):
-                control.layout.display = None if at == OWN else "none"
-            if at != OWN:
-                said.append(region("problem", [escaped(_question(self.problems[at]), QUESTION)]))
-                if (gold := self.problems[at].get("answer")) is not None:
+                control.layout.display = None if own else "none"
+            if not own:
+                said.append(region("problem", [escaped(_question(problem), QUESTION)]))
+                if (gold := problem.get("answer")) is not None:
                     said.append(folded("Right answer", paragraph(short(gold, 200))))
             self.question.show(*said)
             self._show_state()
 
     def _show_example(self, ask_at: Sequence[int]) -> None:
         try:
-            begin, question = self._chosen()
+            begin, question = self._calls()
             with closing(begin()) as thought:
                 for budget in sorted(set(ask_at)):
                     if self.asked and thought.end:
@@ -604,10 +577,14 @@ class AnswerNow(View):
         except (ThinkingError, ValueError) as error:
             self.say(f"There is no example: {sentence(error)}")
 
-    def _clear(self) -> None:
+    def _end(self, wait: float = 0.0) -> None:
+        """End the thinking; it tells no more, also where it is not waited for."""
         session, self.session = self.session, None
         if session is not None:
-            session.close()  # not waited for: a forward pass may be long, and it tells no more
+            session.close(wait)
+
+    def _clear(self) -> None:
+        self._end()  # a forward pass may be long
         self.asked = []
         self.pane.clear()
         self.say()
@@ -626,7 +603,7 @@ class AnswerNow(View):
     def _show_asked(self, asked: Asked) -> None:
         """A mark in the text, the figure and the answers one by one."""
         self.asked.append(asked)
-        answer, count, verdict = asked.lead[["answer", "count", "verdict"]]
+        answer, count, verdict = asked.spread.loc[0, ["answer", "count", "verdict"]]
         share = f"{count} of {len(asked.summaries)}{told_verdict(verdict)}"
         told = f"▼ {asked.tokens:,} tokens: {told_answer(answer, 40)} ({share})"
         self.pane.append(told, verdict if verdict in VERDICTS else "asked")

@@ -1,6 +1,5 @@
 """Answer now: the spread worked by hand, its figure, buttons pressed, and threads that end."""
 
-import math
 import random
 import subprocess
 import sys
@@ -27,7 +26,6 @@ from anytime_lab.look.answer_view import (
     Session,
     ask,
     asked_html,
-    history,
     plot_asked,
     told_asked,
 )
@@ -99,8 +97,8 @@ def test_the_spread_counts_answers_and_averages_their_probabilities():
 def test_without_a_gold_nothing_is_graded():
     told = asked(("7", 0.5), ("7", 0.5), gold=None)
     assert told.spread["verdict"].tolist() == ["not graded"]
-    row = history([told]).iloc[0]
-    assert row["verdict"] == "not graded" and math.isnan(row["share_right"]) and row["share"] == 1
+    lead, right, bars = plot_asked([told]).data
+    assert (lead.y, right.y, bars.y) == ((1,), (), (1,)) and "graded" not in lead.customdata[0]
     assert "not graded" not in told_asked(told) and "all alike" in told_asked(told)
 
 
@@ -108,17 +106,18 @@ def test_probabilities_that_a_server_does_not_tell_are_left_open():
     told = asked(("7", None), ("8", None))
     assert np.isnan(told.spread["probability"]).all()
     assert "not told" in asked_html(told) and "nan" not in asked_html(told)
-    words = [bar.customdata for bar in plot_asked([told]).data[2:]]
-    assert words == [("7: 50%, right",), ("8: 50%, wrong",)]
+    bars = plot_asked([told]).data[2]
+    assert bars.customdata == ("7: 50% of summaries, right", "8: 50% of summaries, wrong")
 
 
-def test_history_is_in_the_order_of_tokens_and_keeps_the_last_of_a_length():
+def test_points_are_in_the_order_of_tokens_and_the_last_of_a_length_counts():
     points = [asked(("8", 0.5), tokens=5), asked(("7", 0.5), tokens=2), asked(("7", 0.5), tokens=5)]
-    frame = history(points)
-    assert frame["tokens"].tolist() == [2, 5]
-    assert frame["verdict"].tolist() == ["right", "right"]
-    assert frame["share_right"].tolist() == [1.0, 1.0]
-    assert frame.columns.tolist() == ["tokens", "answer", "share", "verdict", "share_right"]
+    lead, right, bars = plot_asked(points).data
+    assert lead.x == right.x == (2, 5) and right.y == (1.0, 1.0)
+    assert lead.customdata == tuple(
+        f"{tokens} tokens: 7: 100% of summaries, right, p 50%" for tokens in (2, 5)
+    )
+    assert bars.x == ("2", "5")
 
 
 def test_the_figure_draws_the_curve_and_the_columns():
@@ -126,12 +125,13 @@ def test_the_figure_draws_the_curve_and_the_columns():
         asked(("8", 0.5), ("9", 0.5), ("7", 0.5), ("8", 0.5), tokens=2),
         asked(("7", 0.5), ("7", 0.5), ("7", 0.5), ("8", 0.5), tokens=4),
     ]
-    lead, right, yes, no = plot_asked(points, "<b>t</b> $x$").data
+    lead, right, bars = plot_asked(points, "<b>t</b> $x$").data
     assert (lead.x, lead.y) == ((2, 4), (0.5, 0.75))
     assert right.y == (0.25, 0.75)
-    assert (yes.name, yes.x, yes.y, yes.text) == ("right", ("2", "4"), (0.25, 0.75), ("7", "7"))
-    assert (no.name, no.x, no.y) == ("wrong", ("2", "2", "4"), (0.5, 0.25, 0.25))
-    assert no.text == ("8", "9", "8")
+    assert bars.x == ("2", "4", "2", "2", "4")  # of those right first, so that they stand lowest
+    assert bars.y == (0.25, 0.75, 0.5, 0.25, 0.25)
+    assert bars.text == ("7", "7", "8", "9", "8")
+    assert bars.marker.pattern.shape == ("", "", "/", "/", "/")
     with pytest.raises(ValueError, match="not asked yet"):
         plot_asked([])
 
@@ -559,7 +559,8 @@ def test_a_session_refuses_what_does_not_fit_its_state():
     answered.set()
     until(lambda: session.state == PAUSED)
     assert not session.ask() and session.go_on()
-    assert session.close(5)
+    session.close(5)
+    assert not session._thread.is_alive()
     assert not session.ask() and not session.go_on()
 
 
