@@ -77,12 +77,10 @@ def scripted(**settings):
 
 
 def state(view):
-    """Of a view's thinking; None without one, and until its button shows that state.
+    """Of a view's thinking; None until its button shows that state.
 
     The thinking's thread enters a state first and tells the view then.
     """
-    if view.session is None:
-        return None
     now = view.session.state
     return now if view.go.description == WORDS[now][0] else None
 

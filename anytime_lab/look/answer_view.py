@@ -272,8 +272,8 @@ class StreamPane(anywidget.AnyWidget):
             self._pressed()
 
 
+NEW, CLOSED = "new", "closed"
 THINKING, ANSWERING, PAUSED, ENDED = "thinking", "answering", "paused", "ended"
-CLOSED = "closed"
 PERIOD = 0.1  # seconds between two pieces of text
 GLANCE = 0.02  # seconds after which a thinking that waits looks for what is wanted of it
 
@@ -290,12 +290,11 @@ class Session:
         tell: Hears what happened since, as (session, text, asked, wrong): the text that was added
             (perhaps none), what was answered (None: nothing) and a sentence on why it cannot go on
             now ("": it can). Named with its session, for that may be an old one.
-        rate: Most tokens a second; 0 is as fast as it can.
+        rate: Tells the most tokens a second now; 0 is as fast as it can.
 
     Attributes:
-        state: THINKING (at once), ANSWERING, PAUSED (it can go on), ENDED or CLOSED.
+        state: NEW, THINKING, ANSWERING, PAUSED (it can go on), ENDED or CLOSED.
         length: Tokens thought, as last told.
-        rate: May be set at any time.
     """
 
     def __init__(
@@ -303,22 +302,21 @@ class Session:
         begin: Callable[[], Thought],
         question: Callable[[Thought], Asked],
         tell: Callable[[Session, str, Asked | None, str], None],
-        rate: float = 0,
+        rate: Callable[[], float] = lambda: 0,
     ) -> None:
-        self._begin, self._question, self._tell = begin, question, tell
-        self.state, self.length, self.rate = PAUSED, 0, rate
-        self._turning = threading.Lock()
+        self._begin, self._question, self._tell, self._rate = begin, question, tell, rate
+        self.state, self.length = NEW, 0
+        self._turning, self._thread = threading.Lock(), threading.Thread()
         self._thought: Thought | None = None
         self._piece, self._told_at, self._stepped_at = "", 0.0, -math.inf
-        self.go_on()
 
     def ask(self) -> bool:
         """Stop at this token and answer. False if it is not thinking."""
         return self._turn(ANSWERING, THINKING)
 
     def go_on(self) -> bool:
-        """Think on. False if it is not at rest, or at its end."""
-        if not self._turn(THINKING, PAUSED):
+        """Begin, or think on. False if it is not at rest, or at its end."""
+        if not self._turn(THINKING, NEW, PAUSED):
             return False
         self._thread = threading.Thread(target=self._run, name="thinking", daemon=False)
         self._thread.start()
@@ -329,7 +327,8 @@ class Session:
         self._turn(CLOSED)
         if self._thought is not None:
             self._thought.close()
-        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._thread.join(timeout)
 
     def _turn(self, state: str, *of: str) -> bool:
         """Enter a state, out of one of these (of any but CLOSED where none is named)."""
@@ -360,10 +359,10 @@ class Session:
 
     def _step(self) -> None:
         """Think one token, or wait some of the time until it is due."""
-        now = time.monotonic()
+        now, rate = time.monotonic(), self._rate()
         if now >= self._told_at + PERIOD:
             self._say()
-        early = self._stepped_at + (1 / self.rate if self.rate else 0.0) - now
+        early = self._stepped_at + (1 / rate if rate else 0.0) - now
         if early > 0:
             return time.sleep(min(early, GLANCE))
         self._stepped_at = now  # one that was at rest, or is slower, has nothing to catch up
@@ -398,11 +397,12 @@ QUESTION = 6_000  # characters
 RATES = (1, 2, 5, 10, 20, 50, 100, 0)  # tokens a second; 0: as fast as it can
 MOST = 256  # summaries
 WORDS = {
-    None: ("Start", "not started"),
+    NEW: ("Start", "not started"),
     THINKING: ("Answer now", "thinking"),
     ANSWERING: ("Answering…", "answering"),
     PAUSED: ("Think on", "at rest"),
     ENDED: ("Start again", "ended"),
+    CLOSED: ("Start again", "closed"),
 }
 CLOSING = 5.0  # seconds that close() waits for a forward pass
 
@@ -490,14 +490,13 @@ class AnswerNow(View):
         )
         self._problem_chosen()
         self.on((self.problem, self.own_gold), self._problem_chosen)
-        self.on(self.rate, self._rate_chosen)
         if ask_at:
             self._show_example(ask_at)
 
     def press(self) -> None:
         """The main button, and its key: start, answer now, or think on."""
         with self._lock:
-            if self.session is None or self.session.state == ENDED:
+            if self.session.state in (NEW, ENDED):
                 self.restart()
             elif self.session.ask() or self.session.go_on():
                 self.say()
@@ -507,15 +506,13 @@ class AnswerNow(View):
         """Begin the same problem anew, with the settings as they are now."""
         with self._lock:
             self._clear()
-            try:
-                self.session = Session(*self._calls(), self._heard, self.rate.value)
-            except ValueError as error:
-                return self.say(str(error))
+            self.session.go_on()
             self._show_state()
 
     def close(self) -> None:
         """End the thinking and its thread, then the view."""
-        self._end(CLOSING)
+        if self.session is not None:
+            self.session.close(CLOSING)
         super().close()
 
     @property
@@ -536,19 +533,14 @@ class AnswerNow(View):
         title = f"{short(self.thinker.name, 30)}: {short(_question(self.chosen), 50)}"
         return plot_asked(self.asked, title)
 
-    def _calls(self) -> tuple[Callable[[], Thought], Callable[[Thought], Asked]]:
-        """What begins a thought of the chosen problem, settings as they are, and what asks it."""
+    def _think(self) -> Thought:
+        """Begins a thought of the chosen problem, settings as they are."""
         if self.problem.value == OWN and not self.own.value.strip():
             raise ValueError("no problem was typed; type one, or choose one from the list.")
-        problem, settings = self.chosen, (self.temperature.value, self.seed.value)
-        return (
-            lambda: self.thinker.think(problem["prompt"], *settings),
-            lambda thought: ask(thought, self.count.value, self.verifier, problem.get("answer")),
-        )
+        return self.thinker.think(self.chosen["prompt"], self.temperature.value, self.seed.value)
 
-    def _rate_chosen(self) -> None:
-        if self.session is not None:
-            self.session.rate = self.rate.value
+    def _ask(self, thought: Thought) -> Asked:
+        return ask(thought, self.count.value, self.verifier, self.chosen.get("answer"))
 
     def _problem_chosen(self) -> None:
         with self._lock:
@@ -565,26 +557,22 @@ class AnswerNow(View):
 
     def _show_example(self, ask_at: Sequence[int]) -> None:
         try:
-            begin, question = self._calls()
-            with closing(begin()) as thought:
+            with closing(self._think()) as thought:
                 for budget in sorted(set(ask_at)):
                     if self.asked and thought.end:
                         break
                     while thought.length < budget and not thought.end:
                         self.pane.append(thought.step())
-                    self._show_asked(question(thought))
+                    self._show_asked(self._ask(thought))
             self.say("An example, asked along its thinking. Press Start to ask it yourself.")
         except (ThinkingError, ValueError) as error:
             self.say(f"There is no example: {sentence(error)}")
 
-    def _end(self, wait: float = 0.0) -> None:
-        """End the thinking; it tells no more, also where it is not waited for."""
-        session, self.session = self.session, None
-        if session is not None:
-            session.close(wait)
-
     def _clear(self) -> None:
-        self._end()  # a forward pass may be long
+        """Another thinking, of which there is nothing yet; the one before tells no more."""
+        if self.session is not None:
+            self.session.close()  # not waited for: a forward pass may be long
+        self.session = Session(self._think, self._ask, self._heard, lambda: self.rate.value)
         self.asked = []
         self.pane.clear()
         self.say()
@@ -592,9 +580,8 @@ class AnswerNow(View):
         self.live.layout.display = "none"  # until it is asked
 
     def _show_state(self) -> None:
-        session = self.session
-        self.go.description, words = WORDS[None if session is None else session.state]
-        length = 0 if session is None else session.length
+        length = self.session.length
+        self.go.description, words = WORDS[self.session.state]
         self.position.say(
             f"{length:,} token{'' if length == 1 else 's'} thought, {words}. Space or Enter, here "
             "or in the text below, answers now and thinks on."

@@ -19,6 +19,7 @@ from anytime_lab.engines.thoughts import Thinker, ThinkingError
 from anytime_lab.look.answer_view import (
     ANSWERING,
     ENDED,
+    NEW,
     PAUSED,
     SHOWN,
     THINKING,
@@ -55,10 +56,12 @@ def begin(**settings):
     return lambda: Scripted(["a "] * 10**6, **settings)
 
 fast = Session(begin(), None, deaf)
-slow = Session(begin(), None, deaf, rate=1)
+slow = Session(begin(), None, deaf, rate=lambda: 1)
 gate = threading.Event()
 held = Session(begin(gate=gate), None, deaf)
 rests = Session(begin(), lambda thought: None, deaf)
+for session in (fast, slow, held, rests):
+    session.go_on()
 rests.ask()
 until(lambda: rests.state == PAUSED and not rests._thread.is_alive())
 follows = Training({"run": sys.argv[2]}, follow=True)
@@ -340,7 +343,8 @@ def test_a_typed_problem_is_thought_about_and_graded_if_its_answer_is_known(open
     view.problem.value = -1
     assert view.own.layout.display is None
     view.go.click()
-    assert "no problem was typed" in view.notes.value and view.session is None
+    until(lambda: state(view) == ENDED)
+    assert "no problem was typed" in view.notes.value and not view.pane.text
     view.own.value = "3 + 4?"
     view.go.click()
     until(lambda: state(view) == ENDED)
@@ -397,7 +401,7 @@ def test_another_problem_ends_the_thinking_and_clears_the_view(opened):
     view.go.click()
     until(lambda: state(view) == PAUSED)
     view.problem.value = 1
-    assert (state(view), view.pane.text, view.asked) == (None, "", [])
+    assert (state(view), view.pane.text, view.asked) == (NEW, "", [])
     assert view.spread.value.count("<table") == 0 and view.live.layout.display == "none"
     until(lambda: model.thoughts[0].closed.is_set())
     assert view.go.description == "Start"
@@ -528,9 +532,9 @@ def test_an_old_thinking_tells_nothing_more(opened):
 
 
 def test_close_ends_the_thread_from_every_state(opened):
-    for wait in (None, THINKING, PAUSED, ENDED):
+    for wait in (NEW, THINKING, PAUSED, ENDED):
         view = AnswerNow(scripted(), ROWS, rate=0 if wait == ENDED else 50)
-        if wait is not None:
+        if wait != NEW:
             view.go.click()
         if wait == PAUSED:
             view.go.click()
@@ -538,7 +542,7 @@ def test_close_ends_the_thread_from_every_state(opened):
         session = view.session
         view.close()
         view.close()
-        assert session is None or not session._thread.is_alive()
+        assert not session._thread.is_alive()
 
 
 def test_a_session_refuses_what_does_not_fit_its_state():
@@ -553,6 +557,7 @@ def test_a_session_refuses_what_does_not_fit_its_state():
         return None
 
     session = Session(lambda: Scripted("abc" * 9, gate=gate), question, deaf)
+    assert not session.ask() and session.go_on()
     assert not session.go_on() and session.ask() and not session.ask()
     assert session.state == ANSWERING and not session.go_on()
     gate.set()
