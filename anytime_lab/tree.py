@@ -177,7 +177,7 @@ def unroll(
 ) -> UnrolledRows:
     """One row per leaf of the packed rows; each packed token is scored in exactly one of them.
 
-    A trunk token is scored by the row of the last leaf that stands on it; what no leaf stands on
+    A trunk token is scored by the row of the first leaf that stands on it; what no leaf stands on
     (a trunk without leaves) gets a row of its own.
 
     Args:
@@ -193,17 +193,14 @@ def unroll(
     sources: list[Tensor] = []
     for b, (numbers, place) in enumerate(zip(leaf, branch, strict=True)):
         prompt, trunk = prompt_ids[b, prompt_mask[b].bool()], numbers == TRUNK
-        leaves = numbers[numbers >= 0].unique_consecutive().tolist()
-        cut_at = [int(place[numbers == n][0]) for n in leaves]
-        if not leaves or max(cut_at) < trunk.sum():
-            leaves, cut_at = [*leaves, PADDING - 1], [*cut_at, int(trunk.sum())]
-        scored = 0  # trunk tokens that a row above has scored
-        for number, cut in zip(leaves, cut_at, strict=True):
-            where = ((trunk & (place < cut)) | (numbers == number)).nonzero()[:, 0]
-            known = (trunk & (place < scored))[where]
-            scored = max(scored, cut)
+        own = numbers == numbers[numbers >= 0].unique_consecutive()[:, None]  # (leaves, C)
+        on_leaves = trunk & (place < (place * own).amax(dim=1, keepdim=True))
+        rows = torch.cat([own | on_leaves, trunk[None]])
+        scored = rows & (rows.cumsum(dim=0) == 1)  # by the first row that holds a token
+        for row, new in zip(rows[scored.any(dim=1)], scored[scored.any(dim=1)], strict=True):
+            where = row.nonzero()[:, 0]
             ids.append(torch.cat([prompt, completion_ids[b, where]]))
-            back = (b * columns + where).masked_fill(known, -1)
+            back = (b * columns + where).masked_fill(~new[where], -1)
             sources.append(torch.cat([torch.full_like(prompt, -1), back]))
     masks = [torch.ones_like(row) for row in ids]
     padded = functools.partial(pad_sequence, batch_first=True)

@@ -169,8 +169,8 @@ class Engine(ABC):
     @abstractmethod
     def complete(
         self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
-    ) -> list[list[Continuation]]:
-        """For each prefix its `count` continuations of at most `limit` tokens.
+    ) -> list[Continuation]:
+        """For each prefix in turn its `count` continuations of at most `limit` tokens.
 
         A thinking goes on up to `stop_ids` or `stop_text` of the tokens, a summary up to their
         `eos_ids`; what comes after is cut off.
@@ -180,7 +180,7 @@ class Engine(ABC):
         self, prefix: Prefix, limit: int, thinks: bool, sampling: Sampling
     ) -> list[Continuation]:
         """As `complete`, of one prefix and for somebody who watches: log-probs may be missing."""
-        return self.complete([prefix], limit, thinks, sampling)[0]
+        return self.complete([prefix], limit, thinks, sampling)
 
     def room(self, prompt: int, sampling: Sampling) -> int | None:
         """Tokens of thinking that fit beside a prompt of so many, forced text and a summary.
@@ -235,7 +235,7 @@ class Engine(ABC):
             Prefix(prompt, 1, derived_seed(made.seed, row, "thinking"))
             for row, prompt in enumerate(made.prompts)
         ]
-        for row, (one,) in enumerate(self.complete(prefixes, budgets[-1], True, made.sampling)):
+        for row, one in enumerate(self.complete(prefixes, budgets[-1], True, made.sampling)):
             size = self.tokens.first_end(one.tokens, True)
             made.thinkings[row], made.logprobs[row] = [*one.tokens[:size]], [*one.logprobs[:size]]
             made.ends[row] = self.tokens.end(one.tokens[:size])
@@ -249,17 +249,14 @@ class Engine(ABC):
         """Thinkings as they stand, with their summaries."""
         places = [cuts(self.tokens.kept(thinking), budgets) for thinking in made.thinkings]
         asked = [list(dict.fromkeys(own) if share_cuts else own) for own in places]
-        leaves = self._leaves(made, asked, num_summaries)
-        if share_cuts:
-            leaves = [
-                [found[once.index(cut)] for cut in own]
-                for once, found, own in zip(asked, leaves, places, strict=True)
-            ]
-        rows = zip(made.prompts, made.thinkings, made.logprobs, made.ends, leaves, strict=True)
-        return [
-            Tree(prompt, tuple(thinking), tuple(logprobs), end or "length", tuple(chain(*own)))
-            for prompt, thinking, logprobs, end, own in rows
-        ]
+        trees: list[Tree] = []
+        for row, found in enumerate(self._leaves(made, asked, num_summaries)):
+            if share_cuts:
+                found = [found[asked[row].index(cut)] for cut in places[row]]
+            thinking, logprobs = tuple(made.thinkings[row]), tuple(made.logprobs[row])
+            end, leaves = made.ends[row] or "length", tuple(chain(*found))
+            trees.append(Tree(made.prompts[row], thinking, logprobs, end, leaves))
+        return trees
 
     def _leaves(
         self, made: Thinkings, places: list[list[int]], count: int
@@ -276,14 +273,11 @@ class Engine(ABC):
                 prefixes.append(Prefix(ids, drawn, derived_seed(made.seed, row, f"cut {number}")))
                 stands.append((cut, forced))
         asked = sampling.max_summary_tokens, False, sampling
-        found = (
-            [self.ask(one, *asked) for one in prefixes]
-            if made.watched
-            else self.complete(prefixes, *asked)
-        )
+        found = self.ask(*prefixes, *asked) if made.watched else self.complete(prefixes, *asked)
+        told = iter(found)
         leaves = iter(
-            [summary_leaf(tokens, *stand, one) for one in told] * (count // drawn)
-            for stand, told in zip(stands, found, strict=True)
+            [summary_leaf(tokens, *stand, next(told)) for _ in range(drawn)] * (count // drawn)
+            for stand in stands
         )
         return [[next(leaves) for _ in own] for own in places]
 

@@ -7,10 +7,12 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from anytime_lab.engines.base import (
@@ -49,10 +51,9 @@ class Trunks(Thinkings):
         self.model, self.tokens, self.generator = model, tokens, generator
         self.cache = DynamicCache()
         # A group shares its prompt: compute it once, then repeat its cache.
-        distinct = list(dict.fromkeys(self.prompts))
-        ids, mask = _left_padded(model, tokens, distinct)
+        row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(self.prompts))}
+        ids, mask = _left_padded(model, tokens, [*row_of])
         logits = self.forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
-        row_of = {prompt: row for row, prompt in enumerate(distinct)}
         rows = torch.tensor([row_of[p] for p in self.prompts], device=ids.device)
         self.cache.batch_select_indices(rows)
         self.attended, self.logits = mask[rows], logits[rows, -1]
@@ -111,9 +112,8 @@ class Trunks(Thinkings):
         for name in ("prompts", "thinkings", "logprobs", "ends"):
             setattr(chosen, name, [getattr(self, name)[row] for row in rows])
         chosen.attended, chosen.logits = self.attended[index], self.logits[index]
-        chosen.cache = DynamicCache()
-        for layer, held in enumerate(self.cache.layers):
-            chosen.cache.update(held.keys[index], held.values[index], layer)
+        layers = self.cache.layers
+        chosen.cache = DynamicCache([(held.keys[index], held.values[index]) for held in layers])
         return chosen
 
 
@@ -133,37 +133,34 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
         R lists of leaves, as many as cuts.
     """
     tokens, sampling, device = trunks.tokens, trunks.sampling, trunks.attended.device
-    leaves = max(map(len, cuts))
     roots = [list(dict.fromkeys(own)) for own in cuts]
+    most = max(map(len, roots))
     forced = [
         {cut: tokens.forced(end or "length", cut, tokens.kept(thinking)) for cut in own}
         for own, thinking, end in zip(roots, trunks.thinkings, trunks.ends, strict=True)
     ]
-    # What fills the rows up is not read.
-    node = [[own.index(cut) for cut in all_of] for own, all_of in zip(roots, cuts, strict=True)]
-    node = torch.tensor([[*own, *own[-1:] * (leaves - len(own))] for own in node], device=device)
-    is_open = torch.tensor([[n < len(own) for n in range(leaves)] for own in cuts], device=device)
-    most, depth = max(map(len, roots)), max(len(ids) for own in forced for ids in own.values())
-    filled = [[*own, *own[-1:] * (most - len(own))] for own in roots]
-    cut = torch.tensor(filled, device=device)  # (R, D)
-    texts = [[own[cut] for cut in row] for own, row in zip(forced, filled, strict=True)]
-    lengths = torch.tensor([[len(ids) for ids in row] for row in texts], device=device)
-    ids = [[[tokens.pad_id] * (depth - len(ids)) + [*ids] for ids in row] for row in texts]
-    forced_mask = _forced_mask(trunks, cut, lengths)
-    offset = torch.arange(depth, device=device)[None, :, None] - (depth - lengths)[:, None]
-    start = trunks.attended[:, : trunks.width].sum(1)[:, None] + cut  # (R, D)
+    node = [torch.tensor([*map(own.index, row)]) for own, row in zip(roots, cuts, strict=True)]
+    node = pad_sequence(node, batch_first=True, padding_value=-1).to(device)
+    is_open, node = node >= 0, node.clamp(min=0)  # what fills the rows up is not read
+    roots = [[*own, *own[-1:] * (most - len(own))] for own in roots]
+    cut = torch.tensor(roots, device=device)  # (R, D)
+    inserted = [texts[cut] for texts, own in zip(forced, roots, strict=True) for cut in own]
+    ids, read = (
+        one.view(len(cuts), most, -1).transpose(1, 2)  # (R, F, D)
+        for one in _left_padded(trunks.model, tokens, inserted)
+    )
+    forced_mask = _forced_mask(trunks, cut, read)
+    start = trunks.attended[:, : trunks.width].sum(1)[:, None] + cut
+    positions = start[:, None] + (read.cumsum(1) - 1).clamp(min=0)
     held = trunks.cache.get_seq_length()
     steps: list[tuple[Tensor, Tensor]] = []
     try:
-        logits = trunks.forward(
-            torch.tensor(ids, device=device).transpose(1, 2).flatten(1),
-            forced_mask,
-            (start[:, None] + offset.clamp(min=0)).flatten(1),
-            most,
-        )
-        place, sees = (start + lengths).gather(1, node), _rows(forced_mask[:, -most:], node)
+        logits = trunks.forward(ids.flatten(1), forced_mask, positions.flatten(1), most)
+        place = (start + read.sum(1)).gather(1, node)
+        sees = forced_mask[:, -most:].take_along_dim(node[..., None], 1)
         while True:
-            drawn, values = sample_tokens(_rows(logits, node), sampling, trunks.generator)
+            logits = logits.take_along_dim(node[..., None], 1)  # (R, leaves, V)
+            drawn, values = sample_tokens(logits, sampling, trunks.generator)
             steps.append((drawn, values))
             is_open = is_open & ~torch.isin(drawn, torch.tensor([*tokens.eos_ids], device=device))
             if len(steps) == sampling.max_summary_tokens or not is_open.any():
@@ -172,7 +169,9 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
             same = torch.eye(first.shape[1], dtype=torch.bool, device=device)
             logits = trunks.forward(
                 drawn.gather(1, first),
-                torch.cat([_rows(sees, first), same.expand(len(cuts), -1, -1)], dim=2),
+                torch.cat(
+                    [sees.take_along_dim(first[..., None], 1), same.expand(len(cuts), -1, -1)], 2
+                ),
                 place.gather(1, first) + len(steps) - 1,
                 first.shape[1],
             )
@@ -187,11 +186,6 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
         ]
         for own, texts, *made in zip(cuts, forced, drawn, values, strict=True)
     ]
-
-
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """The rows of (R, D, C) that an index (R, N) names, (R, N, C)."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
 
 
 def _branches(node: Tensor, drawn: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,22 +209,20 @@ def _branches(node: Tensor, drawn: Tensor, is_open: Tensor) -> tuple[Tensor, Ten
     return torch.empty_like(node).scatter(1, order, number), order.gather(1, first)
 
 
-def _forced_mask(trunks: Trunks, cut: Tensor, lengths: Tensor) -> Tensor:
+def _forced_mask(trunks: Trunks, cut: Tensor, read: Tensor) -> Tensor:
     """Who sees whom: the trunk up to the cut, then what is forced behind it.
 
     Args:
         trunks: R thinkings, T columns on their cache.
         cut: (R, D) tokens of thinking that a text stands on.
-        lengths: (R, D) tokens of the forced text, F at most.
+        read: (R, F, D) 1 on tokens of the forced text, 0 on the padding before it.
 
     Returns:
         (R, F D, T + F D) bool.
     """
-    (rows, count), depth = cut.shape, int(lengths.max())
+    rows, depth, count = read.shape
     trunk = torch.arange(trunks.length, device=cut.device).expand(rows, -1)
-    number = torch.arange(count, device=cut.device).expand(rows, depth, -1)
-    place = torch.arange(depth, device=cut.device)[None, :, None]
-    number = number.masked_fill(place < depth - lengths[:, None], PADDING).flatten(1)
+    number = torch.arange(count, device=cut.device).where(read.bool(), PADDING).flatten(1)
     leaf = torch.cat([torch.full_like(trunk, TRUNK), number], 1)
     branch = torch.cat([trunk, cut.repeat(1, depth)], 1)
     return tree_mask(leaf, branch, trunks.attended[:, : trunks.width], last=depth * count)[:, 0]
@@ -352,21 +344,16 @@ class HFEngine(Engine):
 
     def complete(
         self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
-    ) -> list[list[Continuation]]:
+    ) -> list[Continuation]:
         """See `Engine.complete`; by plain generate, and the first seed decides for all."""
         rows = [prefix.ids for prefix in prefixes for _ in range(prefix.count)]
         model, tokens = self.model, self.tokens
         with sampling_mode(model), _plainly(model, prefixes[0].seed):
             if self._batched is None:
                 self._batched = _generates_in_batches(model, tokens, max(rows, key=len))
-            made = iter(
-                one
-                for part in ([rows] if self._batched else [[row] for row in rows])
-                for one in generate_rows(
-                    model, tokens, part, limit, sampling, thinks, self._batched
-                )
-            )
-            return [[next(made) for _ in range(prefix.count)] for prefix in prefixes]
+            parts, how = [rows] if self._batched else [[row] for row in rows], (limit, sampling)
+            made = [generate_rows(model, tokens, p, *how, thinks, self._batched) for p in parts]
+            return list(chain(*made))
 
     def think(self, prompt: Sequence[int], sampling: Sampling, seed: int | None = None) -> Any:
         """See `Engine.think`; on a cache, where the model can branch off it."""
@@ -412,19 +399,17 @@ def _plainly(model: PreTrainedModel, seed: int | None) -> Iterator[None]:
 
     It knows the global random state only, which is put back.
     """
-    kept = [(holder, holder.generation_config) for holder in (inner_model(model), model)]
-    for holder, _ in kept:
-        holder.generation_config = GenerationConfig()
     kind = model.device.type
     devices = [] if kind == "cpu" else [model.device]
-    try:
-        with torch.random.fork_rng(devices, seed is not None, device_type=kind):
-            if seed is not None:
-                torch.manual_seed(seed)
-            yield
-    finally:
+    kept = [(holder, holder.generation_config) for holder in (inner_model(model), model)]
+    with contextlib.ExitStack() as stack:
         for holder, config in kept:
-            holder.generation_config = config
+            stack.callback(setattr, holder, "generation_config", config)
+            holder.generation_config = GenerationConfig()
+        stack.enter_context(torch.random.fork_rng(devices, seed is not None, device_type=kind))
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
 
 
 def generate_rows(

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import httpx
@@ -86,7 +87,7 @@ class ServerEngine(Engine):
 
     def complete(
         self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
-    ) -> list[list[Continuation]]:
+    ) -> list[Continuation]:
         """See `Engine.complete`.
 
         Raises:
@@ -110,7 +111,7 @@ class ServerEngine(Engine):
 
         with ThreadPoolExecutor(self.concurrency) as pool:
             try:
-                return list(pool.map(complete, prefixes))
+                return list(chain(*pool.map(complete, prefixes)))
             finally:
                 pool.shutdown(cancel_futures=True)  # after a failure the rest is not wanted
 
@@ -177,22 +178,19 @@ class ServerEngine(Engine):
         for attempt in range(self.retries + 1):
             time.sleep(min(0.25 * 2 ** (attempt - 1), 8.0) if attempt else 0)
             try:
-                response = self.http.request(method, self.url + path, json=body)
+                response, lost = self.http.request(method, self.url + path, json=body), None
+                if response.status_code not in PASSING:
+                    break
             except httpx.HTTPError as error:
                 lost = error
-                continue
-            if response.status_code not in PASSING:
-                break
-            lost = None
-        else:
+        if lost:
             told = f"{where} broke off ({lost})."
             if isinstance(lost, httpx.ConnectError):
                 told = f"no server answers at {self.url} ({lost}). Start one, such as "
                 told += "`vllm serve MODEL`, or give the address of one."
             if isinstance(lost, httpx.TimeoutException):
                 told = f"{where} said nothing for {self.http.timeout.read:g} seconds."
-            if lost:
-                raise ThinkingError(told) from lost
+            raise ThinkingError(told) from lost
         try:
             found = response.json()
         except ValueError as error:

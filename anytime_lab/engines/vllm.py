@@ -53,7 +53,7 @@ class VLLMEngine(Engine):
 
     def complete(
         self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
-    ) -> list[list[Continuation]]:
+    ) -> list[Continuation]:
         """See `Engine.complete`. Without a seed the engine's own random state decides."""
         from vllm import SamplingParams
 
@@ -75,14 +75,12 @@ class VLLMEngine(Engine):
         requests = [{"prompt_token_ids": list(prefix.ids)} for prefix in prefixes]
         outputs = self._llm.generate(requests, settings, use_tqdm=False)
         return [
-            [
-                Continuation(
-                    tuple(one.token_ids),
-                    tuple(at[i].logprob for i, at in zip(one.token_ids, one.logprobs, strict=True)),
-                )
-                for one in sorted(output.outputs, key=lambda one: one.index)
-            ]
+            Continuation(
+                tuple(one.token_ids),
+                tuple(at[i].logprob for i, at in zip(one.token_ids, one.logprobs, strict=True)),
+            )
             for output in outputs
+            for one in sorted(output.outputs, key=lambda one: one.index)
         ]
 
 

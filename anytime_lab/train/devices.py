@@ -88,18 +88,16 @@ class TrainersEngine(Engine):
 
     def complete(
         self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
-    ) -> list[list[Continuation]]:
+    ) -> list[Continuation]:
         """See `Engine.complete`; TRL has told vLLM how to sample."""
         count = self.group if thinks else prefixes[0].count  # neighbours that share a prefix
         rows = [list(prefix.ids) for prefix in prefixes for _ in range(prefix.count)]
         with self._phase(limit, thinks):
             _, sampled, logprobs, _ = self.vllm.generate(rows, None, count)
-        made = [  # TRL takes NaN as no correction for the token
+        return [  # TRL takes NaN as no correction for the token
             Continuation(tuple(ids), tuple(math.nan if at[0] is None else at[0] for at in values))
             for ids, values in zip(sampled, logprobs, strict=True)
         ]
-        ends = iter(made)
-        return [[next(ends) for _ in range(prefix.count)] for prefix in prefixes]
 
     @contextlib.contextmanager
     def _phase(self, limit: int, thinks: bool) -> Iterator[None]:
