@@ -2,11 +2,11 @@
 
 import contextlib
 import copy
-import inspect
 import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from inspect import signature
 from itertools import chain
 from typing import Any
 
@@ -232,24 +232,28 @@ def _forced_mask(trunks: Trunks, cut: Tensor, read: Tensor) -> Tensor:
 MASKED_ATTENTION = ("sdpa", "eager", "anytime_tree")
 
 
-def why_not_branching(model: PreTrainedModel) -> str:
-    """Why leaves cannot be decoded on the cache of their trunk; empty where they can."""
-    config = model.config.get_text_config()
+def why_not_trees(model: PreTrainedModel) -> str:
+    """Why a model cannot attend over trees; empty where it can."""
+    config, inner = model.config.get_text_config(), inner_model(model)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         return f"its layers are {', '.join(sorted(kinds))}, not full attention only"
-    windowed = getattr(config, "use_sliding_window", True)
-    if windowed and getattr(config, "sliding_window", None):
+    if getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None):
         return "its attention has a sliding window"
     if model.config._attn_implementation not in MASKED_ATTENTION:
         return f"attention {model.config._attn_implementation!r} takes no mask of its own"
-    inner = inner_model(model)
-    parameters = inspect.signature(inner.forward).parameters
-    if "position_ids" not in parameters or "logits_to_keep" not in parameters:
-        return "its forward takes no position_ids or logits_to_keep"
     if not getattr(inner, "_supports_attention_backend", False):
         return f"{type(inner).__name__} does not use transformers' attention interface"
     return ""
+
+
+def why_not_branching(model: PreTrainedModel) -> str:
+    """Why leaves cannot be decoded on the cache of their trunk; empty where they can."""
+    if reason := why_not_trees(model):
+        return reason
+    known = signature(inner_model(model).forward).parameters
+    takes = "position_ids" in known and "logits_to_keep" in known
+    return "" if takes else "its forward takes no position_ids or logits_to_keep"
 
 
 def inner_model(model: PreTrainedModel) -> PreTrainedModel:

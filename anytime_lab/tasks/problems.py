@@ -8,7 +8,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,10 @@ MAX_TEXT = 1_000_000  # characters of a question, an answer or an id
 # Where no column is named, the first of these that is there is taken; a dot looks into an object.
 USUAL = {
     "question": ("question", "problem", "prompt", "query", "messages"),
-    "answer": (
-        "answer",
-        "final_answer",
-        "gold",
-        "solution_answer",
-        "target",
-        "ground_truth",
-        "reward_model.ground_truth",
-        "expected_answer",
-    ),
+    "answer": ("answer", "final_answer", "gold", "solution_answer", "target", "ground_truth",
+               "reward_model.ground_truth", "expected_answer"),
     "problem_id": ("problem_id", "id", "unique_id", "ID", "uid"),
-}
+}  # fmt: skip
 ADVICE = "drop_unusable=True leaves such problems out."
 # What the published runs append to every question (BRPO §7), with one space before it.
 QUESTION_SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
@@ -136,12 +128,11 @@ def load_problems(
         )
     drop_unusable = drop_unusable or bool(benchmark and benchmark.drop_unusable)
     made = _problems(rows, source, _columns(rows, source, columns or {}), drop_unusable)
+    several = any(isinstance(row["answer"], list) for row in made)
     for row in made:
-        last = row["prompt"][-1]
-        row["prompt"][-1] = {**last, "content": last["content"] + question_suffix}
-    if any(isinstance(row["answer"], list) for row in made):  # one type in a column
-        for row in made:
-            row["answer"] = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+        row["prompt"][-1]["content"] += question_suffix
+        if several and isinstance(row["answer"], str):  # one type in a column
+            row["answer"] = [row["answer"]]
     return Dataset.from_list(made, info=DatasetInfo(description=source, homepage=homepage))
 
 
@@ -156,32 +147,28 @@ def _problems(
     numbers: dict[str, int] = {}
     unanswered, repeated, doubtful, worked = 0, 0, [], []
     for number, row in rows:
-        where = f"{source}, row {number}"
-
-        def read(role: str, reader: Callable[[Any], Any], value: Any, where: str = where) -> Any:
-            try:
-                return reader(value)
-            except ValueError as error:
-                raise ValueError(f"{where}: the {role} ({columns[role]!r}) {error}") from None
-
-        turns = read("question", _turns, _field(row, columns["question"]))
-        question = turns[-1]["content"]
-        stated = _field(row, columns["answer"])
-        if isinstance(stated, Mapping) and "ground_truth" in stated:
-            stated = stated["ground_truth"]
-        gold = _final(stated)
-        if gold != stated:
-            worked.append(f"row {number} {gold!r:.40}")
-        why = _looks_missing(gold)
-        if drop_unusable and why:
-            unanswered += 1
-            continue
-        answer = read("answer", _answer, gold)
-        if why:
-            doubtful.append(f"row {number} {gold!r:.40} ({why})")
-        id = hashlib.sha256(question.encode()).hexdigest()[:12]
-        if "problem_id" in columns:
-            id = read("problem_id", _problem_id, _field(row, columns["problem_id"]))
+        where, role = f"{source}, row {number}", "question"
+        try:
+            turns = _turns(_field(row, columns[role]))
+            question, role = turns[-1]["content"], "answer"
+            stated = _field(row, columns[role])
+            if isinstance(stated, Mapping) and "ground_truth" in stated:
+                stated = stated["ground_truth"]
+            gold = _final(stated)
+            if gold != stated:
+                worked.append(f"row {number} {gold!r:.40}")
+            why = _looks_missing(gold)
+            if drop_unusable and why:
+                unanswered += 1
+                continue
+            answer = _answer(gold)
+            if why:
+                doubtful.append(f"row {number} {gold!r:.40} ({why})")
+            id = hashlib.sha256(question.encode()).hexdigest()[:12]
+            if (role := "problem_id") in columns:
+                id = _problem_id(_field(row, columns[role]))
+        except ValueError as error:
+            raise ValueError(f"{where}: the {role} ({columns[role]!r}) {error}") from None
         if id in made and drop_unusable and made[id]["prompt"] == turns:
             repeated += 1
             continue

@@ -173,20 +173,6 @@ AttentionInterface.register(BACKEND, tree_attention_forward)
 AttentionMaskInterface.register(BACKEND, sdpa_mask)
 
 
-def why_not_trees(model: PreTrainedModel) -> str:
-    """Why a model cannot attend over packed trees; empty where it can."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = inner.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        return f"its layers are {', '.join(sorted(kinds))}, not full attention only"
-    if getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None):
-        return "its attention has a sliding window"
-    if not getattr(inner, "_supports_attention_backend", False):
-        return f"{type(inner).__name__} does not use transformers' attention interface"
-    return ""
-
-
 def weights_are_here(model: PreTrainedModel) -> bool:
     """Whether the model can be tried: its weights are neither sharded nor yet to be loaded."""
     return not any(p.is_meta or not p.numel() or hasattr(p, "ds_id") for p in model.parameters())

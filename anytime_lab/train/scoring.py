@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import pad
 
-from anytime_lab.engines.hf import inner_model, sampling_mode
+from anytime_lab.engines.hf import inner_model, sampling_mode, why_not_trees
 from anytime_lab.prompts import ThinkingTokens
 from anytime_lab.train import attention
 from anytime_lab.tree import (
@@ -145,9 +145,7 @@ def choose_backend(
             ways from hidden states to logits, leaves out a part of this model's.
     """
     inner, chosen = inner_model(model), model.config._attn_implementation
-    unable = attention.why_not_trees(model)
-    if not unable and chosen not in ("sdpa", "eager", attention.BACKEND):
-        unable = f"attention {chosen!r} takes no mask of its own"
+    unable = why_not_trees(model)
     told = unable or ("the model supports it" if name == "auto" else "asked for")
     ways = ["segmented", "dense", "unrolled"] if name == "auto" else [name]
     if name == "auto" and chosen == "eager":
