@@ -85,6 +85,11 @@ def state(view):
     return now if view.go.description == WORDS[now][0] else None
 
 
+def streamed(view):
+    """The text that a view was told, without its marks."""
+    return "".join(text for kind, text in view.pane.parts if not kind)
+
+
 QUESTION = [{"role": "user", "content": "Reach 20 with 17, 11, 14."}]
 
 

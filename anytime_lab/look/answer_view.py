@@ -53,14 +53,10 @@ class Asked:
         Columns answer (None: no answer), count, share, probability and per_token (means over its
         summaries), verdict; and tokens.
         """
-        frame = self.summaries.groupby("answer", dropna=False, sort=False).agg(
-            answer=("answer", "first"),
-            count=("verdict", "size"),
-            probability=("probability", "mean"),
-            per_token=("per_token", "mean"),
-            verdict=("verdict", "first"),
-        )
-        frame = frame.assign(share=frame["count"] / len(self.summaries), tokens=self.tokens)
+        how = {"answer": "first", "probability": "mean", "per_token": "mean", "verdict": "first"}
+        groups = self.summaries.groupby("answer", dropna=False, sort=False)
+        frame = groups.agg(how).assign(count=groups.size(), tokens=self.tokens)
+        frame["share"] = frame["count"] / len(self.summaries)
         by = ["count", "probability"]
         return frame.sort_values(by, ascending=False, kind="stable", ignore_index=True)
 
@@ -128,16 +124,11 @@ def told_asked(asked: Asked) -> str:
 def asked_html(asked: Asked) -> str:
     """The spread of one question, and its summaries one by one."""
     header = ["answer", "summaries", "mean probability", "per token", "verdict"]
-    rows = [
-        (
-            told_answer(line.answer, 80),
-            f"{line.count} of {len(asked.summaries)}",
-            told_probability(line.probability),
-            told_probability(line.per_token),
-            line.verdict,
-        )
-        for line in asked.spread.itertuples()
-    ]
+    rows = []
+    for line in asked.spread.itertuples():
+        chances = told_probability(line.probability), told_probability(line.per_token)
+        count = f"{line.count} of {len(asked.summaries)}"
+        rows.append((told_answer(line.answer, 80), count, *chances, line.verdict))
     return (
         paragraph(told_asked(asked))
         + table(header, rows, f"Answers after {asked.tokens:,} tokens", "text")
@@ -239,11 +230,6 @@ class StreamPane(anywidget.AnyWidget):
         self._sent = 0
         self._pressed = pressed
         self.on_msg(self._heard)
-
-    @property
-    def text(self) -> str:
-        """The text without its marks."""
-        return "".join(text for kind, text in self.parts if not kind)
 
     def append(self, text: str, kind: str = "") -> None:
         """Adds text at the end; with classes of the page's style as its kind, a mark."""

@@ -109,26 +109,26 @@ class Side(View):
     def __init__(self, letter: str, names: Iterable[str], changed: Callable[[], object]) -> None:
         super().__init__(style=False)
         self.layout = {"flex": "1 1 280px", "min_width": "0"}
-        self.said = ""  # what went wrong
         self.thought: Thought | None = None
         self.path: pd.DataFrame | None = None
         self._find = cache(find_thinkings)
         self.run = chooser(f"Run {letter}", names)
         self.sample = described(widgets.Dropdown, f"Sample of {letter}", "100%", options=[])
         self.position, self.thinking, self.summaries = Text(live=True), Text(), Text()
-        self.children = [self.sample, self.position, self.thinking, self.summaries]
-        self.on(self.sample, lambda: [self._open_sample(), changed()])
+        self.compose(self.sample, self.position, self.thinking, self.summaries)
+        self.on(self.sample, lambda: [self.say(), self._open_sample(), changed()])
 
     def think(
         self, found: Evaluation | None, problem: str | None, budget: int, right: bool
     ) -> None:
-        """Opens the thinking of a problem that shows most; `said` tells what went wrong.
+        """Opens the thinking of a problem that shows most, or says what went wrong.
 
         Args:
             right: whether one that is right at the budget shows more than one that is not.
         """
         self.layout.display = "none" if found is None else None
-        self._found, self._problem, said, options, best = found, problem, "", [], None
+        self._found, self._problem, options, best = found, problem, [], None
+        self.say()
         if problem is not None and found is not None:
             try:
                 self._records = self._find(found.path).records(problem)
@@ -143,13 +143,12 @@ class Side(View):
                     (f"{sample} · right at {count} {of}", sample) for sample, count in counts
                 ]
             except Exception as error:  # damaged, moved or half-written: told, not thrown
-                said = told_error(found.path, error)
+                self.say(told_error(found.path, error))
         self.refill(self.sample, options, best)
         self._open_sample()
-        self.said = said or self.said
 
     def _open_sample(self) -> None:
-        self.thought, self.path, self.said = None, None, ""
+        self.thought = self.path = None
         for part in (self.position, self.thinking, self.summaries):
             part.show()
         if self.sample.value is None:
@@ -159,7 +158,7 @@ class Side(View):
             self.thought = store.thought(self._problem, self.sample.value, self._records)
             self.path = answer_path(self.thought.records)
         except Exception as error:
-            self.said = told_error(self._found.path, error)
+            self.say(told_error(self._found.path, error))
 
     def read(self, budget: int) -> None:
         """Shows the thinking up to this budget."""
@@ -265,7 +264,6 @@ class InsideProblem(RunsView):
 
     def _draw(self) -> None:
         said = self.wrong([s.run.value for s in self.sides if s.run.value is not None])
-        said += [side.said for side in self.sides if side.said]
         if not self.problem.options and self.apart.value:
             said.append("They disagree on no problem at this budget.")
         self.say(*said)

@@ -21,7 +21,8 @@ from anytime_lab.read.runs import Evaluation, Runs, Tables, find_evaluations
 from anytime_lab.store.files import write_csv, write_text
 
 ENDS = {"closed": "closed by itself", "eos": "ended in EOS", "length": "cut by its limit"}
-KINDS = ("html", "png", "svg", "csv", "tex")  # of an export: the figure, or its frame
+# Of an export: the figure, or its frame.
+KINDS = {"HTML": "html", "PNG": "png", "SVG": "svg", "CSV": "csv", "LaTeX": "tex"}
 SUMMARIES = 32  # shown at once
 NONE_GIVEN = "No run folders were given; give those that evaluate() returned."
 
@@ -70,9 +71,9 @@ class View(widgets.VBox):
         """Shows these parts."""
         self.children = [*self._sheet, self.notes, *parts]
 
-    def say(self, *sentences: str) -> None:
+    def say(self, *sentences: str, kind: str = "") -> None:
         """Puts sentences above the view, where screen readers tell them."""
-        self.notes.say(*sentences)
+        self.notes.say(*sentences, kind=kind)
 
     def on(
         self,
@@ -130,8 +131,7 @@ class View(widgets.VBox):
     def exporter(self, folder: str | Path) -> widgets.Widget:
         """A menu that writes figure() or the tidy frame() into a folder; `status` tells of it."""
         self.folder = described(widgets.Text, "Export to folder", value=str(folder))
-        kinds = [("LaTeX" if kind == "tex" else kind.upper(), kind) for kind in KINDS]
-        self.kind = described(widgets.Dropdown, "as", options=kinds)
+        self.kind = described(widgets.Dropdown, "as", options=KINDS)
         self.write = button("Export", lambda: self.save(self.kind.value))
         return row(self.folder, self.kind, self.write, self.status)
 
@@ -184,7 +184,7 @@ class RunsView(View):
 
     def table(self, name: str | None) -> ProblemTable | None:
         """The table of a run, read when first asked for; None if it cannot be read."""
-        if name is None or name not in self.names:
+        if name not in self.names:
             return None
         self.tables.read([self.names[name]])
         return self.tables.known.get(self.names[name].path)

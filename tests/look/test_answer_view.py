@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from completions_server import serving
-from made_thoughts import Scripted, Thinks, answer, scripted, state
+from made_thoughts import Scripted, Thinks, answer, scripted, state, streamed
 from processes import until
 
 from anytime_lab.engines.load import load_thinker
@@ -183,7 +183,7 @@ def test_a_thinking_stopped_many_times_is_the_one_left_alone(
         view.go.click()
     view.rate.value = 0  # nobody reads the rest along
     until(lambda: view.go.description == "Start again")
-    assert view.pane.text == alone.text
+    assert streamed(view) == alone.text
     assert f"{alone.length:,} tokens thought" in view.position.value
     assert len(view.asked) == 6 and view.asked[-1].tokens == alone.length
 
@@ -226,7 +226,7 @@ def test_a_server_is_as_good_as_a_model_in_here(opened, thinker, task):
             views.append(view)
             view.go.click()
             until(lambda view=view: state(view) == ENDED)
-        assert views[0].pane.text == views[1].pane.text
+        assert streamed(views[0]) == streamed(views[1])
         assert views[0].asked[-1].spread["answer"].equals(views[1].asked[-1].spread["answer"])
     views[1].restart()  # the server is gone
     until(lambda: "no server answers" in views[1].notes.value)
@@ -255,7 +255,7 @@ def test_two_views_on_one_model_do_not_disturb_each_other(opened, thinker, task)
         alone = thinker.think(task.problems[2]["prompt"], 1.0, seed)
         while not alone.end:
             alone.step()
-        assert view.pane.text == alone.text
+        assert streamed(view) == alone.text
 
 
 # --- streaming -----------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_text_is_sent_once_and_in_few_messages(opened, monkeypatch):
     view.go.click()
     until(lambda: state(view) == PAUSED)
     pieces = [m["part"][1] for m in sent if "part" in m and not m["part"][0]]
-    assert "".join(pieces) == view.pane.text == view.session._thought.text
+    assert "".join(pieces) == streamed(view) == view.session._thought.text
     assert len(pieces) <= 0.5 * view.session.length  # 100 tokens a second, 10 messages
     first, *rest = [m["at"] for m in sent if "at" in m]
     assert rest == list(range(first + 1, first + len(pieces) + 1))  # and the mark of the question
@@ -311,7 +311,7 @@ def test_a_page_that_opens_late_gets_all_text_and_its_marks(opened, monkeypatch)
     monkeypatch.setattr(view.pane, "send", lambda content: sent.append(content))
     view.pane._handle_custom_msg({"want": "whole"}, [])
     (message,) = sent
-    assert "".join(text for kind, text in message["whole"] if not kind) == view.pane.text
+    assert "".join(text for kind, text in message["whole"] if not kind) == streamed(view)
     assert message["whole"][-1] == ("asked", "▼ 400 tokens: 7 (8 of 8)")
     view.pane.append("more")
     assert sent[-1] == {"at": message["next"], "part": ("", "more")}
@@ -344,7 +344,7 @@ def test_a_typed_problem_is_thought_about_and_graded_if_its_answer_is_known(open
     assert view.own.layout.display is None
     view.go.click()
     until(lambda: state(view) == ENDED)
-    assert "no problem was typed" in view.notes.value and not view.pane.text
+    assert "no problem was typed" in view.notes.value and not streamed(view)
     view.own.value = "3 + 4?"
     view.go.click()
     until(lambda: state(view) == ENDED)
@@ -362,7 +362,7 @@ def test_an_example_is_there_before_the_first_click_and_goes_with_it(opened):
     view = opened(model, ROWS, ExactVerifier(), rate=0, ask_at=[0, 3, 9])
     assert view.go.description == "Start" and model.thoughts[0].closed.is_set()
     assert view.live.figure.data[0].x == (0, 3, 9) and "An example" in view.notes.value
-    assert view.pane.text == "a b a b a b a b a " and len(view.asked) == 3
+    assert streamed(view) == "a b a b a b a b a " and len(view.asked) == 3
     assert [text[:4] for kind, text in view.pane.parts if kind] == ["▼ 0 ", "▼ 3 ", "▼ 9 "]
     view.go.click()
     until(lambda: state(view) == ENDED)
@@ -401,7 +401,7 @@ def test_another_problem_ends_the_thinking_and_clears_the_view(opened):
     view.go.click()
     until(lambda: state(view) == PAUSED)
     view.problem.value = 1
-    assert (state(view), view.pane.text, view.asked) == (NEW, "", [])
+    assert (state(view), streamed(view), view.asked) == (NEW, "", [])
     assert view.spread.value.count("<table") == 0 and view.live.layout.display == "none"
     until(lambda: model.thoughts[0].closed.is_set())
     assert view.go.description == "Start"
@@ -423,7 +423,7 @@ def test_text_of_models_and_problems_cannot_act(opened):
     for bad in ("<img", "<script", "</script", "\x1b", "\u202e"):
         assert bad not in shown
     assert all("mathjax_ignore" in part.value for part in parts)
-    for text in (view.pane.text, str(view.pane.parts), str(view.problem.options)):
+    for text in (streamed(view), str(view.pane.parts), str(view.problem.options)):
         assert "\x1b" not in text and "\u202e" not in text
     figure = view.live.figure.to_json() + view.figure().to_json()
     assert "<img" not in figure and "$y$" not in figure and "<i>" not in view.figure().to_json()
@@ -508,8 +508,8 @@ def test_buttons_pressed_wildly_leave_the_thinking_whole(opened):
     until(lambda: view.session.ask() or state(view) != THINKING)
     until(lambda: state(view) in (PAUSED, ENDED))
     last = model.thoughts[-1]
-    until(lambda: view.pane.text == last.text)
-    assert view.pane.text == "".join(last.pieces[: last.length])
+    until(lambda: streamed(view) == last.text)
+    assert streamed(view) == "".join(last.pieces[: last.length])
     assert view.asked[-1].tokens == last.length == last.steps
     # every thought before was given up, each stepped by the one thread that was its own
     until(lambda: all(t.closed.is_set() for t in model.thoughts[:-1]))
@@ -528,7 +528,7 @@ def test_an_old_thinking_tells_nothing_more(opened):
     until(lambda: state(view) == ENDED)
     gate.set()
     until(lambda: not old._thread.is_alive())
-    assert view.pane.text == "new" and len(view.asked) == 1
+    assert streamed(view) == "new" and len(view.asked) == 1
 
 
 def test_close_ends_the_thread_from_every_state(opened):

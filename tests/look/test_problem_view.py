@@ -262,7 +262,7 @@ def test_a_damaged_part_is_a_sentence(tmp_path):
     write_run(tmp_path / "run", random_right(p=3, n=2), parts=2)
     part_path(tmp_path / "run", "thinkings", 1).write_bytes(b"no")
     view = InsideProblem([tmp_path / "run"])
-    assert "is damaged" in view.notes.value and view.sides[0].thought is None
+    assert "is damaged" in view.sides[0].notes.value and view.sides[0].thought is None
     assert "no thinking is open" in told(view.picture())
 
 
@@ -271,9 +271,10 @@ def test_a_lost_thinking_is_a_sentence_and_the_others_open(tmp_path):
     view = InsideProblem([tmp_path / "run"])
     part_path(tmp_path / "run", "thinkings", 1).unlink()
     view.sides[0].sample.value = 1
-    assert "is missing" in view.notes.value and "span" not in view.sides[0].thinking.value
+    assert "is missing" in view.sides[0].notes.value
+    assert "span" not in view.sides[0].thinking.value
     view.sides[0].sample.value = 0
-    assert kept(view) != ""
+    assert kept(view) != "" and "is missing" not in view.sides[0].notes.value
 
 
 def test_empty_folders_are_sentences(tmp_path):
