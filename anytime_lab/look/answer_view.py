@@ -207,6 +207,7 @@ def plot_asked(asked: Sequence[Asked], title: str = "") -> go.Figure:
     return figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05])
 
 
+LABEL = "thinking; Space or Enter stops it for its answer, and then thinks on"
 SHOWN = 40_000  # characters at the end of the text that the page holds
 
 
@@ -220,12 +221,12 @@ class StreamPane(anywidget.AnyWidget):
 
     _esm = JS / "stream.js"
     _css = JS / "stream.css"
-    label = traitlets.Unicode("thinking").tag(sync=True)
+    label = traitlets.Unicode(LABEL).tag(sync=True)
     classes = traitlets.Unicode(NO_MATHS).tag(sync=True)
     shown = traitlets.Int(SHOWN).tag(sync=True)
 
-    def __init__(self, pressed: Callable[[], None], **traits: object) -> None:
-        super().__init__(**traits)
+    def __init__(self, pressed: Callable[[], None]) -> None:
+        super().__init__()
         self.parts: list[tuple[str, str]] = []
         self._sent = 0
         self._pressed = pressed
@@ -463,8 +464,7 @@ class AnswerNow(View):
             "Restart", self.restart, "Begin this problem anew, with the settings as they are"
         )
         self.question, self.position, self.spread = Text(), Text(), Text(live=True)
-        label = "thinking; Space or Enter stops it for its answer, and then thinks on"
-        self.live, self.pane = LiveFigure(), StreamPane(self.press, label=label)
+        self.live, self.pane = LiveFigure(), StreamPane(self.press)
         self.compose(
             row(self.problem, self.own, self.own_gold),
             self.question,

@@ -232,15 +232,15 @@ class InsideProblem(RunsView):
 
     @property
     def _tables(self) -> list[ProblemTable | None]:
-        return [self.table(side.run.value) for side in self.sides]
+        found = [self.names.get(side.run.value) for side in self.sides]
+        self.tables.read([evaluation for evaluation in found if evaluation])
+        return [evaluation and self.tables.known.get(evaluation.path) for evaluation in found]
 
     def _runs_chosen(self, budget: int | None = None) -> None:
-        known = [table for table in self._tables if table is not None]
-        budgets = all_budgets(known)
-        at = budget or self.budget
+        at, budgets = budget or self.budget, all_budgets([t for t in self._tables if t])
         self.live.update_from(self.live.figure, stops=[(x, f"{x:,} tokens") for x in budgets])
         self.live.move_to(at if at in budgets else None)
-        self.apart.layout.display = None if self._tables[1] is not None else "none"
+        self.apart.layout.display = None if self._tables[1] else "none"
         self._list_problems()
 
     def _list_problems(self) -> None:

@@ -16,7 +16,6 @@ from anytime_lab.look.live import JS, StyleSheet, Text, button, described, row
 from anytime_lab.look.pictures import FIGURE, draw
 from anytime_lab.look.style import latex_table, told_figure
 from anytime_lab.page import escaped, folded, short, table
-from anytime_lab.read.curves import ProblemTable
 from anytime_lab.read.runs import Evaluation, Runs, Tables, find_evaluations
 from anytime_lab.store.files import write_csv, write_text
 
@@ -181,13 +180,6 @@ class RunsView(View):
         }
         if not self.names:
             self.say(*(self.catalogue.complaints or [NONE_GIVEN]))
-
-    def table(self, name: str | None) -> ProblemTable | None:
-        """The table of a run, read when first asked for; None if it cannot be read."""
-        if name not in self.names:
-            return None
-        self.tables.read([self.names[name]])
-        return self.tables.known.get(self.names[name].path)
 
     def wrong(self, names: Sequence[str]) -> list[str]:
         """What is wrong or unfinished with the folders, and with these runs, in sentences."""
