@@ -27,14 +27,8 @@ from trl import SFTConfig, SFTTrainer
 
 from anytime_lab.engines.load import build_model, load_model, load_tokenizer
 from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens
-from anytime_lab.tasks.countdown import (
-    Problem,
-    Rules,
-    Trial,
-    countdown_problems,
-    sample_trial,
-    solve,
-)
+from anytime_lab.tasks import countdown
+from anytime_lab.tasks.countdown import Problem, Trial
 from anytime_lab.tasks.gym import load_gym
 from anytime_lab.verify.countdown import read_expression
 
@@ -45,7 +39,8 @@ MAX_TRIALS = 10  # of a trace
 GO_ON = 0.4  # probability of one more trial after a success, asked again after each
 CLOSED_SHARE = 0.4  # of the rows whose trace ended itself, those that show it
 STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
-RULES = Rules()  # of Countdown
+TOKEN = re.compile(r"\d+|\S")
+RULES = countdown.Rules()
 GCD_OPTIONS = {"min_value": 2, "max_value": 99}  # of reasoning_gym/gcd: every number is a token
 SMALL = 12  # half of the divisors that are tried are at most this
 
@@ -88,7 +83,8 @@ class WarmStartConfig:
 
 def try_numbers(problem: Problem, good: bool, rng: random.Random) -> Trial:
     """A random trial, or a random solution."""
-    trial = solve(problem, RULES, rng) if good else sample_trial(problem.numbers, RULES, rng)
+    numbers, solve = problem.numbers, countdown.solve
+    trial = solve(problem, RULES, rng) if good else countdown.sample_trial(numbers, RULES, rng)
     if trial is None:
         raise ValueError(f"{problem.question} No trial is possible under {RULES}.")
     return trial
@@ -102,19 +98,18 @@ def summary_expression(
     The first solution that stands there; else the unfinished trial, completed at random; else a
     random guess, which is a solution with probability `good_share` at least.
     """
-    whole, rest = divmod(tokens, TRIAL_TOKENS)
-    if rest == TRIAL_TOKENS - 1:  # only the mark is missing
-        whole, rest = whole + 1, 0
-    for trial in trials[:whole]:
+    whole = whole_trials(trials, tokens)
+    for trial in whole:
         if trial.value == problem.target:
             return trial.expression
+    rest = max(0, tokens - TRIAL_TOKENS * len(whole))
     begun = (rest + 3) // STEP_TOKENS  # steps of the unfinished trial whose operands stand there
     if begun == len(problem.numbers) - 1:
-        return trials[whole].expression
-    start = trials[whole].steps[:begun] if begun else None
+        return trials[len(whole)].expression
+    start = trials[len(whole)].steps[:begun] if begun else None
     if start is None and good_share and rng.random() < good_share:
-        return solve(problem, RULES, rng).expression
-    trial = sample_trial(problem.numbers, RULES, rng, start) or trials[0]  # a dead end
+        return countdown.solve(problem, RULES, rng).expression
+    trial = countdown.sample_trial(problem.numbers, RULES, rng, start) or trials[0]  # a dead end
     return trial.expression
 
 
@@ -154,13 +149,6 @@ class Division(NamedTuple):
             said += f"={number // self.value}"
         return f"{said} ✓\n"
 
-    @property
-    def chosen(self) -> list[bool]:
-        """Of each token, whether it is a free choice: the divisor, where it stands first."""
-        first, second = (number % self.value == 0 for number in self.numbers)
-        tokens = 12 if first and second else 10 if first else 4
-        return [place == 2 for place in range(tokens)]
-
 
 def gcd_pairs(count: int = 3000) -> list[Pair]:
     """Problems of reasoning-gym's `gcd`, training split."""
@@ -182,8 +170,7 @@ def greatest_found(
 
     Without any: 1, or the right one with probability `good_share`.
     """
-    ends = accumulate(len(trial.chosen) for trial in trials)
-    whole = [trial for trial, end in zip(trials, ends, strict=True) if end <= tokens + 1]
+    whole = whole_trials(trials, tokens)
     found = max((trial.value for trial in whole if trial.divides), default=1)
     if found == 1 and good_share and rng.random() < good_share:
         return str(pair.target)
@@ -199,9 +186,7 @@ class Search(NamedTuple):
     problems: Callable[[], Sequence[Any]]
     shown: Callable[[Any, random.Random], Any]  # a problem as it is asked
     attempt: Callable[[Any, bool, random.Random], Any]  # problem, a good one? → trial
-    chosen: Callable[
-        [Any], list[bool]
-    ]  # trial → of each of its tokens, whether it is a free choice
+    chosen: Callable[[int], bool]  # place of a token in a trial → whether it is a free choice
     answer: Callable[..., str]  # problem, trials, tokens kept, rng, good_share → answer
     goal: Callable[[str], int]  # gold → what a trial must arrive at
     arrived: Callable[[list[tuple[str, str, str, str]]], int]  # a trial's steps → where it does
@@ -209,10 +194,10 @@ class Search(NamedTuple):
 
 SEARCHES = {
     "countdown": Search(
-        problems=lambda: countdown_problems("train", min_success=0.08),
+        problems=lambda: countdown.countdown_problems("train", min_success=0.08),
         shown=lambda problem, rng: Problem(tuple(rng.sample(problem.numbers, 3)), problem.target),
         attempt=try_numbers,
-        chosen=lambda trial: [place % STEP_TOKENS < 3 for place in range(TRIAL_TOKENS)],
+        chosen=lambda place: place % STEP_TOKENS < 3,
         answer=summary_expression,
         goal=lambda gold: read_expression(gold).value,
         arrived=lambda steps: int(steps[-1][3]),
@@ -221,12 +206,23 @@ SEARCHES = {
         problems=gcd_pairs,
         shown=lambda pair, rng: pair,
         attempt=try_divisor,
-        chosen=lambda trial: trial.chosen,
+        chosen=lambda place: place == 2,  # the divisor, where it stands first
         answer=greatest_found,
         goal=lambda gold: int(json.loads(gold)["answer"]),
         arrived=lambda steps: int(steps[-1][2]),
     ),
 }
+
+
+def trial_tokens(trial: Any) -> int:
+    """Tokens of a trial's line: numbers, signs, and the mark with its newline."""
+    return len(TOKEN.findall(trial.text(0)))
+
+
+def whole_trials(trials: Sequence[Any], tokens: int) -> list[Any]:
+    """The trials that stand whole in so many tokens of a trace; the last mark may be missing."""
+    ends = accumulate(map(trial_tokens, trials))
+    return [trial for trial, end in zip(trials, ends, strict=True) if end <= tokens + 1]
 
 
 def sample_trace(
@@ -247,11 +243,13 @@ def sample_trace(
 class _Draw(NamedTuple):
     question: str
     trace: str
-    chosen: list[bool]  # of each token of the trace: a free choice
     kept: int | None  # tokens of the trace, or None where the thinking ended itself
     answer: str
-    practice: bool  # train only what follows from the rest: results, marks, a stated solution
-    solved: bool  # a solution stands in what is kept of the trace
+    # What is a target: of each token of the trace, and of the answer. Practice trains only what
+    # follows from the rest (results, marks, a stated solution): free choices were drawn to succeed
+    # often, which the model shall not imitate, and a guess is none either.
+    trained: list[bool]
+    states: bool
 
 
 def _draw(problem: Any, config: WarmStartConfig, rng: random.Random) -> _Draw:
@@ -259,32 +257,23 @@ def _draw(problem: Any, config: WarmStartConfig, rng: random.Random) -> _Draw:
     shown = search.shown(problem, rng)
     practice = rng.random() < config.practice_share
     if practice:
-        closed = False
-        trials = [
-            search.attempt(shown, rng.random() < PRACTICE_SUCCESS, rng)
-            for _ in range(rng.randint(1, MAX_TRIALS))
-        ]
+        closed, count = False, rng.randint(1, MAX_TRIALS)
+        trials = [search.attempt(shown, rng.random() < PRACTICE_SUCCESS, rng) for _ in range(count)]
     else:
         trials, closed = sample_trace(shown, config.good_share, rng, search)
-    chosen = [search.chosen(trial) for trial in trials]
-    ends = [*accumulate(map(len, chosen))]
+    sizes = [*map(trial_tokens, trials)]
     closed = closed and rng.random() < CLOSED_SHARE
     # Cut anywhere; practice keeps all but a part of the last trial.
-    first = ends[-1] - len(chosen[-1]) + 1 if practice else 1
-    kept = ends[-1] if closed else rng.randint(first, ends[-1])
+    total = sum(sizes)
+    kept = total if closed else rng.randint(total - sizes[-1] + 1 if practice else 1, total)
+    solved = any(trial.value == shown.target for trial in whole_trials(trials, kept))
     return _Draw(
         question=shown.question,
         trace="".join(trial.text(shown.target) for trial in trials),
-        chosen=sum(chosen, []),
         kept=None if closed else kept,
         answer=f"\\boxed{{{search.answer(shown, trials, kept, rng, config.good_share)}}}",
-        practice=practice,
-        # The last mark may be missing.
-        solved=any(
-            trial.value == shown.target
-            for trial, end in zip(trials, ends, strict=True)
-            if end <= kept + 1
-        ),
+        trained=[not (practice and search.chosen(n)) for size in sizes for n in range(size)],
+        states=solved or not practice,
     )
 
 
@@ -315,21 +304,19 @@ def warm_start_rows(
         summaries = tokenizer([d.answer for d in draws], add_special_tokens=False)["input_ids"]
         for draw, thinking, summary in zip(draws, thinkings, summaries, strict=True):
             closed = draw.kept is None
-            thinking = [*thinking, tokens.close_id] if closed else thinking[: draw.kept]
-            summary = [*summary, tokenizer.eos_token_id]
-            forced = list(tokens.header_ids if closed else tokens.cut_ids)
-            prompt = prompt_of(draw.question)
-            sampled = [*thinking, *forced, *summary]
-            labels = [*thinking, *([-100] * len(forced)), *summary]
-            if draw.practice:
-                # Free choices are no targets: they were drawn to succeed often, which the model
-                # shall not imitate. A guess (no solution stands there) is none either.
-                for place in range(len(labels)):
-                    drawn = draw.chosen[place] if place < len(thinking) else not draw.solved
-                    labels[place] = -100 if drawn else labels[place]
+            ends, forced = (
+                ([tokens.close_id], tokens.header_ids) if closed else ([], tokens.cut_ids)
+            )
+            parts = [
+                *((token, False) for token in prompt_of(draw.question)),
+                *zip(thinking[: draw.kept], draw.trained, strict=False),
+                *((token, True) for token in ends),
+                *((token, False) for token in forced),
+                *((token, draw.states) for token in (*summary, tokenizer.eos_token_id)),
+            ]
             yield {
-                "input_ids": [*prompt, *sampled],
-                "labels": [*([-100] * len(prompt)), *labels],
+                "input_ids": [token for token, _ in parts],
+                "labels": [token if trained else -100 for token, trained in parts],
             }
 
 
@@ -401,9 +388,8 @@ def solved_at(thinking: str, answer: str, task: str = "countdown") -> int | None
     end = 0
     for line in thinking.splitlines(keepends=True):
         end += len(line)
-        steps = STEP.findall(line)
-        marked = steps and line.endswith("✓\n")
-        if marked and all(map(_is_right, steps)) and search.arrived(steps) == target:
+        steps = STEP.findall(line) if line.endswith("✓\n") else []
+        if steps and all(map(_is_right, steps)) and search.arrived(steps) == target:
             return end
     return None
 

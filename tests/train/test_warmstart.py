@@ -11,6 +11,7 @@ from anytime_lab.engines.load import build_model, load_tokenizer
 from anytime_lab.tasks.countdown import Problem, Rules, Trial, countdown_problems, success_rate
 from anytime_lab.train.warmstart import (
     MAX_TRIALS,
+    SEARCHES,
     Division,
     Pair,
     WarmStartConfig,
@@ -19,6 +20,7 @@ from anytime_lab.train.warmstart import (
     solved_at,
     summary_expression,
     trace_quality,
+    trial_tokens,
     try_divisor,
     warm_start,
     warm_start_rows,
@@ -167,18 +169,15 @@ GCD = "reasoning_gym/gcd"
 
 
 @pytest.mark.parametrize(
-    ("divisor", "text", "chosen"),
-    [
-        (5, "24/5 ✗\n", [2]),
-        (8, "24/8=3, 36/8 ✗\n", [2]),
-        (12, "24/12=2, 36/12=3 ✓\n", [2]),
-    ],
+    ("divisor", "text"),
+    [(5, "24/5 ✗\n"), (8, "24/8=3, 36/8 ✗\n"), (12, "24/12=2, 36/12=3 ✓\n")],
 )
-def test_a_division_says_how_far_it_goes_and_chooses_its_divisor(tokenizer, divisor, text, chosen):
+def test_a_division_says_how_far_it_goes_and_chooses_its_divisor(tokenizer, divisor, text):
     trial = Division((24, 36), divisor)
     assert trial.text() == text
-    assert len(trial.chosen) == len(tokenizer(text)["input_ids"])
-    assert [place for place, free in enumerate(trial.chosen) if free] == chosen
+    tokens = tokenizer(text)["input_ids"]
+    assert trial_tokens(trial) == len(tokens)
+    assert [n for n in range(len(tokens)) if SEARCHES[GCD].chosen(n)] == [2]
 
 
 @pytest.mark.parametrize(
