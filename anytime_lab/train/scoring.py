@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from trl.trainer.utils import pad
+from trl.trainer.utils import pad, split_tensor_dict
 
 from anytime_lab.engines.hf import inner_model, sampling_mode, why_not_trees
 from anytime_lab.prompts import ThinkingTokens
@@ -55,21 +55,6 @@ def stack_rows(
         return pad(values, padding_value=fill, pad_to_multiple_of=multiple_of)
 
     return TreeRows(padded("leaf", PADDING), padded("branch", 0), padded("trained", 0))
-
-
-def leaf_texts(token_ids: Sequence[Sequence[int]], tokenizer, unseen: frozenset[int]) -> list[str]:
-    """Decode leaves; special tokens stay, `unseen` ones (EOS) are left out.
-
-    Equal leaves are decoded once: near the end of training most summaries of a cut agree.
-    """
-    keys = [
-        tuple(ids) if unseen.isdisjoint(ids) else tuple(t for t in ids if t not in unseen)
-        for ids in token_ids
-    ]
-    distinct = list(dict.fromkeys(keys))
-    texts = tokenizer.batch_decode([list(key) for key in distinct], skip_special_tokens=False)
-    decoded = dict(zip(distinct, texts, strict=True))
-    return [decoded[key] for key in keys]
 
 
 class TreeNumbers(NamedTuple):
@@ -204,20 +189,21 @@ def _wrong_with(model: PreTrainedModel, backend: str, temperature: float) -> str
     return f"log-probs of {name} by {backend} trees are off by {apart:.2g} of what they are"
 
 
-def _segmented_inputs(model: Any, rows: TreeRows, prompt_mask: Tensor) -> dict[str, Any]:
-    # Models hand such a mask on as it is: the plan says who sees whom.
-    mask = torch.ones(len(rows.leaf), 1, 1, 1, dtype=torch.bool, device=rows.leaf.device)
-    plan = attention.tree_plan(rows.leaf, rows.branch, prompt_mask)
-    return {"attention_mask": mask, "tree": plan}
-
-
-def _dense_inputs(model: Any, rows: TreeRows, prompt_mask: Tensor) -> dict[str, Any]:
+def _tree_inputs(
+    model: PreTrainedModel, backend: str, rows: TreeRows, prompt_mask: Tensor
+) -> dict[str, Any]:
+    """What tells a model who sees whom in packed rows."""
+    positions = tree_positions(rows.leaf, rows.branch, prompt_mask)
+    if backend == "segmented":
+        # Models hand such a mask on as it is: the plan says who sees whom.
+        mask = torch.ones(len(rows.leaf), 1, 1, 1, dtype=torch.bool, device=rows.leaf.device)
+        plan = attention.tree_plan(rows.leaf, rows.branch, prompt_mask)
+        return {"attention_mask": mask, "tree": plan, "position_ids": positions}
     mask = tree_mask(rows.leaf, rows.branch, prompt_mask)
     if model.config._attn_implementation == "eager":  # adds its mask to the scores
-        mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill(
-            ~mask, torch.finfo(model.dtype).min
-        )
-    return {"attention_mask": mask}
+        none = torch.zeros_like(mask, dtype=model.dtype)
+        mask = none.masked_fill(~mask, torch.finfo(model.dtype).min)
+    return {"attention_mask": mask, "position_ids": positions}
 
 
 def score_tokens(
@@ -247,9 +233,6 @@ def score_tokens(
     return out.log_probs[0], None if out.entropy is None else out.entropy[0], scored
 
 
-_TREE_INPUTS = {"segmented": _segmented_inputs, "dense": _dense_inputs}
-
-
 def score_rows(
     model: Any,
     backend: str,
@@ -277,19 +260,12 @@ def score_rows(
     else:
         source = torch.full_like(input_ids, -1)  # the place of a token in (B · C)
         source[:, -columns:] = torch.arange(batch * columns).view(batch, columns)
-        inputs = _TREE_INPUTS[backend](unwrap(model), rows, prompt_mask)
-        inputs["position_ids"] = tree_positions(rows.leaf, rows.branch, prompt_mask)
+        inputs = _tree_inputs(unwrap(model), backend, rows, prompt_mask)
     trained = (source >= 0) & rows.trained.flatten()[source.clamp(min=0)].bool()
     *told, scored = score_tokens(model, unwrap, input_ids, trained, **inputs)
     none = rows.trained.new_zeros(batch * columns, dtype=told[0].dtype)
-    return ScoredRows(
-        *(
-            None
-            if values is None
-            else none.index_put((source[scored],), values).view(batch, columns)
-            for values in told
-        )
-    )
+    told = [v if v is None else none.index_put((source[scored],), v) for v in told]
+    return ScoredRows(*(v if v is None else v.view(batch, columns) for v in told))
 
 
 # --- what has a gradient -------------------------------------------------------------------------
@@ -360,12 +336,10 @@ def score_kept(
         spare: Columns of padding above which rows are run in passes of their own.
         most: Rows of a pass.
     """
+    kept = kept.clone()
+    kept[0, 0] |= ~kept.any()  # a token that trains nothing: the graph must reach the weights
     columns, counts = kept.shape[1], kept.sum(1)
-    if not counts.any():  # a token that trains nothing: the graph must reach the weights
-        kept = kept.clone()
-        kept[0, 0] = True
-        counts = kept.sum(1)
-    widths = (counts + attention_mask[:, :-columns].sum(1)) * (counts > 0)
+    widths = _widths(kept, attention_mask[:, :-columns])
     told: list[Tensor | None] = [None, None]
     for some in _alike(widths, spare, most):
         order = (~kept[some]).to(torch.int8).argsort(dim=1, stable=True)
@@ -387,6 +361,12 @@ def score_kept(
                 before = values.new_zeros(kept.shape) if told[n] is None else told[n]
                 told[n] = before.index_put(places, values[real])
     return ScoredRows(*told)
+
+
+def _widths(kept: Tensor, prompt_mask: Tensor) -> Tensor:
+    """Columns (B,) that a row takes with its prompt; 0 where nothing of it is kept."""
+    counts = kept.sum(1)
+    return (counts + prompt_mask.sum(1)) * (counts > 0)
 
 
 def _alike(widths: Tensor, spare: int, most: int) -> list[Tensor]:
@@ -413,16 +393,12 @@ def by_length(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Args:
         batches: Parts of a generation whose rows' order means nothing, with `tree_kept` (B, C).
     """
+    widths = [_widths(batch["tree_kept"], batch["prompt_mask"]) for batch in batches]
+    order = torch.cat(widths).argsort(stable=True)
     joined = {
-        key: torch.cat([batch[key] for batch in batches])
+        key: torch.cat([batch[key] for batch in batches])[order]
         if isinstance(value, Tensor) and value.ndim
         else value
         for key, value in batches[0].items()
     }
-    kept = joined["tree_kept"].sum(1)
-    width = (kept + joined["prompt_mask"].sum(1)) * (kept > 0)
-    parts = width.argsort(stable=True).chunk(len(batches))
-    return [
-        {key: v[part] if isinstance(v, Tensor) and v.ndim else v for key, v in joined.items()}
-        for part in parts
-    ]
+    return split_tensor_dict(joined, len(batches))

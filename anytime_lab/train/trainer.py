@@ -203,7 +203,8 @@ class BRPOTrainer(GRPOTrainer):
             for tree in self._trees
             for leaf in tree.leaves
         ]
-        texts = scoring.leaf_texts(token_ids, self._tokenizer, self.tokens.eos_ids)
+        decode = functools.cache(self.tokens.decode)  # in the end most summaries of a cut agree
+        texts = [decode(tuple(ids)) for ids in token_ids]
         if is_conversational({"prompt": prompts[0]}):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
         rewards = super()._calculate_rewards(
