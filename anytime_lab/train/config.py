@@ -5,6 +5,7 @@ way from the name of a published configuration (BRPO, arXiv 2505.13438) to its s
 """
 
 import functools
+import inspect
 import json
 import numbers
 import os
@@ -31,6 +32,13 @@ TREE_BACKENDS = {
     "dense": "a 4D mask",
     "unrolled": "one row per summary, any architecture",
 }
+# Field → the table that it chooses from.
+CHOICES = {
+    "summary_weighting": SUMMARY_WEIGHTINGS,
+    "baseline": BASELINES,
+    "length_penalty": PENALTIES,
+    "tree_backend": TREE_BACKENDS,
+}
 
 
 # Fields that make another run; others (max_steps, saving, logging) may change on the way.
@@ -41,18 +49,6 @@ METHOD = (
     "check_format", "loss_type", "loss_length", "beta", "epsilon", "temperature", "num_iterations",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed",
 )  # fmt: skip
-
-
-def _setting(default: Any, told: str) -> Any:
-    """A field with its help text; a function as default makes a value for each config."""
-    key = "default_factory" if callable(default) else "default"
-    return field(**{key: default}, metadata={"help": told})
-
-
-def _choices(table: Mapping[str, Any]) -> str:
-    """The names of a table with their words, for a help text."""
-    words = ((name, row if isinstance(row, str) else row[0]) for name, row in table.items())
-    return "; ".join(f"{name!r}: {told}" for name, told in words)
 
 
 _adapter = functools.cache(TypeAdapter)
@@ -192,26 +188,21 @@ def check_together(config: Any) -> None:
     """
     check_budgets(config.budgets)
     for name in ("prior", "summary_prior"):
-        if (weights := getattr(config, name)) is not None:
-            try:
-                Prior(tuple(config.budgets), tuple(weights))
-            except ValueError as error:
-                raise ValueError(f"{name} is {weights}: {error}") from None
+        config.weights(name)  # refuses what is none
     if config.baseline == "serial" and len(config.budgets) == 1:
         raise ValueError(
             f"baseline='serial' compares a thinking's budgets, but budgets is {config.budgets}: "
             "nothing would be trained. Set more of them, or another baseline."
         )
-    if config.train_summaries == "last" and config.summary_prior is not None:
-        raise ValueError(
-            "summary_prior is set, but train_summaries='last' trains the last budget only. "
-            "Set train_summaries='all', or leave summary_prior out."
-        )
-    if config.summary_weighting == "authors" and config.summary_prior is not None:
-        raise ValueError(
-            "summary_prior is set, but summary_weighting='authors' weights every summary alike. "
-            "Set summary_weighting='eq10', or leave summary_prior out."
-        )
+    for name, value, does, way in (
+        ("train_summaries", "last", "trains the last budget only", "all"),
+        ("summary_weighting", "authors", "weights every summary alike", "eq10"),
+    ):
+        if getattr(config, name) == value and config.summary_prior is not None:
+            raise ValueError(
+                f"summary_prior is set, but {name}={value!r} {does}. Set {name}={way!r}, or leave "
+                "summary_prior out."
+            )
     truncated = [
         f"{name}={getattr(config, name)}"
         for name, neutral in (("top_p", (1.0,)), ("top_k", (0, None)), ("min_p", (0, None)))
@@ -249,127 +240,93 @@ class BRPOConfig(GRPOConfig):
     `vllm_importance_sampling_mode="token_truncate"` (TRL's default takes one ratio for a whole
     tree), and `bf16` is off where there is no CUDA device. `max_completion_length` is derived:
     it is the constant that `dr_grpo` divides by, so set `loss_length` to choose it.
+
+    Attributes:
+        budgets: Thinking budgets b_1 < ... < b_m in whole tokens, such as [24, 48, 96]. One
+            thinking of b_m tokens is sampled and summarised at each of them.
+        prior: Probability P_j of each budget; sums to 1. None is uniform. [0, ..., 0, 1] rewards
+            the final answer only.
+        summary_prior: Weight P'_j of each budget in the summary policy's gradient. None is uniform
+            (BRPO eq. 10).
+        summary_weighting: Weight of a summary's gradient.
+        num_summaries: Summaries sampled for each (thinking, budget): A in the paper.
+        baseline: Baseline of the thinking policy.
+        discount: Discount of earlier scores in the progress baseline; 0.5 as published.
+        train_summaries: 'all' trains the summaries at every budget, as the published
+            AnytimeReasoner; 'last' those at the largest only.
+        max_summary_tokens: Longest summary in tokens, the forced text (cut suffix and answer
+            header) included; 128 as published.
+        length_penalty: Shorten thinkings through the score. None is off.
+        length_penalty_alpha: Strength of the length penalty, where one is set; 0.2 as published.
+        check_format: Score a summary 0, whatever the reward functions say, unless exactly one
+            think-end marker stands in its thinking and text. A thinking that ended in EOS then
+            scores 0, as in the method.
+        thinking_format: How the model writes a thinking: 'auto' (None; what tokenizer and chat
+            template say), a name in anytime_lab.prompts.FORMATS, or a dict of fields of
+            ThinkingFormat.
+        tree_backend: How a packed tree is run.
+        skip_dead_tokens: Leave out of an update what has no gradient: summaries whose advantage is
+            0, and a thinking behind its last token with one. The gradient is the same. Not done
+            where the loss has a term on every token (beta, an entropy bonus, top_entropy_quantile).
+            The logged entropy is then estimated by the log-probs of the sampled tokens.
+        rollout_batch_size: Trees sampled at a time on each process. None: the whole generation
+            batch.
+        save_rollouts_steps: Updates between the rollout trees of two problems that are written to
+            output_dir/rollouts, with their advantages under every baseline (and at update 1). 0
+            writes none.
+        loss_length: Constant number of tokens that the dr_grpo loss divides by. None: budgets[-1] +
+            len(budgets) * num_summaries * max_summary_tokens.
+        check_logprobs_steps: With use_vllm, compare vLLM's log-probs of the rollouts with the
+            trainer's each so many steps (where new rollouts are sampled) and warn where they
+            differ. 0 is off.
+        logprobs_tolerance: Mean absolute difference of these log-probs, in nats a token, that is
+            warned of. Two bf16 implementations differ by about 0.01, two in fp32 by 1e-5.
+        loss_type: 'dr_grpo' (as published: sum over trained tokens / constant), 'dapo', 'bnpo',
+            'grpo', 'cispo' or 'sapo'.
+        scale_rewards: Must be 'none' (or False): BRPO never divides by a standard deviation.
+        beta: KL coefficient; 0 loads no reference model.
+        epsilon: Clip range of the importance ratio; 0.2 as published.
+        temperature: Sampling temperature of the rollouts; the policy itself at 1.0, so set 1.0.
+        max_grad_norm: Largest gradient norm; 0 does not clip.
+        learning_rate: Initial learning rate of AdamW; 1e-6 as published, small models take 3e-4.
+        max_completion_length: Derived from budgets, num_summaries and max_summary_tokens, or
+            loss_length.
+        vllm_importance_sampling_mode: Must be 'token_truncate': a ratio per sequence would be one
+            for a whole tree.
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "thinking_format"]
 
-    budgets: list[_Whole] = _setting(
-        lambda: [2000, 4000, 6000, 8000],
-        "Thinking budgets b_1 < ... < b_m in whole tokens, such as [24, 48, 96]. One thinking of "
-        "b_m tokens is sampled and summarised at each of them.",
-    )
-    prior: list[_Number] | None = _setting(
-        None,
-        "Probability P_j of each budget; sums to 1. None is uniform. [0, ..., 0, 1] "
-        "rewards the final answer only.",
-    )
-    summary_prior: list[_Number] | None = _setting(
-        None,
-        "Weight P'_j of each budget in the summary policy's gradient. None is uniform "
-        "(BRPO eq. 10).",
-    )
-    summary_weighting: Literal[*SUMMARY_WEIGHTINGS] = _setting(
-        "eq10", f"Weight of a summary's gradient. {_choices(SUMMARY_WEIGHTINGS)}."
-    )
-    num_summaries: _Positive = _setting(
-        4, "Summaries sampled for each (thinking, budget): A in the paper."
-    )
-    baseline: Literal[*BASELINES] = _setting(
-        "brpo", f"Baseline of the thinking policy. {_choices(BASELINES)}."
-    )
-    discount: _Share = _setting(
-        0.5, "Discount of earlier scores in the progress baseline; 0.5 as published."
-    )
-    train_summaries: Literal["all", "last"] = _setting(
-        "all",
-        "'all' trains the summaries at every budget, as the published AnytimeReasoner; 'last' "
-        "those at the largest only.",
-    )
-    max_summary_tokens: Annotated[_Whole, Field(ge=2)] = _setting(
-        128,
-        "Longest summary in tokens, the forced text (cut suffix and answer header) included; 128 "
-        "as published.",
-    )
-    length_penalty: Literal[*PENALTIES] | None = _setting(
-        None, f"Shorten thinkings through the score. {_choices(PENALTIES)}. None is off."
-    )
-    length_penalty_alpha: _Share = _setting(
-        0.2, "Strength of the length penalty, where one is set; 0.2 as published."
-    )
-    check_format: bool = _setting(
-        True,
-        "Score a summary 0, whatever the reward functions say, unless exactly one "
-        "think-end marker stands in its thinking and text. A thinking that ended in EOS then "
-        "scores 0, as in the method.",
-    )
-    thinking_format: dict | str | None = _setting(
-        None,
-        "How the model writes a thinking: 'auto' (None; what tokenizer and chat template say), a "
-        "name in anytime_lab.prompts.FORMATS, or a dict of fields of ThinkingFormat.",
-    )
-    tree_backend: Literal[*TREE_BACKENDS] = _setting(
-        "auto", f"How a packed tree is run. {_choices(TREE_BACKENDS)}."
-    )
-    skip_dead_tokens: bool = _setting(
-        True,
-        "Leave out of an update what has no gradient: summaries whose advantage is 0, and a "
-        "thinking behind its last token with one. The gradient is the same. Not done where the "
-        "loss has a term on every token (beta, an entropy bonus, top_entropy_quantile). The "
-        "logged entropy is then estimated by the log-probs of the sampled tokens.",
-    )
-    rollout_batch_size: _Positive | None = _setting(
-        None, "Trees sampled at a time on each process. None: the whole generation batch."
-    )
-    save_rollouts_steps: _Count = _setting(
-        25,
-        "Updates between the rollout trees of two problems that are written to "
-        "output_dir/rollouts, with their advantages under every baseline (and at update 1). "
-        "0 writes none.",
-    )
-    loss_length: _Positive | None = _setting(
-        None,
-        "Constant number of tokens that the dr_grpo loss divides by. None: "
-        "budgets[-1] + "
-        "len(budgets) * num_summaries * max_summary_tokens.",
-    )
-
-    check_logprobs_steps: _Count = _setting(
-        1,
-        "With use_vllm, compare vLLM's log-probs of the rollouts with the trainer's "
-        "each so many steps (where new rollouts are sampled) and warn where they differ. 0 is "
-        "off.",
-    )
-    logprobs_tolerance: _NotNegative = _setting(
-        0.05,
-        "Mean absolute difference of these log-probs, in nats a token, that is "
-        "warned of. Two bf16 implementations differ by about 0.01, two in fp32 by 1e-5.",
-    )
-
+    budgets: list[_Whole] = field(default_factory=lambda: [2000, 4000, 6000, 8000])
+    prior: list[_Number] | None = None
+    summary_prior: list[_Number] | None = None
+    summary_weighting: Literal[*SUMMARY_WEIGHTINGS] = "eq10"
+    num_summaries: _Positive = 4
+    baseline: Literal[*BASELINES] = "brpo"
+    discount: _Share = 0.5
+    train_summaries: Literal["all", "last"] = "all"
+    max_summary_tokens: Annotated[_Whole, Field(ge=2)] = 128
+    length_penalty: Literal[*PENALTIES] | None = None
+    length_penalty_alpha: _Share = 0.2
+    check_format: bool = True
+    thinking_format: dict | str | None = None
+    tree_backend: Literal[*TREE_BACKENDS] = "auto"
+    skip_dead_tokens: bool = True
+    rollout_batch_size: _Positive | None = None
+    save_rollouts_steps: _Count = 25
+    loss_length: _Positive | None = None
+    check_logprobs_steps: _Count = 1
+    logprobs_tolerance: _NotNegative = 0.05
     # TRL's fields with the method's defaults (method section 7).
-    loss_type: Literal["dr_grpo", "dapo", "bnpo", "grpo", "cispo", "sapo"] = _setting(
-        "dr_grpo",
-        "'dr_grpo' (as published: sum over trained tokens / constant), 'dapo', 'bnpo', "
-        "'grpo', 'cispo' or 'sapo'.",
-    )
-    scale_rewards: Literal["none"] = _setting(
-        "none", "Must be 'none' (or False): BRPO never divides by a standard deviation."
-    )
-    beta: _NotNegative = _setting(0.0, "KL coefficient; 0 loads no reference model.")
-    epsilon: _NotNegative = _setting(0.2, "Clip range of the importance ratio; 0.2 as published.")
-    temperature: _AboveNone = _setting(
-        1.0, "Sampling temperature of the rollouts; the policy itself at 1.0, so set 1.0."
-    )
-    max_grad_norm: _NotNegative = _setting(1.0, "Largest gradient norm; 0 does not clip.")
-    learning_rate: _AboveNone = _setting(
-        1e-6, "Initial learning rate of AdamW; 1e-6 as published, small models take 3e-4."
-    )
-    max_completion_length: int | None = _setting(
-        None, "Derived from budgets, num_summaries and max_summary_tokens, or loss_length."
-    )
-    vllm_importance_sampling_mode: Literal["token_truncate"] = _setting(
-        "token_truncate",
-        "Must be 'token_truncate': a ratio per sequence would be one for a whole tree.",
-    )
+    loss_type: Literal["dr_grpo", "dapo", "bnpo", "grpo", "cispo", "sapo"] = "dr_grpo"
+    scale_rewards: Literal["none"] = "none"
+    beta: _NotNegative = 0.0
+    epsilon: _NotNegative = 0.2
+    temperature: _AboveNone = 1.0
+    max_grad_norm: _NotNegative = 1.0
+    learning_rate: _AboveNone = 1e-6
+    max_completion_length: int | None = None
+    vllm_importance_sampling_mode: Literal["token_truncate"] = "token_truncate"
 
     def __post_init__(self) -> None:
         if self.output_dir is not None:
@@ -399,22 +356,25 @@ class BRPOConfig(GRPOConfig):
                 self.generation_batch_size = None
         super().__post_init__()
 
+    def weights(self, name: str) -> Prior:
+        """`prior` or `summary_prior` as a value; uniform where it is None."""
+        if (weights := getattr(self, name)) is None:
+            return Prior.uniform(self.budgets)
+        try:
+            return Prior(self.budgets, weights)
+        except ValueError as error:
+            raise ValueError(f"{name} is {weights}: {error}") from None
+
     @property
     def budget_prior(self) -> Prior:
         """P_j as a value."""
-        if self.prior is None:
-            return Prior.uniform(tuple(self.budgets))
-        return Prior(self.budgets, self.prior)
+        return self.weights("prior")
 
     @property
     def summary_weights(self) -> tuple[float, ...]:
         """Weight of each budget's summaries in the gradient, (J,)."""
-        count = len(self.budgets)
-        if self.train_summaries == "last":
-            return (0.0,) * (count - 1) + (1.0,)
-        if self.summary_prior is None:
-            return (1.0 / count,) * count
-        return tuple(self.summary_prior)
+        last = self.train_summaries == "last"
+        return (Prior.base(self.budgets) if last else self.weights("summary_prior")).weights
 
     @property
     def method(self) -> dict[str, Any]:
@@ -450,6 +410,16 @@ class BRPOConfig(GRPOConfig):
         period = self.steps_per_generation * self.num_iterations
         last = step + max(1, period // self.gradient_accumulation_steps) - 1
         return step == 1 or last // every > (step - 1) // every
+
+
+# Each field's help text: its words above, and those of the table that it chooses from.
+for _name, _told in re.findall(
+    r"^    (\w+): (.+(?:\n        .+)*)", inspect.getdoc(BRPOConfig), re.M
+):
+    _rows = CHOICES.get(_name, {}).items()
+    _words = [f"{way!r}: {row if isinstance(row, str) else row[0]}" for way, row in _rows]
+    _told = " ".join(_told.split()) + f" {'; '.join(_words)}." * bool(_words)
+    BRPOConfig.__dataclass_fields__[_name].metadata = {"help": _told}
 
 
 class Preset(NamedTuple):
