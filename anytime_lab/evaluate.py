@@ -23,28 +23,13 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from anytime_lab import prompts
 from anytime_lab.engines.base import Engine, Sampling
 from anytime_lab.engines.load import model_path
 from anytime_lab.priors import check_budgets
-from anytime_lab.prompts import (
-    ThinkingTokens,
-    describe_format,
-    fit_verifier,
-    prompt_ids,
-    text_and_ends,
-    warn_of_eos,
-)
+from anytime_lab.store import records
 from anytime_lab.store.files import RECORDS, THINKINGS, only_writer, write_progress
 from anytime_lab.store.manifest import describe_problems, describe_rows, hash_model_folder
-from anytime_lab.store.records import (
-    Known,
-    drop_damaged_chunks,
-    finished_chunks,
-    note_session,
-    open_evaluation,
-    row_of,
-    write_part,
-)
 from anytime_lab.verify.verifiers import FAILURES, Verifier
 
 DEFAULT_SAMPLING = Sampling()
@@ -123,7 +108,7 @@ def evaluate(
             raise ValueError(f"{name} is {value!r:.60}; expected {wanted}.")
     tokens, chat_template_kwargs = engine.tokens, dict(chat_template_kwargs or {})
     problems = _problems(dataset, tokens, chat_template_kwargs)
-    budgets, verifier = check_budgets(budgets), fit_verifier(verifier, tokens.fmt)
+    budgets, verifier = check_budgets(budgets), prompts.fit_verifier(verifier, tokens.fmt)
     # all problems once, then again, so that a run still being written already speaks of all
     pairs = [(problem, sample) for sample in range(num_samples) for problem in problems]
     chunks = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
@@ -158,13 +143,13 @@ def evaluate(
         "dataset": {"name": dataset_name, "card": dataset_card, **describe_problems(dataset)},
     }
     with only_writer(run_dir) as folder:
-        open_evaluation(folder, settings, about, len(chunks))
+        records.open_evaluation(folder, settings, about, len(chunks))
         if progress:
-            print(describe_format(tokens, problems[0].prompt))
+            print(prompts.describe_format(tokens, problems[0].prompt))
         work = partial(evaluate_chunk, engine, verifier, budgets, num_summaries, sampling)
         ends = _run_chunks(folder, work, chunks, seed, budgets, progress)
     if ends:
-        warn_of_eos(ends.count("eos") / len(ends), tokens.fmt)
+        prompts.warn_of_eos(ends.count("eos") / len(ends), tokens.fmt)
     return folder
 
 
@@ -209,9 +194,9 @@ def _run_chunks(
     progress: bool,
 ) -> list[str]:
     """Evaluates and writes the chunks that are not there yet; how their thinkings ended."""
-    for found in drop_damaged_chunks(run_dir):
+    for found in records.drop_damaged_chunks(run_dir):
         warnings.warn(found, stacklevel=3)
-    finished = finished_chunks(run_dir)
+    finished = records.finished_chunks(run_dir)
     done = before = sum(len(chunks[number]) for number in finished)
     total, seen, ends, spent = sum(map(len, chunks)), Counter(), [], Counter()
     about = {"total": total, "unit": "thinkings", "started": time.time(), "done_before": before}
@@ -220,17 +205,17 @@ def _run_chunks(
     words = f"evaluate at {len(budgets)} budgets"
     with tqdm(total=total, initial=done, desc=words, unit="thinking", disable=not progress) as bar:
         for number in sorted({*range(len(chunks))} - finished):
-            records, thinkings, seconds = work(chunks[number], chunk_seed(seed, number))
-            write_part(run_dir, THINKINGS, number, thinkings)
-            write_part(run_dir, RECORDS, number, records)  # last: it makes the chunk finished
+            rows, thinkings, seconds = work(chunks[number], chunk_seed(seed, number))
+            records.write_part(run_dir, THINKINGS, number, thinkings)
+            records.write_part(run_dir, RECORDS, number, rows)  # last: it makes the chunk finished
             ends += [thinking["end"] for thinking in thinkings]
             done += len(thinkings)
             spent["seconds"] += seconds
             spent["tokens"] += sum(thinking["tokens"] for thinking in thinkings)
-            last = [r for r in records if r["budget"] == budgets[-1]]
+            last = [r for r in rows if r["budget"] == budgets[-1]]
             seen["right"] += sum(r["correct"] for r in last)
             seen["graded"] += sum(r["score"] is not None for r in last)
-            seen["failed"] += sum(r["reason"] in FAILURES for r in records)
+            seen["failed"] += sum(r["reason"] in FAILURES for r in rows)
             right = seen["right"] / max(1, seen["graded"])
             message = f"{right:.1%} right at the largest budget" if seen["graded"] else ""
             message += f"; grading cut short {seen['failed']} times" if seen["failed"] else ""
@@ -239,7 +224,7 @@ def _run_chunks(
             tell(done, message=message)
     tell(done, message="finished")
     if spent:
-        note_session(run_dir, spent)
+        records.note_session(run_dir, spent)
     return ends
 
 
@@ -259,13 +244,13 @@ def evaluate_chunk(
     seed: int,
 ) -> tuple[list[dict], list[dict], float]:
     """Samples and grades one chunk: rows of its records, of its thinkings, seconds of sampling."""
-    prompts, start = [problem.prompt for problem, _ in pairs], time.perf_counter()
-    trees = engine.sample_trees(prompts, budgets, num_summaries, sampling, seed, share_cuts=True)
+    asked, start = [problem.prompt for problem, _ in pairs], time.perf_counter()
+    trees = engine.sample_trees(asked, budgets, num_summaries, sampling, seed, share_cuts=True)
     seconds, tokens, told, asked = time.perf_counter() - start, engine.tokens, [], []
     for (problem, sample), tree in zip(pairs, trees, strict=True):
-        text, ends = text_and_ends(tokens, tree.thinking)
+        text, ends = prompts.text_and_ends(tokens, tree.thinking)
         of = {"problem": problem, "sample": sample, "tree": tree}
-        told.append(Known(**of, thinking=text, token_ends=ends))
+        told.append(records.Known(**of, thinking=text, token_ends=ends))
         places = product(budgets, range(num_summaries))
         for (budget, summary), leaf in zip(places, tree.leaves, strict=True):
             said = {"budget": budget, "summary": summary, "text": tokens.decode(leaf.summary)}
@@ -279,11 +264,11 @@ def evaluate_chunk(
             f"the verifier returned {len(grades)} grades for {len(unique)} texts; one each is due."
         )
     verdict = dict(zip(unique, grades, strict=True))
-    records = [
-        row_of(RECORDS, replace(known, grade=verdict[known.problem.id, text]))
+    rows = [
+        records.row_of(RECORDS, replace(known, grade=verdict[known.problem.id, text]))
         for known, text in asked
     ]
-    return records, [row_of(THINKINGS, known) for known in told], seconds
+    return rows, [records.row_of(THINKINGS, known) for known in told], seconds
 
 
 # --- checks --------------------------------------------------------------------------------------
@@ -295,7 +280,7 @@ def _has(value: Any, method: str) -> bool:
 
 def _problems(
     dataset: Dataset,
-    tokens: ThinkingTokens,
+    tokens: prompts.ThinkingTokens,
     chat_template_kwargs: Mapping[str, Any],
 ) -> tuple[Problem, ...]:
     columns = list(dataset.column_names)
@@ -316,7 +301,7 @@ def _problems(
                 + "; every problem needs an id of its own."
             )
         said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        ids = tuple(prompt_ids(prompt, tokens.tokenizer, tokens.fmt, chat_template_kwargs))
+        ids = tuple(prompts.prompt_ids(prompt, tokens.tokenizer, tokens.fmt, chat_template_kwargs))
         problems[key] = Problem(key, str(row.get("question") or said), row["answer"], ids)
     return tuple(problems.values())
 

@@ -13,7 +13,6 @@ import tiny
 from made_notebooks import run_cells
 from peft import LoraConfig, get_peft_model
 
-from anytime_lab import evaluate as module
 from anytime_lab.engines.base import Sampling
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.engines.load import load_model
@@ -36,6 +35,7 @@ from anytime_lab.store.records import (
     read_manifest,
     read_records,
     read_thinkings,
+    write_part,
 )
 from anytime_lab.train.recording import mark_complete
 from anytime_lab.verify.verifiers import ExactVerifier, Grade, Verifier
@@ -412,13 +412,12 @@ def test_equal_texts_are_graded_once(parts, tmp_path):
 
 def test_thinkings_are_written_before_the_records_that_finish_a_chunk(parts, tmp_path, monkeypatch):
     order = []
-    inner = module.write_part
 
-    def write_part(run_dir, table, chunk, rows):
+    def write(run_dir, table, chunk, rows):
         order.append((table, chunk))
-        inner(run_dir, table, chunk, rows)
+        write_part(run_dir, table, chunk, rows)
 
-    monkeypatch.setattr(module, "write_part", write_part)
+    monkeypatch.setattr("anytime_lab.store.records.write_part", write)
     run(parts, tmp_path / "run")
     assert order == [(table, chunk) for chunk in range(3) for table in (THINKINGS, RECORDS)]
 
