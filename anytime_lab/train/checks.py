@@ -195,6 +195,7 @@ def check_datasets(
             f"number of groups of {group}. Set per_device_eval_batch_size={group}, or "
             "num_generations_eval."
         )
+    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     for name, dataset in {"train_dataset": train_dataset, **evaluations}.items():
         if not isinstance(dataset, (Dataset, IterableDataset)):
             raise TypeError(
@@ -203,8 +204,8 @@ def check_datasets(
             )
         needed = 1 if name in evaluations else args.generation_batch_size // args.num_generations
         wrong = _wrong_rows(dataset, functions, needed)
-        if not wrong and isinstance(dataset, Dataset):
-            wrong = _too_long(dataset["prompt"], model_config, args, encode)
+        if not wrong and positions is not None and isinstance(dataset, Dataset):
+            wrong = _too_long(dataset["prompt"], positions, args, encode)
         if wrong:
             raise ValueError(f"{name}{wrong}")
 
@@ -249,19 +250,11 @@ def _wrong_rows(dataset: Any, functions: Sequence[Any], problems_needed: int) ->
     return ""
 
 
-def _too_long(
-    prompts: Sequence[Any],
-    model_config: PretrainedConfig,
-    args: BRPOConfig,
-    encode: Callable[[Any], list[int]],
-) -> str:
+def _too_long(prompts: Sequence[Any], positions: int, args: BRPOConfig, encode: Callable) -> str:
     """Whether a prompt leaves too few positions for a thinking and a summary; empty if none does.
 
     Of a large dataset the prompts with the most characters are measured.
     """
-    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    if positions is None:
-        return ""
     longest = sorted(prompts, key=lambda prompt: len(str(prompt)))[-_PROMPTS_MEASURED:]
     tokens = max(len(encode(prompt)) for prompt in longest)
     needed = tokens + args.budgets[-1] + args.max_summary_tokens

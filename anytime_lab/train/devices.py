@@ -92,33 +92,26 @@ class TrainersEngine(Engine):
         """See `Engine.complete`; TRL has told vLLM how to sample."""
         count = self.group if thinks else prefixes[0].count  # neighbours that share a prefix
         rows = [list(prefix.ids) for prefix in prefixes for _ in range(prefix.count)]
-        with self._phase(limit, thinks):
-            _, sampled, logprobs, _ = self.vllm.generate(rows, None, count)
-        return [  # TRL takes NaN as no correction for the token
-            Continuation(tuple(ids), tuple(math.nan if at[0] is None else at[0] for at in values))
-            for ids, values in zip(sampled, logprobs, strict=True)
-        ]
-
-    @contextlib.contextmanager
-    def _phase(self, limit: int, thinks: bool) -> Iterator[None]:
-        """The length and the stops of one phase; after thinkings a sleeping engine stays awake.
-
-        TRL puts it to sleep after each `generate`: between the phases that would throw the cache
-        of the thinkings away, and send all weights a second time.
-        """
         vllm = self.vllm
         before = vllm.max_completion_length, vllm.generation_kwargs, vllm.enable_sleep_mode
         vllm.max_completion_length = limit
         vllm.generation_kwargs = self.tokens.stops(thinks)
+        # After thinkings a sleeping engine stays awake: TRL puts it to sleep after each `generate`,
+        # which between the phases would throw the cache of the thinkings away, and send all
+        # weights a second time.
         if thinks and vllm.mode == "colocate" and vllm.enable_sleep_mode:
             if vllm._llm_weights_sleeping:
                 vllm.sync_weights()
             vllm.llm.wake_up(tags=["kv_cache"])
             vllm.enable_sleep_mode = False
         try:
-            yield
+            _, sampled, logprobs, _ = vllm.generate(rows, None, count)
         finally:
             vllm.max_completion_length, vllm.generation_kwargs, vllm.enable_sleep_mode = before
+        return [  # TRL takes NaN as no correction for the token
+            Continuation(tuple(ids), tuple(math.nan if at[0] is None else at[0] for at in values))
+            for ids, values in zip(sampled, logprobs, strict=True)
+        ]
 
 
 def check_logprobs(trainer: Any, batch: dict[str, Any], mode: str) -> None:

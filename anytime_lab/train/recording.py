@@ -355,8 +355,7 @@ class StepRecorder(TrainerCallback):
                 line[name] = sum(new) / len(new)
             if name.endswith(_FAILURES):
                 line[name] = sum(new)
-        line |= self.line
-        line |= {"time/step": duration, **self.counters}
+        line |= self.line | {"time/step": duration, **self.counters}
         self.line.clear()
         if state.is_world_process_zero:
             files.append_jsonl(self.folder / files.METRICS, line)
@@ -382,16 +381,9 @@ class StepRecorder(TrainerCallback):
 
     def _write_progress(self, state, message: str) -> None:
         if state.is_world_process_zero:
-            files.write_progress(
-                self.folder,
-                "train",
-                state.global_step,
-                state.max_steps,
-                "updates",
-                started=self._started,
-                done_before=self._first_step,
-                message=message,
-            )
+            done = state.global_step, state.max_steps, "updates"
+            since = {"started": self._started, "done_before": self._first_step}
+            files.write_progress(self.folder, "train", *done, **since, message=message)
 
 
 PROBLEMS = 2  # whose trees are kept of a generation

@@ -134,11 +134,6 @@ class Division(NamedTuple):
     numbers: tuple[int, int]
     value: int
 
-    @property
-    def divides(self) -> bool:
-        """Whether it does."""
-        return all(number % self.value == 0 for number in self.numbers)
-
     def text(self, target: int = 0) -> str:
         """The trial as a line: `26/2=13, 88/2=44 ✓`, `26/13=2, 88/13 ✗` or `26/3 ✗`."""
         said = ""
@@ -171,7 +166,7 @@ def greatest_found(
     Without any: 1, or the right one with probability `good_share`.
     """
     whole = whole_trials(trials, tokens)
-    found = max((trial.value for trial in whole if trial.divides), default=1)
+    found = max((t.value for t in whole if pair.target % t.value == 0), default=1)
     if found == 1 and good_share and rng.random() < good_share:
         return str(pair.target)
     return str(found)
