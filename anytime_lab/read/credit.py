@@ -32,20 +32,19 @@ def find_rollouts(runs: Runs) -> tuple[dict[str, Path], list[str]]:
     complaints = []
     for name, path in named_runs(runs):
         try:
-            folders = run_folders(path, ROLLOUTS)
-            for folder in folders:
+            for folder in run_folders(path, ROLLOUTS) or [path]:
                 if rollout_steps(folder):
                     found[folder_name(name, path, folder)] = folder
                 else:
-                    complaints.append(f"{folder} holds no rollouts yet.")
-            if not folders:
-                complaints.append(_told_missing(path))
+                    complaints.append(_told_missing(folder))
         except Exception as error:  # whatever is on that disk, the view goes on
             complaints.append(told_error(path, error))
     return found, complaints
 
 
 def _told_missing(path: Path) -> str:
+    if (path / ROLLOUTS).exists():
+        return f"{path} holds no rollouts yet."
     if (path / METRICS).exists():
         return (
             f"{path} is a training run that kept no rollouts: it has no {ROLLOUTS}/. Train with "

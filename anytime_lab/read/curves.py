@@ -20,7 +20,7 @@ from anytime_lab.store.records import read_records
 
 CONFIDENCE, DRAWS = 0.95, 20_000
 CURVE_COLUMNS = ["problem_id", "budget", "correct", "score", "cut"]
-END_COLUMNS = ["budget", "cut", "thinking_tokens", "thinking_end", "reason"]
+TABLE_COLUMNS = [*CURVE_COLUMNS, "thinking_tokens", "thinking_end", "reason"]  # endings, too
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,39 +5,23 @@ Whatever is wrong with a folder becomes a sentence; nothing here raises for what
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from glob import glob
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from anytime_lab.read.curves import (
-    CURVE_COLUMNS,
-    END_COLUMNS,
-    ProblemTable,
-    endings,
-    problem_table,
-)
-from anytime_lab.store.files import (
-    MANIFEST,
-    RECORDS,
-    THINKINGS,
-    RunFolderError,
-    read_json,
-    run_folder,
-)
-from anytime_lab.store.records import (
-    FORMAT,
-    finished_chunks,
-    pace_of,
-    read_manifest,
-    read_part,
-    read_records,
-)
+from anytime_lab.read.curves import TABLE_COLUMNS, ProblemTable, endings, problem_table
+from anytime_lab.store import files
+from anytime_lab.store import records as stored
+from anytime_lab.store.files import MANIFEST, RECORDS, THINKINGS, RunFolderError, run_folder
 
 STEP = re.compile(r"(?:checkpoint|step|update)[-_ ]?(\d+)$", re.IGNORECASE)
 DEPTH = 3  # folders below a given one in which evaluations are looked for
@@ -115,13 +99,10 @@ def find_evaluations(runs: Runs) -> Catalogue:
     for name, path in named_runs(runs):
         try:
             folders = run_folders(path, MANIFEST)
-            if folders != [path]:
-                folders = [folder for folder in folders if _is_evaluation(folder, path)]
-            if not folders:
-                read_manifest(path)  # raises, and says what is there
-            for folder in folders:
-                known = name or (folder.relative_to(path).parts[:1] or (folder.name,))[0]
-                found.append(_evaluation(known, folder))
+            folders = [one for one in folders if one == path or _is_evaluation(one)]
+            for folder in folders or [path]:  # reading what is none says what is there
+                below = folder.relative_to(path).parts[:1] or (folder.name,)
+                found.append(_evaluation(name or below[0], folder))
         except Exception as error:  # whatever is on that disk, the view goes on
             complaints.append(told_error(path, error))
     return Catalogue(tuple(_with_own_names(found)), tuple(complaints))
@@ -146,11 +127,11 @@ def named_runs(runs: Runs) -> list[tuple[str, Path]]:
 
 
 def run_folders(path: Path, holds: str) -> list[Path]:
-    """The folder itself if it holds a file or folder of that name, or those below that do."""
-    if (path / holds).exists():
+    """The folder itself if it holds a file or folder of that name, or those in sight below."""
+    if os.path.exists(path / holds):
         return [path]
-    below = (path.glob("/".join(["*"] * depth + [holds])) for depth in range(1, DEPTH + 1))
-    return sorted({place.parent for places in below for place in places})
+    below = (glob("*/" * depth + holds, root_dir=path) for depth in range(1, DEPTH + 1))
+    return sorted(path / Path(place).parent for places in below for place in places)
 
 
 def folder_name(name: str, path: Path, folder: Path) -> str:
@@ -159,19 +140,14 @@ def folder_name(name: str, path: Path, folder: Path) -> str:
     return name or folder.resolve().name if below == "." else "/".join(filter(None, [name, below]))
 
 
-def _is_evaluation(folder: Path, below: Path) -> bool:
-    """Whether one is there, in sight."""
-    if any(part.startswith(".") for part in folder.relative_to(below).parts):
-        return False
-    try:
-        manifest = read_json(folder / MANIFEST)
-    except RunFolderError:
-        return False
-    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+def _is_evaluation(folder: Path) -> bool:
+    with suppress(RunFolderError, AttributeError):  # no JSON, or no mapping
+        return files.read_json(folder / MANIFEST).get("format") == stored.FORMAT
+    return False
 
 
 def _evaluation(run: str, folder: Path) -> Evaluation:
-    manifest = read_manifest(folder)
+    manifest = stored.read_manifest(folder)
     about, parameters = manifest.get("dataset"), manifest.get("parameters")
     about = about if isinstance(about, dict) else {}
     dataset = about.get("name") or str(about.get("sha256") or "")[:8] or "(not named)"
@@ -182,10 +158,10 @@ def _evaluation(run: str, folder: Path) -> Evaluation:
         dataset=str(dataset),
         step=next(filter(None, steps), None),
         path=folder,
-        done=len(finished_chunks(folder)),
+        done=len(stored.finished_chunks(folder)),
         chunks=int(manifest["chunks"]),
         parameters=parameters if isinstance(parameters, int) else None,
-        pace=pace_of(manifest),
+        pace=stored.pace_of(manifest),
     )
 
 
@@ -215,12 +191,11 @@ class Tables:
     def read(self, evaluations: Sequence[Evaluation]) -> None:
         """Reads those that are not known yet; what cannot be read becomes a complaint."""
         new = {e.path for e in evaluations} - {*self.known, *self.complaints}
-        columns = list(dict.fromkeys([*CURVE_COLUMNS, *END_COLUMNS]))
 
         def one(path: Path) -> None:
             try:
-                records = read_records(path, columns, allow_partial=True)
-                self.known[path], self.endings[path] = problem_table(records), endings(records)
+                rows = stored.read_records(path, TABLE_COLUMNS, allow_partial=True)
+                self.known[path], self.endings[path] = problem_table(rows), endings(rows)
             except Exception as error:  # a damaged part, mixed parts, no part yet
                 self.complaints[path] = told_error(path, error)
 
@@ -255,9 +230,8 @@ class Thought:
 
     def characters(self, tokens: int) -> int:
         """How many characters the first `tokens` tokens have."""
-        if tokens <= 0 or not len(self.token_ends):
-            return 0
-        return int(self.token_ends[min(tokens, len(self.token_ends)) - 1])
+        ends = [0, *self.token_ends]
+        return int(ends[min(max(tokens, 0), len(ends) - 1)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,7 +250,7 @@ class ThinkingStore:
         parts = sorted(set(self.parts.get(problem, {}).values()))
         if not parts:
             raise RunFolderError(f"{self.path} holds no records of problem {problem!r}.")
-        frame = pd.concat([read_part(self.path, RECORDS, n, problem=problem) for n in parts])
+        frame = pd.concat([stored.read_part(self.path, RECORDS, n, problem=problem) for n in parts])
         return frame.sort_values(["sample", "budget", "summary"], ignore_index=True)
 
     def thought(self, problem: str, sample: int, records: pd.DataFrame) -> Thought:
@@ -290,11 +264,10 @@ class ThinkingStore:
             raise RunFolderError(
                 f"{self.path} holds no thinking of problem {problem!r}, sample {sample}."
             )
-        found = read_part(self.path, THINKINGS, part, problem=problem).set_index("sample")
-        row = found.loc[sample].to_dict()
-        row["token_ends"] = np.asarray([] if row["token_ends"] is None else row["token_ends"], int)
-        row |= {name: str(row[name] or "") for name in ("question", "gold", "thinking", "end")}
-        del row["problem_id"]
+        found = stored.read_part(self.path, THINKINGS, part, problem=problem)
+        found = found.fillna({name: "" for name in found if name != "tokens"})  # an older run's
+        row = found.set_index("sample").loc[sample].drop("problem_id").to_dict()
+        row["token_ends"] = np.array([*row["token_ends"]], dtype=int)
         mine = records[records["sample"] == sample].reset_index(drop=True)
         return Thought(sample=sample, records=mine, **row)
 
@@ -305,15 +278,13 @@ def find_thinkings(run_dir: str | Path) -> ThinkingStore:
     Raises:
         RunFolderError: no finished part, or a damaged one.
     """
-    path = run_folder(run_dir)
-    chunks = sorted(finished_chunks(path))
-    if not chunks:
-        raise RunFolderError(f"{path} has no finished part yet. Wait, or run it again.")
-    parts: dict[str, dict[int, int]] = {}
-    for chunk in chunks:
-        ids = read_part(path, THINKINGS, chunk, ["problem_id", "sample"])
+    path, parts = run_folder(run_dir), {}
+    for chunk in sorted(stored.finished_chunks(path)):
+        ids = stored.read_part(path, THINKINGS, chunk, ["problem_id", "sample"])
         for problem, sample in zip(ids["problem_id"], ids["sample"], strict=True):
             parts.setdefault(problem, {})[sample] = chunk
+    if not parts:
+        raise RunFolderError(f"{path} has no finished part yet. Wait, or run it again.")
     return ThinkingStore(path, parts)
 
 

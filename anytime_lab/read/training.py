@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,18 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from anytime_lab.read.curves import Folders, folders_of
 from anytime_lab.read.runs import Runs, folder_name, named_runs, run_folders, told_error
-from anytime_lab.store.files import (
-    METRICS,
-    PROGRESS,
-    RunFolderError,
-    read_json,
-    read_jsonl,
-    run_folder,
-)
+from anytime_lab.store import files
+from anytime_lab.store.files import METRICS, RunFolderError
 
 ANYTIME = "anytime accuracy"
 PANELS = {
@@ -88,8 +80,8 @@ class Progress(BaseModel, frozen=True):
 def read_progress(folder: Path) -> Progress:
     """The progress of a training run; nothing known where there is none or it is no progress."""
     try:
-        return Progress.model_validate(read_json(folder / PROGRESS))
-    except (RunFolderError, ValidationError):
+        return Progress.model_validate_json((folder / files.PROGRESS).read_bytes())
+    except (OSError, ValueError):
         return Progress()
 
 
@@ -99,7 +91,7 @@ class MetricsTail:
 
     Attributes:
         folder: of the run; it need not exist yet.
-        rows: one per step; a step that was written twice counts once, the later one.
+        rows: one per step, in order; of a step that was written twice the later one.
         complaint: what is wrong with the file, in a sentence; "" if nothing.
         progress: how far the run says that it is.
     """
@@ -114,35 +106,27 @@ class MetricsTail:
 
     def read(self) -> bool:
         """Reads what was added since; says whether anything changed."""
-        before = self.complaint, self.progress
+        before = self.rows, self.complaint, self.progress
         self.progress, path = read_progress(self.folder), self.folder / METRICS
-        anew, new = False, b""
         try:
-            with open(path, "rb") as file:
-                about = os.stat(file.fileno())
-                if anew := about.st_ino != self._file or about.st_size < self._offset:
-                    self.rows, self._offset, self._bad, self._file = {}, 0, 0, about.st_ino
-                file.seek(self._offset)
-                new = file.read().rpartition(b"\n")[0]  # what follows is still being written
-            self._offset += len(new) + bool(new)
-            for line in new.splitlines():
-                try:
-                    self.rows |= _steps([json.loads(line)])
-                except ValueError:
-                    self._bad += 1
+            about = path.stat()
+            if about.st_ino != self._file or about.st_size < self._offset:
+                self.rows, self._offset, self._file, self._bad = {}, 0, about.st_ino, 0
+            lines, bad, self._offset = files.parse_jsonl(path, self._offset)
+            self.rows, self._bad = _steps([*self.rows.values(), *lines]), self._bad + len(bad)
             self.complaint = "" if self.rows else f"{path} holds no step yet."
             if self._bad:
                 self.complaint = f"{path}: {self._bad} lines are not JSON and are left out."
         except FileNotFoundError:
-            anew, self.rows, self._file = bool(self.rows), {}, 0
+            self.rows, self._file = {}, 0
             self.complaint = f"{self.folder} has no {METRICS} yet."
         except Exception as error:  # whatever is on that disk, the view goes on
             self.complaint = told_error(self.folder, error)
-        return bool(anew or new) or (self.complaint, self.progress) != before
+        return (self.rows, self.complaint, self.progress) != before
 
     def frame(self) -> pd.DataFrame:
         """One row per step, in order, with the columns of the panels."""
-        frame = pd.DataFrame([self.rows[step] for step in sorted(self.rows)])
+        frame = pd.DataFrame([*self.rows.values()])
         frame = frame.reindex(columns=frame.columns.union([*PANELS], sort=False))
         return frame.apply(pd.to_numeric, errors="coerce")
 
@@ -153,31 +137,27 @@ def read_metrics(run_dir: str | Path) -> pd.DataFrame:
     Raises:
         RunFolderError: there is no metrics.jsonl, it holds no step yet, or lines that are no JSON.
     """
-    path = run_folder(run_dir) / METRICS
-    rows = _steps(read_jsonl(path))
+    path = files.run_folder(run_dir) / METRICS
+    rows = _steps(files.read_jsonl(path))
     if not rows:
         found = "holds no step yet" if path.exists() else "does not exist"
         raise RunFolderError(f"{path} {found}; give the output folder of a training run.")
-    return pd.DataFrame([rows[step] for step in sorted(rows)])
+    return pd.DataFrame([*rows.values()])
 
 
 def _steps(lines: Iterable[Any]) -> dict[int, dict[str, Any]]:
-    """The lines that are steps, by their numbers."""
+    """The lines that are steps, by their numbers, in order."""
     steps = (line for line in lines if isinstance(line, dict) and type(line.get("step")) is int)
-    return {line["step"]: line for line in steps}
+    return dict(sorted({line["step"]: line for line in steps}.items()))
 
 
 def find_training(runs: Runs) -> dict[str, MetricsTail]:
     """The training runs in the folders given, or below them; a given one may not exist yet."""
-    found: dict[str, MetricsTail] = {}
-    for name, path in named_runs(runs):
-        try:
-            folders = run_folders(path, METRICS) or [path]
-        except OSError:
-            folders = [path]
-        for folder in folders:
-            found[folder_name(name, path, folder)] = MetricsTail(folder)
-    return found
+    return {
+        folder_name(name, path, folder): MetricsTail(folder)
+        for name, path in named_runs(runs)
+        for folder in run_folders(path, METRICS) or [path]
+    }
 
 
 def compared_at(runs: Mapping[str, pd.DataFrame]) -> tuple[list[int], list[str]]:
@@ -294,19 +274,18 @@ def told_runs(
         frame: of training_frame(); None while no run has a step.
         now: time.time().
     """
-    columns = ["run", "measure"]
-    means = {} if frame is None else frame.groupby(columns)["smooth"].last().dropna()
+    means = {} if frame is None else frame.groupby(["run", "measure"])["smooth"].last().dropna()
     rows = []
     for name, tail in tails.items():
-        told, own = "no step yet", {}
+        told, cells = "no step yet", []
         if tail.rows:
             last = tail.rows[max(tail.rows)]
             took = pd.to_numeric(last.get("time/step"), errors="coerce")
-            told, own = tail.progress.told(last["step"], took, now), means
-        known = {measure: own.get((name, measure)) for measure in PANELS.values()}
-        units = [".1%" if "accuracy" in measure else ",.1f" for measure in known]
-        means_told = zip(known.values(), units, strict=True)
-        rows.append([name, told, *("—" if m is None else f"{m:{unit}}" for m, unit in means_told)])
+            told = tail.progress.told(last["step"], took, now)
+        for measure in PANELS.values():
+            mean, unit = means.get((name, measure)), ".1%" if "accuracy" in measure else ",.1f"
+            cells.append("—" if mean is None else f"{mean:{unit}}")
+        rows.append([name, told, *cells])
     return rows
 
 

@@ -235,21 +235,30 @@ def read_jsonl(path: str | Path) -> list[Any]:
         RunFolderError: a line before the last is not JSON.
     """
     path = run_folder(path)
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    rows, bad, what = [], [], None
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn
-        try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            bad, what = [*bad, number], what or error
+    rows, bad, _ = parse_jsonl(path) if path.exists() else ([], {}, 0)
     if bad:
-        more = f" (as are {len(bad) - 1} more)" if len(bad) > 1 else ""
+        (first, what), *others = bad.items()
+        more = f" (as are {len(others)} more)" if others else ""
         script = ";".join(f"{number}d" for number in bad)
         raise RunFolderError(
-            f"{path}, line {bad[0]}{more}, is not JSON: {what}. Take such lines out (sed -i "
+            f"{path}, line {first}{more}, is not JSON: {what}. Take such lines out (sed -i "
             f"'{script}' {shlex.quote(str(path))}) and go on: the others do not need them."
         ) from what
     return rows
+
+
+def parse_jsonl(path: Path, start: int = 0) -> tuple[list[Any], dict[int, Exception], int]:
+    """The lines of a jsonl file from byte `start` on, but for what follows the last newline.
+
+    Returns their values, what is wrong with those that are not JSON, by number, and where they end.
+    """
+    with open(path, "rb") as file:
+        file.seek(start)
+        lines = file.read().split(b"\n")[:-1]
+    rows, bad = [], {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            bad[number] = error
+    return rows, bad, start + sum(len(line) + 1 for line in lines)
