@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from anytime_lab.read.runs import Runs, folder_name, named_runs, run_folders, told_error
+from anytime_lab.read.told import signed
 from anytime_lab.store.files import METRICS, ROLLOUTS
 from anytime_lab.store.rollouts import ADVANTAGE, Rollouts, rollout_steps
 
@@ -102,12 +103,6 @@ def largest_advantage(frame: pd.DataFrame, methods: Iterable[str]) -> float:
     """The largest absolute advantage of a thinking's tokens, the end of its colour scale."""
     trained = frame.loc[frame["end"] > frame["start"], [f"{ADVANTAGE}{m}" for m in methods]]
     return float(np.nanmax(np.abs(trained.to_numpy(float)), initial=0.0))
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """A number with its sign, the true minus, and none on zero."""
-    told = f"{value:+.{digits}f}"
-    return told[1:] if float(told) == 0 else told.replace("-", "−")
 
 
 def told_credit(frame: pd.DataFrame, methods: Mapping[str, str]) -> str:

@@ -107,8 +107,7 @@ def problem_table(records: Records) -> ProblemTable:
     graded = records["correct"].astype(float).where(records["score"].notna())
     rows = records[["problem_id", "budget", "cut"]].assign(correct=graded)
     cells = rows.groupby(["problem_id", "budget"], observed=True).mean().unstack()
-    cells.index = cells.index.astype(str)
-    cells = cells.sort_index()
+    cells = cells.set_axis(cells.index.astype(str)).sort_index()
     values, tokens = (cells[column].to_numpy(dtype=float) for column in ("correct", "cut"))
     budgets = tuple(int(budget) for budget in cells["cut"].columns)
     for p, j in np.argwhere(np.isnan(tokens))[:1]:
@@ -306,14 +305,12 @@ def paired_differences(
     frames = {}
     for name in [name for name in runs if name != reference]:
         try:
-            pair = paired_difference(runs[name], runs[reference], prior)
+            frames[name, reference] = paired_difference(runs[name], runs[reference], prior)
         except ValueError as error:
             raise ValueError(f"{name!r} against {reference!r}: {error}") from error
-        frames[name, reference] = pair
     if not frames:
         raise ValueError(f"{reference!r} is the only run; give one more to compare it with.")
-    frame = pd.concat(frames, names=["run", "reference"]).reset_index([0, 1])
-    frame = frame.reset_index(drop=True)
+    frame = pd.concat(frames, names=["run", "reference"]).reset_index([0, 1]).reset_index(drop=True)
     alike = frame.groupby(["measure", "budget"], dropna=False)["p"]
     return frame.assign(p_holm=alike.transform(_holm))
 

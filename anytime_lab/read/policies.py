@@ -99,23 +99,21 @@ def lay_out(records: pd.DataFrame) -> Replay:
             "records are ragged or doubled: not every thinking has each (budget, summary) exactly "
             "once. Read one run folder, and do not filter its rows by budget of a problem."
         )
-    numbers = ["logprob", "summary_tokens", "cut", "thinking_tokens", "score", "correct"]
+    numbers = ["logprob", "summary_tokens", "cut", "thinking_tokens", "correct"]
     of = rows[numbers].astype(float)
-    of["correct"] = of["correct"].where(of["score"].notna())
-    of["whole"] = np.exp(of["logprob"])
-    of["per_token"] = np.exp(of["logprob"] / of["summary_tokens"].clip(lower=1))
-    of["ended"] = (rows["thinking_end"] != "length") & (of["cut"] >= of["thinking_tokens"])
-    for name in ("problem_id", "answer"):
-        of[name] = pd.factorize(rows[name])[0]
-    laid = {name: column.to_numpy().reshape(thinkings, *sizes) for name, column in of.items()}
-    return Replay(
-        problem=laid["problem_id"][:, 0, 0],
-        budgets=tuple(int(b) for b in rows["budget"].unique()),
-        answers=laid["answer"],
-        asked=laid["summary_tokens"],
-        ended=laid["ended"][:, :, 0],
-        **{name: laid[name] for name in ("correct", "whole", "per_token", "cut")},
-    )
+    told = {
+        "problem": pd.factorize(rows["problem_id"])[0],
+        "answers": pd.factorize(rows["answer"])[0],
+        "correct": of["correct"].where(rows["score"].notna()),
+        "whole": np.exp(of["logprob"]),
+        "per_token": np.exp(of["logprob"] / of["summary_tokens"].clip(lower=1)),
+        "cut": of["cut"],
+        "asked": of["summary_tokens"],
+        "ended": (rows["thinking_end"] != "length") & (of["cut"] >= of["thinking_tokens"]),
+    }
+    laid = {name: np.asarray(column).reshape(thinkings, *sizes) for name, column in told.items()}
+    laid |= {"problem": laid["problem"][:, 0, 0], "ended": laid["ended"][:, :, 0]}
+    return Replay(budgets=tuple(int(b) for b in rows["budget"].unique()), **laid)
 
 
 # --- rules ---------------------------------------------------------------------------------------
@@ -311,17 +309,10 @@ def policy_frame(outcomes: Sequence[Outcome], count: str = "spent") -> pd.DataFr
     told = mean_interval(scores, (0.0, 1.0))
     pair = mean_interval(np.where(matched, scores - at_cost, np.nan), (-1.0, 1.0))
     frame = pd.DataFrame([(o.policy, o.setting, o.value) for o in outcomes])
-    return frame.set_axis(["policy", "setting", "value"], axis=1).assign(
-        tokens=tokens,
-        accuracy=told.value,
-        se=told.se,
-        low=told.low,
-        high=told.high,
-        n_problems=told.n_problems,
-        difference=pair.value,
-        difference_low=pair.low,
-        difference_high=pair.high,
-    )
+    columns = {"tokens": tokens, "accuracy": told.value, "se": told.se, "low": told.low}
+    columns |= {"high": told.high, "n_problems": told.n_problems, "difference": pair.value}
+    columns |= {"difference_low": pair.low, "difference_high": pair.high}
+    return frame.set_axis(["policy", "setting", "value"], axis=1).assign(**columns)
 
 
 def calibration(

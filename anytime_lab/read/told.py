@@ -109,7 +109,7 @@ def told_seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
 # --- the summary ---------------------------------------------------------------------------------
 
-MINUS, NBSP = "−", "\u00a0"  # a value and its interval may part, an interval may not
+NBSP = "\u00a0"  # a value and its interval may part, an interval may not
 
 
 def summary_table(
@@ -202,9 +202,14 @@ def told_p(p: float) -> str:
     return "p<.001" if p < 0.001 else "p=" + f"{p:.3f}".removeprefix("0")
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign, the true minus, and none on zero."""
+    told = f"{value:+.{digits}f}"
+    return told[1:] if float(told) == 0 else told.replace("-", "−")
+
+
 def _points(fraction: float) -> str:
-    told = f"{100 * fraction:+.1f}"
-    return "0.0" if told in ("+0.0", "-0.0") else told.replace("-", MINUS)
+    return signed(100 * fraction, 1)
 
 
 def terminal_table(summary: pd.DataFrame, title: str = "") -> Padding:
@@ -349,12 +354,11 @@ def tidy_curves(
     """
     frames = []
     for name, table in tables.items():
-        spent = np.nanmean(table.tokens, axis=0)
-        frame = accuracy_curve(table).assign(run=name, spent=spent).set_index("budget", drop=False)
+        frame = accuracy_curve(table).assign(run=name, spent=np.nanmean(table.tokens, axis=0))
         if differences.get(name) is not None:
             apart = accuracy_curve(differences[name], "difference").set_index("budget")
-            ends = {end: f"difference_{end}" for end in ("low", "high", "band_low", "band_high")}
-            frame = frame.join(apart.rename(columns=ends)[["difference", *ends.values()]])
+            apart.columns = ["difference", *(f"difference_{end}" for end in apart.columns[1:])]
+            frame = frame.join(apart, on="budget")
         frames.append(frame)
     columns = "run budget spent accuracy se low high n_problems difference difference_low "
     columns += "difference_high difference_band_low difference_band_high"
