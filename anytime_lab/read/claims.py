@@ -81,10 +81,10 @@ class Study:
     def course(self, run: str, seed: int, axis: str) -> tuple[np.ndarray, np.ndarray]:
         """What a run was, checkpoint by checkpoint: its costs (K,), values (K, P, J + 1)."""
         costs = self.costs[(self.costs["run"] == run) & (self.costs["seed"] == seed)]
-        costs = costs.assign(updates=costs["update"]).sort_values("update")
-        values = [self.values[run, seed, update] for update in costs["update"]]
-        start = [[0.0], [self.values[START, 0, 0]]] if (START, 0, 0) in self.values else [[], []]
-        return np.array([*start[0], *costs[axis]]), np.stack([*start[1], *values])
+        costs = costs.assign(updates=costs["update"]).set_index("update")[axis].sort_index()
+        keys = {(START, 0, 0): 0.0} if (START, 0, 0) in self.values else {}
+        keys |= {(run, seed, update): cost for update, cost in costs.items()}
+        return np.array([*keys.values()]), np.stack([self.values[key] for key in keys])
 
     def at(self, run: str, seed: int, axis: str, cost: float) -> np.ndarray:
         """(P, J + 1) when so much was spent, interpolated between the two nearest checkpoints."""
@@ -167,8 +167,9 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
                 tables["answers"].append(answers.assign(**of, update=before["update"] + update))
             if train.exists():
                 costs = _costs(train, own[min(own)])
+                evaluated = costs["update"].isin(asked_at)
                 costs = costs.assign(**{axis: costs[axis] + before[axis] for axis in before}, **of)
-                tables["costs"].append(costs[costs["step"].isin(asked_at)].drop(columns="step"))
+                tables["costs"].append(costs[evaluated])
                 if asked_at:  # of an earlier training that was not evaluated the costs count
                     variance = _variance(train, [*asked_at]).assign(**of)
                     variance["update"] += before["update"]
@@ -217,21 +218,17 @@ def _checkpoints(course: Path) -> dict[int, Path]:
 
 
 def _costs(train: Path, evaluation: Path) -> pd.DataFrame:
-    """What a training had spent after each step: columns step, update, seconds, flops."""
-    parameters = read_manifest(evaluation)["parameters"]
-    lines = read_metrics(train)
-    counted = [
-        "cpu_seconds",
-        *(f"total/{kind}_tokens" for kind in ("thinking", "summary", "packed")),
-    ]
+    """What a training had spent after each step: columns update, seconds, flops."""
+    parameters, lines = read_manifest(evaluation)["parameters"], read_metrics(train)
+    sampled = ["total/thinking_tokens", "total/summary_tokens"]
+    counted = ["cpu_seconds", *sampled, "total/packed_tokens"]
     if missing := set(counted) - set(lines):
         raise RunFolderError(
             f"{train} does not tell {', '.join(sorted(missing))}: it was trained by an earlier "
             "version. Remove the folder and run the sweep again."
         )
-    seconds, thinking, summary, packed = (lines[name] for name in counted)
-    flops = parameters * (2.0 * (thinking + summary) + 6.0 * packed)
-    told = {"step": lines["step"], "update": lines["step"], "seconds": seconds, "flops": flops}
+    flops = parameters * (2.0 * lines[sampled].sum(axis=1) + 6.0 * lines["total/packed_tokens"])
+    told = {"update": lines["step"], "seconds": lines["cpu_seconds"], "flops": flops}
     return pd.DataFrame(told)
 
 
@@ -246,7 +243,7 @@ def _variance(train: Path, updates: Sequence[int]) -> pd.DataFrame:
 
 def _exits(records: pd.DataFrame) -> pd.DataFrame:
     told = policy_frame(replay_all(lay_out(records), RuleSettings()))
-    return told[["policy", "setting", "value", "tokens", "accuracy", "difference"]].round(4)
+    return told[TABLES["exits"][:-2]].round(4)  # but for its run and seed
 
 
 # --- effects -------------------------------------------------------------------------------------
@@ -366,12 +363,11 @@ def claim_frame(study: Study, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
         weights = MEASURES[claim.measure][1](np.array(study.budgets))
         for axis in AXES if seeds and weights.any() else ():
             cost = study.shared_cost([claim.run, claim.against], axis)
-            values = [
-                (study.at(claim.run, s, axis, cost) - study.at(claim.against, s, axis, cost))
-                @ weights
-                for s in seeds
-            ]
-            told = effect_of(np.stack(values))
+            ours, theirs = (
+                np.stack([study.at(run, seed, axis, cost) for seed in seeds])
+                for run in (claim.run, claim.against)
+            )
+            told = effect_of((ours - theirs) @ weights)
             found = {"axis": axis, "cost": cost, "verdict": verdict(told, claim.sign)}
             rows.append(claim._asdict() | told._asdict() | found)
     return pd.DataFrame(rows).rename(columns={"words": "claim", "value": "effect"})

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from anytime_lab.store import records as stored
 from anytime_lab.store.files import (
     MANIFEST,
     RECORDS,
@@ -22,13 +23,6 @@ from anytime_lab.store.files import (
     run_folder,
 )
 from anytime_lab.store.manifest import describe_rows
-from anytime_lab.store.records import (
-    open_evaluation,
-    read_manifest,
-    read_records,
-    read_thinkings,
-    write_part,
-)
 
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # as inspect's scorers write a verdict
 
@@ -69,18 +63,19 @@ def import_results(files: Mapping[int, str | Path], run_dir: str | Path, metric:
             raise RunFolderError(f"{folder} holds an evaluation; give a new folder.")
         problems = describe_rows(thinkings[["problem_id", "gold"]].to_dict("records"))
         settings = {"budgets": sorted(files), "files": files}
-        open_evaluation(folder, settings, {"dataset": problems}, chunks=1)
+        stored.open_evaluation(folder, settings, {"dataset": problems}, chunks=1)
         for table, frame in ((THINKINGS, thinkings), (RECORDS, pd.concat(frames))):
             rows = frame.astype(object).where(frame.notna(), None)
-            write_part(folder, table, 0, rows.to_dict("records"))
+            stored.write_part(folder, table, 0, rows.to_dict("records"))
     return folder
 
 
 def _frame(path: Path, metric: str) -> pd.DataFrame:
     """The samples of a file, none of them where it is of something else."""
+    read = _of_lm_eval if path.suffix == ".jsonl" else _of_inspect
     try:
         if path.stat().st_size:
-            return pd.DataFrame(_samples(path, metric))
+            return pd.DataFrame(read(path, metric))
         found = "nothing"
     except OSError as error:
         raise RunFolderError(f"{path} cannot be read: {error.strerror}.") from error
@@ -90,21 +85,6 @@ def _frame(path: Path, metric: str) -> pd.DataFrame:
         f"{path} holds {found}; expected samples of lm-evaluation-harness (--log_samples) or a log "
         "of inspect."
     )
-
-
-def _samples(path: Path, metric: str) -> Iterator[dict[str, Any]]:
-    if path.suffix == ".jsonl":
-        return _of_lm_eval(path, metric)
-    if path.suffix == ".eval":
-        try:
-            from inspect_ai.log import read_eval_log
-        except ImportError as error:
-            raise ImportError(
-                f"{path} is a log that only inspect reads: pip install inspect-ai, or convert it: "
-                "inspect log convert --to json."
-            ) from error
-        return _of_inspect(path, json.loads(read_eval_log(str(path)).model_dump_json()), metric)
-    return _of_inspect(path, read_json(path), metric)
 
 
 def _of_lm_eval(path: Path, metric: str) -> Iterator[dict[str, Any]]:
@@ -124,7 +104,21 @@ def _of_lm_eval(path: Path, metric: str) -> Iterator[dict[str, Any]]:
             }
 
 
-def _of_inspect(path: Path, log: Any, metric: str) -> Iterator[dict[str, Any]]:
+def _inspect_log(path: Path) -> Any:
+    if path.suffix != ".eval":
+        return read_json(path)
+    try:
+        from inspect_ai.log import read_eval_log
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is a log that only inspect reads: pip install inspect-ai, or convert it: "
+            "inspect log convert --to json."
+        ) from error
+    return json.loads(read_eval_log(str(path)).model_dump_json())
+
+
+def _of_inspect(path: Path, metric: str) -> Iterator[dict[str, Any]]:
+    log = _inspect_log(path)
     samples = log.get("samples") if isinstance(log, dict) else None
     if not samples:
         raise RunFolderError(f"{path} holds no samples; expected a whole log of inspect.")
@@ -169,8 +163,9 @@ def export_inspect(run_dir: str | Path, folder: str | Path) -> dict[int, Path]:
         from inspect_ai import log, model, scorer
     except ImportError as error:
         raise ImportError("inspect writes its logs itself: pip install inspect-ai.") from error
-    about, folder = read_manifest(run_dir), run_folder(folder)
-    rows = read_records(run_dir).merge(read_thinkings(run_dir), on=["problem_id", "sample"])
+    about, folder = stored.read_manifest(run_dir), run_folder(folder)
+    thinkings = stored.read_thinkings(run_dir)
+    rows = stored.read_records(run_dir).merge(thinkings, on=["problem_id", "sample"])
     rows["epoch"] = 1 + rows.groupby(["problem_id", "budget"], observed=True).cumcount()
     name = str(about.get("model_path") or "unknown")
     folder.mkdir(parents=True, exist_ok=True)

@@ -29,17 +29,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from anytime_lab.store.files import (
-    MANIFEST,
-    RECORDS,
-    THINKINGS,
-    RunFolderError,
-    read_json,
-    remove_leftovers,
-    run_folder,
-    write_json,
-    write_text,
-)
+from anytime_lab.store import files
+from anytime_lab.store.files import MANIFEST, RECORDS, THINKINGS, RunFolderError, run_folder
 from anytime_lab.store.manifest import environment, sessions_of
 
 FORMAT = "anytime_lab evaluation 1"
@@ -166,15 +157,15 @@ def open_evaluation(run_dir: Path, settings: dict, about: dict, chunks: int) -> 
     else:
         manifest = {"format": FORMAT, "settings": settings, "chunks": chunks, **about}
         manifest["sessions"] = [now]
-    remove_leftovers(run_dir)
-    write_json(run_dir / MANIFEST, manifest)
+    files.remove_leftovers(run_dir)
+    files.write_json(run_dir / MANIFEST, manifest)
 
 
 def note_session(run_dir: str | Path, numbers: Mapping[str, float]) -> None:
     """Adds numbers to what the manifest says of its last session."""
     manifest = read_manifest(run_dir)
     manifest["sessions"][-1] |= numbers
-    write_json(Path(run_dir) / MANIFEST, manifest)
+    files.write_json(Path(run_dir) / MANIFEST, manifest)
 
 
 def pace_of(manifest: Mapping[str, Any]) -> float | None:
@@ -207,8 +198,7 @@ def write_part(
     Raises:
         RunFolderError: the disk is full or the folder cannot be written.
     """
-    schema = schema_of(COLUMNS[table])
-    data = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    data = pa.Table.from_pylist([*rows], schema=schema_of(COLUMNS[table]))
     write_table(part_path(run_dir, table, chunk), data)
 
 
@@ -220,13 +210,13 @@ def write_table(path: str | Path, data: pa.Table) -> None:
     """
     written = pa.BufferOutputStream()
     pq.write_table(data, written, compression="zstd", write_page_checksum=True)
-    write_text(path, written.getvalue().to_pybytes())
+    files.write_text(path, written.getvalue().to_pybytes())
 
 
 def finished_chunks(run_dir: str | Path) -> set[int]:
     """The chunks whose records are on disk. A chunk's records are written after its thinkings."""
-    stems = (path.stem for path in (run_folder(run_dir) / RECORDS).glob("part-*.parquet"))
-    return {int(number) for stem in stems if (number := stem[5:]).isdecimal()}
+    numbers = (path.stem[5:] for path in (run_folder(run_dir) / RECORDS).glob("part-*.parquet"))
+    return {int(number) for number in numbers if number.isdecimal()}
 
 
 def drop_damaged_chunks(run_dir: str | Path) -> list[str]:
@@ -269,7 +259,7 @@ def read_manifest(run_dir: str | Path) -> dict[str, Any]:
             "folder that evaluate() returned."
         )
     path = run_dir / MANIFEST
-    manifest = read_json(path, "Put a copy of it back, or evaluate into a new folder.")
+    manifest = files.read_json(path, "Put a copy of it back, or evaluate into a new folder.")
     kind = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
     chunks = manifest.get("chunks") if kind == FORMAT else None
     if type(chunks) is not int or chunks < 1:
