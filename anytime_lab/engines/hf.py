@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
@@ -56,8 +57,7 @@ class Trunks(Thinkings):
         logits = self.forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
         rows = torch.tensor([row_of[p] for p in self.prompts], device=ids.device)
         self.cache.batch_select_indices(rows)
-        self.attended, self.logits = mask[rows], logits[rows, -1]
-        self.width = mask.shape[1]  # of the prompts, padding included
+        self.mask, self.logits = mask[rows], logits[rows, -1]  # 1 on the prompts' tokens
 
     def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, keep: int = 1) -> Tensor:
         """Feed columns (R, N) to the cache; the logits of the last `keep` of them.
@@ -82,7 +82,7 @@ class Trunks(Thinkings):
     @property
     def length(self) -> int:
         """Tokens sampled for the rows that still go on."""
-        return self.attended.shape[1] - self.width
+        return self.cache.get_seq_length() - self.mask.shape[1]
 
     @torch.no_grad()
     def step(self) -> list[int]:
@@ -100,18 +100,18 @@ class Trunks(Thinkings):
                 self.thinkings[row].append(token)
                 self.logprobs[row].append(value)
                 self.ends[row] = self.tokens.end(self.thinkings[row])
-        positions = self.attended[:, : self.width].sum(1) + self.length
-        self.attended = torch.cat([self.attended, torch.ones_like(self.attended[:, :1])], dim=1)
-        self.logits = self.forward(sampled[:, None], self.attended, positions[:, None])[:, -1]
+        positions = self.mask.sum(1, keepdim=True) + self.length
+        attended = pad(self.mask, (0, self.length + 1), value=1)
+        self.logits = self.forward(sampled[:, None], attended, positions)[:, -1]
         return drawn
 
     def select(self, rows: Sequence[int]) -> "Trunks":
         """The thinkings of some rows, with a cache of their own."""
         chosen = copy.copy(self)
-        index = torch.tensor(rows, device=self.attended.device)
+        index = torch.tensor(rows, device=self.mask.device)
         for name in ("prompts", "thinkings", "logprobs", "ends"):
             setattr(chosen, name, [getattr(self, name)[row] for row in rows])
-        chosen.attended, chosen.logits = self.attended[index], self.logits[index]
+        chosen.mask, chosen.logits = self.mask[index], self.logits[index]
         layers = self.cache.layers
         chosen.cache = DynamicCache([(held.keys[index], held.values[index]) for held in layers])
         return chosen
@@ -132,7 +132,7 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
     Returns:
         R lists of leaves, as many as cuts.
     """
-    tokens, sampling, device = trunks.tokens, trunks.sampling, trunks.attended.device
+    tokens, sampling, device = trunks.tokens, trunks.sampling, trunks.mask.device
     roots = [list(dict.fromkeys(own)) for own in cuts]
     most = max(map(len, roots))
     forced = [
@@ -149,15 +149,20 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
         one.view(len(cuts), most, -1).transpose(1, 2)  # (R, F, D)
         for one in _left_padded(trunks.model, tokens, inserted)
     )
-    forced_mask = _forced_mask(trunks, cut, read)
-    start = trunks.attended[:, : trunks.width].sum(1)[:, None] + cut
+    # Who sees whom: the trunk up to the cut, then what is forced behind it.
+    trunk = torch.arange(trunks.length, device=device).expand(len(cuts), -1)
+    number = torch.arange(most, device=device).where(read.bool(), PADDING).flatten(1)
+    leaf = torch.cat([torch.full_like(trunk, TRUNK), number], dim=1)
+    branch = torch.cat([trunk, cut.repeat(1, read.shape[1])], dim=1)
+    sees = tree_mask(leaf, branch, trunks.mask, last=number.shape[1])[:, 0]  # (R, F D, T + F D)
+    start = trunks.mask.sum(1, keepdim=True) + cut
     positions = start[:, None] + (read.cumsum(1) - 1).clamp(min=0)
     held = trunks.cache.get_seq_length()
     steps: list[tuple[Tensor, Tensor]] = []
     try:
-        logits = trunks.forward(ids.flatten(1), forced_mask, positions.flatten(1), most)
+        logits = trunks.forward(ids.flatten(1), sees, positions.flatten(1), most)
         place = (start + read.sum(1)).gather(1, node)
-        sees = forced_mask[:, -most:].take_along_dim(node[..., None], 1)
+        sees = sees[:, -most:].take_along_dim(node[..., None], 1)
         while True:
             logits = logits.take_along_dim(node[..., None], 1)  # (R, leaves, V)
             drawn, values = sample_tokens(logits, sampling, trunks.generator)
@@ -167,15 +172,13 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
                 break
             node, first = _branches(node, drawn, is_open)
             same = torch.eye(first.shape[1], dtype=torch.bool, device=device)
+            sees = torch.cat([sees, same[node]], dim=2)
             logits = trunks.forward(
                 drawn.gather(1, first),
-                torch.cat(
-                    [sees.take_along_dim(first[..., None], 1), same.expand(len(cuts), -1, -1)], 2
-                ),
+                sees.take_along_dim(first[..., None], 1),
                 place.gather(1, first) + len(steps) - 1,
                 first.shape[1],
             )
-            sees = torch.cat([sees, same[node]], dim=2)
     finally:
         trunks.cache.crop(held - trunks.cache.get_seq_length())
     drawn, values = (torch.stack(one, dim=-1).tolist() for one in zip(*steps, strict=True))
@@ -207,25 +210,6 @@ def _branches(node: Tensor, drawn: Tensor, is_open: Tensor) -> tuple[Tensor, Ten
     every = torch.arange(int(number.max()) + 1, device=node.device).expand(len(node), -1)
     first = torch.searchsorted(number, every.contiguous()).clamp(max=node.shape[1] - 1)
     return torch.empty_like(node).scatter(1, order, number), order.gather(1, first)
-
-
-def _forced_mask(trunks: Trunks, cut: Tensor, read: Tensor) -> Tensor:
-    """Who sees whom: the trunk up to the cut, then what is forced behind it.
-
-    Args:
-        trunks: R thinkings, T columns on their cache.
-        cut: (R, D) tokens of thinking that a text stands on.
-        read: (R, F, D) 1 on tokens of the forced text, 0 on the padding before it.
-
-    Returns:
-        (R, F D, T + F D) bool.
-    """
-    rows, depth, count = read.shape
-    trunk = torch.arange(trunks.length, device=cut.device).expand(rows, -1)
-    number = torch.arange(count, device=cut.device).where(read.bool(), PADDING).flatten(1)
-    leaf = torch.cat([torch.full_like(trunk, TRUNK), number], 1)
-    branch = torch.cat([trunk, cut.repeat(1, depth)], 1)
-    return tree_mask(leaf, branch, trunks.attended[:, : trunks.width], last=depth * count)[:, 0]
 
 
 # Attention implementations that take a mask of who sees whom.
