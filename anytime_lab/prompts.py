@@ -50,14 +50,12 @@ class ThinkingFormat:
         if not self.cut_suffix:
             made = f"...\n\n...\n\n{self.think_close}".rstrip()
             object.__setattr__(self, "cut_suffix", made)
-        if not self.think_close:
-            return
-        if self.cut_suffix.count(self.think_close) != 1:
+        if self.think_close and self.cut_suffix.count(self.think_close) != 1:
             raise ValueError(
                 f"cut_suffix {self.cut_suffix!r} must hold think_close {self.think_close!r} exactly"
                 " once: it ends the thinking that a budget cut."
             )
-        if self.think_close in self.header:
+        if self.think_close and self.think_close in self.header:
             raise ValueError(
                 f"header {self.header!r} holds think_close {self.think_close!r}; leave it out, the "
                 "thinking has ended there."
@@ -66,29 +64,28 @@ class ThinkingFormat:
 
 # Name → (format, which models have it).
 FORMATS = {
-    name: (ThinkingFormat(name, **own), words)
-    for name, words, own in (
-        ("chat", "models that think in <think> tags", {}),
-        ("r1", "DeepSeek-R1 and its distillations; the published runs", {}),
-        ("qwen3", "Qwen3 and other hybrid thinkers", {}),
-        ("countdown", "the embedded model", {}),
-        ("plain", "base models with <think> tags: text in, text out", {"chat_template": False}),
-        (
-            "unmarked",
-            "models without thinking tags; their answer's own text is the thinking",
-            {"think_open": "", "think_close": ""},
-        ),
-        (
+    "chat": (ThinkingFormat(), "models that think in <think> tags"),
+    "r1": (ThinkingFormat("r1"), "DeepSeek-R1 and its distillations; the published runs"),
+    "qwen3": (ThinkingFormat("qwen3"), "Qwen3 and other hybrid thinkers"),
+    "countdown": (ThinkingFormat("countdown"), "the embedded model"),
+    "plain": (
+        ThinkingFormat("plain", chat_template=False),
+        "base models with <think> tags: text in, text out",
+    ),
+    "unmarked": (
+        ThinkingFormat("unmarked", think_open="", think_close=""),
+        "models without thinking tags; their answer's own text is the thinking",
+    ),
+    "harmony": (
+        ThinkingFormat(
             "harmony",
-            "gpt-oss: the analysis channel, then the final one",
-            {
-                "think_open": "<|channel|>analysis<|message|>",
-                "think_close": "<|end|>",
-                "header": "<|start|>assistant<|channel|>final<|message|>**Final Answer**\n",
-            },
+            think_open="<|channel|>analysis<|message|>",
+            think_close="<|end|>",
+            header="<|start|>assistant<|channel|>final<|message|>**Final Answer**\n",
         ),
-        ("magistral", "Mistral's thinkers", {"think_open": "[THINK]", "think_close": "[/THINK]"}),
-    )
+        "gpt-oss: the analysis channel, then the final one",
+    ),
+    "magistral": (ThinkingFormat("magistral", "[THINK]", "[/THINK]"), "Mistral's thinkers"),
 }
 COUNTDOWN = FORMATS["countdown"][0]
 AUTO = "auto"  # by what tokenizer and chat template say
@@ -368,15 +365,15 @@ def fit_verifier(verifier: Any, fmt: ThinkingFormat) -> Any:
 
     One that looks for no marker (`think_close=None`) stays as it is.
     """
-    close = getattr(verifier, "think_close", None)
-    header = getattr(verifier, "header", None)
-    fits = close is None or close == fmt.think_close
-    if fits and (not header or header in fmt.header):
-        return verifier
-    made = copy.copy(verifier)
-    made.think_close = close if fits else fmt.think_close or None
+    close, header = (getattr(verifier, name, None) for name in ("think_close", "header"))
+    changed = {}
+    if close not in (None, fmt.think_close):
+        changed["think_close"] = fmt.think_close or None
     if header and header not in fmt.header:
-        made.header = fmt.header.strip()
+        changed["header"] = fmt.header.strip()
+    made = copy.copy(verifier) if changed else verifier
+    for name, value in changed.items():
+        setattr(made, name, value)
     return made
 
 
@@ -393,7 +390,7 @@ def what_is_wrong(prompt: Any) -> str:
         return "is a conversation without messages; drop such rows with dataset.filter."
     for message in prompt:
         try:
-            _of_text(message)
+            of_text(message)
         except (KeyError, TypeError):
             return f"has the message {message!r:.90}; expected a 'content' of text only."
         if not message.get("role"):
@@ -425,7 +422,7 @@ def prompt_ids(
         raise ValueError(f"a prompt {wrong}")
     plain, text = isinstance(prompt, str) or not fmt.chat_template, prompt
     if not isinstance(prompt, str):
-        prompt = [_of_text(message) for message in prompt]
+        prompt = [of_text(message) for message in prompt]
         text = "".join(f"{message['content']}\n\n" for message in prompt)
     if not plain:
         settings = {"add_generation_prompt": True, "tokenize": False}
@@ -462,8 +459,8 @@ def _opened(text: str, prompt: Any, fmt: ThinkingFormat) -> str:
     return text if opened >= 0 else text + fmt.think_open
 
 
-def _of_text(message: Mapping[str, Any]) -> dict[str, Any]:
-    # Many templates print a list of parts as it is, brackets and all.
+def of_text(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose parts are one text: many templates print a list of parts as it is."""
     content = message["content"]
     parts = [content] if isinstance(content, str) else [part["text"] for part in content]
     return {**message, "content": "".join(parts)}

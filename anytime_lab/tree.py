@@ -8,7 +8,6 @@ stays right, but for the first token of a leaf, which is forced and never traine
 """
 
 import functools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,11 +54,6 @@ class Tree:
     logprobs: tuple[float, ...]
     end: str
     leaves: tuple[Leaf, ...]
-
-
-def cuts(length: int, budgets: Iterable[int]) -> tuple[int, ...]:
-    """Tokens of a thinking of `length` tokens that each budget keeps: min(b, length)."""
-    return tuple(min(b, length) for b in budgets)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ LOWER = GROUND | {"engines", "tasks", "read"}
 ROOMS = {
     **{room: set() for room in GROUND},
     "engines": {"tree", "prompts", "priors"},
-    "tasks": {"verify", "store"},
+    "tasks": {"verify", "store", "prompts"},
     "read": {"store", "priors", "page"},
     "train": GROUND | {"engines", "tasks"},
     "evaluate": GROUND | {"engines"},

@@ -10,7 +10,6 @@ from anytime_lab.tree import (
     PADDING,
     Leaf,
     Tree,
-    cuts,
     pack,
     tree_mask,
     tree_positions,
@@ -30,11 +29,6 @@ TREE = Tree(
 LEAF = torch.tensor([[-1, -1, -1, 0, 0, 0, 0, 1, 1, 1, PADDING]])
 BRANCH = torch.tensor([[0, 1, 2, 2, 2, 2, 2, 3, 3, 3, 0]])
 PROMPT = torch.tensor([[0, 1, 1]])  # one place of padding on the left
-
-
-def test_cuts_keep_at_most_the_whole_thinking():
-    assert cuts(5, [2, 5, 9]) == (2, 5, 5)
-    assert cuts(0, [2, 5]) == (0, 0)
 
 
 def test_a_tree_packs_into_the_row_written_by_hand():

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from anytime_lab.engines.load import build_model, load_tokenizer
 from anytime_lab.prompts import COUNTDOWN, resolve_tokens
 from anytime_lab.train.config import BRPOConfig
-from anytime_lab.tree import Leaf, Tree, cuts
+from anytime_lab.tree import Leaf, Tree
 
 BUDGETS = [4, 8, 12]
 NUMBERS = 12  # problems
@@ -127,7 +127,7 @@ def random_trees(prompts, budgets, num_summaries, tokens, seed=0, vocab=200):
         if end != "length":
             thinking[-1] = tokens.close_id if end == "closed" else min(tokens.eos_ids)
         leaves = []
-        for cut in cuts(length, budgets):
+        for cut in (min(budget, length) for budget in budgets):
             for _ in range(num_summaries):
                 summary = [rng.choice(words) for _ in range(rng.randint(1, 4))]
                 finished = rng.random() < 0.8

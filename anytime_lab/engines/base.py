@@ -16,7 +16,7 @@ from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from anytime_lab.priors import check_budgets
 from anytime_lab.prompts import ThinkingTokens
-from anytime_lab.tree import Leaf, Tree, cuts
+from anytime_lab.tree import Leaf, Tree
 
 
 @pydantic.dataclasses.dataclass(frozen=True)
@@ -235,7 +235,8 @@ class Engine(ABC):
         self, made: Thinkings, budgets: tuple[int, ...], num_summaries: int, share_cuts: bool
     ) -> list[Tree]:
         """Thinkings as they stand, with their summaries."""
-        places = [cuts(self.tokens.kept(thinking), budgets) for thinking in made.thinkings]
+        kept = [self.tokens.kept(thinking) for thinking in made.thinkings]
+        places = [[min(budget, length) for budget in budgets] for length in kept]
         asked = [list(dict.fromkeys(own) if share_cuts else own) for own in places]
         trees: list[Tree] = []
         for row, found in enumerate(self._leaves(made, asked, num_summaries)):

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from inspect import signature
-from itertools import chain
 from typing import Any
 
 import torch
@@ -85,17 +84,13 @@ class Trunks(Thinkings):
         return self.cache.get_seq_length() - self.mask.shape[1]
 
     @torch.no_grad()
-    def step(self) -> list[int]:
-        """Sample one token for every open row and feed it.
-
-        Returns:
-            R tokens; padding for rows that have ended.
-        """
+    def step(self) -> None:
+        """Sample one token for every open row and feed it; padding for rows that have ended."""
         sampled, logprobs = sample_tokens(self.logits, self.sampling, self.generator)
         is_open = torch.tensor([not end for end in self.ends], device=sampled.device)
         sampled = sampled.masked_fill(~is_open, self.tokens.pad_id)
-        drawn, values = sampled.tolist(), logprobs.tolist()
-        for row, (token, value) in enumerate(zip(drawn, values, strict=True)):
+        drawn = zip(sampled.tolist(), logprobs.tolist(), strict=True)
+        for row, (token, value) in enumerate(drawn):
             if not self.ends[row]:
                 self.thinkings[row].append(token)
                 self.logprobs[row].append(value)
@@ -103,7 +98,6 @@ class Trunks(Thinkings):
         positions = self.mask.sum(1, keepdim=True) + self.length
         attended = pad(self.mask, (0, self.length + 1), value=1)
         self.logits = self.forward(sampled[:, None], attended, positions)[:, -1]
-        return drawn
 
     def select(self, rows: Sequence[int]) -> "Trunks":
         """The thinkings of some rows, with a cache of their own."""
@@ -339,9 +333,9 @@ class HFEngine(Engine):
         with sampling_mode(model), _plainly(model, prefixes[0].seed):
             if self._batched is None:
                 self._batched = _generates_in_batches(model, tokens, max(rows, key=len))
-            parts, how = [rows] if self._batched else [[row] for row in rows], (limit, sampling)
-            made = [generate_rows(model, tokens, p, *how, thinks, self._batched) for p in parts]
-            return list(chain(*made))
+            how = limit, sampling, thinks, self._batched
+            parts = [rows] if self._batched else [[row] for row in rows]
+            return [one for part in parts for one in generate_rows(model, tokens, part, *how)]
 
     def think(self, prompt: Sequence[int], sampling: Sampling, seed: int | None = None) -> Any:
         """See `Engine.think`; on a cache, where the model can branch off it."""
@@ -355,7 +349,8 @@ class HFEngine(Engine):
         with self._lock, sampling_mode(self.model):
             if not isinstance(thinking, Trunks):
                 return super().step(thinking, most)
-            return thinking.step()[0], thinking.ends[0]
+            thinking.step()
+            return thinking.thinkings[0][-1], thinking.ends[0]
 
     def answers(self, thinking: Any, count: int, seed: int | None = None) -> list[Leaf]:
         """See `Engine.answers`."""

@@ -95,7 +95,8 @@ class ServerEngine(Engine):
         """
         if thinks:
             warn_of_filters(sampling)
-        if sampling.temperature not in (0, 1):
+        if sampling.temperature not in (0, 1) and not self._warned:
+            self._warned = True
             self._warn_of_temperature(prefixes[0], sampling.temperature)
 
         def complete(prefix: Prefix) -> list[Continuation]:
@@ -153,10 +154,7 @@ class ServerEngine(Engine):
         return Continuation(tuple(ids), values, exact)
 
     def _warn_of_temperature(self, prefix: Prefix, temperature: float) -> None:
-        """Look once at which temperature the server takes log-probs, by one token of the prompt."""
-        if self._warned:
-            return
-        self._warned = True
+        """Look at which temperature the server takes log-probs, by one token of the prompt."""
         prefix = Prefix(prefix.ids, 1, 0)
         (plain,) = self.ask(prefix, 1, False, Sampling(temperature=0))
         (cold,) = self.ask(prefix, 1, False, Sampling(temperature=COLD))

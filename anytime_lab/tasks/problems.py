@@ -15,6 +15,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetInfo
 
+from anytime_lab.prompts import of_text, what_is_wrong
 from anytime_lab.store.manifest import describe_problems
 from anytime_lab.tasks.countdown import load_countdown
 from anytime_lab.tasks.gym import load_gym
@@ -255,22 +256,13 @@ def _turns(value: Any) -> list[dict[str, str]]:
     if isinstance(value, str) and re.match(r"\s*\[\s*\{.*[\"']role[\"']", value, re.DOTALL):
         value = _read(value, "[") or value  # a conversation that a table holds as text
     turns = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    try:
-        made = [{"role": turn["role"], "content": _said(turn["content"])} for turn in turns]
-        plain = all(isinstance(text, str) for turn in made for text in turn.values())
-    except (TypeError, KeyError):
-        made, plain = [], False
-    if not plain or not made or made[-1]["role"] != "user" or not made[-1]["content"].strip():
+    made = [] if what_is_wrong(turns) else [of_text(turn) for turn in turns]
+    if not made or made[-1]["role"] != "user" or not made[-1]["content"].strip():
         raise ValueError(
             f"is {value!r:.80}; expected text, or a conversation whose last turn is the user's, as "
             '[{"role": "user", "content": "..."}].'
         )
-    return [{**turn, "content": _plain(turn["content"])} for turn in made]
-
-
-def _said(content: Any) -> Any:
-    """The text of a turn, which may come in parts, as models that see take it."""
-    return "".join(part["text"] for part in content) if isinstance(content, list) else content
+    return [{"role": str(turn["role"]), "content": _plain(turn["content"])} for turn in made]
 
 
 def _plain(text: str) -> str:
