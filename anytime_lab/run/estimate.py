@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -19,6 +20,7 @@ import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
+from scipy.special import comb
 from torch.utils.benchmark import Timer
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
@@ -193,15 +195,13 @@ def observe(folder: str | Path, largest: int, group: int) -> Observed:
 def _flat_share(scores: pd.Series, group: int) -> tuple[float, bool]:
     """Expected share of prompts whose `group` scores at the largest budget are all equal."""
 
-    def alike(one: pd.Series) -> float:
-        """Over all ways to take a group out of the samples, where there are enough."""
-        n, counts = len(one), one.value_counts()
-        if n < group:
-            return float(((counts / n) ** group).sum())
-        return sum(math.comb(count, group) for count in counts) / math.comb(n, group)
-
-    prompts = scores.groupby(level=0, observed=True)
-    return prompts.agg(alike).mean(), bool((prompts.size() >= group).all())
+    counts = scores.groupby(level=0, observed=True).value_counts()  # of each score of a prompt
+    samples = counts.groupby(level=0, observed=True).transform("sum")
+    few = samples < group
+    # Where there are enough, over all ways to take a group out of the samples.
+    ways = comb(counts, group) / comb(samples.clip(lower=group), group)
+    alike = ((counts / samples) ** group).where(few, ways)
+    return alike.groupby(level=0, observed=True).sum().mean(), not few.any()
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,6 @@ class Plan:
     forced: int
     observed: Observed | None
     weight_width: int
-    disk_free: float
     rows: int
     rollout_rows: int
     checkpointing: bool
@@ -246,16 +245,13 @@ class Plan:
 
     def shape(self, longest: bool = False) -> TreeShape:
         """Mean or longest tree."""
-        args, new = self.config, self.config.max_summary_tokens - self.forced
-        largest = args.budgets[-1]
-        if longest or self.observed is None:
-            lengths, summary = [largest], float(new)
-        else:
-            lengths, summary = self.observed.lengths, min(self.observed.summary, new)
-        mean = sum(lengths) / len(lengths)
-        cuts = tuple(sum(min(b, n) for n in lengths) / len(lengths) for b in args.budgets)
-        prompt = max(self.prompts) if longest else sum(self.prompts) / len(self.prompts)
-        return TreeShape(prompt, mean, cuts, args.num_summaries, self.forced, summary)
+        args, seen = self.config, None if longest else self.observed
+        lengths = seen.lengths if seen else args.budgets[-1:]
+        cuts = tuple(fmean(min(b, length) for length in lengths) for b in args.budgets)
+        new = args.max_summary_tokens - self.forced
+        summary = min(seen.summary, new) if seen else new
+        prompt = max(self.prompts) if longest else fmean(self.prompts)
+        return TreeShape(prompt, fmean(lengths), cuts, args.num_summaries, self.forced, summary)
 
     def costs(self, longest: bool = False) -> Costs:
         """Of the mean or the longest tree."""
@@ -349,8 +345,6 @@ def make_plan(asked: Namespace) -> Plan:
         seen = observe(asked.records, config.budgets[-1], config.num_generations)
     size = ModelSize.of(AutoConfig.from_pretrained(path))
     rows = config.per_device_train_batch_size
-    folder = Path(config.output_dir).absolute()
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
     return Plan(
         size=size,
         config=config,
@@ -360,7 +354,6 @@ def make_plan(asked: Namespace) -> Plan:
         forced=tokens.longest_forced,
         observed=seen,
         weight_width=getattr(torch, asked.dtype).itemsize,
-        disk_free=shutil.disk_usage(existing).free,
         rows=rows,
         rollout_rows=config.rollout_batch_size or rows * config.steps_per_generation,
         checkpointing=bool(config.gradient_checkpointing),
@@ -386,6 +379,8 @@ def refusals(plan: Plan) -> list[str]:
     args, longest = plan.config, plan.shape(longest=True)
     positions = getattr(plan.size.text, "max_position_embeddings", None) or math.inf
     room = positions - int(longest.prompt) - args.max_summary_tokens
+    folder = Path(args.output_dir).absolute()
+    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
     rows = [
         (
             args.budgets[-1] > room,
@@ -399,8 +394,8 @@ def refusals(plan: Plan) -> list[str]:
             + _what_would_fit(plan),
         ),
         (
-            plan.disk > plan.disk_free,
-            f"the run writes {plan.disk / GIB:.1f} GiB; {plan.disk_free / GIB:.1f} are free at "
+            plan.disk > free,
+            f"the run writes {plan.disk / GIB:.1f} GiB; {free / GIB:.1f} are free at "
             f"{args.output_dir}. Set save_total_limit=2, a larger save_steps, or another folder.",
         ),
     ]

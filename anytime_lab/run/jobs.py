@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,8 +28,7 @@ from anytime_lab.run.places import Place, Share
 from anytime_lab.run.process import REPLACED, Job, RunFailed, read_or_nothing
 from anytime_lab.store.files import PROGRESS, RunFolderError
 
-POLL = 0.25  # seconds between looks at the runs
-REDRAW = 1.0  # seconds between drawings
+LOOK = 1.0  # seconds between looks at the runs, and drawings, while none ends
 RELOOK = 10.0  # between looks at how long all still takes
 RETELL = 30.0  # between lines about a running job, where there is no terminal
 WIDTH = 110  # characters of the table in a notebook
@@ -56,7 +55,6 @@ class State:
     future: Future | None = None
     started: float = 0.0
     ended: float = 0.0
-    result: dict[str, Any] = field(default_factory=dict)
     told: tuple[str, float] = ("waiting", 0.0)  # status of the last line about it, and when
 
     def end(self, status: str, message: str = "") -> None:
@@ -121,7 +119,6 @@ def run_jobs(
         stands, why = run.stands
         taken = [one.share for one in by_need if one.future and not one.ended]
         if stands == "done":
-            state.result = run.result
             state.end("kept")
         elif stands == "failed" and not retry_failed:
             state.end("failed earlier", why)
@@ -145,17 +142,17 @@ def run_jobs(
                     if state.future is None:
                         start(state)
                     elif state.future.done():
-                        state.result = state.future.result()
+                        seconds = state.future.result()["seconds"]
                         state.end("done")
-                        state.started = state.ended - state.result["seconds"]
+                        state.started = state.ended - seconds
                 # Such as results that are not there
                 except (RunFailed, ValueError, OSError, RunFolderError) as failure:
                     state.end("failed", str(failure))
             draw()
-            time.sleep(POLL)
+            wait([one.future for one in going if one.future], LOOK, FIRST_COMPLETED)
     if failed := [state for state in by_need if not state.finished]:
         raise JobsFailed("\n".join(f"{s.job.name}: {s.message or s.status}" for s in failed))
-    return {name: state.result for name, state in states.items()}
+    return {name: state.run.result for name, state in states.items()}
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -208,9 +205,9 @@ def live_table(
     Without a terminal, lines tell what begins and ends, and now and then how far it is.
 
     Yields:
-        To be called often in the block; looks and draws when it is time to.
+        Draws; to be called every second or so in the block.
     """
-    left, looked, drawn = None, -math.inf, -math.inf
+    left, looked = None, -math.inf
     live, show = contextlib.nullcontext(), None
     if console.is_jupyter:
         from IPython.display import HTML, display
@@ -221,15 +218,13 @@ def live_table(
         show = partial(live.update, refresh=True)
 
     def draw() -> None:
-        nonlocal left, looked, drawn
-        now = time.monotonic()
-        if now - looked > RELOOK:
-            left, looked = seconds_left(), now
+        nonlocal left, looked
+        if time.monotonic() - looked > RELOOK:
+            left, looked = seconds_left(), time.monotonic()
         if show is None:
             _tell(states, console)
-        elif now - drawn >= REDRAW:
+        else:
             show(jobs_table(states, left))
-            drawn = now
 
     with live:
         try:
