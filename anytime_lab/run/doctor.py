@@ -39,8 +39,8 @@ OPTIONAL: Mapping[str, tuple[str, ...]] = {
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _TORCH = """
 import torch
-devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-print(torch.__version__, ", ".join(devices), sep="|")
+for i in range(torch.cuda.device_count()):
+    print(torch.cuda.get_device_name(i))
 """
 
 
@@ -72,8 +72,7 @@ def torch_devices() -> tuple[str | None, list[str]]:
     run = subprocess.run([sys.executable, "-c", _TORCH], capture_output=True, text=True)
     if run.returncode:
         return (run.stderr.strip().splitlines() or ["it ended without a word"])[-1], []
-    names = run.stdout.strip().partition("|")[2]
-    return None, names.split(", ") if names else []
+    return None, run.stdout.splitlines()
 
 
 def examine() -> list[Finding]:

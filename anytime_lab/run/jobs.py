@@ -25,10 +25,9 @@ from rich.text import Text
 from anytime_lab.page import plain, redacted
 from anytime_lab.run.notebook import check_parameters
 from anytime_lab.run.places import Place, Share
-from anytime_lab.run.process import REPLACED, Job, RunFailed, read_or_nothing
+from anytime_lab.run.process import LOOK, REPLACED, Job, RunFailed, read_or_nothing
 from anytime_lab.store.files import PROGRESS, RunFolderError
 
-LOOK = 1.0  # seconds between looks at the runs, and drawings, while none ends
 RELOOK = 10.0  # between looks at how long all still takes
 RETELL = 30.0  # between lines about a running job, where there is no terminal
 WIDTH = 110  # characters of the table in a notebook
@@ -116,7 +115,7 @@ def run_jobs(
         if not all(one.finished for one in needed):
             return
         run = state.run = state.run or state.job.run({o.job.name: o.run.hash for o in needed})
-        stands, why = run.stands
+        stands, why, _ = run.stands
         taken = [one.share for one in by_need if one.future and not one.ended]
         if stands == "done":
             state.end("kept")

@@ -18,7 +18,7 @@ import difflib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +93,14 @@ def _check_name(where: str, name: str, known: Mapping[str, Any]) -> None:
         raise ValueError(f"{where} has no parameter {name!r}; {nearest(name, known)}")
 
 
-# What is usually given in place of a kind, and what to write instead.
-_FIXES: Sequence[tuple[type, str, str]] = (
-    (str, "int", " Write a number, without quotes or underscores."),
-    (str, "float", " Write a number, without quotes or underscores."),
-    (str, "list", " Write a list in brackets: [1, 2]."),
-    (str, "dict", ' Write names with values in braces: {{"high": 12}}.'),
-    (str, "bool", " Write true or false, without quotes."),
-    (float, "int", " Write {0:.0f}."),
-)
+# What to write instead of a text.
+_FIXES = {
+    "int": " Write a number, without quotes or underscores.",
+    "float": " Write a number, without quotes or underscores.",
+    "list": " Write a list in brackets: [1, 2].",
+    "dict": ' Write names with values in braces: {"high": 12}.',
+    "bool": " Write true or false, without quotes.",
+}
 
 
 def _check_value(where: str, value: Any, kind: str, default: Any) -> None:
@@ -118,14 +117,12 @@ def _check_value(where: str, value: Any, kind: str, default: Any) -> None:
     kinds, given = kind.split(" | "), "None" if value is None else type(value).__name__
     if not _TYPES.issuperset(kinds) or given in kinds or (given == "int" and "float" in kinds):
         return
-    fits = (
-        fix.format(value)
-        for given, wanted, fix in _FIXES
-        if isinstance(value, given) and wanted in kinds and (given is str or value == int(value))
-    )
+    fix = next((fix for kind, fix in _FIXES.items() if given == "str" and kind in kinds), "")
+    if given == "float" and "int" in kinds and value.is_integer():
+        fix = f" Write {value:.0f}."
     raise ValueError(
         f"{where} is {redacted(value)!r} ({given}); expected "
-        f"{' or '.join(kinds)}, such as {default!r}.{next(fits, '')}"
+        f"{' or '.join(kinds)}, such as {default!r}.{fix}"
     )
 
 

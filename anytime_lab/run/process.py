@@ -144,22 +144,24 @@ class Job:
         return f"{(self.failure or '').rstrip('.')}. Log: {self.folder / LOG}"
 
     @property
-    def stands(self) -> tuple[str, str]:
-        """How its folder stands, and why.
+    def stands(self) -> tuple[str, str, float | None]:
+        """How its folder stands, why, and the seconds that it still takes, if that tells them.
 
         done; stale (made by other parameters, code or versions: will run anew) and what changed;
         failed and the reason; begun (will go on) and how far it is; or new.
         """
         before = read_or_nothing(self.folder / RUN)
         if self.result is not None:
-            return "done", ""
+            return "done", "", 0.0
         if before and before.get("hash") != self.hash:
-            return "stale", told_changes(before.get("made_of", {}), self.made_of)
+            return "stale", told_changes(before.get("made_of", {}), self.made_of), None
         if (reason := self.failure) is not None:
-            return "failed", reason
+            return "failed", reason, None
+        if not before:
+            return "new", "", None
         progress = read_or_nothing(self.folder / PROGRESS)
         told = "{done:,} of {total:,} {unit}".format(**progress) if progress.get("total") else ""
-        return ("begun", told or "stopped at its start") if before else ("new", "")
+        return "begun", told or "stopped at its start", progress.get("seconds_left")
 
 
 def told_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -21,24 +21,15 @@ from rich.console import Console
 from anytime_lab.look.report import write_report
 from anytime_lab.read.curves import paired_differences, read_tables
 from anytime_lab.read.told import seed_frame, summary_table, terminal_table, verdicts
-from anytime_lab.run.jobs import (
-    JobsFailed,
-    State,
-    clock,
-    jobs_table,
-    run_jobs,
-    text,
-    told_counts,
-)
+from anytime_lab.run.jobs import JobsFailed, State, clock, jobs_table, run_jobs, text, told_counts
 from anytime_lab.run.notebook import ROOT, declared_parameters
 from anytime_lab.run.places import Place, open_place
-from anytime_lab.run.process import Job, read_or_nothing
+from anytime_lab.run.process import Job
 from anytime_lab.run.storage import MIRROR, Storage, mirror
 from anytime_lab.run.sweep_file import Point, Sweep, load_sweep, sweep_jobs, told
 from anytime_lab.store.files import (
     MANIFEST,
     METRICS,
-    PROGRESS,
     WRITING,
     RunFolderError,
     only_writer,
@@ -112,22 +103,17 @@ def plan_sweep(jobs: Mapping[Point, Job]) -> dict[Point, State]:
     took: dict[Any, list[float]] = defaultdict(list)  # of a step, and of a step and variant
     for point, job in jobs.items():
         try:
-            run = job.run({name: runs[name].hash for name in job.after})
+            run = runs[job.name] = job.run({name: runs[name].hash for name in job.after})
         except (KeyError, ValueError, RunFolderError):  # it reads results that are not there yet
             plan[point] = State(job, "new", f"after {', '.join(job.after)}")
             continue
-        runs[job.name] = run
         plan[point] = State(job, *run.stands)
-        if run.result is not None:
+        if (result := run.result) is not None:
             for kind in (point.step, (point.step, point.variant)):
-                took[kind].append(run.result["seconds"])
+                took[kind].append(result["seconds"])
     for point, state in plan.items():
-        progress = read_or_nothing(state.job.folder / PROGRESS) if state.status == "begun" else {}
         siblings = took.get((point.step, point.variant)) or took.get(point.step)
-        state.expected = progress.get("seconds_left")
-        if state.status == "done":
-            state.expected = 0.0
-        elif state.expected is None and siblings:
+        if state.expected is None and siblings:
             state.expected = statistics.median(siblings)
     return plan
 
@@ -137,7 +123,7 @@ def seconds_left(planned: Sequence[State], workers: int) -> float | None:
     expected = [one.expected for one in planned]
     if any(seconds is None for seconds in expected):
         return None
-    return max([sum(expected) / max(1, workers), *expected])
+    return max([sum(expected) / workers, *expected])
 
 
 def plan_line(planned: Sequence[State], workers: int) -> str:

@@ -385,14 +385,12 @@ class Scope:
 
     def look_up(self, name: str, depth: int = 0) -> Any:
         """What one reference stands for."""
-        named = {"seed": self.point.seed, "name": self.point.variant, "step": self.point.step}
-        if name in named:
-            return named[name]
-        values = self.sweep.variants[self.point.variant].values
+        named = {"name": self.point.variant, "seed": self.point.seed, "step": self.point.step}
+        values = {**self.sweep.variants[self.point.variant].values, **named}
         if name in values:
             return self.fill(values[name], depth + 1)
         if not (parts := _STEP.fullmatch(name)) or parts["step"] not in self.sweep.file.steps:
-            known = [f"${{{one}}}" for one in (*named, *values, *self.sweep.file.steps)]
+            known = [f"${{{one}}}" for one in (*values, *self.sweep.file.steps)]
             raise ValueError(f"${{{name}}} is unknown; {nearest(f'${{{name}}}', known)}")
         other = self._other(name, parts["step"], parts["variant"])
         self.after[other] = None

@@ -257,4 +257,4 @@ def test_accelerate_starts_the_processes_by_its_settings(tmp_path):
     # Other settings make another run.
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(settings | {"mixed_precision": "no"}))
     (job,) = prepare_sweep(path, tmp_path / "out").jobs.values()
-    assert job.run().stands == ("stale", "the settings of accelerate")
+    assert job.run().stands == ("stale", "the settings of accelerate", None)
