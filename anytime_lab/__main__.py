@@ -56,10 +56,7 @@ PREFLIGHT = {
     "--dtype": {"default": "bfloat16", "choices": ("bfloat16", "float16", "float32")},
     "--trainable": {"type": int, "help": "parameters of an adapter; all weights by default"},
 }  # fmt: skip
-SERVE = {
-    "notebook": {},
-    "options": {"nargs": REMAINDER, "help": "of voila, such as --port=8866"},
-}
+SERVE = {"notebook": {}, "options": {"nargs": REMAINDER, "help": "of voila, such as --port=8866"}}
 PICTURES = {"notebook": {"nargs": "+"}}
 
 

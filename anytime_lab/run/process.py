@@ -31,16 +31,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from anytime_lab.page import redacted, short
 from anytime_lab.run.notebook import SECRETS, code_cells, hide_secrets
-from anytime_lab.store import manifest
-from anytime_lab.store.files import (
-    PROGRESS,
-    RESULT,
-    RunFolderError,
-    only_writer,
-    read_json,
-    remove_leftovers,
-    write_json,
-)
+from anytime_lab.store import files, manifest
 
 RUN, FAILURE = "run.json", "failure.json"
 EXECUTED = "notebook.ipynb"
@@ -131,7 +122,7 @@ class Job:
     @property
     def result(self) -> dict[str, Any] | None:
         """What a finished run with the same hash left; None if it has to run."""
-        return self._left(RESULT) or None
+        return self._left(files.RESULT) or None
 
     @property
     def failure(self) -> str | None:
@@ -159,7 +150,7 @@ class Job:
             return "failed", reason, None
         if not before:
             return "new", "", None
-        progress = read_or_nothing(self.folder / PROGRESS)
+        progress = read_or_nothing(self.folder / files.PROGRESS)
         told = "{done:,} of {total:,} {unit}".format(**progress) if progress.get("total") else ""
         return "begun", told or "stopped at its start", progress.get("seconds_left")
 
@@ -189,8 +180,8 @@ def _told(value: Any) -> str:
 def read_or_nothing(path: Path) -> dict[str, Any]:
     """A file of a run, or nothing where it is absent or damaged."""
     try:
-        found = read_json(path)
-    except RunFolderError:
+        found = files.read_json(path)
+    except files.RunFolderError:
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -222,7 +213,7 @@ def run_to_end(
     surroundings.pop("JUPYTER_PATH", None)
     surroundings |= {MARK: str(run.folder), SECRETS: json.dumps(secrets), **(environment or {})}
     limit = math.inf if run.needs.timeout is None else run.needs.timeout
-    with only_writer(run.folder, LOCK, PATIENCE):
+    with files.only_writer(run.folder, LOCK, PATIENCE):
         about = {"notebook": str(run.notebook), "parameters": shown, "hash": run.hash}
         about |= {"made_of": run.made_of, **run.needs.model_dump(), "started": time.time()}
         _take_folder(run.folder, about)
@@ -264,7 +255,8 @@ def finish_run(run: Job, code: int, reason: str = "") -> dict[str, Any]:
     if (result := run.result) is not None:
         return result
     reason = redacted(reason or _reason(run.folder, code))
-    write_json(run.folder / FAILURE, {"hash": run.hash, "reason": reason, "finished": time.time()})
+    failure = {"hash": run.hash, "reason": reason, "finished": time.time()}
+    files.write_json(run.folder / FAILURE, failure)
     raise RunFailed(run.told_failure)
 
 
@@ -275,12 +267,12 @@ def _take_folder(folder: Path, about: Mapping[str, Any]) -> None:
         known = psutil.process_iter(["environ"])
         marked = [one for one in known if (one.info["environ"] or {}).get(MARK) == str(folder)]
         _kill([one for one in marked if one.pid != os.getpid()])
-    for stale in (RESULT, FAILURE):
+    for stale in (files.RESULT, FAILURE):
         (folder / stale).unlink(missing_ok=True)
     if before and before.get("hash") != about["hash"]:
         _set_aside(folder, str(before.get("hash"))[:12])
-    remove_leftovers(folder)  # of a writer that was killed
-    write_json(folder / RUN, about)
+    files.remove_leftovers(folder)  # of a writer that was killed
+    files.write_json(folder / RUN, about)
     (folder / LOG).unlink(missing_ok=True)
 
 
@@ -324,7 +316,7 @@ def _kill(processes: list[psutil.Process]) -> None:
 def main(folder: Path, rank: bool) -> None:
     """The process of a run, which writes its result, or of one of its ranks."""
     signal.signal(signal.SIGTERM, lambda *_: _end(folder, 143))
-    about, started = read_json(folder / RUN), time.time()
+    about, started = files.read_json(folder / RUN), time.time()
     if rank:
         execute_notebook(folder, about)
         return
@@ -338,9 +330,9 @@ def main(folder: Path, rank: bool) -> None:
     finally:
         _remove_secrets(folder)
     ended = time.time()
-    kept = {key: about[key] for key in ("hash", "parameters", "made_of")}
-    times = {"seconds": ended - started, "finished": ended}
-    write_json(folder / RESULT, {**kept, "notebook": Path(about["notebook"]).name, **times})
+    result = {key: about[key] for key in ("hash", "parameters", "made_of")}
+    result |= {"notebook": Path(about["notebook"]).name, "seconds": ended - started}
+    files.write_json(folder / files.RESULT, {**result, "finished": ended})
 
 
 def execute_notebook(folder: Path, about: Mapping[str, Any]) -> None:
@@ -387,7 +379,7 @@ def _run_processes(folder: Path, about: Mapping[str, Any]) -> None:
     if about["accelerate"]:
         settings = folder / ACCELERATE
         told = {**about["accelerate"], "num_processes": about["processes"]}
-        write_json(settings, told)  # which is YAML, too
+        files.write_json(settings, told)  # which is YAML, too
         command = [sys.executable, "-m", "accelerate.commands.launch"]
         command += ["--config_file", str(settings), "--main_process_port", "0"]  # any that is free
     else:

@@ -27,15 +27,7 @@ from anytime_lab.run.places import Place, open_place
 from anytime_lab.run.process import Job
 from anytime_lab.run.storage import MIRROR, Storage, mirror
 from anytime_lab.run.sweep_file import Point, Sweep, load_sweep, sweep_jobs, told
-from anytime_lab.store.files import (
-    MANIFEST,
-    METRICS,
-    WRITING,
-    RunFolderError,
-    only_writer,
-    remove_leftovers,
-    write_csv,
-)
+from anytime_lab.store import files
 
 PAGE, TABLE = "comparison", "summary.csv"
 
@@ -104,7 +96,8 @@ def plan_sweep(jobs: Mapping[Point, Job]) -> dict[Point, State]:
     for point, job in jobs.items():
         try:
             run = runs[job.name] = job.run({name: runs[name].hash for name in job.after})
-        except (KeyError, ValueError, RunFolderError):  # it reads results that are not there yet
+        # It reads results that are not there yet.
+        except (KeyError, ValueError, files.RunFolderError):
             plan[point] = State(job, "new", f"after {', '.join(job.after)}")
             continue
         plan[point] = State(job, *run.stands)
@@ -153,13 +146,13 @@ def compare(prepared: "Prepared", console: Console | None = None) -> pd.DataFram
     training: dict[str, dict[str, list[Path]]] = {}
     for point, state in plan.items():
         folder = state.job.folder
-        for found, what in ((evaluations, MANIFEST), (training, METRICS)):
+        for found, what in ((evaluations, files.MANIFEST), (training, files.METRICS)):
             if state.status == "done" and (folder / what).exists():
                 found.setdefault(point.step, {}).setdefault(point.variant, []).append(folder)
     trained = {name: folders for step in training.values() for name, folders in step.items()}
     notes = []
     for note in sweep.file.notes:
-        with contextlib.suppress(ValueError, RunFolderError):  # of results that are not there
+        with contextlib.suppress(ValueError, files.RunFolderError):  # of results that are not there
             notes.append(told(sweep, out, note, results=True))
     if missing := sum(state.status != "done" for state in plan.values()):
         notes.append(f"{missing} of the sweep's runs have no result yet; they are not in the "
@@ -174,8 +167,8 @@ def compare(prepared: "Prepared", console: Console | None = None) -> pd.DataFram
         title = sweep.file.title if alone else f"{sweep.file.title}: {step}"
         try:
             tables = read_tables(runs)
-        except RunFolderError as error:
-            raise RunFolderError(
+        except files.RunFolderError as error:
+            raise files.RunFolderError(
                 f"{error} For a sweep that run is finished and kept: delete the result.json of its "
                 "folder, then run the sweep again."
             ) from error
@@ -189,7 +182,7 @@ def compare(prepared: "Prepared", console: Console | None = None) -> pd.DataFram
     if not frames:
         return None
     summary = pd.concat(frames, ignore_index=True)
-    write_csv(out / TABLE, summary)
+    files.write_csv(out / TABLE, summary)
     return summary
 
 
@@ -241,7 +234,7 @@ class Prepared:
         Raises:
             ValueError: the folder holds other things.
         """
-        ours = {WRITING, MIRROR, TABLE, ".seen-by-all", ".sweep.lock"}
+        ours = {files.WRITING, MIRROR, TABLE, ".seen-by-all", ".sweep.lock"}
         ours |= {job.name.split("/")[0] for job in self.jobs.values()}
         found = sorted(path.name for path in self.out.iterdir()) if self.out.is_dir() else []
         strange = [n for n in found if n not in ours and not fnmatch.fnmatch(n, f"{PAGE}*.html")]
@@ -250,7 +243,7 @@ class Prepared:
                 f"{self.out} holds {', '.join(strange[:5])}, which this sweep did not make; "
                 "--fresh would remove it. Choose another --out."
             )
-        with only_writer(self.out):
+        with files.only_writer(self.out):
             shutil.rmtree(self.out)
 
 
@@ -319,8 +312,8 @@ def run_sweep(
         RunFolderError: another sweep is running in the folder.
     """
     console = console or Console()
-    with only_writer(prepared.out), contextlib.ExitStack() as at_end:
-        remove_leftovers(prepared.out)  # of pages that a killed sweep was writing
+    with files.only_writer(prepared.out), contextlib.ExitStack() as at_end:
+        files.remove_leftovers(prepared.out)  # of pages that a killed sweep was writing
         if isinstance(executor, str):
             executor = open_place(executor, prepared.out, workers, prepared.storage)
             at_end.callback(executor.close)
