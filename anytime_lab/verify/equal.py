@@ -67,14 +67,13 @@ def equal(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
         return _words(answer, gold, atoms)
     if isinstance(answer, Atom) and isinstance(gold, Atom):
         return _units_and_atoms(answer, gold, atoms)
-    given, wanted = (form.kind if isinstance(form, Several) else "" for form in (answer, gold))
+    given, wanted = answer.kind, gold.kind
     if "matrix" in (given, wanted):
         return _matrices(answer, gold, atoms)
-    if given in TUPLES and wanted in TUPLES:
-        return given == wanted and _in_order(answer.items, gold.items, atoms)
-    if (given, wanted) == (",", "()"):  # a point without its brackets
-        return _in_order(answer.items, gold.items, atoms)
-    if given == "()" and wanted in LISTS and _names(gold.items):  # (1, 2): x = 1, y = 2
+    ordered = given == wanted and wanted in TUPLES
+    ordered |= (given, wanted) == (",", "()")  # a point without its brackets
+    ordered |= given == "()" and wanted in LISTS and _names(gold.items)  # (1, 2): x = 1, y = 2
+    if ordered:
         return _in_order(answer.items, gold.items, atoms)
     several = (given in LISTS and wanted in LISTS) or given == wanted == "\\cup"
     if several or (given, wanted) == (",", "\\cup"):  # "x < 1 or x > 2"
@@ -140,28 +139,24 @@ def _as_products(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
 
 
 def _words(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
+    if isinstance(answer, Words) and isinstance(gold, Words):
+        if gold.choice and answer.choice and not (gold.rest and answer.rest):
+            return gold.choice == answer.choice
+        return answer.text == gold.text
     if isinstance(gold, Words):
-        if isinstance(answer, Words):
-            if gold.choice and answer.choice and not (gold.rest and answer.rest):
-                return gold.choice == answer.choice
-            return answer.text == gold.text
-        if isinstance(answer, Atom):
-            if gold.choice and not gold.rest and key(answer.text) == gold.choice.lower():
-                return True
-            if gold.rest and answer.number is not None:
-                return equal(answer, _labelled(gold), atoms)
-            return key(answer.text).lower() == gold.text.replace(" ", "")
-        return _same_words(answer, gold.text)
-    if isinstance(answer, Words):
-        if answer.choice and answer.rest:
-            return equal(_labelled(answer), gold, atoms)
-        if isinstance(gold, Atom) and gold.number is None:
-            folded = key(gold.text).lower()
-            return True if folded == answer.text.replace(" ", "") and len(folded) > 1 else None
-        if isinstance(gold, Several) and gold.kind in LISTS and len(gold.items) == 1:
-            return equal(answer, gold.items[0], atoms)
-        return _same_words(gold, answer.text)
-    return False
+        if not isinstance(answer, Atom):
+            return _same_words(answer, gold.text)
+        if gold.rest and answer.number:
+            return equal(answer, _labelled(gold), atoms)
+        return key(answer.text).lower() == gold.text.replace(" ", "")
+    if answer.choice and answer.rest:
+        return equal(_labelled(answer), gold, atoms)
+    if isinstance(gold, Atom) and not gold.number:
+        folded = key(gold.text).lower()
+        return True if folded == answer.text.replace(" ", "") and len(folded) > 1 else None
+    if gold.kind in LISTS and len(gold.items) == 1:
+        return equal(answer, gold.items[0], atoms)
+    return _same_words(gold, answer.text)
 
 
 def _labelled(words: Words) -> Form:
@@ -172,9 +167,9 @@ def _labelled(words: Words) -> Form:
 
 def _same_words(form: Form, text: str) -> bool:
     """A list of words against one text such as "A, B", in any order."""
-    listed = form.items if isinstance(form, Several) and form.kind in LISTS else ()
-    words = [item.text for item in listed if isinstance(item, Words)]
-    return 0 < len(words) == len(listed) and fold_words(", ".join(words)) == text
+    words = [item.text for item in form.items if isinstance(item, Words)]
+    listed = form.kind in LISTS and 0 < len(words) == len(form.items)
+    return listed and fold_words(", ".join(words)) == text
 
 
 def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
@@ -214,7 +209,7 @@ def _holds(relation: Relation, atoms: AtomsEqual) -> bool | None:
     verdicts = []
     for at, sign in enumerate(relation.signs):
         left, right = relation.members[at : at + 2]
-        if sign == "\\approx" and all(isinstance(x, Atom) and x.number for x in (left, right)):
+        if sign == "\\approx" and left.number and right.number:
             apart = abs(left.number.value - right.number.value)
             verdicts.append(apart <= abs(left.number.value) / 20)
         both = " ".join(relation.texts[at : at + 2])
@@ -230,37 +225,31 @@ def _name_first(form: Form) -> Form:
     """`3 = x` as `x = 3`."""
     if not isinstance(form, Relation) or form.signs != ("=",):
         return form
-    first = form.members[0]
-    known = isinstance(first, Atom) and first.number is not None
-    if not known or not is_name(form.texts[1]):
+    if not form.members[0].number or not is_name(form.texts[1]):
         return form
     return Relation(form.members[::-1], form.signs, form.texts[::-1])
 
 
 def _value(relation: Relation) -> Form | None:
     """What `name = … = value` gives; None where the left side is more than a name."""
-    first = relation.members[0]
-    named = is_name(relation.texts[0]) or (isinstance(first, Atom) and first.number is not None)
-    if set(relation.signs) <= {"=", "\\approx"} and named:
-        exact = relation.signs.index("\\approx") if "\\approx" in relation.signs else -1
-        return relation.members[exact if exact > 0 else -1]
-    return None
+    named = is_name(relation.texts[0]) or relation.members[0].number
+    return _end(relation) if named and set(relation.signs) <= {"=", "\\approx"} else None
+
+
+def _end(relation: Relation) -> Form:
+    """The value at the end of a chain: the exact one, not its rounding."""
+    rounded = relation.signs.index("\\approx") if "\\approx" in relation.signs else 0
+    return relation.members[rounded or -1]
 
 
 def _stated(relation: Relation) -> Form | None:
     """The value that an answer's equation ends in: of `m+n = 142`, `2+2 = 4`; not of `x^2 = 4`."""
-    if not set(relation.signs) <= {"=", "\\approx"}:
-        return None
     left, right = key(relation.texts[0]), key(relation.texts[-1])
-    if re.search("[a-zA-Z]", key_letters(left)) and not is_plain_name(relation.texts[0]):
-        return None
-    if left == right:
+    more = re.search("[a-zA-Z]", key_letters(left)) and not is_plain_name(relation.texts[0])
+    if more or left == right or not set(relation.signs) <= {"=", "\\approx"}:
         return None  # 5 = 5 says nothing
-    if "\\approx" in relation.signs:
-        before = relation.signs.index("\\approx")
-        if before > 0 or not is_name(relation.texts[0]):
-            return relation.members[before]  # the exact value, not its rounding
-    return relation.members[-1]
+    rounded = relation.signs[0] == "\\approx" and not is_name(relation.texts[0])
+    return relation.members[0] if rounded else _end(relation)
 
 
 def _matrices(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
@@ -272,10 +261,8 @@ def _matrices(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
 
 def _rows(form: Form) -> Sequence[Form] | None:
     """Rows of a matrix; a tuple is taken as the column vector it stands for."""
-    if not isinstance(form, Several):
-        return None
-    rows = all(isinstance(row, Several) and row.kind == "[]" for row in form.items)
-    if form.kind == "matrix" or (form.kind == "[]" and rows):  # [[1, 2], [3, 4]]
+    rows = form.kind == "[]" and all(row.kind == "[]" for row in form.items)
+    if form.kind == "matrix" or rows:  # [[1, 2], [3, 4]]
         return form.items
     return [Several("[]", (item,)) for item in form.items] if form.kind == "()" else None
 
@@ -306,8 +293,8 @@ def _unordered(answers: Sequence[Form], golds: Sequence[Form], atoms: AtomsEqual
 
 
 def _names(golds: Sequence[Form]) -> bool:
-    named = [g.texts[0] for g in golds if isinstance(g, Relation)]
-    return len(named) == len(golds) > 1 and len(set(named)) == len(named)
+    named = {gold.texts[0] for gold in golds if isinstance(gold, Relation)}
+    return len(named) == len(golds) > 1
 
 
 def _distinct(forms: Sequence[Form]) -> list[Form]:

@@ -315,8 +315,17 @@ _NO_PROSE = re.compile(
 )
 
 
+class Form:
+    """An answer as it is read; empty is what its kind of form has none of."""
+
+    number: Number | None = None
+    unit: Unit | None = None
+    kind: str = ""
+    items: tuple["Form", ...] = ()
+
+
 @dataclass(frozen=True)
-class Words:
+class Words(Form):
     """A text answer or a choice: lower case, one space between words."""
 
     text: str
@@ -363,7 +372,7 @@ MAX_ITEMS = 64
 
 
 @dataclass(frozen=True)
-class Atom:
+class Atom(Form):
     """A number or an expression; `text` is cleaned, without its unit.
 
     whole: with its unit, where that may as well be a product of letters (`2 m g`).
@@ -376,16 +385,16 @@ class Atom:
 
 
 @dataclass(frozen=True)
-class Relation:
+class Relation(Form):
     """`a = b = c`, `2 < x \\le 3`: the members and the signs between them."""
 
-    members: tuple["Form", ...]
+    members: tuple[Form, ...]
     signs: tuple[str, ...]
     texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Several:
+class Several(Form):
     """Several forms as one.
 
     kind: The brackets of a tuple, point or interval, "()", "(]", "[)" or "[]"; "matrix" of rows in
@@ -394,10 +403,9 @@ class Several:
     """
 
     kind: str
-    items: tuple["Form", ...]
+    items: tuple[Form, ...]
 
 
-Form = Atom | Words | Relation | Several
 TUPLES, LISTS = ("()", "(]", "[)", "[]"), (",", "{}")
 
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?\s*(?:\\text\{[^{}\d]+\}|[a-zA-Z]+)),?")
@@ -507,10 +515,9 @@ def _read_list(text: str, depth: int) -> Form | None:
     if not 1 < len(parts) <= MAX_ITEMS:
         return None
     items = [_read(part, depth) for part in parts]
-    unit = items[-1].unit if isinstance(items[-1], Atom) else None
     for at, item in enumerate(items):
-        if unit is not None and isinstance(item, Atom) and item.unit is None:
-            items[at] = replace(item, unit=unit)  # `3, 4 \\text{ cm}`: the last one stands for all
+        if isinstance(item, Atom):  # `3, 4 \\text{ cm}`: the last one stands for all
+            items[at] = replace(item, unit=item.unit or items[-1].unit)
     return Several(",", tuple(items))
 
 
@@ -619,7 +626,7 @@ def _joined(items: list[Form]) -> Form:
 
 def _ends(form: Form) -> tuple[tuple[float | Fraction, bool], ...] | None:
     """The ends of an interval of numbers, in the order in which sets begin and end there."""
-    if not isinstance(form, Several) or form.kind not in TUPLES or len(form.items) != 2:
+    if form.kind not in TUPLES or len(form.items) != 2:
         return None
     ends = []
     for end in form.items:
@@ -641,7 +648,7 @@ def _read_complement(text: str, depth: int) -> Form | None:
     if match is None:
         return None
     points = [_read(part, depth) for part in split_top(match.group(1), ",")]
-    if not all(isinstance(p, Atom) and p.number is not None for p in points):
+    if not all(point.number for point in points):
         return None
     points = sorted(points, key=lambda point: point.number.value)
     ends = itertools.pairwise([_LOWEST, *points, _HIGHEST])
@@ -655,13 +662,11 @@ def _read_enclosed(text: str, depth: int) -> Form | None:
         builder = _BUILDER.fullmatch(inner)
         if builder is not None:  # {x | x > 3}
             form = _read(builder.group(2), depth)
-            kind = form.kind if isinstance(form, Several) else ""
-            return form if kind in (*TUPLES, "\\cup") else None
+            return form if form.kind in (*TUPLES, "\\cup") else None
         if "|" in inner or ":" in inner or "\\}" in inner:
             return None
         form = _read(inner, depth) if inner else Several(",", ())
-        spread = isinstance(form, Several) and form.kind == ","
-        return Several("{}", form.items if spread else (form,))
+        return Several("{}", form.items if form.kind == "," else (form,))
     if text == "\\emptyset":
         return Several("{}", ())
     text = _POINT_NAME.sub("", text)
@@ -681,17 +686,18 @@ def _read_matrix(text: str, depth: int) -> Form | None:
     transposed = _TRANSPOSED.search(text)
     if transposed is not None:
         form = _read(text[: transposed.start()], depth)
-        rows = [row.items for row in form.items] if is_matrix(form) else []
+        rows = [row.items for row in form.items if form.kind == "matrix"]
         if len(set(map(len, rows))) == 1:
             return _matrix(zip(*rows, strict=True))
-        # A tuple stands for a column anyway.
-        return form if isinstance(form, Several) and form.kind in TUPLES else None
+        return form if form.kind in TUPLES else None  # a tuple stands for a column anyway
     scalar, begin, _ = text.partition("\\begin")
     if begin and scalar.strip(" ([") and text.endswith("}"):
         factor = scalar.strip().removesuffix("\\cdot").removesuffix("\\times")
         factor = "-1" if factor == "-" else factor
         form = _read_matrix(text[len(scalar) :], depth)
-        cells = [cell for row in form.items for cell in row.items] if is_matrix(form) else [None]
+        if form is None or form.kind != "matrix":
+            return None
+        cells = [cell for row in form.items for cell in row.items]
         if not all(isinstance(cell, Atom) for cell in [*cells, _read(factor, depth)]):
             return None
         return _matrix(
@@ -709,11 +715,6 @@ def _read_matrix(text: str, depth: int) -> Form | None:
 
 def _matrix(rows: Iterable[Iterable[Form]]) -> Several:
     return Several("matrix", tuple(Several("[]", tuple(row)) for row in rows))
-
-
-def is_matrix(form: Form | None) -> bool:
-    """Whether a form is a matrix or vector in an environment of its own."""
-    return isinstance(form, Several) and form.kind == "matrix"
 
 
 def is_name(text: str) -> bool:
