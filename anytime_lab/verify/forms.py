@@ -21,13 +21,11 @@ from anytime_lab.verify.quantities import Number, Unit, read_number, strip_unit
 MAX_CHARS = 1000  # of one answer; a longer one is no answer (the longest of MATH has 160)
 MAX_DEPTH = 40  # of nested brackets
 
-_SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
-_SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ", "0123456789+-()n")
 _DATA = tomllib.loads(Path(__file__).with_name("writing.toml").read_text(encoding="utf-8"))
 _SIGNS, _COMMANDS = _DATA["characters"], _DATA["commands"]
 _ROOT = re.compile(r"√\s*(?:\(([^()]{1,200})\)|(\d+(?:\.\d+)?|[a-zA-Zπ]))")
-_UP = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
-_DOWN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ]+")
+_RAISED = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+)|[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ]+")  # or lowered
+_normal = functools.partial(unicodedata.normalize, "NFKC")
 _ODD = re.compile(r"[^ -\x7f\n\t]")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
 _KEPT_SPACE = re.compile(r"(\\[a-zA-Z]+ (?=\s*[a-zA-Z])|(?<=\d) (?=\s*\d))\s*|\s+")
@@ -60,8 +58,7 @@ def clean(text: str) -> str:
     if len(text) > MAX_CHARS:
         raise UnreadableError("too long")
     text = _ROOT.sub(lambda m: rf"\sqrt{{{m[1] or m[2]}}}", text)
-    text = _UP.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPT) + "}", text)
-    text = _DOWN.sub(lambda m: "_{" + m.group().translate(_SUBSCRIPT) + "}", text)
+    text = _RAISED.sub(lambda m: f"{'^' if m[1] else '_'}{{{_normal(m[0])}}}", text)
     text = re.sub(r"\s+", " ", _ODD.sub(_folded, text))
     if max(_depths(text), default=0) > MAX_DEPTH:
         raise UnreadableError("unparsable")
@@ -123,7 +120,7 @@ def _folded(odd: re.Match[str]) -> str:
         value = Fraction(unicodedata.numeric(character)).limit_denominator(10)
         return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
     # Full-width and mathematical letters become plain ones; the rest stays.
-    return "".join(_SIGNS.get(c, c) for c in unicodedata.normalize("NFKC", character))
+    return "".join(_SIGNS.get(c, c) for c in _normal(character))
 
 
 def _unwrap(text: str) -> str:
@@ -318,6 +315,7 @@ _NO_PROSE = re.compile(
 class Form:
     """An answer as it is read; empty is what its kind of form has none of."""
 
+    text: str = ""
     number: Number | None = None
     unit: Unit | None = None
     kind: str = ""
@@ -461,31 +459,23 @@ def _read(text: str, depth: int) -> Form:
         return Atom(text)
     if _ALL_REALS.fullmatch(text):
         return Several("()", (_LOWEST, _HIGHEST))
-    words = read_words(text)
-    if words is not None and NOTHING.fullmatch(words.text):
-        return Several("{}", ())  # no solution
-    if words is not None:
-        spelled = words.text in NUMBERS
-        return _exact(Fraction(NUMBERS.index(words.text))) if spelled else words
-    number = read_number(text)
-    if number is not None:
+    if words := read_words(text):
+        if NOTHING.fullmatch(words.text):
+            return Several("{}", ())  # no solution
+        return _exact(Fraction(NUMBERS.index(words.text))) if words.text in NUMBERS else words
+    if number := read_number(text):
         return Atom(text, number)
-    quantity = _read_quantity(text)
-    if quantity is not None:
+    if quantity := _read_quantity(text):
         return quantity
     rest, unit = strip_unit(text)
-    if unit is not None and (number := read_number(rest)) is not None:
-        return Atom(rest, number, unit, text if unit.letters else "")
+    whole = text if unit and unit.letters else ""
+    if unit and (number := read_number(rest)):
+        return Atom(rest, number, unit, whole)
     for reader in (_read_list, _read_relation, _read_union, _read_enclosed, _read_matrix):
-        form = reader(text, depth + 1)
-        if form is not None:
+        if form := reader(text, depth + 1):
             return form
-    if unit is not None:
-        inner = _read(rest, depth + 1)
-        if isinstance(inner, Atom):
-            return Atom(inner.text, inner.number, unit, text if unit.letters else "")
-        return inner
-    return Atom(text, None, None)
+    form = _read(rest, depth + 1) if unit else Atom(text)
+    return replace(form, unit=unit, whole=whole) if isinstance(form, Atom) else form
 
 
 def _read_quantity(text: str) -> Atom | None:
@@ -537,59 +527,57 @@ def _read_relation(text: str, depth: int) -> Form | None:
     spans = [span for span in _SIGN.finditer(text) if depths[span.start()] == 0]
     if not 1 <= len(spans) <= 7:
         return None
-    starts, ends = [0, *(s.end() for s in spans)], [*(s.start() for s in spans), len(text)]
-    texts = [text[start:end].strip() for start, end in zip(starts, ends, strict=True)]
+    cuts = [0, *(at for span in spans for at in span.span()), len(text)]
+    texts = [text[a:b].strip() for a, b in zip(cuts[::2], cuts[1::2], strict=True)]
     signs = tuple(_SAME_SIGN.get(span.group(), span.group()) for span in spans)
     if not all(texts[1:]):
         return None
     if signs == ("\\in",):
         return _read(texts[1], depth)
-    bounds = _bounds([texts[0] or "x", *texts[1:]], signs, depth)  # `\\ge 3`
-    if bounds is not None:
+    if bounds := _bounds([texts[0] or "x", *texts[1:]], signs, depth):  # `\\ge 3`
         return bounds
     if not texts[0]:
         texts, signs = texts[1:], signs[1:]
-        if not signs:
-            return _read(texts[0], depth)
+    if not signs:
+        return _read(texts[0], depth)
     return Relation(tuple(_read(part, depth) for part in texts), signs, tuple(texts))
 
 
 def _bounds(texts: list[str], signs: tuple[str, ...], depth: int) -> Form | None:
     """`-2 \\le x < 7`, `x > 3`, `x \\ne 1` as intervals; None where it is anything else."""
     if len(texts) == 3 and _SYMBOL.fullmatch(texts[1]):
-        low, high = _read(texts[0], depth), _read(texts[2], depth)
-        if set(signs) <= set(_MORE):
-            low, high, signs = high, low, signs[::-1]
-        elif not set(signs) <= set(_LESS):
-            return None
-        return Several(_BRACKETS[signs[0]][0] + _BRACKETS[signs[1]][1], (low, high))
+        if set(signs) <= {*_MORE}:
+            texts, signs = texts[::-1], [TURNED[sign] for sign in signs[::-1]]
+        ends = _BRACKETS[signs[0]][0] + _BRACKETS[signs[1]][1] if set(signs) <= {*_LESS} else ""
+        return Several(ends, (_read(texts[0], depth), _read(texts[2], depth))) if ends else None
     if len(texts) != 2:
         return None
     (name, bound), (sign,) = texts, signs
     if not _SYMBOL.fullmatch(name) and (read_number(name) or _SYMBOL.fullmatch(bound)):
         name, bound, sign = bound, name, TURNED.get(sign, sign)
     scaled, number = _SCALED.fullmatch(name), read_number(bound)
-    opening, closing = _BRACKETS.get(sign, "()")
-    if re.fullmatch(r"\| ?[a-zA-Z] ?\|", name) and number is not None and number.value > 0:
-        low, high = _exact(-number.value), _exact(number.value)  # |x| < 2
-        if sign in _LESS:
-            return Several(opening + closing, (low, high))
-        outer = Several("(" + closing, (_LOWEST, low)), Several(opening + ")", (high, _HIGHEST))
-        return Several("\\cup", outer) if sign in _MORE else None
-    if scaled is not None and scaled.group(1) and number is not None:  # -x > 3, 2x > 6
-        factor = read_number(scaled.group(1) + "1" if scaled.group(1) == "-" else scaled.group(1))
+    if scaled and scaled[1] and number:  # -x > 3, 2x > 6
+        factor = read_number("-1" if scaled[1] == "-" else scaled[1])
         if factor.value:
             sign = TURNED.get(sign, sign) if factor.value < 0 else sign
-            name, bound = scaled.group(2), _exact(number.value / factor.value).text
-    if not _SYMBOL.fullmatch(name) or re.search("[a-zA-Z]", key_letters(bound)):
+            name, bound = scaled[2], _exact(number.value / factor.value).text
+    absolute = re.fullmatch(r"\| ?[a-zA-Z] ?\|", name) and number and number.value > 0  # |x| < 2
+    if absolute:
+        low, high = _exact(-number.value), _exact(number.value)
+    elif _SYMBOL.fullmatch(name) and not re.search("[a-zA-Z]", key_letters(bound)):
+        low = high = _read(bound, depth)
+    else:
         return None
-    value = _read(bound, depth)
-    below = Several("(" + closing, (_LOWEST, value))
-    above = Several(opening + ")", (value, _HIGHEST))
-    kinds = {**dict.fromkeys(_LESS, below), **dict.fromkeys(_MORE, above)}
-    return Several("\\cup", (below, above)) if sign == "\\ne" else kinds.get(sign)
+    opening, closing = _BRACKETS.get(sign, "()")
+    below = Several("(" + closing, (_LOWEST, low))
+    above = Several(opening + ")", (high, _HIGHEST))
+    both, between = Several("\\cup", (below, above)), Several(opening + closing, (low, high))
+    less, more, other = (between, both, None) if absolute else (below, above, both)
+    kinds = {**dict.fromkeys(_LESS, less), **dict.fromkeys(_MORE, more), "\\ne": other}
+    return kinds.get(sign)
 
 
+_INFINITE = {"\\infty": math.inf, "+\\infty": math.inf, "-\\infty": -math.inf}
 _LOWEST, _HIGHEST = Atom("-\\infty"), Atom("\\infty")
 _BRACKETS = {"<": "()", ">": "()", "\\le": "[]", "\\ge": "[]"}
 
@@ -628,15 +616,11 @@ def _ends(form: Form) -> tuple[tuple[float | Fraction, bool], ...] | None:
     """The ends of an interval of numbers, in the order in which sets begin and end there."""
     if form.kind not in TUPLES or len(form.items) != 2:
         return None
-    ends = []
-    for end in form.items:
-        if not isinstance(end, Atom) or end.unit is not None or (end.number and end.number.percent):
-            return None
-        infinite = {"\\infty": math.inf, "+\\infty": math.inf, "-\\infty": -math.inf}
-        ends.append(end.number.value if end.number else infinite.get(key(end.text)))
-    low, high = ends
-    known = low is not None and high is not None and low <= high
-    return ((low, form.kind[0] != "["), (high, form.kind[1] == "]")) if known else None
+    low, high = (x.number.value if x.number else _INFINITE.get(key(x.text)) for x in form.items)
+    other = any(end.unit or (end.number and end.number.percent) for end in form.items)
+    if other or low is None or high is None or low > high:
+        return None
+    return (low, form.kind[0] != "["), (high, form.kind[1] == "]")
 
 
 def _read_complement(text: str, depth: int) -> Form | None:

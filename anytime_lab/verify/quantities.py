@@ -10,12 +10,12 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 _COLONS = re.compile(r"[0-9]{1,9}(?: ?: ?[0-9]{1,9})+")
+_CLOCK = re.compile(r"[0-9]+(?: ?: ?[0-9]{2})+")
 _BASED = re.compile(r"([0-9a-zA-Z]+)_(?:\{(\d{1,2})\}|\{?\\text\{([a-z]+)\}\}?|(\d))")
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "ten": 10}
 
@@ -136,9 +136,7 @@ def colons_equal(answer: str, gold: str) -> bool | None:
     if not _COLONS.fullmatch(answer) or not _COLONS.fullmatch(gold):
         return None
     given, wanted = ([int(part) for part in text.split(":")] for text in (answer, gold))
-    clock = any(
-        all(len(part.strip()) == 2 for part in text.split(":")[1:]) for text in (answer, gold)
-    )
+    clock = _CLOCK.fullmatch(answer) or _CLOCK.fullmatch(gold)
     if clock or given[0] == 0 or wanted[0] == 0 or len(given) != len(wanted):
         return given == wanted
     return all(a * wanted[0] == b * given[0] for a, b in zip(given, wanted, strict=True))
@@ -181,8 +179,9 @@ _MODULUS = re.compile(
     r"\s*(?:\(\s*(?:\\[bp]?mod|\\text\{\s*mod\s*\}|mod)\s*(?P<round>[^()]{1,20})\)"
     r"|\\pmod\s*(?P<bare>\{[^{}]{1,20}\}|\w))$"
 )
-_WORD = re.compile(
-    r"\\mu\s?[a-zA-Z]+|[a-zA-Z]?\\Omega|\\AA|\\text|\\cdot|[a-zA-Z]+|\^\s?\{?\s?(-?\d)|/"
+_WORD = re.compile(  # and its power
+    r"(\\mu\s?[a-zA-Z]+|[a-zA-Z]?\\Omega|\\AA|\\text|\\cdot|[a-zA-Z]+|/)"
+    r"(?:[^a-zA-Z\\/^]*\^\s?\{?\s?(-?\d))?"
 )
 
 
@@ -237,26 +236,17 @@ def _strip_trailing(text: str) -> tuple[str, Unit | None]:
         return text, None
     rest = text[: match.start()].rstrip().removesuffix("\\cdot").rstrip()
     written = match.group(1)
-    if written.count("(") != written.count(")"):
-        return text, None
-    if not rest or rest.endswith(("^", "_", "\\", "+", "-", "=", "/", ",")):
-        return text, None
-    if re.search(r"\\text\{(?:[^{}]*[\s(])?\d", written):
-        return text, None  # `3 \text{ or 4}` is no 3
     bare = "\\text" not in written
-    letters = re.sub(r"[^a-zA-Z]", "", written)
-    spaced = text[match.start() - 1].isspace()
-    if bare and (_LETTER.search(_COMMAND.sub("", rest)) or (len(letters) == 1 and not spaced)):
-        return text, None  # algebra: a letter elsewhere, or a single one right after a number
-    unit, scale = _read_unit(written, bare)
-    if unit is None:
-        return text, None
-    if bare and scale == 1 and not re.search("[a-zA-Z]{4}", written):
-        unit = replace(unit, letters=True)
-    if scale != 1:
-        zeros = len(str(scale)) - 1
-        rest += rf"\times 10^{{{zeros}}}" if scale == 10**zeros else rf"\cdot {scale}"
-    return rest, unit
+    refused = (
+        written.count("(") != written.count(")")
+        or rest.endswith(("^", "_", "\\", "+", "-", "=", "/", ","))
+        or re.search(r"\\text\{(?:[^{}]*[\s(])?\d", written)  # `3 \text{ or 4}` is no 3
+        # Algebra: a letter elsewhere, or a single one right after a number.
+        or (bare and _LETTER.search(_COMMAND.sub("", rest)))
+        or (bare and len(_LETTER.findall(written)) == 1 and not text[match.start() - 1].isspace())
+    )
+    found = None if refused or not rest else _read_unit(written, bare)
+    return (text, None) if found is None else (rest + found[1], found[0])
 
 
 def unit_factor(answer: Unit | None, gold: Unit | None) -> Fraction | None:
@@ -279,46 +269,47 @@ def unit_factor(answer: Unit | None, gold: Unit | None) -> Fraction | None:
 _CALENDAR = {Fraction(365, 30): Fraction(12), Fraction(30, 365): Fraction(1, 12)}
 
 
-def _read_unit(written: str, bare: bool) -> tuple[Unit | None, int]:
-    """(unit, scale such as a million). None where a word changes the number, or a bare one may be
-    a function or a product of letters."""
+def _read_unit(written: str, bare: bool) -> tuple[Unit, str] | None:
+    """The unit, and a factor such as a million that goes to the number. None where a word changes
+    the number, or a bare one may be a function or a product of letters."""
     if _CHANGING.search(written):
-        return None, 1
-    written = written.replace(" squared", "^2").replace(" cubed", "^3")
-    found: list[list[Any]] = []  # kind, how many base units, power
+        return None
+    found: list[tuple[str, Fraction, int]] = []  # kind, how many base units, power
     scale, sign, modifier, others = 1, 1, 1, []
-    for match in _WORD.finditer(written):
-        word = match.group()
+    words = written.replace(" squared", "^2").replace(" cubed", "^3")
+    for word, power in _WORD.findall(words):
         lower = word.lower()
         if word in ("\\text", "\\cdot"):
             continue
         if word == "/" or lower == "per":
             sign = -1
-        elif match.group(1):
-            for last in found[-1:]:
-                last[2] *= int(match.group(1))
         elif lower in _DATA["modifiers"]:
             modifier = _DATA["modifiers"][lower]
         elif lower.removesuffix("s") in _DATA["scales"]:
             scale *= _DATA["scales"][lower.removesuffix("s")]
         elif (known := _known(word)) is not None:
-            found.append([*known, sign * modifier])
+            found.append((*known, sign * modifier * int(power or 1)))
             modifier = 1
         elif bare and _singular(lower) is None and not _COMMENT.fullmatch(word):
-            return None, scale
+            return None
         else:
             others.append(lower)
+    zeros = len(str(scale)) - 1
+    scaled = rf"\times 10^{{{zeros}}}" if scale == 10**zeros else rf"\cdot {scale}"
+    scaled = "" if scale == 1 else scaled
+    letters = bare and not scaled and not re.search("[a-zA-Z]{4}", written)
     if others or not found or modifier != 1:
-        known = all(_singular(word) for word in others)
+        known = sign == 1 and all(_singular(word) for word in others)
         words = " ".join(_singular(word) or word for word in others)
-        return Unit(words=words, known=known and sign == 1), scale
+        return Unit(words=words, known=known, letters=letters), scaled
     factor, powers = Fraction(1), Counter()
     for kind, base, power in found:
         made_of = dict(_DATA["made_of"].get(kind, {kind: 1}))
         factor *= (base * Fraction(made_of.pop("factor", 1))) ** power
         powers.update({part: own * power for part, own in made_of.items()})
     parts = tuple(sorted((k, p) for k, p in powers.items() if p))
-    return Unit(parts, factor, kind=found[0][0] if len(found) == power == 1 else ""), scale
+    kind = found[0][0] if len(found) == power == 1 else ""
+    return Unit(parts, factor, kind=kind, letters=letters), scaled
 
 
 def _singular(word: str) -> str | None:
