@@ -6,7 +6,7 @@ majority in this process; a worker calls it again with `algebra.atoms_equal` for
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -66,10 +66,13 @@ def equal(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
     if isinstance(answer, Words) or isinstance(gold, Words):
         return _words(answer, gold, atoms)
     if isinstance(answer, Atom) and isinstance(gold, Atom):
-        return _units_and_atoms(answer, gold, atoms)
+        return _any(atoms(*pair) for pair in _without_units(answer, gold))
     given, wanted = answer.kind, gold.kind
     if "matrix" in (given, wanted):
-        return _matrices(answer, gold, atoms)
+        rows = _rows(answer), _rows(gold)
+        if None in rows:
+            return None if isinstance(answer, Atom) or isinstance(gold, Atom) else False
+        return _in_order(*rows, atoms)
     ordered = given == wanted and wanted in TUPLES
     ordered |= (given, wanted) == (",", "()")  # a point without its brackets
     ordered |= given == "()" and wanted in LISTS and _names(gold.items)  # (1, 2): x = 1, y = 2
@@ -100,42 +103,27 @@ def atoms_alike(answer: Atom, gold: Atom) -> bool | None:
     return colons_equal(answer.text, gold.text)
 
 
-def _units_and_atoms(answer: Atom, gold: Atom, atoms: AtomsEqual) -> bool | None:
-    """Two values, each with its unit or without, in whichever way makes them equal."""
-    ways = (way(answer, gold) for way in (_in_radians, _in_one_unit, _as_products))
-    return _any(atoms(*pair) for pair in ways if pair is not None)
-
-
-def _in_radians(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
-    """Where one is in degrees and the other is in radians or holds a bare π."""
+def _without_units(answer: Atom, gold: Atom) -> Iterator[tuple[Atom, Atom]]:
+    """Two values, each with its unit or without, as two bare ones, in each way that there is."""
     kinds = [atom.unit.kind if atom.unit else "" for atom in (answer, gold)]
-    if kinds.count("angle") != 1:
-        return None
-    degrees, other = (answer, gold) if kinds[0] == "angle" else (gold, answer)
-    if "radian" not in kinds and (other.unit is not None or "\\pi" not in other.text):
-        return None
-    turned = Atom(rf"({degrees.text})\cdot\frac{{\pi}}{{180}}")
-    other = replace(other, unit=None)
-    return (turned, other) if degrees is answer else (other, turned)
-
-
-def _in_one_unit(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
-    """Both in the gold's unit; None where the two measure different things."""
-    factor = unit_factor(answer.unit, gold.unit)
-    if factor is None or factor == 1:
-        return None if factor is None else (answer, gold)
-    if answer.number is None:
-        return Atom(rf"({answer.text})\cdot{exact(factor)}"), gold
-    value = answer.number.value * factor
-    return Atom(exact(value), replace(answer.number, value=value)), gold
-
-
-def _as_products(answer: Atom, gold: Atom) -> tuple[Atom, Atom] | None:
-    """Both with the letters of their units as factors: `2 m g` and `2mg`; None without letters."""
+    if kinds.count("angle") == 1:  # the other one is in radians, or holds a bare π
+        degrees, other = (answer, gold) if kinds[0] == "angle" else (gold, answer)
+        if "radian" in kinds or (other.unit is None and "\\pi" in other.text):
+            turned = Atom(rf"({degrees.text})\cdot\frac{{\pi}}{{180}}")
+            other = replace(other, unit=None)
+            yield (turned, other) if degrees is answer else (other, turned)
+    factor = unit_factor(answer.unit, gold.unit)  # both in the gold's unit
+    if factor == 1:
+        yield answer, gold
+    elif factor and answer.number:
+        value = answer.number.value * factor
+        yield Atom(exact(value), replace(answer.number, value=value)), gold
+    elif factor:
+        yield Atom(rf"({answer.text})\cdot{exact(factor)}"), gold
+    # With the letters of their units as factors: `2 m g` and `2mg`.
     texts = [atom.whole or ("" if atom.unit else atom.text) for atom in (answer, gold)]
-    if not (answer.whole or gold.whole) or not all(re.search("[a-zA-Z]", t) for t in texts):
-        return None
-    return Atom(texts[0]), Atom(texts[1])
+    if (answer.whole or gold.whole) and all(re.search("[a-zA-Z]", text) for text in texts):
+        yield Atom(texts[0]), Atom(texts[1])
 
 
 def _words(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
@@ -250,13 +238,6 @@ def _stated(relation: Relation) -> Form | None:
         return None  # 5 = 5 says nothing
     rounded = relation.signs[0] == "\\approx" and not is_name(relation.texts[0])
     return relation.members[0] if rounded else _end(relation)
-
-
-def _matrices(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
-    given, wanted = _rows(answer), _rows(gold)
-    if given is None or wanted is None:
-        return None if isinstance(answer, Atom) or isinstance(gold, Atom) else False
-    return _in_order(given, wanted, atoms)
 
 
 def _rows(form: Form) -> Sequence[Form] | None:

@@ -593,16 +593,12 @@ def key_letters(text: str) -> str:
 
 def _read_union(text: str, depth: int) -> Form | None:
     parts = re.split(r"\\cup(?![a-zA-Z])", text)
-    if len(parts) < 2 or len(parts) > MAX_ITEMS or not all(part.strip() for part in parts):
+    if not 2 <= len(parts) <= MAX_ITEMS or not all(part.strip() for part in parts):
         return _read_complement(text, depth)
-    return _joined([_read(part, depth) for part in parts])
-
-
-def _joined(items: list[Form]) -> Form:
-    """A union with the intervals joined that touch or overlap: `[2,3] \\cup [3,4]` is `[2,4]`."""
+    items = [_read(part, depth) for part in parts]
     if None in map(_ends, items):
         return Several("\\cup", tuple(items))
-    joined: list[Several] = []
+    joined: list[Several] = []  # of those that touch or overlap: `[2,3] \\cup [3,4]` is `[2,4]`
     for item in sorted(items, key=_ends):
         if joined and _ends(item)[0] <= _ends(joined[-1])[1]:
             low = joined.pop()
