@@ -88,7 +88,10 @@ def table(
     head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
     body = "".join(
         f'<tr><th scope="row">{escaped(first)}</th>'
-        + "".join(f"<td>{_cell(cell)}</td>" for cell in rest)
+        + "".join(
+            f"<td>{cell.__html__() if hasattr(cell, '__html__') else escaped(cell)}</td>"
+            for cell in rest
+        )
         + "</tr>"
         for first, *rest in rows
     )
@@ -97,10 +100,6 @@ def table(
         f'<div class="wide"><table class="{html.escape(kind)}">{told}<thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
-
-
-def _cell(cell: object) -> str:
-    return cell.__html__() if hasattr(cell, "__html__") else escaped(cell)
 
 
 def folded(words: str, inner: str) -> str:

@@ -9,10 +9,11 @@ HEADER = "**Final Answer**"
 THINK_CLOSE = "</think>"
 SEARCH_CHARS = 20_000  # a summary is some 128 tokens; what lies further off is no answer
 
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])[ \t\r\n]{0,20}")
+_BOX = re.compile(  # and its options: \framebox[3cm][c]{...}
+    r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])[ \t\r\n]{0,20}(?:\[[^\[\]{}]{0,40}\])*"
+)
 _BARE_BOX = re.compile(r"[^\s{}$\\,;.]+(?:\.\d+)?")
 _BRACE = re.compile(r"\\.|[{}]", re.S)  # an escaped brace is none
-_OPTION = re.compile(r"\[[^\[\]{}]{0,40}\]")  # \framebox[3cm][c]{...}
 _JOINT = re.compile(r"[\s$,;&.]*(?:\\(?:text|mathrm)\{)?\s*(?:and|or)?\s*\}?[\s$,;\\()\[\]]*")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 _FORMULA = re.compile(
@@ -100,8 +101,7 @@ def find_answer(
         think_close: The think-close marker; None where the model has none.
     """
     region = answer_region(text, header, think_close)
-    boxed = find_boxed(region)
-    if boxed is not None:
+    if (boxed := find_boxed(region)) is not None:
         return boxed
     paragraph = _first_paragraph(region)
     unclosed = _CLOSED.sub(" ", paragraph)
@@ -127,12 +127,9 @@ def find_boxed(region: str) -> str | None:
     for match in _BOX.finditer(region):
         if match.start() < end:
             continue  # a box inside the box already taken
-        joint = _JOINT.match(region, end) if found else None
-        if found and (joint is None or joint.end() < match.start()):
+        if found and _JOINT.match(region, end).end() < match.start():
             break
         start = match.end()
-        while (option := _OPTION.match(region, start)) is not None:
-            start = option.end()
         bare = _BARE_BOX.match(region, start)
         if start in closings:
             value, end = region[start + 1 : closings[start]].strip(), closings[start] + 1
@@ -144,28 +141,21 @@ def find_boxed(region: str) -> str | None:
             continue
         if value and value not in found:
             found.append(value)
-    return ", ".join(found) if found else None
+    return ", ".join(found) or None
 
 
 def first_line(region: str) -> str | None:
     """The first line that is not blank, without emphasis and a lead such as "The answer is"."""
-    region = _without_open_box(region)
-    for line in region.splitlines():
+    for line in _BOX.split(region)[0].splitlines():  # before a box that is not closed
         line = _LEAD.sub("", line.strip().strip("*").strip()).strip().strip("*").strip()
         if line.strip("#*_`$.: -"):
             return line.removesuffix(".").strip() or None
     return None
 
 
-def _without_open_box(region: str) -> str:
-    """The region up to its first box (called where no box is complete)."""
-    match = _BOX.search(region)
-    return region if match is None else region[: match.start()]
-
-
 def _first_paragraph(region: str) -> str:
     """The first paragraph; with the next one where it only announces it ("… is:")."""
-    parts = [part for part in _PARAGRAPH.split(_without_open_box(region).strip(), 2) if part]
+    parts = [part for part in _PARAGRAPH.split(_BOX.split(region)[0].strip(), 2) if part]
     if not parts:
         return ""
     announces = parts[0].rstrip("* \n").endswith((":", " is", " is given by", " ="))
@@ -183,17 +173,15 @@ def _last_of(paragraph: str) -> str | None:
         plain = not any(sign in part for sign in ("\n", "$", "\\(", "\\[")) and len(part) <= 2000
         if plain and not any(m.group(1) for m in _WORD.finditer(part)):
             return part.strip("*` ") or None
-    formulas = [m for m in _FORMULA.finditer(paragraph)]
-    covered = formulas[-1].end() if formulas else 0
-    numbers = [m for m in _NUMBER.finditer(paragraph, covered)]
+    formulas = [*_FORMULA.finditer(paragraph)]
+    numbers = [*_NUMBER.finditer(paragraph, formulas[-1].end() if formulas else 0)]
     listed = _last_listed(paragraph, numbers or formulas)
     if listed:
         before = _SENTENCE.split(paragraph[: listed[0].start()])[-1]
         taken_back = _UNSURE.search(before) or _TAKEN_BACK.match(paragraph, listed[-1].end())
         if taken_back or (numbers and _PART.search(before)):
             return None
-    texts = [next(group for group in m.groups() if group is not None).strip() for m in listed]
-    return ", ".join(texts) or None
+    return ", ".join(m[m.lastgroup].strip() for m in listed) or None
 
 
 def _last_listed(paragraph: str, found: list[re.Match[str]]) -> list[re.Match[str]]:

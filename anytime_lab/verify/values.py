@@ -109,10 +109,10 @@ _SIGNS = {
     **dict.fromkeys(("/", "\\div"), operator.truediv),
 }
 _FUNCTIONS = {
-    **dict.fromkeys(("ln", "log"), _logarithm),
-    "exp": mp.exp,
+    **dict.fromkeys(("\\ln", "\\log"), _logarithm),
+    "\\exp": mp.exp,
     **{
-        name: getattr(mp, name.replace("arc", "a"))
+        f"\\{name}": getattr(mp, name.replace("arc", "a"))
         for stem in ("sin", "cos", "tan", "cot", "sec", "csc")
         for name in (stem, f"arc{stem}", f"{stem}h")
     },
@@ -121,6 +121,7 @@ _CONSTANTS = {"\\pi": mp.pi, "e": mp.e, "i": mp.mpc(0, 1)}
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
 _AROUND = {"\\lfloor": mp.floor, "\\lceil": mp.ceil, "|": abs}
 _TWO_PARTS = {"\\frac": operator.truediv, "\\binom": mp.binomial}
+_COMMANDS = {*_FUNCTIONS, *_TWO_PARTS, "\\sqrt", "\\pi"}
 _MIXED = ["number", "\\frac", "{", "number", "}", "{", "number", "}"]  # 3\frac{1}{2}
 _GREEK = (
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|chi|psi"
@@ -192,7 +193,7 @@ class Reader:
         ]
         mixed = ahead == _MIXED
         node = self.power()
-        while self.begins_factor() and not (of_function and self.token[1:] in _FUNCTIONS):
+        while self.begins_factor() and not (of_function and self.token in _FUNCTIONS):
             node = _node(operator.add if mixed else operator.mul, node, self.power())
             mixed = False
         return node
@@ -200,9 +201,7 @@ class Reader:
     def begins_factor(self) -> bool:
         if self.kind == "number":
             raise UnknownFormError("a number behind a factor")
-        known = (*_TWO_PARTS, "\\sqrt", "\\pi")
-        function = self.token[:1] == "\\" and self.token[1:] in _FUNCTIONS
-        return self.kind == "name" or self.token in known or function or self.opens()
+        return self.kind == "name" or self.token in _COMMANDS or self.opens()
 
     def opens(self) -> bool:
         return self.token in _CLOSING and not (self.token == "|" and self.bars)
@@ -256,21 +255,21 @@ class Reader:
             return _node(_power, self.argument(), _node(operator.truediv, _number(1), degree))
         return self.function(token)
 
-    def function(self, token: str) -> Node:
-        name, base, power = token[1:], None, None
+    def function(self, name: str) -> Node:
+        base = power = None
         while name in _FUNCTIONS and self.token in ("_", "^"):
             if self.take() == "_":
                 base = self.argument()
             else:
                 power = self.argument()
         if power is not None and not power.names and power.value(Point()) == -1:
-            name, power = f"arc{name}", None
-        if token[:1] != "\\" or name not in _FUNCTIONS or (base and name != "log"):
-            raise UnknownFormError(token)
+            name, power = f"\\arc{name[1:]}", None
+        if name not in _FUNCTIONS or (base and name != "\\log"):
+            raise UnknownFormError(name)
         inside = self.enclosed() if self.token in ("(", "[") else self.factors(of_function=True)
         if self.token in _SIGNS and self.token not in ("+", "-"):
             raise UnknownFormError("where the function ends")
-        bases = [base or _number(10)] if name == "log" else []
+        bases = [base or _number(10)] if name == "\\log" else []
         node = _node(_FUNCTIONS[name], inside, *bases)
         return _node(_power, node, power) if power else node
 

@@ -321,7 +321,6 @@ class MathVerifier(PooledVerifier):
 
     def __init__(self, *, require_all: bool = False, **settings: Any):
         super().__init__(
-            preload=[_ALGEBRA],
             # The parser builds its tables on first use; let no item pay for that.
             warm_up=(f"{_ALGEBRA}:grade", (r"\frac{x^2}{2}+\sqrt{2}", [r"\frac{x^{2}+1}{2}"])),
             **settings,
