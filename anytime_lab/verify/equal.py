@@ -21,15 +21,32 @@ from anytime_lab.verify.forms import (
     Words,
     exact,
     fold_words,
-    is_name,
-    is_plain_name,
     key,
-    key_letters,
     read_form,
 )
-from anytime_lab.verify.quantities import colons_equal, numbers_equal, read_based, unit_factor
+from anytime_lab.verify.quantities import (
+    LETTER,
+    colons_equal,
+    numbers_equal,
+    read_based,
+    unit_factor,
+)
 
 AtomsEqual = Callable[[Atom, Atom], bool | None]
+_NAME = re.compile(
+    r"\\?[a-zA-Z]+(?:_\{?[\w,]+\}?)?'*(?:\([\w, \\]*\))?"  # x, a_n, f(x), \theta
+    r"|\\(?:text|overline)\{[^{}]*\}"
+    r"|(?:[a-zA-Z](?:_\w)?|\\angle [A-Z]+)(?:\s*[+\-]\s*[a-zA-Z](?:_\w)?)*"
+)
+_GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|ell|Delta|Omega"
+_PLAIN_NAME = re.compile(
+    rf"(?:(?![ei](?![_\w]))[a-zA-Z]|[A-Z]{{2,4}}|[a-zA-Z]{{4,}}|\\(?:{_GREEK}))(?:_\{{?[\w,]+\}}?)?"
+    r"|[f-hpqA-Z](?:_\{?\w+\}?)?\([\w, +\-\\]*\)|\([a-zA-Z](?:_\w)?(?:, ?[a-zA-Z](?:_\w)?)+\)"
+    r"|\\overline\{[A-Z]+\}|\\angle ?[A-Z]+|[a-zA-Z](?:_\w)?(?: ?[+\-] ?[a-zA-Z](?:_\w)?)+"
+    r"|\\text\{(?!.*\b(?:not|half|twice|double|triple|third|less|more|wrong|incorrect|except|or|minus"
+    r"|plus|times|over|log|sin|cos|tan|gcd|lcm|negative|inverse|reciprocal|squared?|roots?)\b)"
+    r"[a-zA-Z '.]+\}"
+)
 
 
 def accepted_forms(gold: str) -> list[Form]:
@@ -173,23 +190,18 @@ def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
         return True
     given = _value(answer)
     if given is not None and wanted is not None:
-        named = is_name(answer.texts[0])
+        named = _is_name(answer.texts[0])
         if key(answer.texts[0]) == key(gold.texts[0]) or not named:
             return equal(given, wanted, atoms)
         # With names on a right side they may be the same rearranged.
-        right = key_letters(answer.texts[-1] + gold.texts[-1])
-        if is_name(gold.texts[0]) and not re.search("[a-zA-Z]", right):
+        if _is_name(gold.texts[0]) and not LETTER.search(answer.texts[-1] + gold.texts[-1]):
             return False
     # With one sign each: as one expression `left - right`, up to a factor.
     turned = (TURNED.get(answer.signs[0]),)
     if len(answer.signs) != 1 or gold.signs not in (answer.signs, turned):
         return False
-    return atoms(
-        *(
-            Atom(f"\\relation{form.signs[0]}{form.texts[0]}\\to {form.texts[1]}")
-            for form in (answer, gold)
-        )
-    )
+    written = (f"\\relation{f.signs[0]}{f.texts[0]}\\to {f.texts[1]}" for f in (answer, gold))
+    return atoms(*map(Atom, written))
 
 
 def _holds(relation: Relation, atoms: AtomsEqual) -> bool | None:
@@ -201,9 +213,8 @@ def _holds(relation: Relation, atoms: AtomsEqual) -> bool | None:
             apart = abs(left.number.value - right.number.value)
             verdicts.append(apart <= abs(left.number.value) / 20)
         both = " ".join(relation.texts[at : at + 2])
-        named = is_plain_name(relation.texts[at])  # \\theta = 7
-        unknown = named or "..." in both or re.search("[a-zA-Z]", key_letters(both))
-        if sign == "=" and not unknown:
+        unknown = "..." in both or LETTER.search(both)
+        if sign == "=" and not unknown and not _is_plain_name(relation.texts[at]):  # \\theta = 7
             with contextlib.suppress(ValueError):  # what cannot be read proves nothing
                 verdicts.append(equal(left, right, atoms))
     return _all(verdicts)
@@ -211,16 +222,27 @@ def _holds(relation: Relation, atoms: AtomsEqual) -> bool | None:
 
 def _name_first(form: Form) -> Form:
     """`3 = x` as `x = 3`."""
-    if not isinstance(form, Relation) or form.signs != ("=",):
-        return form
-    if not form.members[0].number or not is_name(form.texts[1]):
+    equation = isinstance(form, Relation) and form.signs == ("=",)
+    if not equation or not form.members[0].number or not _is_name(form.texts[1]):
         return form
     return Relation(form.members[::-1], form.signs, form.texts[::-1])
 
 
+def _is_name(text: str) -> bool:
+    """Whether a relation's left side only names the answer: `x`, `f(x)`, `m+n`, `\\text{Area}`."""
+    return _NAME.fullmatch(key(text)) is not None or _NAME.fullmatch(text) is not None
+
+
+def _is_plain_name(text: str) -> bool:
+    """Whether an answer's left side names what was asked: `x`, `m+n`, `AB`; not `-x`, `x^2`."""
+    # Words keep their spaces: `\\text{half of it}` is no name.
+    written = text if "\\text" in text else key(text)
+    return _PLAIN_NAME.fullmatch(written) is not None
+
+
 def _value(relation: Relation) -> Form | None:
     """What `name = … = value` gives; None where the left side is more than a name."""
-    named = is_name(relation.texts[0]) or relation.members[0].number
+    named = _is_name(relation.texts[0]) or relation.members[0].number
     return _end(relation) if named and set(relation.signs) <= {"=", "\\approx"} else None
 
 
@@ -233,10 +255,10 @@ def _end(relation: Relation) -> Form:
 def _stated(relation: Relation) -> Form | None:
     """The value that an answer's equation ends in: of `m+n = 142`, `2+2 = 4`; not of `x^2 = 4`."""
     left, right = key(relation.texts[0]), key(relation.texts[-1])
-    more = re.search("[a-zA-Z]", key_letters(left)) and not is_plain_name(relation.texts[0])
+    more = LETTER.search(left) and not _is_plain_name(relation.texts[0])
     if more or left == right or not set(relation.signs) <= {"=", "\\approx"}:
         return None  # 5 = 5 says nothing
-    rounded = relation.signs[0] == "\\approx" and not is_name(relation.texts[0])
+    rounded = relation.signs[0] == "\\approx" and not _is_name(relation.texts[0])
     return relation.members[0] if rounded else _end(relation)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from anytime_lab.verify.quantities import Number, Unit, read_number, strip_unit
+from anytime_lab.verify.quantities import LETTER, Number, Unit, read_number, strip_unit
 
 MAX_CHARS = 1000  # of one answer; a longer one is no answer (the longest of MATH has 160)
 MAX_DEPTH = 40  # of nested brackets
@@ -295,7 +295,7 @@ NUMBERS = (
     *("seven", "eight", "nine", "ten", "eleven", "twelve"),
 )
 # What follows a choice's letter and takes it back, or names another one.
-_UNSURE = re.compile(
+UNSURE = re.compile(
     r"\W*(?:is|are|was|isn't|not(?! (?:enough|possible|determin))|or|and|nor|but|if|unless|maybe"
     r"|perhaps|wrong|incorrect)\b|[/,;=|&]|.*\(\s*[A-J]\s*\)|.*(?<![A-Za-z\\])[A-J][.):]"
     r"|\W*(?:\\text\{\W*)?[A-J]\W*$|.*\b(?:or|and)\W+[A-J]\b",
@@ -337,7 +337,7 @@ def read_words(text: str) -> Words | None:
     if choice is None and re.fullmatch(r"\(?[A-J]\)?|\(?\\text\{\s*\(?[A-J]\)?\s*\}\)?", text):
         letter = re.sub(r"\\text|[^A-J]", "", text)
         return Words(letter.lower(), letter)
-    if choice is not None and names_one_choice(rest := choice.group(2).strip()):
+    if choice is not None and not UNSURE.match(rest := choice.group(2).strip()):
         return Words(fold_words(text), choice.group(1), rest)
     if "\\text" in text and re.search("[a-zA-Z]", text):
         letters = re.sub(r"\\text\{[^{}]*\}", "", text)
@@ -347,11 +347,6 @@ def read_words(text: str) -> Words | None:
     if _PROSE.fullmatch(text) and not _NO_PROSE.search(text):
         return Words(fold_words(text))
     return None
-
-
-def names_one_choice(rest: str) -> bool:
-    """Whether what follows a choice's letter leaves it the only one: not of `(A) or (B)`."""
-    return not _UNSURE.match(rest)
 
 
 def fold_words(text: str) -> str:
@@ -418,20 +413,6 @@ _ENVIRONMENT = re.compile(
 )
 _SIGN = re.compile(r"\\(?:le|ge|ne|approx|equiv|in|lt|gt)(?![a-zA-Z])|[=<>]")
 _SAME_SIGN = {"\\lt": "<", "\\gt": ">", "\\equiv": "="}
-_NAME = re.compile(
-    r"\\?[a-zA-Z]+(?:_\{?[\w,]+\}?)?'*(?:\([\w, \\]*\))?"  # x, a_n, f(x), \theta
-    r"|\\(?:text|overline)\{[^{}]*\}"
-    r"|(?:[a-zA-Z](?:_\w)?|\\angle [A-Z]+)(?:\s*[+\-]\s*[a-zA-Z](?:_\w)?)*"
-)
-_GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|ell|Delta|Omega"
-_PLAIN_NAME = re.compile(
-    rf"(?:(?![ei](?![_\w]))[a-zA-Z]|[A-Z]{{2,4}}|[a-zA-Z]{{4,}}|\\(?:{_GREEK}))(?:_\{{?[\w,]+\}}?)?"
-    r"|[f-hpqA-Z](?:_\{?\w+\}?)?\([\w, +\-\\]*\)|\([a-zA-Z](?:_\w)?(?:, ?[a-zA-Z](?:_\w)?)+\)"
-    r"|\\overline\{[A-Z]+\}|\\angle ?[A-Z]+|[a-zA-Z](?:_\w)?(?: ?[+\-] ?[a-zA-Z](?:_\w)?)+"
-    r"|\\text\{(?!.*\b(?:not|half|twice|double|triple|third|less|more|wrong|incorrect|except|or|minus"
-    r"|plus|times|over|log|sin|cos|tan|gcd|lcm|negative|inverse|reciprocal|squared?|roots?)\b)"
-    r"[a-zA-Z '.]+\}"
-)
 _SCALED = re.compile(r"(-?(?:\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\})?)\s*([a-zA-Z])")  # -x, 2x
 _POINT_NAME = re.compile(r"^[A-Z]\s?(?=\([^()]*,)")  # A(1, 2)
 _SYMBOL = re.compile(r"\\?[a-zA-Z]+(?:_\w)?(?:\(\\?[a-zA-Z]+\))?")
@@ -564,7 +545,7 @@ def _bounds(texts: list[str], signs: tuple[str, ...], depth: int) -> Form | None
     absolute = re.fullmatch(r"\| ?[a-zA-Z] ?\|", name) and number and number.value > 0  # |x| < 2
     if absolute:
         low, high = _exact(-number.value), _exact(number.value)
-    elif _SYMBOL.fullmatch(name) and not re.search("[a-zA-Z]", key_letters(bound)):
+    elif _SYMBOL.fullmatch(name) and not LETTER.search(bound):
         low = high = _read(bound, depth)
     else:
         return None
@@ -584,11 +565,6 @@ _BRACKETS = {"<": "()", ">": "()", "\\le": "[]", "\\ge": "[]"}
 
 def _exact(value: Fraction) -> Atom:
     return Atom(str(value.numerator) if value.denominator == 1 else exact(value), Number(value))
-
-
-def key_letters(text: str) -> str:
-    """The text without LaTeX commands: what letters are left are names."""
-    return re.sub(r"\\[a-zA-Z]+", "", text)
 
 
 def _read_union(text: str, depth: int) -> Form | None:
@@ -695,15 +671,3 @@ def _read_matrix(text: str, depth: int) -> Form | None:
 
 def _matrix(rows: Iterable[Iterable[Form]]) -> Several:
     return Several("matrix", tuple(Several("[]", tuple(row)) for row in rows))
-
-
-def is_name(text: str) -> bool:
-    """Whether a relation's left side only names the answer: `x`, `f(x)`, `m+n`, `\\text{Area}`."""
-    return _NAME.fullmatch(key(text)) is not None or _NAME.fullmatch(text) is not None
-
-
-def is_plain_name(text: str) -> bool:
-    """Whether an answer's left side names what was asked: `x`, `m+n`, `AB`; not `-x`, `x^2`."""
-    # Words keep their spaces: `\\text{half of it}` is no name.
-    written = text if "\\text" in text else key(text)
-    return _PLAIN_NAME.fullmatch(written) is not None

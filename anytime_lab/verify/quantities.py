@@ -157,8 +157,7 @@ _CHANGING = re.compile(
     r"|(?<![a-zA-Z])(?:or|than|and a|not|wrong)(?![a-zA-Z])"
 )
 _FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
-_COMMAND = re.compile(r"\\[a-zA-Z]+")
-_LETTER = re.compile(r"[a-zA-Z]")
+LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]")  # of a name or a word, not of a command
 # Any other bare word after a number; not a function or letter whose backslash is missing.
 _COMMENT = re.compile(
     r"(?!a?r?c?(?:sin|cos|tan|cot|sec|csc)|log|exp|sqrt|frac|theta|alpha|beta|gamma|delta|sigma"
@@ -236,14 +235,14 @@ def _strip_trailing(text: str) -> tuple[str, Unit | None]:
         return text, None
     rest = text[: match.start()].rstrip().removesuffix("\\cdot").rstrip()
     written = match.group(1)
-    bare = "\\text" not in written
+    bare, single = "\\text" not in written, len(re.findall("[a-zA-Z]", written)) == 1
     refused = (
         written.count("(") != written.count(")")
         or rest.endswith(("^", "_", "\\", "+", "-", "=", "/", ","))
         or re.search(r"\\text\{(?:[^{}]*[\s(])?\d", written)  # `3 \text{ or 4}` is no 3
         # Algebra: a letter elsewhere, or a single one right after a number.
-        or (bare and _LETTER.search(_COMMAND.sub("", rest)))
-        or (bare and len(_LETTER.findall(written)) == 1 and not text[match.start() - 1].isspace())
+        or (bare and LETTER.search(rest))
+        or (bare and single and not text[match.start() - 1].isspace())
     )
     found = None if refused or not rest else _read_unit(written, bare)
     return (text, None) if found is None else (rest + found[1], found[0])

@@ -25,7 +25,7 @@ from anytime_lab.verify.answers import (
 )
 from anytime_lab.verify.countdown import read_expression
 from anytime_lab.verify.equal import accepted_forms, decide
-from anytime_lab.verify.forms import UnreadableError, Words, names_one_choice, read_form
+from anytime_lab.verify.forms import UNSURE, UnreadableError, Words, read_form
 from anytime_lab.verify.workers import GradingPool, Outcome
 
 # Reasons for a zero that are the grader's limits, not the answer's fault.
@@ -284,7 +284,7 @@ class MultipleChoiceVerifier(LineVerifier):
         if line is None or self._letter(line) or find_boxed(region) is not None:
             return line
         stated = self._stated.search(region.lstrip().partition("\n\n")[0].rstrip("."))
-        if stated is None or not names_one_choice(stated.string[stated.end() :].split("\n")[0]):
+        if stated is None or UNSURE.match(stated.string[stated.end() :].split("\n")[0]):
             return line
         return next(filter(None, stated.groups()))
 
