@@ -96,15 +96,14 @@ def split_top(text: str, separators: str) -> list[str]:
     return [text[a + 1 : b] for a, b in itertools.pairwise([-1, *outside, len(text)])]
 
 
-def split_commas(text: str) -> list[str]:
+def split_commas(text: str, one: bool = True) -> list[str]:
     """Split at commas outside all brackets, but not within numbers such as `1,000`.
 
-    Without a space after any comma `1,000` is still one number if that leaves a single part;
-    otherwise all commas part.
+    Without a space after any comma all commas part, but that `1,000` may be the `one` number.
     """
     parts = split_top(_THOUSANDS.sub(lambda m: m.group().replace(",", ""), text), ",")
     spaced = any(part[:1].isspace() for part in parts[1:])
-    return parts if len(parts) == 1 or spaced else split_top(text, ",")
+    return parts if spaced or (one and len(parts) == 1) else split_top(text, ",")
 
 
 def _folded(odd: re.Match[str]) -> str:
@@ -302,7 +301,7 @@ UNSURE = re.compile(
     re.S,
 )
 _CHOICE = re.compile(r"(?:\\text\{)?\s*\(?\s*([A-J])\s*(?:[).:]\s*\}?|\}\s*[).:]?)\s*(.*)", re.S)
-_ALL_TEXT = re.compile(r"(?:\\text\{[^{}]*\}|[\s\-,.'\"()]|\d)*")
+_ALL_TEXT = re.compile(r"(?:\\text\{[^{}]*\}|[\s\-,.'\"()])*")
 _PROSE = re.compile(
     r"[a-zA-Z][a-zA-Z'\-]*(?: [a-zA-Z][a-zA-Z'\-]*)+|[A-Z][a-z]{2,}|[a-z]{4,}|[Nn]o|yes|DNE"
 )
@@ -339,14 +338,11 @@ def read_words(text: str) -> Words | None:
         return Words(letter.lower(), letter)
     if choice is not None and not UNSURE.match(rest := choice.group(2).strip()):
         return Words(fold_words(text), choice.group(1), rest)
-    if "\\text" in text and re.search("[a-zA-Z]", text):
-        letters = re.sub(r"\\text\{[^{}]*\}", "", text)
-        if _ALL_TEXT.fullmatch(text) and not re.search(r"\d", letters):
-            return Words(fold_words(text))
-        return None
-    if _PROSE.fullmatch(text) and not _NO_PROSE.search(text):
-        return Words(fold_words(text))
-    return None
+    if "\\text" in text:
+        prose = _ALL_TEXT.fullmatch(text)
+    else:
+        prose = _PROSE.fullmatch(text) and not _NO_PROSE.search(text)
+    return Words(fold_words(text)) if prose else None
 
 
 def fold_words(text: str) -> str:
@@ -467,10 +463,10 @@ def _read_quantity(text: str) -> Atom | None:
     if not 2 <= len(written) <= 4 or _QUANTITY.sub("", text).strip():
         return None
     parts = [(read_number(rest), unit) for rest, unit in map(strip_unit, written)]
-    if any(number is None or unit is None or not unit.kind for number, unit in parts):
+    if not all(number and unit and unit.kind == parts[0][1].kind != "" for number, unit in parts):
         return None
     sizes = [unit.factor for _, unit in parts]
-    if len({unit.kind for _, unit in parts}) > 1 or sizes != sorted(set(sizes), reverse=True):
+    if sizes != sorted(set(sizes), reverse=True):
         return None
     value = sum(number.value * size for (number, _), size in zip(parts, sizes, strict=True))
     value /= sizes[-1]
@@ -628,9 +624,7 @@ def _read_enclosed(text: str, depth: int) -> Form | None:
     text = _POINT_NAME.sub("", text)
     if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or not _encloses(text):
         return None
-    parts = split_commas(text[1:-1])
-    if len(parts) == 1:
-        parts = split_top(text[1:-1], ",")  # "(100,101)" is a point
+    parts = split_commas(text[1:-1], one=False)  # "(100,101)" is a point
     if len(parts) == 1 and text[0] == "(" and text[-1] == ")":
         return _read(text[1:-1], depth)
     if not all(part.strip() for part in parts) or len(parts) > MAX_ITEMS:
@@ -651,9 +645,7 @@ def _read_matrix(text: str, depth: int) -> Form | None:
         factor = scalar.strip().removesuffix("\\cdot").removesuffix("\\times")
         factor = "-1" if factor == "-" else factor
         form = _read_matrix(text[len(scalar) :], depth)
-        if form is None or form.kind != "matrix":
-            return None
-        cells = [cell for row in form.items for cell in row.items]
+        cells = [cell for row in form.items for cell in row.items] if form else [None]
         if not all(isinstance(cell, Atom) for cell in [*cells, _read(factor, depth)]):
             return None
         return _matrix(
