@@ -64,7 +64,7 @@ class Prior:
 
     @classmethod
     def _scaled(cls, budgets: Sequence[int], weights: list[float]) -> "Prior":
-        total = sum(weights) if weights else 1.0
+        total = sum(weights)
         return cls(tuple(budgets), tuple(w / total for w in weights))
 
 

@@ -89,6 +89,7 @@ FORMATS = {
 }
 COUNTDOWN = FORMATS["countdown"][0]
 AUTO = "auto"  # by what tokenizer and chat template say
+Format = ThinkingFormat | str | Mapping[str, Any] | None  # as `choose_format` takes it
 
 
 @dataclass(frozen=True)
@@ -208,9 +209,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def resolve_tokens(
-    tokenizer: Any,
-    fmt: "ThinkingFormat | str | Mapping[str, Any] | None" = None,
-    eos_ids: Sequence[int] = (),
+    tokenizer: Any, fmt: Format = None, eos_ids: Sequence[int] = ()
 ) -> ThinkingTokens:
     """The ids of a format in a tokenizer's vocabulary.
 
@@ -259,9 +258,7 @@ def resolve_tokens(
     )
 
 
-def choose_format(
-    tokenizer: Any, wanted: "ThinkingFormat | str | Mapping[str, Any] | None" = None
-) -> tuple[ThinkingFormat, str]:
+def choose_format(tokenizer: Any, wanted: Format = None) -> tuple[ThinkingFormat, str]:
     """A format and why it was chosen.
 
     Args:

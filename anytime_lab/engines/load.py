@@ -29,7 +29,7 @@ from anytime_lab.engines.server import SCHEMES, ServerEngine
 from anytime_lab.engines.thoughts import Thinker, ThinkingError
 from anytime_lab.engines.vllm import VLLMEngine
 from anytime_lab.prompts import (
-    ThinkingFormat,
+    Format,
     ThinkingTokens,
     describe_format,
     prompt_ids,
@@ -61,7 +61,6 @@ def build_model(hidden_size: int = 128, layers: int = 4) -> Qwen3ForCausalLM:
 
 CACHE = "ANYTIME_LAB_CACHE"  # environment variable: where converted models lie
 ADAPTER = "adapter_config.json"  # what makes a folder a LoRA adapter
-Format = ThinkingFormat | str | Mapping[str, Any] | None  # as `prompts.choose_format` takes it
 
 
 def smollm2_folder() -> Path:
