@@ -126,7 +126,7 @@ def make_update(args: argparse.Namespace) -> Update:
             some = lengths == length
             source = taken.source[some][:, :length]
             log_probs, _, scored = scoring.score_tokens(
-                model, lambda m: m, taken.ids[some, :length], trained[some][:, :length]
+                model, taken.ids[some, :length], trained[some][:, :length]
             )
             told = told + back(log_probs, source[scored])
         return finish(told)
@@ -155,7 +155,7 @@ def make_update(args: argparse.Namespace) -> Update:
 
     def plain_causal() -> torch.Tensor:
         sampled = torch.cat([torch.zeros_like(prompts), rows.trained], dim=1).bool()
-        scoring.score_tokens(model, lambda m: m, ids, sampled)[0].sum().backward()
+        scoring.score_tokens(model, ids, sampled)[0].sum().backward()
         return torch.zeros(())
 
     ways = {name: functools.partial(by_backend, name) for name in args.backends}

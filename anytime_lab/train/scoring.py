@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import pad, split_tensor_dict
@@ -207,7 +208,7 @@ def _tree_inputs(
 
 
 def score_tokens(
-    model: Any, unwrap: Callable, input_ids: Tensor, scored: Tensor, **inputs: Any
+    model: Any, input_ids: Tensor, scored: Tensor, **inputs: Any
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """TRL's fused head on the tokens at `scored` (B, L) alone: it would score every position.
 
@@ -226,7 +227,8 @@ def score_tokens(
         output.last_hidden_state = output.last_hidden_state[where][None]
         return output
 
-    with inner_model(unwrap(model)).base_model.register_forward_hook(take):
+    inner = inner_model(extract_model_from_parallel(model))
+    with inner.base_model.register_forward_hook(take):
         out = model(input_ids=input_ids, shift_labels=labels[None], fused_lm_head=True, **inputs)
     if nothing:
         return out.log_probs[0, :0] + out.log_probs.sum(), None, torch.zeros_like(scored)
@@ -239,7 +241,6 @@ def score_rows(
     input_ids: Tensor,
     attention_mask: Tensor,
     rows: TreeRows,
-    unwrap: Callable[[Any], PreTrainedModel] = lambda model: model,
 ) -> ScoredRows:
     """Log-probs and entropies of the trained tokens of packed rows.
 
@@ -249,7 +250,6 @@ def score_rows(
         input_ids: (B, Q + C) prompts, padded on the left, and packed trees.
         attention_mask: (B, Q + C).
         rows: The layout of the last C columns.
-        unwrap: Takes the wrapping for training off a model.
     """
     batch, columns = rows.leaf.shape
     prompt_mask = attention_mask[:, :-columns]
@@ -260,9 +260,9 @@ def score_rows(
     else:
         source = torch.full_like(input_ids, -1)  # the place of a token in (B · C)
         source[:, -columns:] = torch.arange(batch * columns).view(batch, columns)
-        inputs = _tree_inputs(unwrap(model), backend, rows, prompt_mask)
+        inputs = _tree_inputs(extract_model_from_parallel(model), backend, rows, prompt_mask)
     trained = (source >= 0) & rows.trained.flatten()[source.clamp(min=0)].bool()
-    *told, scored = score_tokens(model, unwrap, input_ids, trained, **inputs)
+    *told, scored = score_tokens(model, input_ids, trained, **inputs)
     none = rows.trained.new_zeros(batch * columns, dtype=told[0].dtype)
     told = [v if v is None else none.index_put((source[scored],), v) for v in told]
     return ScoredRows(*(v if v is None else v.view(batch, columns) for v in told))
@@ -314,7 +314,8 @@ def live_columns(advantages: Tensor, rows: TreeRows) -> Tensor:
 
 
 def score_kept(
-    score: Callable[[Tensor, Tensor, TreeRows], ScoredRows],
+    model: Any,
+    backend: str,
     input_ids: Tensor,
     attention_mask: Tensor,
     rows: TreeRows,
@@ -328,10 +329,7 @@ def score_kept(
     is shuffled and split. So are rows of which nothing is kept.
 
     Args:
-        score: `score_rows` with model and backend.
-        input_ids: (B, Q + C).
-        attention_mask: (B, Q + C).
-        rows: The layout of the last C columns.
+        model, backend, input_ids, attention_mask, rows: As `score_rows` takes them.
         kept: (B, C) as `live_columns` gives it, or all that is no padding.
         spare: Columns of padding above which rows are run in passes of their own.
         most: Rows of a pass.
@@ -356,7 +354,7 @@ def score_kept(
         fills = PADDING, 0, 0
         layout = TreeRows(*(taken(*pair) for pair in zip(rows, fills, strict=True)))
         places = some[:, None].expand_as(order)[real], order[real]
-        for n, values in enumerate(score(ids, mask, layout)):
+        for n, values in enumerate(score_rows(model, backend, ids, mask, layout)):
             if values is not None:
                 before = values.new_zeros(kept.shape) if told[n] is None else told[n]
                 told[n] = before.index_put(places, values[real])

@@ -308,10 +308,10 @@ class BRPOTrainer(GRPOTrainer):
         if skips:
             live = rows.trained * (batch["advantages"] != 0)
             rows = rows._replace(trained=live)
-        unwrap = self.accelerator.unwrap_model
         with self.accelerator.autocast():
             scored = scoring.score_kept(
-                functools.partial(scoring.score_rows, model, self.tree_backend, unwrap=unwrap),
+                model,
+                self.tree_backend,
                 input_ids,
                 attention_mask,
                 rows,

@@ -74,7 +74,7 @@ def test_an_answer_may_follow_a_thinking_that_ended_at_once(tmp_path):
     rows = stack_rows([row], "cpu", None)
     ids = torch.tensor([[*tree.prompt, *row.ids]])
     scored = {
-        name: score_rows(model, name, ids, torch.ones_like(ids), rows, lambda m: m)
+        name: score_rows(model, name, ids, torch.ones_like(ids), rows)
         for name in ("segmented", "dense", "unrolled")
     }
     for name in ("dense", "unrolled"):
