@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy
 import torch
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
-from torch import Tensor
 from trl import GRPOConfig
 
 from anytime_lab.priors import Prior, check_budgets
@@ -386,13 +385,6 @@ class BRPOConfig(GRPOConfig):
             "lr_scheduler_type": str(self.lr_scheduler_type.value),
             "problems_per_generation": self.generation_batch_size // self.num_generations,
         }
-
-    def penalised(self, scores: Tensor, cuts: Tensor) -> Tensor:
-        """Scores (P, G, J, S) on thinkings cut at (P, G, J), after the length penalty."""
-        if self.length_penalty is None:
-            return scores
-        penalty = PENALTIES[self.length_penalty][1]
-        return penalty(scores, cuts, self.budgets, self.length_penalty_alpha)
 
     def is_generation_boundary(self, step: int) -> bool:
         """Whether new rollouts follow this optimiser step, so that resuming there is exact."""

@@ -1,4 +1,4 @@
-"""What a training leaves in its folder: metrics, whole checkpoints, settings, kept rollouts."""
+"""What a training leaves in its folder: metrics, checkpoints, settings, rollouts, its card."""
 
 import contextlib
 import json
@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from huggingface_hub import ModelCard
 from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
 from anytime_lab.page import redacted
-from anytime_lab.prompts import text_and_ends
+from anytime_lab.prompts import describe_format, text_and_ends
 from anytime_lab.store import files
+from anytime_lab.store.card import CARD, curve_block, known_curve
 from anytime_lab.store.manifest import describe_problems, environment, sessions_of
 from anytime_lab.store.rollouts import drop_rollouts_after, write_rollouts
 from anytime_lab.train import advantages
@@ -336,12 +338,11 @@ class StepRecorder(TrainerCallback):
             files.write_json(self.folder / TRAINING_MANIFEST, told)
         self._write_progress(state, "training starts")
 
-    def on_step_begin(self, args, state, control, lr_scheduler=None, **kwargs):
+    def on_step_begin(self, args, state, control, lr_scheduler, **kwargs):
         """Start the step's clock."""
         self._began, self._cpu_began = time.perf_counter(), time.process_time()
         self._seen = {name: len(values) for name, values in self.logged.items()}
-        if lr_scheduler is not None:
-            self.line["learning_rate"] = lr_scheduler.get_last_lr()[0]
+        self.line["learning_rate"] = lr_scheduler.get_last_lr()[0]
 
     def on_step_end(self, args, state, control, **kwargs):
         """Write the step's line and the progress."""
@@ -408,7 +409,10 @@ def credit(scores: Tensor, cuts: Tensor, args: BRPOConfig) -> dict[str, Tensor]:
         Columns of ROLLOUT_SCHEMA: `scores` and `summary_advantages` (P, G, J, S), all others
         (P, G, J). `advantage_` and a baseline's name is the thinking's advantage under it.
     """
-    leaf = args.penalised(scores, cuts)
+    leaf = scores
+    if args.length_penalty is not None:
+        penalty = advantages.PENALTIES[args.length_penalty][1]
+        leaf = penalty(scores, cuts, args.budgets, args.length_penalty_alpha)
     means = leaf.nanmean(dim=3)
     prior, weights = map(leaf.new_tensor, (args.budget_prior.weights, args.summary_weights))
     final = torch.zeros_like(prior)
@@ -480,3 +484,76 @@ def keep_trees(
             "methods": {name: words for name, (words, _) in advantages.BASELINES.items()},
         }
         write_rollouts(args.output_dir, step, settings, rows)
+
+
+# TRL's card follows, from the procedure on.
+_TEXT = """# {name}
+
+A model that is to give its best answer wherever its thinking is cut: {start}, trained with
+[{title}](https://huggingface.co/papers/{paper}) by `anytime_lab` on
+[TRL](https://github.com/huggingface/trl).
+
+## How to load it
+
+```python
+from transformers import AutoTokenizer
+from {library} import {loader}
+
+tokenizer = AutoTokenizer.from_pretrained("{where}")
+model = {loader}.from_pretrained("{where}")
+```
+
+```text
+{format}
+```
+
+## Accuracy by thinking budget
+
+{curve}
+
+## Settings
+
+| setting | value |
+|---|---|
+{settings}
+
+## Data
+
+{data}
+
+"""
+
+
+def complete_card(trainer: Any, folder: str | Path) -> None:
+    """Write TRL's card of a trainer (in its `output_dir`) into a folder, with what it lacks.
+
+    A curve that was measured after the same update is kept.
+
+    Args:
+        trainer: A `BRPOTrainer` whose card was made.
+        folder: Of the saved model.
+    """
+    args, output_dir = trainer.args, Path(trainer.args.output_dir)
+    card = ModelCard.load(output_dir / CARD)
+    told = describe_run(trainer) | read_manifest(output_dir)
+    data, start = told["dataset"], told["model"]
+    update = trainer.state.global_step
+    cards = [Path(folder) / CARD, output_dir / CARD, *sorted(output_dir.glob(f"*/{CARD}"))]
+    values = {"updates": update, **args.method, "lora": start["lora"]}
+    adapter = start["lora"] is not None
+    ours = _TEXT.format(
+        name=Path(trainer.hub_model_id or output_dir).name,
+        start=f"`{start['name']}`" + " with an adapter" * adapter,
+        title=trainer._paper["title"],
+        paper=trainer._paper["id"],
+        library="peft" if adapter else "transformers",
+        loader="AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM",
+        where=trainer.hub_model_id or folder,
+        format=describe_format(trainer.tokens, trainer.example),
+        curve=curve_block(update, known_curve(cards, update)),
+        settings="\n".join(f"| `{name}` | {value} |" for name, value in values.items()),
+        data=f"{data['problems'] or 'A stream of'} problems. {data['source']} (sha256 of the "
+        f"problems: `{data['sha256']}`)",
+    )
+    card.text = ours + card.text[card.text.index("## Training procedure") :]
+    card.save(Path(folder) / CARD)

@@ -38,7 +38,6 @@ from anytime_lab.prompts import (
 )
 from anytime_lab.store.files import RunFolderError, only_writer
 from anytime_lab.train import advantages, checks, devices, recording, scoring
-from anytime_lab.train.card import complete_card
 from anytime_lab.train.config import BRPOConfig
 from anytime_lab.tree import PADDING, Tree, pack
 
@@ -430,13 +429,13 @@ class BRPOTrainer(GRPOTrainer):
         super().save_model(output_dir, _internal_call)
         if not _internal_call and self.is_world_process_zero():
             self.create_model_card()
-            complete_card(self, output_dir or self.args.output_dir)
+            recording.complete_card(self, output_dir or self.args.output_dir)
 
     def create_model_card(self, *given, **named):
         """TRL's card in `output_dir`, with settings, data, how to load the model, and its curve."""
         super().create_model_card(*given, **named)
         if self.is_world_process_zero():
-            complete_card(self, self.args.output_dir)
+            recording.complete_card(self, self.args.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None):
         """Keep secrets out of `training_args.bin`, where transformers writes all settings."""

@@ -83,11 +83,9 @@ class WarmStartConfig:
 
 def try_numbers(problem: Problem, good: bool, rng: random.Random) -> Trial:
     """A random trial, or a random solution."""
-    numbers, solve = problem.numbers, countdown.solve
-    trial = solve(problem, RULES, rng) if good else countdown.sample_trial(numbers, RULES, rng)
-    if trial is None:
-        raise ValueError(f"{problem.question} No trial is possible under {RULES}.")
-    return trial
+    if good:
+        return countdown.solve(problem, RULES, rng)
+    return countdown.sample_trial(problem.numbers, RULES, rng)
 
 
 def summary_expression(
