@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -171,8 +171,3 @@ def tree_attention_forward(
 
 AttentionInterface.register(BACKEND, tree_attention_forward)
 AttentionMaskInterface.register(BACKEND, sdpa_mask)
-
-
-def weights_are_here(model: PreTrainedModel) -> bool:
-    """Whether the model can be tried: its weights are neither sharded nor yet to be loaded."""
-    return not any(p.is_meta or not p.numel() or hasattr(p, "ds_id") for p in model.parameters())

@@ -137,12 +137,14 @@ def choose_backend(
     if name == "auto" and chosen == "eager":
         ways, told = ways[1:], unable or "attention 'eager' was chosen for the model"
     ways = [way for way in ways if way == "unrolled" or not unable]
+    # What is sharded, or yet to be loaded, cannot be tried.
+    here = not any(p.is_meta or not p.numel() or hasattr(p, "ds_id") for p in model.parameters())
+    tried = "two short trees are scored as by its own logits" if here else "not tried"
     for way in ways:
         if way == "segmented":
             inner.set_attn_implementation(attention.BACKEND)
-        if not (wrong := _wrong_with(model, way, temperature)):
-            tried = "two short trees are scored as by its own logits"
-            return way, f"{told}; {tried if attention.weights_are_here(model) else 'not tried'}"
+        if not (wrong := _wrong_with(model, way, temperature) if here else ""):
+            return way, f"{told}; {tried}"
         if way == "segmented":
             inner.set_attn_implementation("sdpa" if chosen == attention.BACKEND else chosen)
         told = wrong
@@ -157,12 +159,7 @@ def choose_backend(
 
 
 def _wrong_with(model: PreTrainedModel, backend: str, temperature: float) -> str:
-    """How a backend differs from the model's own logits on unrolled rows; empty if it does not.
-
-    Nothing is tried where the weights are not here (sharded, or not loaded yet).
-    """
-    if not attention.weights_are_here(model):
-        return ""
+    """How a backend differs from the model's own logits on unrolled rows; empty if it does not."""
     device, name = model.device, type(inner_model(model)).__name__
     leaf = [[-1, -1, -1, -1, 0, 0, 0, 1, 1, 1], [-1, -1, -1, 0, 0, 0, 1, 1, 1, PADDING]]
     branch = [[0, 1, 2, 3, 2, 2, 2, 4, 4, 4], [0, 1, 2, 2, 2, 2, 3, 3, 3, 0]]
