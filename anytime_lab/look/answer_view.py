@@ -161,7 +161,7 @@ def plot_asked(asked: Sequence[Asked], title: str = "") -> go.Figure:
     for line in spread.itertuples():
         name, chance = told_answer(line.answer), told_probability(line.probability)
         words = f"{line.share:.0%} of summaries{told_verdict(line.verdict)}, p {chance}"
-        told.append(f"{short_text(name)}: {words.removesuffix(', p not told')}")
+        told.append(f"{short_text(name, 60)}: {words.removesuffix(', p not told')}")
         fits = line.share >= 0.1 and len(points) <= 8  # into its column
         inside.append(short_text(name, 28) if fits else "")
     spread = spread.assign(told=told, inside=inside, at=spread["tokens"].map("{:,}".format))
