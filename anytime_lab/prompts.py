@@ -390,7 +390,7 @@ def what_is_wrong(prompt: Any) -> str:
             of_text(message)
         except (KeyError, TypeError):
             return f"has the message {message!r:.90}; expected a 'content' of text only."
-        if not message.get("role"):
+        if not (isinstance(role := message.get("role"), str) and role):
             return f"has the message {message!r:.90} without a 'role'."
     if prompt[-1]["role"] == "assistant":
         return "ends with a turn of the assistant, where its thinking should begin; drop that turn."

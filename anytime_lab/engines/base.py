@@ -2,15 +2,14 @@
 
 import copy
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any
+from typing import Any
 
-import pydantic
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -19,7 +18,7 @@ from anytime_lab.prompts import ThinkingTokens
 from anytime_lab.tree import Leaf, Tree
 
 
-@pydantic.dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn.
 
@@ -31,16 +30,29 @@ class Sampling:
         max_summary_tokens: Most tokens sampled for a summary, without the forced text.
     """
 
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: NonNegativeInt = 0
-    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    max_summary_tokens: PositiveInt = 118
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_summary_tokens: int = 118
 
     @property
     def filters(self) -> dict[str, float]:
         """All but the length, as transformers, vLLM and servers name them."""
         return {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+
+    def __post_init__(self) -> None:
+        t, p, m = self.temperature, self.top_p, self.min_p
+        rows = (
+            ("temperature", math.isfinite(t) and t >= 0, "0 (greedy) or more"),
+            ("top_p", 0 < p <= 1, "above 0 and at most 1 (all)"),
+            ("top_k", self.top_k >= 0, "0 (all) or a count of tokens"),
+            ("min_p", 0 <= m < 1, "0 (all) or more, below 1"),
+            ("max_summary_tokens", self.max_summary_tokens >= 1, "at least 1"),
+        )
+        for name, holds, wanted in rows:
+            if not holds:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected {wanted}.")
 
 
 def sample_tokens(

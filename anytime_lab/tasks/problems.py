@@ -28,10 +28,18 @@ MAX_TEXT = 1_000_000  # characters of a question, an answer or an id
 # Where no column is named, the first of these that is there is taken; a dot looks into an object.
 USUAL = {
     "question": ("question", "problem", "prompt", "query", "messages"),
-    "answer": ("answer", "final_answer", "gold", "solution_answer", "target", "ground_truth",
-               "reward_model.ground_truth", "expected_answer"),
+    "answer": (
+        "answer",
+        "final_answer",
+        "gold",
+        "solution_answer",
+        "target",
+        "ground_truth",
+        "reward_model.ground_truth",
+        "expected_answer",
+    ),
     "problem_id": ("problem_id", "id", "unique_id", "ID", "uid"),
-}  # fmt: skip
+}
 ADVICE = "drop_unusable=True leaves such problems out."
 # What the published runs append to every question (BRPO §7), with one space before it.
 QUESTION_SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
@@ -262,7 +270,7 @@ def _turns(value: Any) -> list[dict[str, str]]:
             f"is {value!r:.80}; expected text, or a conversation whose last turn is the user's, as "
             '[{"role": "user", "content": "..."}].'
         )
-    return [{"role": str(turn["role"]), "content": _plain(turn["content"])} for turn in made]
+    return [{"role": turn["role"], "content": _plain(turn["content"])} for turn in made]
 
 
 def _plain(text: str) -> str:

@@ -176,8 +176,13 @@ READERS = {".json": _json, ".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv}
 HUB = "https://huggingface.co/datasets"
 COMMIT = re.compile("[0-9a-f]{40}")
 # Names of errors, since httpx has a tree of its own.
-UNREACHABLE = {"ConnectionError", "TimeoutError", "LocalEntryNotFoundError", "TransportError",
-               "gaierror"}  # fmt: skip
+UNREACHABLE = {
+    "ConnectionError",
+    "TimeoutError",
+    "LocalEntryNotFoundError",
+    "TransportError",
+    "gaierror",
+}
 NO_ROUTE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN}
 
 

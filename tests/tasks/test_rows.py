@@ -322,6 +322,7 @@ def test_conversations_and_objects_written_as_text_load(tmp_path):
         [{"role": "user", "content": " "}],
         [{"role": "user", "content": None}],
         [{"from": "human", "value": "1+1?"}],
+        [{"role": 3, "content": "Sum"}, {"role": "user", "content": "1+1?"}],
         [{"role": "user", "content": [{"type": "image"}]}],
         ["1+1?"],
     ],
