@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from anytime_lab.look.figures import band, told_line
+from anytime_lab.look.figures import curve_traces
 from anytime_lab.look.style import COLOURS, QUIET, base, end_names, run_styles, safe_text
 from anytime_lab.read.claims import AXES
 
@@ -70,16 +70,9 @@ def plot_course(panels: Mapping[str, pd.DataFrame], words: str, title: str = "")
     figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.03)
     base(figure, 420, title, dragmode=False, showlegend=False, margin={"r": 170, "t": 48})
     for column, (over, frame) in enumerate(panels.items(), start=1):
-        for run, part in frame.groupby("run", sort=False):
-            figure.add_trace(band(part, "cost", styles[run], run), 1, column)
-        for run, part in frame.groupby("run", sort=False):
-            told = [
-                f"{safe_text(run)}: <b>{row.value:.1%}</b> [{row.low:.1%}, {row.high:.1%}] at "
-                f"{row.cost:,.3g}"
-                for row in part.itertuples()
-            ]
-            line = told_line(part["cost"], part["value"], told, run, styles[run])
-            figure.add_trace(line, 1, column)
+        told = frame.assign(at=frame["cost"].map("{:,.3g}".format))
+        traces = curve_traces(dict([*told.groupby("run", sort=False)]), "cost", styles, "value")
+        figure.add_traces(traces, rows=1, cols=column)
         ticks = "~s" if "FLOPs" in over else ",d"
         figure.update_xaxes(title=over, tickformat=ticks, rangemode="tozero", col=column)
     low, high = whole[["value", "low"]].min().min(), whole[["value", "high"]].max().max()

@@ -1,6 +1,7 @@
 """View: accuracy by thinking budget of several runs, read at a budget and under a prior."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import anywidget
@@ -29,12 +30,10 @@ from anytime_lab.page import plain, short, table
 from anytime_lab.priors import Prior
 from anytime_lab.read import told
 from anytime_lab.read.curves import Estimate, ProblemTable, difference_table
-from anytime_lab.read.runs import Runs, find_evaluations
+from anytime_lab.read.runs import Evaluation, Runs, find_evaluations
 
 NO_BENCHMARK = "none"
 HEIGHT = 520
-# An axis of the curves: the field of an evaluation that tells it, and how often it counts a token.
-PER_TOKEN = {"seconds": ("pace", 1.0), "flops": ("parameters", 2.0)}
 
 
 class RunList(anywidget.AnyWidget):
@@ -76,7 +75,7 @@ class BudgetCurves(RunsView):
     ) -> None:
         super().__init__(runs)
         self._wanted, self._equal_time = reference, dict(equal_time or {})
-        self._pairs: dict[tuple[str, str], ProblemTable | None] = {}
+        self._difference = cache(difference_table)
         if not self.names:
             return
         self.live = LiveFigure()
@@ -100,28 +99,29 @@ class BudgetCurves(RunsView):
     @property
     def shown(self) -> dict[str, ProblemTable]:
         """The tables of the runs that are chosen and could be read, by name."""
-        paths = {n: self.names[n].path for n in self._here if n in self.runs.ticked}
-        self.tables.read([self.names[name] for name in paths])
+        return self._tables({n: self.names[n] for n in self._here if n in self.runs.ticked})
+
+    def _tables(self, found: Mapping[str, Evaluation]) -> dict[str, ProblemTable]:
+        self.tables.read(list(found.values()))
         known = self.tables.known
-        return {name: known[path] for name, path in paths.items() if path in known}
+        return {name: known[e.path] for name, e in found.items() if e.path in known}
 
     @property
     def pairs(self) -> dict[str, ProblemTable | None]:
         """The paired differences of the others to the reference, each worked out once."""
-        shown, reference = self.shown, self.runs.reference
-        for pair in ((name, reference) for name in shown):
-            if pair not in self._pairs and reference in shown:
-                self._pairs[pair] = difference_table(*(shown[name] for name in pair))
-        return {name: self._pairs[name, reference] for name in shown if name != reference}
+        others, base = self.shown, self.runs.reference
+        mine = others.pop(base, None)
+        return {name: mine and self._difference(table, mine) for name, table in others.items()}
 
     def frame(self) -> pd.DataFrame:
         """The tidy table of what is shown: accuracy by budget and the paired difference."""
         frame = told.tidy_curves(self.shown, self.pairs)
-        for column, by in PER_TOKEN.items():
-            each = {name: getattr(found, by[0]) for name, found in self.names.items()}
-            frame[column] = by[1] * frame["spent"] * frame["run"].map(each).astype(float)
+        found = [self.names[name] for name in frame["run"]]
+        frame["seconds"] = frame["spent"] * pd.Series([e.pace for e in found], dtype=float)
+        sizes = pd.Series([e.parameters for e in found], dtype=float)
+        frame["flops"] = 2.0 * frame["spent"] * sizes
         frame.insert(1, "dataset", self.dataset.value)
-        frame.insert(2, "step", [self.names[name].step for name in frame["run"]])
+        frame.insert(2, "step", [e.step for e in found])
         return frame.assign(reference=self.runs.reference)
 
     def figure(self) -> go.Figure:
@@ -186,43 +186,39 @@ class BudgetCurves(RunsView):
 
     def _dataset_chosen(self) -> None:
         self._here = [n for n, found in self.names.items() if found.dataset == self.dataset.value]
-        steps = {n: self.names[n].step or 0 for n in self._here}
-        last = {self.names[n].run: n for n in sorted(steps, key=steps.get)}
-        at_first = [n for n in self._here if n in last.values()][:MANY]
+        by_step = sorted(self._here, key=lambda name: self.names[name].step or 0)
+        last = {self.names[name].run: name for name in by_step}.values()
         kept = [n for n in self._here if n in self.runs.ticked]
         with self.quiet():
-            self.runs.ticked = kept or at_first
+            self.runs.ticked = kept or [n for n in self._here if n in last][:MANY]
         self._runs_chosen()
 
     def _runs_chosen(self) -> None:
-        here, shown = self._here, self.shown
+        here, shown, before = self._here, self.shown, self.runs.reference or self._wanted
         chosen = [name for name in here if name in self.runs.ticked]
-        before = self.runs.reference or self._wanted
-        matching = [n for n in shown if before in (n, self.names[n].run)]
+        known = {asked for name in here for asked in (name, self.names[name].run)}
         common = told.common_budgets(list(shown.values()))
         grids = {name: _listed(table.budgets) for name, table in shown.items()}
         different = len({table.budgets for table in shown.values()}) > 1
-        unknown = self._wanted and not any(self._wanted in (n, self.names[n].run) for n in here)
-        at = "; ".join(f"{name} at {budgets}" for name, budgets in grids.items())
-        share = f"They share {_listed(common) or 'none'}."
-        sentences = {
-            "No run is chosen; tick one or more in the list.": not chosen,
-            f"The reference {self._wanted!r} is not one of the runs; another is used.": unknown,
-            f"The runs were measured at different budgets: {at}. {share}": different,
-            f"{len(chosen)} of {len(here)} runs are shown; tick others in the list.": (
-                len(chosen) < len(here)
-            ),
-            f"Bands of more than {MANY} runs hide each other: point at a run for its own.": (
-                len(shown) > MANY
-            ),
-        }
-        self.say(*self.wrong(chosen), *(said for said, holds in sentences.items() if holds))
-        untold = {
-            column: [name for name in shown if not getattr(self.names[name], told_by)]
-            for column, (told_by, _) in PER_TOKEN.items()
-        }
-        axes = [(words, column) for column, words in OVER.items() if not untold.get(column)]
-        self.refill(self.over, axes, self.over.value)
+        said = self.wrong(chosen)
+        if not chosen:
+            said.append("No run is chosen; tick one or more in the list.")
+        if self._wanted and self._wanted not in known:
+            said.append(f"The reference {self._wanted!r} is not one of the runs; another is used.")
+        if different:
+            at = "; ".join(f"{name} at {budgets}" for name, budgets in grids.items())
+            said.append(f"The runs were measured at different budgets: {at}.")
+            said[-1] += f" They share {_listed(common) or 'none'}."
+        if len(chosen) < len(here):
+            said.append(f"{len(chosen)} of {len(here)} runs are shown; tick others in the list.")
+        if len(shown) > MANY:
+            said.append(
+                f"Bands of more than {MANY} runs hide each other: point at a run for its own."
+            )
+        self.say(*said)
+        frame = self.frame()
+        untold = {c: frame.loc[frame[c].isna(), "run"].unique().tolist() for c in OVER}
+        self.refill(self.over, [(OVER[c], c) for c in OVER if not untold[c]], self.over.value)
         missing = [
             f"No axis of {column}: not told by "
             f"{'any run' if len(names) == len(shown) else ', '.join(names)}."
@@ -234,6 +230,7 @@ class BudgetCurves(RunsView):
         options += [(f"those of {short(n, 24)}: {budgets}", n) for n, budgets in grids.items()]
         self.refill(self.common, options)
         self.common.layout.display = None if different else "none"
+        matching = [name for name in shown if before in (name, self.names[name].run)]
         with self.quiet():
             self.runs.reference = (matching or [*shown, ""])[0]
         self._common_chosen()
@@ -246,42 +243,38 @@ class BudgetCurves(RunsView):
         self._draw()
 
     def _reference_chosen(self) -> None:
-        if self.runs.reference not in self.shown:  # compared with, so shown
-            with self.quiet():
-                self.runs.ticked = [*self.runs.ticked, self.runs.reference]
-            self._runs_chosen()
-        else:
+        if self.runs.reference in self.shown:
             self._draw()
+        else:  # compared with, so shown
+            self.runs.ticked = [*self.runs.ticked, self.runs.reference]
 
     def _read_again(self) -> None:
         """Looks at the folders anew: runs that were written further, and new ones."""
         self.find()
-        self._pairs.clear()
+        self._difference.cache_clear()
         if self.dataset.value in self.catalogue.datasets:
             self._dataset_chosen()
 
     def _prior_chosen(self) -> None:
         """Draws the bars anew, and no more: a slider may ask for it at each step."""
-        figure, prior, stops = self.live.figure, self.prior.prior, self.live._stops
+        figure, prior = self.live.figure, self.prior.prior
         bars = next(figure.select_traces({"name": "prior"}), None)
         if bars is None or prior is None:
             return self._draw()
-        places = pd.Series([x for x, _ in stops], told.all_budgets(list(self.shown.values())))
-        bars.update(prior_trace(prior, places))
-        figure.layout[bars.yaxis.replace("y", "yaxis")].range = [0, 1.25 * max(prior.weights)]
+        bars.update(prior_trace(prior, self._places))
+        figure.layout.yaxis3.range = [0, 1.25 * max(prior.weights)]
         self.live.update_from(figure)
         self._tell_story()
         self._read()
 
     def _painted(self, heights: list[float]) -> None:
-        budgets = told.all_budgets(list(self.shown.values()))
-        drawn = dict(zip(budgets, heights, strict=False))
+        drawn = dict(zip(self._places.index, heights, strict=False))
         self.prior.draw([drawn.get(budget, 0.0) for budget in self.prior.budgets])
 
     def _draw(self) -> None:
         # each budget stands at what the runs spent of it, on their average
-        places = self.frame().groupby("budget")[self.over.value].mean()
-        stops = [(x, f"{budget:,} tokens") for budget, x in places.items()]
+        self._places = self.frame().groupby("budget")[self.over.value].mean()
+        stops = [(x, f"{budget:,} tokens") for budget, x in self._places.items()]
         self.live.update_from(self.picture(), stops=stops)
         self._tell_story()
         self._draw_published()
@@ -290,30 +283,25 @@ class BudgetCurves(RunsView):
 
     @property
     def budget(self) -> int:
-        """The budget at which the line stands."""
-        budgets = told.all_budgets(list(self.shown.values()))
+        """The budget at which the line stands; 0 where no run is shown."""
+        budgets = self._places.index.tolist()
         return budgets[min(self.live.at, len(budgets) - 1)] if budgets else 0
-
-    @property
-    def _there(self) -> Prior | None:
-        return Prior.base([self.budget]) if self.budget else None
 
     def _tell_story(self) -> None:
         """Puts the result in one sentence above the figure."""
         if not self.shown:
             return self.story.show()
-        story = told.told_story(self.shown, self.pairs, self.runs.reference, self.prior.prior)
-        found = find_evaluations(self._equal_time).names(self.dataset.value)
-        self.tables.read(list(found.values()))
-        known = {name: self.tables.known.get(e.path) for name, e in found.items()}
-        base, prior = known.pop(self.runs.reference, None), self.prior.prior
-        pairs = {n: difference_table(mine, base) for n, mine in known.items() if mine and base}
-        timed = ", ".join(
-            f"{name} {told.told_points(*told.under_prior(pair, prior)[:3])}"
-            for name, pair in pairs.items()
-            if pair and prior
+        reference, prior = self.runs.reference, self.prior.prior
+        story = told.told_story(self.shown, self.pairs, reference, prior)
+        timed = self._tables(find_evaluations(self._equal_time).names(self.dataset.value))
+        base = timed.pop(reference, None)
+        leads = {n: base and prior and self._difference(table, base) for n, table in timed.items()}
+        said = ", ".join(
+            f"{name} {told.told_points(*told.under_prior(lead, prior)[:3])}"
+            for name, lead in leads.items()
+            if lead
         )
-        story += f"; at equal training time {timed}" if timed else ""
+        story += f"; at equal training time {said}" if said else ""
         self.story.say(story, kind="story")
         self.live.label = f"Accuracy by thinking budget. {story}"
 
@@ -344,10 +332,10 @@ class BudgetCurves(RunsView):
     def _read(self) -> None:
         """The numbers where the line stands, and those under the prior."""
         reference, shown, pairs = self.runs.reference, self.shown, self.pairs
-        rows, scores = [], []
+        rows, scores, there = [], [], Prior.base([self.budget or 1])
         for name, style in run_styles(self._here).items():
             run, pair = shown.get(name), pairs.get(name)
-            here, apart = (told.under_prior(t, self._there) for t in (run, pair))
+            here, apart = (told.under_prior(t, there) for t in (run, pair))
             line = {"colour": style.colour, "dash": style.dash, "glyph": style.glyph}
             line |= _cells("here", here, told.told_percent)
             line |= _cells("difference", apart, told.told_points)
@@ -371,8 +359,8 @@ class BudgetCurves(RunsView):
 
     def _other(self) -> str:
         """The run whose problems are of most interest: the furthest above the reference here."""
-        there = self._there
-        leads = {n: told.under_prior(p, there).value if p else -2 for n, p in self.pairs.items()}
+        there = Prior.base([self.budget or 1])
+        leads = {n: told.under_prior(pair, there).value for n, pair in self.pairs.items()}
         return max(
             leads, key=lambda n: (leads[n] == leads[n], leads[n]), default=self.runs.reference
         )

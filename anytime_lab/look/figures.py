@@ -34,9 +34,10 @@ from anytime_lab.read.told import BUDGETS, SOURCE
 from anytime_lab.read.training import BASELINE_NAMES
 from anytime_lab.store.rollouts import ADVANTAGE
 
-CURVES = {  # a panel of the curves: before its bounds, what is possible, its axis, a value in words
-    "accuracy": ("", (0.0, 1.0), "Accuracy", "{:.1f} %"),
-    "difference": ("difference_", (-1.0, 1.0), "Points to {}", "{:+.1f}"),
+CURVES = {  # what a curve is of: before its bounds in the frame, its value in words
+    "accuracy": ("", "{:.1f} %"),
+    "difference": ("difference_", "{:+.1f}"),
+    "value": ("", "{:.1f}%"),
 }
 OVER = {  # what the curves are drawn over: column, words
     "budget": "Thinking budget (tokens allowed)",
@@ -44,7 +45,6 @@ OVER = {  # what the curves are drawn over: column, words
     "seconds": "Seconds, estimated: tokens spent at the evaluation's own pace, summaries included",
     "flops": "FLOPs of thinking, estimated: 2 × parameters × tokens spent",
 }
-BOUNDS = ("low", "high", "band_low", "band_high")  # of each value by itself, and of all at once
 MANY = 6  # runs whose bands can still be told apart
 STRIP, GAP = 0.13, 0.055  # shares of the height: the prior, and the room between panels
 
@@ -82,65 +82,43 @@ def plot_curves(
         raise ValueError(f"the frame lacks the columns {missing}; it has {list(curves.columns)}.")
     if not len(curves):
         raise ValueError("the frame is empty; there is nothing to draw.")
-    found = list(dict.fromkeys(curves["run"]))
+    found = curves["run"].unique().tolist()
     styles = run_styles(runs or found)
     if missing := [run for run in found if run not in styles]:
         raise ValueError(f"the frame holds runs that `runs` does not name: {missing}.")
-    compared = "difference" in curves and bool(curves["difference"].notna().any())
+    rows = curves.sort_values(over).set_index("budget", drop=False)
+    rows = rows.assign(at=rows["budget"].map("{:,.0f} tokens".format))
+    parts = {run: rows[rows["run"] == run] for run in styles if run in found}
+    settings = {"stops": sorted(set(rows.index)), "rest": 0 if len(found) > MANY else 1}
+    traces = curve_traces(parts, over, styles, **settings)
+    compared = "difference" in rows and bool(rows["difference"].notna().any())
     bottom = STRIP + GAP if prior else 0.0
     middle = bottom + 0.42 * (1 - bottom) if compared else bottom - GAP
-    domains = [(middle + GAP, 1.0), *[(bottom, middle)] * compared, *[(0.0, STRIP)] * bool(prior)]
-    letters = max(len(line) for run in found for line in label_lines(run))  # at line ends
-    figure = base(
-        go.Figure(), height, title,
-        showlegend=published is not None, dragmode=False, hoverdistance=30,
-        margin={"r": 36 + round(7.4 * letters), "t": 56 if title else 20, "b": 48},
-    )  # fmt: skip
-    stops, rest = sorted(set(curves["budget"])), 0 if len(found) > MANY else 1
-    for place, panel in enumerate(["accuracy", "difference"][: 1 + compared]):
-        prefix, possible, words, value = CURVES[panel]
-        known = {"share": panel, "label": "run", "stop": "budget", "tokens": "budget"}
-        known |= {end: prefix + end for end in BOUNDS if prefix + end in curves}
-        rows = curves.assign(**{name: curves[column] for name, column in known.items()})
-        rows = rows.dropna(subset="share").sort_values(over)
-        parts = {run: rows[rows["run"] == run] for run in styles if run in set(rows["run"])}
-        traces = [
-            band(part, over, styles[run], run, rest, wide)
-            for wide in ((True, False) if "band_low" in known else (False,))
-            for run, part in parts.items()
-        ]
-        traces += [
-            curve_trace(part, over, styles[run], run, value, stops) for run, part in parts.items()
-        ]
-        number = place + 1 if place else ""
-        where = {"yaxis": f"y{number}", "showlegend": False}
-        figure.add_traces([{**trace, **where} for trace in traces])
-        values = rows[["share", "low", "high"]]
-        if place:
-            values = values.assign(zero=0.0)  # always in sight
-        elif published is not None:
-            values = pd.concat([values, published[["final", "anytime"]]])
-        span = axis_span(values, *possible)
-        axis = {"title": {"text": words.format(short_text(reference, 24))}}
-        axis |= {"range": span, "domain": domains[place]}
-        if place:
-            axis |= {"zeroline": True, "zerolinecolor": QUIET, "zerolinewidth": 1.5}
-        axis |= point_ticks(*span) if place else {"tickformat": ".0%"}
-        figure.update_layout({f"yaxis{number}": axis})
-    ends = curves.sort_values(over).groupby("run", sort=False)["accuracy"].last()
-    pixels = height - figure.layout.margin.t - figure.layout.margin.b
-    pixels *= domains[0][1] - domains[0][0]
-    figure.layout.annotations = end_names(ends, styles, figure.layout.yaxis.range, pixels)
-    last = len(domains) if len(domains) > 1 else ""
+    values = rows[["accuracy", "low", "high"]]
+    if published is not None:
+        values = pd.concat([values, published[["final", "anytime"]]])
+    span, domain = axis_span(values, 0.0, 1.0), [middle + GAP, 1.0]
+    panels = {"yaxis": {"title": "Accuracy", "tickformat": ".0%", "range": span, "domain": domain}}
+    if compared:
+        below = curve_traces(parts, over, styles, "difference", **settings)
+        traces += [{**trace, "yaxis": "y2"} for trace in below]
+        values = rows[["difference", "difference_low", "difference_high"]].assign(zero=0.0)
+        low, high = axis_span(values, -1.0, 1.0)
+        panels["yaxis2"] = {
+            "title": f"Points to {short_text(reference, 24)}", "domain": [bottom, middle],
+            "zeroline": True, "zerolinecolor": QUIET, "zerolinewidth": 1.5,
+            "range": [low, high], **point_ticks(low, high),
+        }  # fmt: skip
+    traces = [{**trace, "showlegend": False} for trace in traces]
     if prior is not None:
-        places = curves.groupby("budget")[over].mean()
-        figure.add_trace({**prior_trace(prior, places), "yaxis": f"y{last}"})
-        strip = {"title": {"text": "Prior"}, "tickformat": ".0%", "nticks": 3, "zeroline": True}
-        strip |= {"domain": domains[-1], "range": [0, 1.25 * max(prior.weights)]}
-        figure.update_layout({f"yaxis{last}": strip})
-    places = sorted(set(curves[over].dropna()))
+        traces.append(prior_trace(prior, rows[over].groupby("budget").mean()))
+        panels["yaxis3"] = {
+            "title": "Prior", "domain": [0.0, STRIP], "range": [0, 1.25 * max(prior.weights)],
+            "tickformat": ".0%", "nticks": 3, "zeroline": True,
+        }  # fmt: skip
+    places = sorted(set(rows[over].dropna()))
     if published is not None:  # its points may lie further out
-        figure.add_traces(published_traces(published, list(styles)))
+        traces += published_traces(published, list(styles))
         axis = {"tickformat": ",d"}
     else:  # the range ends with the budgets, and has ticks there where they are drawn over
         least, most = np.log10([places[0], places[-1]]) if log else (places[0], places[-1])
@@ -149,34 +127,63 @@ def plot_curves(
         if over != "budget":
             axis = {"tickformat": "~s" if over == "flops" else ",d" if places[-1] > 10 else None}
         axis["range"] = [least - room, most + room]
-    kind = "log" if log else "linear"
-    return figure.update_xaxes(title=OVER[over], anchor=f"y{last}", type=kind, **axis)
+    axis |= {"title": OVER[over], "type": "log" if log else "linear"}
+    letters = max(len(line) for run in found for line in label_lines(run))  # at line ends
+    margin = {"r": 36 + round(7.4 * letters), "t": 56 if title else 20, "b": 48}
+    pixels = (height - margin["t"] - margin["b"]) * (domain[1] - domain[0])
+    ends = rows.groupby("run", sort=False)["accuracy"].last()
+    return base(
+        go.Figure(traces), height, title, **panels,
+        xaxis={**axis, "anchor": [*panels][-1].replace("axis", "")},  # under the lowest
+        showlegend=published is not None, dragmode=False, hoverdistance=30, margin=margin,
+        annotations=end_names(ends, styles, span, pixels),
+    )  # fmt: skip
 
 
-def curve_trace(
-    part: pd.DataFrame, x: str, style: RunStyle, name: str, words: str, stops: Sequence[int]
-) -> dict:
-    """A scatter trace of a curve, told point by point.
+def curve_traces(
+    parts: Mapping[str, pd.DataFrame],
+    x: str,
+    styles: Mapping[str, RunStyle],
+    measure: str = "accuracy",
+    stops: Sequence[int] = (),
+    rest: float = 1,
+    banded: Sequence[str] | None = None,
+) -> list[dict]:
+    """Curves as traces, told point by point: bands, the widest first, and lines on top of them.
 
     Args:
-        part: columns label, tokens, share, low, high, stop, and x; told, where more is said.
-        words: a hundred times the share, as a format.
+        parts: name → its points: columns run and at (their names in words), the measure, its low
+            and high, and x; told, where more is said. Their index says at which stop they are.
+        measure: one of CURVES.
         stops: where a line may stand, whose numbers ride on it.
+        rest: opacity of the bands, not pointed at.
+        banded: the names that have a band; None for all.
     """
-    said, riding = [], dict.fromkeys(stops)
-    for row in part.to_dict("records"):
-        told, low, high = (
-            words.format(100 * row[c]).replace("-", "−") for c in ("share", "low", "high")
-        )
-        bounds = "" if pd.isna(row["low"]) else f" [{low}, {high}]".replace(" %", "")
-        at = f"at {row['tokens']:,.0f} tokens"
-        more = f"<br>{safe_text(row['told'])}" if row.get("told") else ""
-        said.append(f"{short_text(row['label'])}: <b>{told}</b>{bounds} {at}{more}")
-        if row["stop"] in riding:
-            riding[row["stop"]] = [row[x], row["share"], told]
-    size = 7 if len(part) <= 16 else 5
-    riding = list(riding.values())
-    return told_line(part[x], part["share"], said, name, style, riding, marker={"size": size})
+    prefix, words = CURVES[measure]
+    parts = {name: part.dropna(subset=measure) for name, part in parts.items()}
+    parts = {name: part for name, part in parts.items() if len(part)}
+    traces = [
+        band(part, x, styles[name], name, rest, ends)
+        for ends in (f"{prefix}band_", prefix)
+        for name, part in parts.items()
+        if f"{ends}low" in part and (banded is None or name in banded)
+    ]
+    for name, part in parts.items():
+        said, riding = [], dict.fromkeys(stops)
+        for stop, row in zip(part.index, part.to_dict("records"), strict=True):
+            told, low, high = (
+                words.format(100 * row[column]).replace("-", "−")
+                for column in (measure, f"{prefix}low", f"{prefix}high")
+            )
+            bounds = "" if pd.isna(row[f"{prefix}low"]) else f" [{low}, {high}]".replace(" %", "")
+            more = f"<br>{safe_text(row['told'])}" if row.get("told") else ""
+            said.append(f"{short_text(row['run'])}: <b>{told}</b>{bounds} at {row['at']}{more}")
+            if stop in riding:
+                riding[stop] = [row[x], row[measure], told]
+        marker, riding = {"size": 7 if len(part) <= 16 else 5}, list(riding.values())
+        line = told_line(part[x], part[measure], said, name, styles[name], riding, marker=marker)
+        traces.append(line)
+    return traces
 
 
 def told_line(
@@ -198,7 +205,6 @@ def told_line(
     told, template = (None, said) if isinstance(said, str) else (list(said), "%{customdata}")
     line = {"color": style.colour, "dash": style.dash, "width": 2.4}
     return {
-        "type": "scatter",
         "x": list(x),
         "y": list(y),
         "customdata": told,
@@ -215,23 +221,19 @@ def told_line(
 
 def prior_trace(prior: Prior, places: pd.Series) -> dict:
     """The bars of a prior; `places` are the x of all budgets drawn."""
-    weights = dict(zip(prior.budgets, prior.weights, strict=True))
-    heights = [weights.get(budget, 0.0) for budget in places.index]
+    weights = pd.Series(prior.weights, prior.budgets).reindex(places.index, fill_value=0.0)
+    said = [f"{weight:.1%} on {budget:,} tokens" for budget, weight in weights.items()]
     return {
-        "type": "scatter",
+        "yaxis": "y3",
         "x": np.repeat(places.to_numpy(), 3).tolist(),
-        "y": [y for weight in heights for y in (0, weight, None)],
+        "y": [y for weight in weights for y in (0, weight, None)],
         "mode": "lines",
         "name": "prior",
         "showlegend": False,
-        "line": {"color": QUIET, "width": 12 if len(heights) <= 16 else 6},
-        "customdata": [
-            f"{w:.1%} on {b:,} tokens"
-            for b, w in zip(places.index, heights, strict=True)
-            for _ in range(3)
-        ],
+        "line": {"color": QUIET, "width": 12 if len(weights) <= 16 else 6},
+        "customdata": np.repeat(said, 3).tolist(),
         "hovertemplate": "%{customdata}<extra></extra>",
-        "meta": {"paint": heights},
+        "meta": {"paint": weights.tolist()},
     }
 
 
@@ -265,14 +267,12 @@ def plot_policies(
     Returns traces named "fixed budget 95 %" and, per rule, its name.
     """
     shown = policy_points(policies, beyond)
-    points = shown.assign(share=shown["accuracy"], stop=shown.index, label=shown["setting"])
+    at = shown["tokens"].map("{:,.0f} tokens".format)
+    points = shown.assign(run=shown["setting"], at=at)
     lines, styles = policy_lines(points), run_styles(list(policy_lines(policies)))
     stops = points.index[points["policy"] != FIXED]
-    figure = base(go.Figure(), 460, title, dragmode=False)
-    if FIXED in lines:
-        figure.add_trace(band(lines[FIXED], "tokens", styles[FIXED], FIXED))
-    for name, part in lines.items():
-        figure.add_trace(curve_trace(part, "tokens", styles[name], name, "{:.1f} %", stops))
+    traces = curve_traces(lines, "tokens", styles, stops=stops, banded=[FIXED])
+    figure = base(go.Figure(traces), 460, title, dragmode=False)
     span = axis_span(shown[["accuracy", "low", "high"]], 0.0, 1.0)
     figure.update_yaxes(title="Accuracy", tickformat=".0%", range=span)
     log = log_tokens and shown["tokens"].min() > 0
@@ -299,19 +299,19 @@ def policy_lines(policies: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def band(
-    part: pd.DataFrame, x: str, style: RunStyle, name: str, rest: float = 1, wide: bool = False
+    part: pd.DataFrame, x: str, style: RunStyle, name: str, rest: float = 1, ends: str = ""
 ) -> dict:
     """A scatter trace that fills the interval of a curve.
 
     Args:
         rest: its opacity, not pointed at.
-        wide: the one that holds at all budgets at once, between band_low and band_high.
+        ends: what comes before low and high in its columns; with band_, those that hold at all
+            budgets at once.
     """
-    low, high = BOUNDS[2:] if wide else BOUNDS[:2]
-    part = part.dropna(subset=[low, high])
+    part, wide = part.dropna(subset=[f"{ends}low", f"{ends}high"]), ends.endswith("band_")
     return {
         "x": [*part[x], *part[x][::-1]],
-        "y": [*part[high], *part[low][::-1]],
+        "y": [*part[f"{ends}high"], *part[f"{ends}low"][::-1]],
         "fill": "toself",
         "fillcolor": faded(style.colour, BAND_OPACITY / (2 if wide else 1)),
         "line": {"width": 0},
@@ -333,21 +333,19 @@ def plot_calibration(
     Args:
         calibration: columns confidence, accuracy, low, high, answers.
     """
+    said = [
+        f"confidence {c:.1%}: <b>{a:.1%}</b> right of {n:,} answers"
+        for c, a, n in calibration[["confidence", "accuracy", "answers"]].to_numpy(dtype=object)
+    ]
+    right, style = calibration["accuracy"], run_styles(["answers"])["answers"]
+    bars = {"array": calibration["high"] - right, "arrayminus": right - calibration["low"]}
     figure = base(go.Figure(), 380, title, showlegend=False, margin={"t": 56})
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", name="perfectly calibrated", hoverinfo="skip",
         line={"color": QUIET, "width": 1.5, "dash": "dot"},
     )  # fmt: skip
-    above = (calibration["high"] - calibration["accuracy"]).tolist()
-    below = (calibration["accuracy"] - calibration["low"]).tolist()
-    said = [
-        f"confidence {c:.1%}: <b>{a:.1%}</b> right of {n:,} answers"
-        for c, a, n in calibration[["confidence", "accuracy", "answers"]].to_numpy(dtype=object)
-    ]
-    (style,) = run_styles(["answers"]).values()
-    line = told_line(calibration["confidence"], calibration["accuracy"], said, "answers", style)
-    bars = {"symmetric": False, "array": above, "arrayminus": below, "width": 4}
-    figure.add_trace({**line, "error_y": bars})
+    figure.add_trace(told_line(calibration["confidence"], right, said, "answers", style))
+    figure.update_traces(error_y={"symmetric": False, "width": 4, **bars}, selector=1)
     figure.update_xaxes(title="Confidence of the answer", tickformat=".0%", range=[-0.02, 1.02])
     return figure.update_yaxes(title="Share right", tickformat=".0%", range=[-0.02, 1.02])
 
@@ -585,97 +583,87 @@ def plot_training(
         detail: the run whose scores are followed over its updates, and whose variance is given.
         variance: the frame of variance_frame().
     """
-    styles = run_styles(runs or list(dict.fromkeys(training["run"])))
-    panels = list(dict.fromkeys(training["measure"]))
+    styles = run_styles(runs or training["run"].unique())
+    panels = training["measure"].unique()
     titles = [[m.capitalize() + ("" if "accuracy" in m else " (tokens)") for m in panels]]
     if scores:
-        named = f"Scores of {short_text(detail, 24)}"
-        titles.append(["Score by budget, latest mean", named])
+        titles.append(["Score by budget, latest mean", f"Scores of {short_text(detail, 24)}"])
     if variance is not None and len(variance):
         titles.append(list(MEASURES.values()))
-    plotted = len(titles) * (ROW + BETWEEN) - BETWEEN
+    plotted, spans = len(titles) * (ROW + BETWEEN) - BETWEEN, [6 // len(row) for row in titles]
     figure = make_subplots(
         rows=len(titles),
         cols=6,
-        specs=[[{"colspan": 6 // len(t)} if i % (6 // len(t)) == 0 else None for i in range(6)]
-               for t in titles],
+        specs=[[{"colspan": span}, *[None] * (span - 1)] * (6 // span) for span in spans],
         subplot_titles=[title for row in titles for title in row],
         horizontal_spacing=0.045,
         vertical_spacing=BETWEEN / plotted if len(titles) > 1 else 0,
-    )  # fmt: skip
+    )
     base(figure, plotted + 76 + 56, margin={"t": 76})
-    for number in range(len(titles)):
-        legend = {"orientation": "h", "x": 0, "yanchor": "bottom"}
-        legend["y"] = 1 - (number * (ROW + BETWEEN) - 24) / plotted
-        if number == 1:  # of the right panel: the left one has the runs
-            legend |= {"x": 1, "xanchor": "right"}
+    for number in range(len(titles)):  # the second row's is of the right panel: the left has runs
+        side = {"x": 1, "xanchor": "right"} if number == 1 else {"x": 0}
+        top = 1 - (number * (ROW + BETWEEN) - 24) / plotted
+        legend = {"orientation": "h", "y": top, "yanchor": "bottom", **side}
         figure.update_layout({f"legend{number + 1 if number else ''}": legend})
-    for place, measure in enumerate(panels):
-        part = training[training["measure"] == measure]
-        _add_measure(figure, part, styles, over, {"row": 1, "col": 1 + place * (6 // len(panels))})
+    for place, (measure, part) in enumerate(training.groupby("measure", sort=False)):
+        _add_measure(figure, part, measure, styles, over, {"row": 1, "col": 1 + place * spans[0]})
     if scores:
-        _add_scores(figure, scores, styles, detail)
+        _add_scores(figure, pd.concat(scores, names=["run"]).reset_index("run"), styles, detail)
     if len(titles) == 3:
         _add_variance(figure, variance)
     return figure.update_xaxes(title_standoff=4, zeroline=False)
 
 
-def _line(part: pd.DataFrame, x: str, y: str, said: str, name: str, style, **more) -> dict:
-    part = part.iloc[thinned(len(part))]
-    mode = "lines" if len(part) > 1 else "markers"  # a line of one point is not seen
-    line = told_line([], [], said, name, style, **{"mode": mode, **more})
-    return {**line, "x": part[x].to_numpy(), "y": part[y].to_numpy()}  # arrays are sent faster
+def _add_lines(figure, frame, by, x, y, styles, said, where, suffix="", **more: Any) -> None:
+    """A line of y over x for each name in the column `by`; `said` of its points, after the name."""
+    for name, part in frame.groupby(by, sort=False):
+        part = part.sort_values(x).iloc[thinned(len(part))]
+        settings = {"mode": "lines" if len(part) > 1 else "markers"}  # one point is no line
+        settings |= {"legendgroup": safe_text(name), **more}
+        told = f"{short_text(name)}{said}"
+        line = told_line([], [], told, f"{name}{suffix}", styles[name], **settings)
+        points = {"x": part[x].to_numpy(), "y": part[y].to_numpy()}  # arrays are sent faster
+        figure.add_trace(line | points, **where)
 
 
-def _add_measure(figure, training: pd.DataFrame, styles, over: str, where: dict) -> None:
-    share = "accuracy" in training["measure"].iloc[0]
-    unit = "%{y:.1%}" if share else "%{y:.1f} tokens"
-    for run, part in training.groupby("run", sort=False):
-        part, style = part.sort_values(over), styles[run]
-        first = not any(trace.legendgroup == safe_text(run) for trace in figure.data)
-        faint = {"color": faded(style.colour, 0.4), "width": 1, "dash": "solid"}
-        more = {"legendgroup": safe_text(run), "showlegend": False}
-        each = _line(part, over, "value", "", f"{run}, each step", style, line=faint, **more)
-        mean = _line(part, over, "smooth", f"{short_text(run)}: {unit}", run, style)
-        figure.add_trace({**each, "hoverinfo": "skip", "hovertemplate": None}, **where)
-        figure.add_trace({**mean, "showlegend": first}, **where)
+def _add_measure(figure, frame, measure: str, styles, over: str, where: dict) -> None:
+    share, values, first = "accuracy" in measure, frame[["value", "smooth"]], where["col"] == 1
+    unit = ": %{y:.1%}" if share else ": %{y:.1f} tokens"
+    faint = {"opacity": 0.4, "line": {"width": 1, "dash": "solid"}, "hoverinfo": "skip"}
+    faint |= {"hovertemplate": None, "showlegend": False}
+    _add_lines(figure, frame, "run", over, "value", styles, "", where, ", each step", **faint)
+    # the first panel has every run
+    _add_lines(figure, frame, "run", over, "smooth", styles, unit, where, showlegend=first)
     figure.update_xaxes(title="Update" if over == "step" else "Seconds of training", **where)
-    values = training[["value", "smooth"]]
     if share and values.notna().any(axis=None):
         figure.update_yaxes(tickformat=".0%", range=axis_span(values, 0.0, 1.0), **where)
 
 
-def _add_scores(figure, scores: Mapping[str, pd.DataFrame], styles, detail: str) -> None:
+def _add_scores(figure, scores: pd.DataFrame, styles, detail: str) -> None:
     left, right = {"row": 2, "col": 1}, {"row": 2, "col": 4}
-    for run, frame in scores.items():
-        last = frame.groupby("budget", as_index=False).last()
-        said, more = f"{short_text(run)} at %{{x:,d}} tokens: %{{y:.1%}}", {"showlegend": False}
-        line = told_line(last["budget"], last["smooth"], said, run, styles[run], **more)
-        figure.add_trace(line, **left)
-    every = sorted({b for frame in scores.values() for b in frame["budget"]})
-    figure.update_xaxes(title="Thinking budget (tokens)", **budget_ticks(every, 8), **left)
-    mine = scores.get(detail)
-    budgets = [] if mine is None else sorted(set(mine["budget"]))
-    chosen = np.unique(np.linspace(0, len(budgets) - 1, FOLLOWED).round()) if budgets else []
-    for budget, style in run_styles([budgets[int(i)] for i in chosen]).items():
-        part, name = mine[mine["budget"] == budget], f"{budget:,} tokens"
-        line = _line(part, "step", "smooth", f"{name}: %{{y:.1%}}", name, style, legend="legend2")
-        figure.add_trace(line, **right)
+    said, marked = " at %{x:,d} tokens: %{y:.1%}", {"mode": "lines+markers", "showlegend": False}
+    last = scores.groupby(["run", "budget"], sort=False, as_index=False).last()
+    _add_lines(figure, last, "run", "budget", "smooth", styles, said, left, **marked)
+    mine = scores[scores["run"] == detail]
+    budgets = mine["budget"].unique()
+    chosen = np.unique(np.linspace(0, len(budgets) - 1, FOLLOWED).round()) if len(budgets) else []
+    mine = mine[mine["budget"].isin([budgets[int(place)] for place in chosen])]
+    mine = mine.assign(at=mine["budget"].map("{:,} tokens".format))
+    own, more = run_styles(mine["at"].unique()), {"legend": "legend2"}
+    _add_lines(figure, mine, "at", "step", "smooth", own, ": %{y:.1%}", right, **more)
+    every = budget_ticks(scores["budget"], 8)
+    figure.update_xaxes(title="Thinking budget (tokens)", **every, **left)
     figure.update_xaxes(title="Update", **right)
     figure.update_yaxes(tickformat=".0%", row=2)
 
 
 def _add_variance(figure, variance: pd.DataFrame) -> None:
-    styles = run_styles(list(dict.fromkeys(variance["baseline"])))
-    for (baseline, measure), part in variance.groupby(["baseline", "measure"], sort=False):
-        column, name = 1 + 3 * list(MEASURES).index(measure), BASELINE_NAMES.get(baseline, baseline)
-        part, said = (
-            part.sort_values("budget"),
-            f"{safe_text(name)} at %{{x:,d}} tokens: %{{y:.2f}}",
-        )
-        more = {"legend": "legend3", "showlegend": column == 1}
-        line = told_line(part["budget"], part["value"], said, name, styles[baseline], **more)
-        figure.add_trace(line, row=3, col=column)
+    told = variance.assign(baseline=variance["baseline"].replace(BASELINE_NAMES))
+    styles, said = run_styles(told["baseline"].unique()), " at %{x:,d} tokens: %{y:.2f}"
+    for place, measure in enumerate(MEASURES):
+        part, where = told[told["measure"] == measure], {"row": 3, "col": 1 + 3 * place}
+        more = {"mode": "lines+markers", "legend": "legend3", "showlegend": not place}
+        _add_lines(figure, part, "baseline", "budget", "value", styles, said, where, **more)
     ticks = budget_ticks(variance["budget"], 8)
     figure.update_xaxes(title="Thinking budget (tokens)", **ticks, row=3)
     figure.update_yaxes(rangemode="tozero", row=3, col=4)

@@ -185,7 +185,7 @@ def test_training_panels_by_update_and_by_time(tmp_path, runs, training):
     assert "GRPO: not scored at" in page.text
     drawn = [t["name"] for t in by_step["data"] if t["xaxis"] == "x2"]  # anytime accuracy
     assert drawn == ["AR, each step", "AR"]
-    assert by_step["data"][-2]["line"]["color"] != by_step["data"][0]["line"]["color"]
+    assert by_step["data"][-1]["line"]["color"] != by_step["data"][0]["line"]["color"]
 
 
 def test_equal_time_is_a_section_with_its_own_settings(tmp_path, runs):
