@@ -15,7 +15,7 @@ from anytime_lab.look.view import ENDS, View
 from anytime_lab.page import escaped, folded, paragraph, region, short, table
 from anytime_lab.read import credit
 from anytime_lab.read.runs import Runs, told_error
-from anytime_lab.store.rollouts import ADVANTAGE, Rollouts, read_rollouts, rollout_steps
+from anytime_lab.store.rollouts import ADVANTAGE, read_rollouts, rollout_steps
 
 DEEPEST = 0.6  # opacity at the end of the scale: text stays readable on it, light and dark
 SHOWN = 16_000  # characters of a thinking that are shown in a column
@@ -91,17 +91,12 @@ def leaves_html(tree: pd.Series, place: int, budget: int) -> str:
     """The summaries at a budget with their scores and the advantages that they were trained on."""
     largest = float(np.nanmax(np.abs([*tree["summary_advantages"]]), initial=0.0))
     of = (tree[column][place] for column in ("scores", "summary_advantages", "summaries"))
-    rows = [
-        (
-            number,
-            "abstained" if score != score else f"{score:.2f}",
-            Markup('<span style="{}">{}</span>').format(
-                tint(value, largest), credit.signed(value, 3)
-            ),
-            short(summary, SUMMARY),
-        )
-        for number, (score, value, summary) in enumerate(zip(*of, strict=True))
-    ]
+    rows = []
+    for number, (score, value, summary) in enumerate(zip(*of, strict=True)):
+        told = "abstained" if score != score else f"{score:.2f}"
+        mark = Markup('<span style="{}">{}</span>')
+        mark = mark.format(tint(value, largest), credit.signed(value, 3))
+        rows.append((number, told, mark, short(summary, SUMMARY)))
     caption = f"Summaries at {budget:,} tokens, with the advantage that this run trained them on"
     return table(["summary", "score", "advantage", "text"], rows, caption, "text")
 
@@ -117,9 +112,7 @@ class Credit(View):
     def __init__(self, runs: Runs, methods: Sequence[str] = ("brpo", "grpo")) -> None:
         super().__init__()
         self.folders, self.complaints = credit.find_rollouts(runs)
-        self.rollouts: Rollouts | None = None
-        self.tree: pd.Series | None = None
-        self.table: pd.DataFrame | None = None
+        self.table: pd.DataFrame | None = None  # of the thinking that is open
         if len(methods) != 2:
             raise ValueError(
                 f"methods is {tuple(methods)}; choose two of {', '.join(credit.METHOD_WORDS)}."
@@ -131,11 +124,8 @@ class Credit(View):
         self.step = described(widgets.SelectionSlider, "Update", "24em", options=[("—", 0)])
         self.problem = described(widgets.Dropdown, "Problem", options=[])
         self.thinking = described(widgets.Select, "Thinking", "30em", options=[], rows=5)
-        words = ("Compare", "with")
-        self.left, self.right = (
-            described(widgets.Dropdown, word, options=[(method, method)])
-            for word, method in zip(words, methods, strict=True)
-        )
+        self.left = described(widgets.Dropdown, "Compare", options=methods[:1])
+        self.right = described(widgets.Dropdown, "with", options=methods[1:])
         self.sentence, self.prompt, self.leaves, self.numbers = (Text(live=not i) for i in range(4))
         self.tokens, self.position = Text(), Text(live=True)
         self.trees, self.live = LiveFigure(moves="Budget"), LiveFigure(moves="Budget")
@@ -154,8 +144,7 @@ class Credit(View):
         self.on(self.run, self._run_chosen)
         self.on(self.step, self._step_chosen)
         self.on(self.problem, self._problem_chosen)
-        self.on(self.thinking, self._thinking_chosen)
-        self.on((self.left, self.right), self._show)
+        self.on((self.thinking, self.left, self.right), self._show)
         widgets.link((self.trees, "at"), (self.live, "at"))
         self.on(self.trees, self._moved, "at")
 
@@ -184,56 +173,43 @@ class Credit(View):
         self._step_chosen()
 
     def _step_chosen(self) -> None:
-        folder, self.rollouts, said = self.folders[self.run.value], None, list(self.complaints)
-        problems = []
+        folder, said = self.folders[self.run.value], list(self.complaints)
+        self.known, self.kept = credit.METHOD_WORDS, pd.DataFrame({"problem": []})
         try:
             self.rollouts = read_rollouts(folder, self.step.value)
-            problems = self.rollouts.frame["problem"].unique().tolist()
+            self.known, self.kept = credit.method_words(self.rollouts), self.rollouts.frame
         except Exception as error:  # damaged, foreign, removed by a run that began anew
             said.append(told_error(folder, error))
         self.say(*said)
         for control in (self.left, self.right):
-            words = [(word, name) for name, word in self.known.items()]
-            self.refill(control, words, control.value)
+            self.refill(control, [(word, m) for m, word in self.known.items()], control.value)
+        problems = self.kept["problem"].unique().tolist()
         self.refill(self.problem, [(f"{p} of this update", p) for p in problems])
         self._problem_chosen()
 
-    @property
-    def known(self) -> dict[str, str]:
-        """The baselines that can be compared, in words."""
-        return credit.METHOD_WORDS if self.rollouts is None else credit.method_words(self.rollouts)
-
-    @property
-    def group(self) -> pd.DataFrame:
-        """The thinkings of the chosen problem."""
-        frame = self.rollouts.frame
-        return frame[frame["problem"] == self.problem.value]
-
     def _problem_chosen(self) -> None:
+        self.group = self.kept[self.kept["problem"] == self.problem.value]
         options, moves = [], {}
-        for tree in [] if self.rollouts is None else self.group.to_dict("records"):
+        for tree in self.group.to_dict("records"):
             scores = " ".join("—" if s != s else f"{s:.2f}" for s in tree["credited"][-8:])
             words = f"{tree['sample']} · {tree['tokens']:,} tokens · scores {scores}"
             options.append((words, tree["sample"]))
             moves[tree["sample"]] = np.ptp([s for s in tree["credited"] if s == s] or [0.0])
         # the thinking whose score moves most along its budgets shows most
         self.refill(self.thinking, options, max(moves, key=moves.get, default=None))
-        self._thinking_chosen()
-
-    def _thinking_chosen(self) -> None:
-        self.tree = self.table = None
-        if self.thinking.value is not None:
-            self.tree = self.group[self.group["sample"] == self.thinking.value].iloc[0]
-            self.table = credit.credit_frame(self.rollouts, self.tree)
-            prompt = region("prompt", [escaped(self.tree["prompt"], PROMPT)])
-            self.prompt.show(folded("The prompt, as the model was given it", prompt))
-        for part in (self.sentence, *self._opened):
-            part.layout.display = "none" if self.tree is None else None
         self._show()
 
     def _show(self) -> None:
-        if self.tree is None:
+        opened = self.thinking.value is not None
+        for part in (self.sentence, *self._opened):
+            part.layout.display = None if opened else "none"
+        self.table = None
+        if not opened:
             return
+        self.tree = self.group[self.group["sample"] == self.thinking.value].iloc[0]
+        self.table = credit.credit_frame(self.rollouts, self.tree)
+        prompt = region("prompt", [escaped(self.tree["prompt"], PROMPT)])
+        self.prompt.show(folded("The prompt, as the model was given it", prompt))
         end = ENDS.get(self.tree["end"], short(self.tree["end"]))
         told = credit.told_credit(self.table, self.methods)
         about = (
@@ -260,7 +236,7 @@ class Credit(View):
 
     def _moved(self) -> None:
         """The line of both figures was moved: the words follow."""
-        if self.tree is None:
+        if self.table is None:
             return
         budget = int(self.trees.stop)
         self.tokens.show(tokens_html(self.tree, self.table, self.methods, budget))

@@ -1,8 +1,7 @@
 """Runs → one HTML page that needs no network: tables, curves with bands, how it was measured."""
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,8 @@ from anytime_lab.look.figures import plot_curves, plot_training
 from anytime_lab.look.live import JS
 from anytime_lab.page import escaped, plain, table
 from anytime_lab.priors import Prior
-from anytime_lab.read import told
-from anytime_lab.read.curves import (
-    Folders,
-    ProblemTable,
-    accuracy_curve,
-    difference_table,
-    folders_of,
-    paired_differences,
-    problem_table,
-    read_tables,
-)
+from anytime_lab.read import curves, told
+from anytime_lab.read.curves import Folders, ProblemTable
 from anytime_lab.read.training import mean_metrics, told_compared, training_frame
 from anytime_lab.store.files import write_text
 from anytime_lab.store.records import read_manifest
@@ -71,11 +61,11 @@ def write_report(
     runs, training, equal_time = _named(runs), _named(training or {}), _named(equal_time or {})
     reference = next(iter(runs)) if reference is None else plain(reference)
     names = list(dict.fromkeys([*runs, *training, *equal_time]))
-    seeds = read_tables(runs)
+    seeds = curves.read_tables(runs)
     metrics = {name: mean_metrics(run) for name, run in training.items()}
     trained = training_frame(metrics, SMOOTHED) if metrics else None
     axes = [over for over in ("step", "seconds") if metrics and trained[over].notna().all()]
-    timed = _means(read_tables(equal_time))
+    timed = _means(curves.read_tables(equal_time))
     apart = {f"{n} (equal time)": run for n, run in equal_time.items() if run != runs.get(n)}
     same, differ = _settings({**runs, **apart})
     several = max(map(len, seeds.values())) > 1
@@ -104,12 +94,12 @@ def write_report(
 
 
 def _means(seeds: Mapping[str, Sequence[ProblemTable]]) -> dict[str, ProblemTable]:
-    return {name: problem_table(tables) for name, tables in seeds.items()}
+    return {name: curves.problem_table(tables) for name, tables in seeds.items()}
 
 
 def _named(folders: Mapping[str, Folders]) -> dict[str, list[Path]]:
     """The folders by names whose every character can be shown and saved."""
-    named = {plain(name): folders_of(folder) for name, folder in folders.items()}
+    named = {plain(name): curves.folders_of(folder) for name, folder in folders.items()}
     if len(named) < len(folders):
         raise ValueError(
             f"names of runs differ in characters only that cannot be shown: {list(folders)}. "
@@ -123,22 +113,27 @@ def _compared(
 ) -> dict[str, Any]:
     """The story, headline table, curves and paired differences of one set of runs."""
     against = reference if len(tables) > 1 else None
-    pairs = paired_differences(tables, against) if against else None
-    apart = {n: difference_table(t, tables[against]) for n, t in tables.items() if n != reference}
+    pairs = curves.paired_differences(tables, against) if against else None
+    apart = {
+        name: curves.difference_table(table, tables[against])
+        for name, table in tables.items()
+        if name != reference
+    }
     budgets = told.common_budgets(list(tables.values()))
     story = told.told_story(tables, apart, reference, Prior.uniform(budgets) if budgets else None)
-    height = 640 if against else 440
-    curves = told.tidy_curves(tables, apart)
-    numbers = [("", _by_budget(accuracy_curve(*tables.values()), ALONE))] if not against else [
-        (f"{run} against {against}, {curve['n_problems'].max():,} problems.",
-         _by_budget(curve, PAIRED))
-        for run, curve in pairs[pairs["measure"] == "accuracy"].groupby("run", sort=False)
-    ]  # fmt: skip
+    frame, height = told.tidy_curves(tables, apart), 640 if against else 440
+    numbers = [("", _by_budget(frame, ALONE))]
+    if against:
+        numbers = [
+            (f"{run} against {against}, {curve['n_problems'].max():,} problems.",
+             _by_budget(curve, PAIRED))
+            for run, curve in pairs[pairs["measure"] == "accuracy"].groupby("run", sort=False)
+        ]  # fmt: skip
     return {
         "against": against,
         "story": story,
         "summary": told.told_table(told.summary_table(tables, against)),
-        "figure": plot_curves(curves, names, reference=reference, title="", height=height),
+        "figure": plot_curves(frame, names, reference=reference, title="", height=height),
         "verdicts": told.verdicts(pairs) if against else [],
         "numbers": numbers,
     }
@@ -154,8 +149,8 @@ def _by_budget(curve: pd.DataFrame, columns: Mapping[str, tuple]) -> pd.DataFram
 
 ALONE = {"accuracy": (told.told_percent, ["accuracy", "low", "high"])}
 PAIRED = {
-    "accuracy": (lambda value: told.told_percent(value, math.nan, math.nan), ["accuracy_a"]),
-    "reference": (lambda value: told.told_percent(value, math.nan, math.nan), ["accuracy_b"]),
+    "accuracy": (told.told_percent, ["accuracy_a"]),
+    "reference": (told.told_percent, ["accuracy_b"]),
     "difference": (told.told_points, ["difference", "low", "high"]),
     "at all budgets at once": (
         lambda low, high: told.told_points(0.0, low, high).partition(" ")[2],
@@ -170,25 +165,22 @@ PAIRED = {
 
 def _settings(runs: Mapping[str, list[Path]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What the manifests say: what is the same in all runs, and what differs, run by run."""
-    manifests = {name: [read_manifest(run) for run in several] for name, several in runs.items()}
-    facts = pd.DataFrame(
-        {
-            name: [
-                "; ".join(dict.fromkeys(_fact(get, m) for m in several)) for get in _FACTS.values()
-            ]
-            for name, several in manifests.items()
-        }
-    )
-    alike = facts.nunique(axis=1) == 1
-    facts.insert(0, "setting", list(_FACTS))
+    facts = pd.DataFrame({"setting": list(_FACTS)})
+    for name, several in runs.items():
+        found = zip(*(_facts(read_manifest(run)) for run in several), strict=True)
+        facts[name] = ["; ".join(dict.fromkeys(fact)) for fact in found]
+    alike = facts[[*runs]].nunique(axis=1) == 1
     return facts.loc[alike].iloc[:, :2].set_axis(["setting", "value"], axis=1), facts[~alike]
 
 
-def _fact(get: Callable[[Mapping[str, Any]], str], manifest: Mapping[str, Any]) -> str:
-    try:
-        return get(manifest)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-        return "not recorded"
+def _facts(manifest: Mapping[str, Any]) -> list[str]:
+    found = []
+    for get in _FACTS.values():
+        try:
+            found.append(get(manifest))
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+            found.append("not recorded")
+    return found
 
 
 def _listed(of: Mapping[str, Any]) -> str:

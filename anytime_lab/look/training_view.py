@@ -11,16 +11,8 @@ from anytime_lab.look.figures import MOST, plot_training, thinned
 from anytime_lab.look.live import LiveFigure, Text, chooser, described, row
 from anytime_lab.look.view import View
 from anytime_lab.page import short, table
+from anytime_lab.read import training
 from anytime_lab.read.runs import Runs
-from anytime_lab.read.training import (
-    find_training,
-    score_frame,
-    told_compared,
-    told_runs,
-    told_variance,
-    training_frame,
-    variance_frame,
-)
 
 NO_STEP = "No run has an update yet; wait for the first one."
 
@@ -50,7 +42,7 @@ class Training(View):
                 f"window={window} and seconds={seconds}; expected 1 update or more, and a time "
                 "above 0."
             )
-        self.tails = find_training(runs)
+        self.tails = training.find_training(runs)
         self.seconds, self._waits, self._made = seconds, bool(follow), time.time()
         self._lock, self._stop = threading.RLock(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -97,7 +89,7 @@ class Training(View):
                 "None of the chosen runs has an update yet." if self._frames else NO_STEP
             )
         over, detail, window = self.over.value, self.detail.value, self.window.value
-        scores = {name: score_frame(frame, window) for name, frame in self._shown().items()}
+        scores = {name: training.score_frame(run, window) for name, run in self._shown().items()}
         names = list(self.tails)
         return plot_training(self._training, names, over, scores, detail, self._variance)
 
@@ -113,14 +105,13 @@ class Training(View):
         ]
 
     def _follow_pressed(self, change) -> None:
+        self._stop.set()
         if change["new"]:
             self._stop = threading.Event()
             self._thread = threading.Thread(
                 target=self._watch, args=(self._stop,), name="training view", daemon=False
             )
             self._thread.start()
-        else:
-            self._stop.set()
 
     def _watch(self, stop: threading.Event) -> None:
         """Refresh until all runs are finished, Follow is off, or the view is closed.
@@ -129,14 +120,11 @@ class Training(View):
         it looks by itself whether that is about to happen.
         """
         due = time.monotonic() + self.seconds
-        while threading.main_thread().is_alive():
-            if stop.wait(min(max(due - time.monotonic(), 0.0), 0.25)):
-                return
+        while threading.main_thread().is_alive() and not stop.wait(min(self.seconds, 0.25)):
             if time.monotonic() >= due:
                 self.refresh()
                 if not self.unfinished():
                     self.follow.value = False
-                    return
                 due = time.monotonic() + self.seconds
 
     def close(self) -> None:
@@ -161,14 +149,14 @@ class Training(View):
         with self._lock:
             shown = self._shown()
             self.live.layout.display = None if shown else "none"  # no axes without a line
-            self._training = training_frame(shown, self.window.value) if shown else None
+            self._training = training.training_frame(shown, self.window.value) if shown else None
             metrics, last, said = self._frames.get(self.detail.value), 5 * self.window.value, []
-            self._variance = None if metrics is None else variance_frame(metrics, last)
+            self._variance = None if metrics is None else training.variance_frame(metrics, last)
             if shown:
                 self.live.update_from(self.figure())
             if self._variance is not None:
                 said = [f"Medians of the last {last} updates."] if len(self._variance) else []
-                said += told_variance(self._variance)
+                said += training.told_variance(self._variance)
             self.variance.say(" ".join(said), kind="note")
             self._tell()
 
@@ -178,8 +166,8 @@ class Training(View):
         longest = max(map(len, shown.values()), default=0)
         if longest > MOST:
             said.append(f"Lines show {len(thinned(longest)):,} of {longest:,} updates, evenly.")
-        self.say(*said, *filter(None, [told_compared(shown) if shown else NO_STEP]))
-        rows = told_runs(self.tails, self._training, time.time())
+        self.say(*said, *filter(None, [training.told_compared(shown) if shown else NO_STEP]))
+        rows = training.told_runs(self.tails, self._training, time.time())
         told = "; ".join(", ".join(cells) for cells in rows)
         self.live.label = f"Training by update. Means of the last updates: {told}."
         header = ["run", "updates", "anytime accuracy", "final accuracy", "thinking length"]

@@ -164,7 +164,7 @@ def told_table(summary: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def told_percent(value: float, low: float, high: float) -> str:
+def told_percent(value: float, low: float = np.nan, high: float = np.nan) -> str:
     """A fraction with its interval, e.g. "71.2 % [68.0, 74.4]"."""
     if pd.isna(value):
         return "—"
