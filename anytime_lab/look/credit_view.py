@@ -222,9 +222,7 @@ class Credit(View):
         )
         self.numbers.show(folded("All numbers", numbers_html(self.table, self.methods)))
         stops = [(b, f"{b:,} tokens") for b in self.rollouts.budgets]
-        trunks = {words: self.table[f"{ADVANTAGE}{m}"] for m, words in self.methods.items()}
-        of = (self.tree[column] for column in ("cuts", "scores"))
-        tree = plot_tree(self.rollouts.budgets, *of, trunks, self.tree["summaries"])
+        tree = plot_tree(self.tree, self.table, self.methods)
         before = self.trees.stop
         with self.quiet():
             self.trees.update_from(tree, f"One thinking as a tree. {told}", stops)

@@ -414,13 +414,7 @@ LEAVES = {  # verdict: symbol, colour
 }
 
 
-def plot_tree(
-    budgets: Sequence[int],
-    cuts: Sequence[int],
-    scores: Sequence[Sequence[float]],
-    trunks: Mapping[str, Sequence[float]],
-    summaries: Sequence[Sequence[str]],
-) -> go.Figure:
+def plot_tree(tree: pd.Series, frame: pd.DataFrame, methods: Mapping[str, str]) -> go.Figure:
     """One thinking as a tree: a trunk along its tokens, and at each budget its summaries as leaves.
 
     A leaf is a disc where it is right, a cross where it is wrong, a ring where it abstained; the
@@ -428,50 +422,46 @@ def plot_tree(
     the same one again.
 
     Args:
-        budgets: J, in tokens.
-        cuts: (J,) tokens of thinking that the summaries at a budget stand on.
-        scores: (J, S) of the summaries, NaN where the verifier abstained.
-        trunks: name → (J,) advantage of the tokens that lead to a budget, as colour and width;
-            one below the other.
-        summaries: (J, S) what a leaf says when it is pointed at.
+        tree: a row of Rollouts.frame.
+        frame: its credit_frame().
+        methods: name → words; each is a trunk, one below the other, whose colour and width are the
+            advantage of the tokens that lead to a budget.
     """
-    figure, last, ended = go.Figure(), max(budgets), max(cuts)
-    largest = max((abs(a) for trunk in trunks.values() for a in trunk if a == a), default=0.0)
-    for level, (name, trunk) in enumerate(trunks.items()):
-        for start, end, value in zip([0, *cuts[:-1]], cuts, trunk, strict=True):
-            if end <= start:
-                continue
-            told = f"{safe_text(name)}, tokens {start + 1:,}–{end:,}: {signed(value, 3)}"
+    figure, budgets, ended = go.Figure(), frame["budget"].tolist(), int(frame["end"].max())
+    last, advantages = budgets[-1], frame[[f"{ADVANTAGE}{name}" for name in methods]]
+    largest = np.nanmax(np.abs(advantages.to_numpy(float)), initial=0.0)
+    for level, (name, words) in enumerate(methods.items()):
+        for line in frame[frame["end"] > frame["start"]].itertuples():
+            start, end, value = line.start, line.end, getattr(line, f"{ADVANTAGE}{name}")
+            told = f"{safe_text(words)}, tokens {start + 1:,}–{end:,}: {signed(value, 3)}"
             share = value / largest if largest and value == value else 0.0
             (colour,) = sample_colorscale(CREDITED, [0.5 + share / 2])
             figure.add_scatter(
-                x=[start, (start + end) / 2, end], y=[-level] * 3, name=safe_text(name),
+                x=[start, (start + end) / 2, end], y=[-level] * 3, name=safe_text(words),
                 mode="lines", hovertemplate=f"{told}<extra></extra>",
                 line={"color": colour, "width": 3 + 11 * abs(share)},
             )  # fmt: skip
     quiet = {"mode": "lines", "hoverinfo": "skip", "line": {"color": QUIET, "width": 1}}
     if ended < last:
         figure.add_scatter(x=[ended, last], y=[0, 0], name="ended", **quiet, line_dash="dot")
-    count = len(scores[0])
-    leaves = pd.DataFrame({"budget": np.repeat(budgets, count), "score": np.concatenate([*scores])})
-    known = np.where(leaves["score"] >= 0.5, "right", "wrong")
-    leaves["verdict"] = np.where(leaves["score"].isna(), "abstained", known)
-    aside = min(0.025 * last, 0.5 * min(np.diff([0, *budgets])))
-    ranks = leaves.groupby("budget")["score"].rank("first", ascending=False, na_option="bottom")
-    leaves = leaves.assign(x=leaves["budget"] + aside, y=1 + 3.2 * (ranks - 0.5) / count)
-    symbols, colours = zip(*leaves["verdict"].map(LEAVES), strict=True)
-    texts = [short_text(text) for row in summaries for text in row]
+    scores, count = np.stack([*tree["scores"]]), len(tree["scores"][0])
+    ranks = np.argsort(np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")).ravel()
+    below = np.repeat(budgets, count)
+    x = (below + min(0.025 * last, 0.5 * min(np.diff([0, *budgets])))).tolist()
+    y = (1 + 3.2 * (ranks + 0.5) / count).tolist()
+    verdicts = np.select([np.isnan(scores), scores >= 0.5], ["abstained", "right"], "wrong").ravel()
+    symbols, colours = zip(*map(LEAVES.get, verdicts), strict=True)
+    texts = [short_text(text) for row in tree["summaries"] for text in row]
     told = [
-        f"{leaf.budget:,} tokens, summary {leaf.Index % count}: {leaf.verdict}<br>{text}"
-        for leaf, text in zip(leaves.itertuples(), texts, strict=True)
+        f"{budget:,} tokens, summary {place % count}: {verdict}<br>{text}"
+        for place, (budget, verdict, text) in enumerate(zip(below, verdicts, texts, strict=True))
     ]
-    branches = np.full((len(leaves), 3, 2), None)
-    branches[:, 0] = leaves[["budget"]].assign(y=0)
-    branches[:, 1] = leaves[["x", "y"]]
-    x, y = branches.reshape(-1, 2).T.tolist()
-    figure.add_scatter(x=x, y=y, name="branches", **quiet)
     figure.add_scatter(
-        x=leaves["x"].tolist(), y=leaves["y"].tolist(), mode="markers", name="summaries",
+        x=[at for ends in zip(below, x, strict=True) for at in (*ends, None)],
+        y=[at for end in y for at in (0, end, None)], name="branches", **quiet,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=x, y=y, mode="markers", name="summaries",
         customdata=told, hovertemplate="%{customdata}<extra></extra>",
         marker={
             "size": 10 if count <= 6 else 6,
@@ -481,15 +471,15 @@ def plot_tree(
         },
     )  # fmt: skip
     margin = {"t": 10, "b": 48, "l": 8}
-    base(figure, 150 + 24 * len(trunks), showlegend=False, margin=margin)
+    base(figure, 150 + 24 * len(methods), showlegend=False, margin=margin)
     figure.update_xaxes(
         title="Thinking (tokens)", range=[-0.01 * last, 1.05 * last], zeroline=False,
         title_standoff=4, **budget_ticks(budgets),
     )  # fmt: skip
     return figure.update_yaxes(
-        range=[0.4 - len(trunks), 4.6], showgrid=False, zeroline=False, automargin=True,
-        tickmode="array", tickvals=[-i for i in range(len(trunks))],
-        ticktext=[safe_text(name) for name in trunks],
+        range=[0.4 - len(methods), 4.6], showgrid=False, zeroline=False, automargin=True,
+        tickvals=[-level for level in range(len(methods))],
+        ticktext=[safe_text(words) for words in methods.values()],
     )  # fmt: skip
 
 
