@@ -95,10 +95,8 @@ def tree_plan(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> TreePlan:
         key = torch.arange(prefix, device=device)
         below = key < prompt + cut[..., None]  # (B, n, prefix)
         below[..., :prompt] &= prompt_mask.bool()[:, None]
-        own = (number[:, :, None] == number[:, None, :]) & real[:, None, :]
-        own &= place[:, None] >= place[None, :]
-        own |= torch.eye(count, dtype=torch.bool, device=device)
-        mask = torch.cat([below & real[..., None], own], dim=2)[:, None]
+        own = (number[:, :, None] == number[:, None, :]).tril()  # padding's own is never read
+        mask = torch.cat([below, own], dim=2)[:, None]
         segments.append(Segment(prefix, torch.where(real, columns + prompt, 0), mask))
         rows, places = real.nonzero(as_tuple=True)
         order[rows, prompt + columns[rows, places]] = offset + places

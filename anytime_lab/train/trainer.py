@@ -117,12 +117,8 @@ class BRPOTrainer(GRPOTrainer):
             model, name, processing_class, args, peft_config
         )
         self.tokens = load_tokens(model, tokenizer, thinking_format or args.thinking_format)
-        self.encode_prompt = functools.partial(
-            prompt_ids,
-            tokenizer=tokenizer,
-            fmt=self.tokens.fmt,
-            chat_template_kwargs=args.chat_template_kwargs,
-        )
+        fmt, template = self.tokens.fmt, args.chat_template_kwargs
+        self.encode_prompt = lambda prompt: prompt_ids(prompt, tokenizer, fmt, template)
         self.sampling = checks.sampling_of(args, self.tokens)
         functions = [fit_verifier(function, self.tokens.fmt) for function in functions]
         checks.check_datasets(
