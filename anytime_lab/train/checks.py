@@ -17,22 +17,6 @@ _GIVEN = {"prompts", "completions", "completion_ids", "trainer_state", "log_extr
 _PROMPTS_MEASURED = 256
 
 
-def check_args(args: BRPOConfig | None, name: str) -> BRPOConfig:
-    """The settings as given, by default those of the published runs, for a model of some name.
-
-    Raises:
-        TypeError: they have no budgets.
-    """
-    if args is None:
-        args = BRPOConfig(f"{name.rstrip('/').split('/')[-1]}-BRPO")
-    if not isinstance(args, BRPOConfig):
-        raise TypeError(
-            f"args is a {type(args).__name__}; expected a BRPOConfig, which has the budgets. "
-            "Use one of the presets in anytime_lab.train.config, or BRPOConfig(budgets=[...], ...)."
-        )
-    return args
-
-
 def load_start(
     model: Any, name: str, tokenizer: Any, args: BRPOConfig, peft_config: Any
 ) -> tuple[Any, PretrainedConfig, PreTrainedTokenizerBase]:
@@ -46,10 +30,16 @@ def load_start(
         peft_config: Of an adapter that training adds, or None.
 
     Raises:
-        TypeError: the tokenizer is the processor of a model with images, or none at all.
+        TypeError: the settings have no budgets; or the tokenizer is the processor of a model with
+            images, or none at all.
         ValueError: the model has no name where one is needed, an adapter would stand on an adapter,
             or the model's loss cannot be computed on packed trees.
     """
+    if not isinstance(args, BRPOConfig):
+        raise TypeError(
+            f"args is a {type(args).__name__}; expected a BRPOConfig, which has the budgets. "
+            "Use one of the presets in anytime_lab.train.config, or BRPOConfig(budgets=[...], ...)."
+        )
     kwargs = args.model_init_kwargs or {}
     of_hub = {"revision": kwargs.get("revision"), "trust_remote_code": args.trust_remote_code}
     reference = args.beta and peft_config is None and not hasattr(model, "peft_config")

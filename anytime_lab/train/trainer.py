@@ -111,7 +111,8 @@ class BRPOTrainer(GRPOTrainer):
         thinking_format: ThinkingFormat | str | dict | None = None,
     ):
         name = model_path(model) if isinstance(model, str) else model.config._name_or_path
-        args = checks.check_args(args, name)
+        if args is None:
+            args = BRPOConfig(f"{name.rstrip('/').split('/')[-1]}-BRPO")
         functions = checks.as_reward_functions(reward_funcs)
         model, model_config, tokenizer = checks.load_start(
             model, name, processing_class, args, peft_config
