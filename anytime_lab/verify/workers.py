@@ -7,6 +7,7 @@ late, even where it never returns to Python. Messages are JSON: reading one can 
 Nobody is left behind when this process dies: the server then ends its whole process group.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -51,18 +52,6 @@ class Outcome:
     died: str = ""
 
 
-@dataclasses.dataclass
-class _Here:
-    """What a pool has in one process: a lock that its thread can take again, and its server.
-
-    A lock that a thread of the parent held while it forked would never be released in the child.
-    """
-
-    lock: Any = dataclasses.field(default_factory=threading.RLock)
-    server: subprocess.Popen | None = None
-    connection: Connection | None = None
-
-
 @dataclass(kw_only=True, eq=False, config=ConfigDict(strict=True))
 class GradingPool:
     """Run named functions in worker processes, in order, each job under a hard limit.
@@ -76,6 +65,9 @@ class GradingPool:
         memory_mb: Address space of a worker, in MiB; 0 for no limit.
         preload: Modules that are imported once, before the first job.
         warm_up: `(function, arguments)` that is called once, before the first job.
+
+    Attributes:
+        lock: Held by a call in progress; its thread can take it again.
 
     Raises:
         ValueError: A setting is out of range, or the platform has no POSIX processes.
@@ -92,20 +84,20 @@ class GradingPool:
             raise ValueError(
                 "grading workers need POSIX pipes and limits; on Windows, run under WSL."
             )
-        self._by_process: dict[int, _Here] = {}
-        weakref.finalize(self, _end, self._by_process)
+        self._forget()
+        _POOLS.add(self)
+
+    def _forget(self) -> None:
+        """Have no server, and a lock that nobody holds: as a fork of a process that has both."""
+        self.lock: Any = threading.RLock()
+        self._server: subprocess.Popen | None = None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_server"):  # its settings were not refused
+            self._end()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(GradingPool, **dataclasses.asdict(self)), ()
-
-    @property
-    def _here(self) -> _Here:
-        return self._by_process.setdefault(os.getpid(), _Here())
-
-    @property
-    def lock(self) -> Any:
-        """Held by a call in progress."""
-        return self._here.lock
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Run jobs and return their outcomes in the same order.
@@ -123,33 +115,32 @@ class GradingPool:
                     with contextlib.suppress(EOFError, ConnectionError):  # the server is gone
                         self._ask(jobs, outcomes)
                         return [outcomes[index] for index in range(len(jobs))]
-                    _end(self._by_process)
+                    self._end()
                 raise RuntimeError(
                     f"the grading workers were killed {TRIES + 1} times in one batch, by a hand or "
                     f"by a system short of memory."
                 )
             except BaseException:
                 # Ctrl-C, or a caller that gives up: leave no worker behind with half a job.
-                _end(self._by_process)
+                self._end()
                 raise
 
     def _ask(self, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> None:
         """Fill in the outcomes that are missing."""
         left = [(index, job) for index, job in enumerate(jobs) if index not in outcomes]
-        if left and self._here.server is None:
+        if left and self._server is None:
             self._start()
         if left:
-            self._here.connection.send_bytes(json.dumps(left).encode())
+            self._connection.send_bytes(json.dumps(left).encode())
         for _ in left:
-            index, *outcome = json.loads(self._here.connection.recv_bytes())
+            index, *outcome = json.loads(self._connection.recv_bytes())
             outcomes[index] = Outcome(*outcome)
 
     def _start(self) -> None:
         paths = [str(Path(__file__).resolve().parents[2]), *(p or os.getcwd() for p in sys.path)]
-        here = self._here
-        here.connection, theirs = Pipe()
+        self._connection, theirs = Pipe()
         with theirs, tempfile.TemporaryFile() as errors:
-            here.server = server = subprocess.Popen(
+            self._server = server = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, json.dumps(dataclasses.asdict(self))],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,  # what graded code prints is not a reply
@@ -164,13 +155,13 @@ class GradingPool:
             )
             theirs.close()
             with contextlib.suppress(EOFError, ConnectionError):
-                if here.connection.poll(START_SECONDS):
-                    here.connection.recv_bytes()
+                if self._connection.poll(START_SECONDS):
+                    self._connection.recv_bytes()
                     return
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(1.0)  # what it died of is known when it is gone
             code = server.poll()
-            _end(self._by_process)
+            self._end()
             if code in (-signal.SIGKILL, -signal.SIGTERM):
                 raise EOFError
             errors.seek(0)
@@ -183,24 +174,25 @@ class GradingPool:
     def close(self) -> None:
         """End all workers, after the call in progress. The pool can be used again."""
         with self.lock:
-            _end(self._by_process)
+            self._end()
+
+    def _end(self) -> None:
+        """Kill the server, if there is one, with all that it started."""
+        server, self._server = self._server, None
+        if server is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(server.pid, signal.SIGKILL)
+            self._connection.close()
+            server.wait()
 
     def processes(self) -> list[int]:
         """Process id of the server, whose children the workers are."""
-        server = self._here.server
-        return [server.pid] if server else []
+        return [self._server.pid] if self._server else []
 
 
-def _end(by_process: Mapping[int, _Here]) -> None:
-    """Kill the server of this process, if it has one, with all that it started."""
-    here = by_process.get(os.getpid())
-    if here is None or here.server is None:
-        return
-    server, here.server = here.server, None
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(server.pid, signal.SIGKILL)
-    here.connection.close()
-    server.wait()
+_POOLS: weakref.WeakSet[GradingPool] = weakref.WeakSet()
+atexit.register(lambda: [pool._end() for pool in _POOLS])
+os.register_at_fork(after_in_child=lambda: [pool._forget() for pool in _POOLS])
 
 
 class _Worker:
