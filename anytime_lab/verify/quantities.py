@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+_IN_BRACKETS, _IN_BRACES = re.compile(r"^\(([^(,]*)\)$"), re.compile(r"^\{([^{]*)\}$")
 _COLONS = re.compile(r"[0-9]{1,9}(?: ?: ?[0-9]{1,9})+")
 _CLOCK = re.compile(r"[0-9]+(?: ?: ?[0-9]{2})+")
 _BASED = re.compile(r"([0-9a-zA-Z]+)_(?:\{(\d{1,2})\}|\{?\\text\{([a-z]+)\}\}?|(\d))")
@@ -39,12 +40,9 @@ def read_number(text: str) -> Number | None:
     """
     text = text.strip()
     percent = text.endswith("%")
-    if percent:
-        text = text[:-1].rstrip()
-    while text.startswith("(") and text.endswith(")") and not {"(", ","} & set(text[1:]):
-        text = text[1:-1].strip()
-    if text.startswith("{") and text.endswith("}") and "{" not in text[1:]:
-        text = text[1:-1].strip()
+    text = text.removesuffix("%").rstrip()
+    for enclosed in (_IN_BRACKETS, _IN_BRACES):
+        text = enclosed.sub(r"\1", text).strip()
     negative = text.startswith("-")
     if text[:1] in ("-", "+"):
         text = text[1:].lstrip()
