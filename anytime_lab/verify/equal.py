@@ -148,33 +148,27 @@ def _words(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
         if gold.choice and answer.choice and not (gold.rest and answer.rest):
             return gold.choice == answer.choice
         return answer.text == gold.text
-    if isinstance(gold, Words):
-        if not isinstance(answer, Atom):
-            return _same_words(answer, gold.text)
-        if gold.rest and answer.number:
-            return equal(answer, _labelled(gold), atoms)
-        return key(answer.text).lower() == gold.text.replace(" ", "")
-    if answer.choice and answer.rest:
+    words, other = (gold, answer) if isinstance(gold, Words) else (answer, gold)
+    folded = key(other.text).lower() == words.text.replace(" ", "")
+    if words is gold and isinstance(answer, Atom):
+        labelled = gold.rest and answer.number
+        return equal(answer, _labelled(gold), atoms) if labelled else folded
+    if words is answer and answer.choice and answer.rest:
         return equal(_labelled(answer), gold, atoms)
-    if isinstance(gold, Atom) and not gold.number:
-        folded = key(gold.text).lower()
-        return True if folded == answer.text.replace(" ", "") and len(folded) > 1 else None
-    if gold.kind in LISTS and len(gold.items) == 1:
+    if words is answer and isinstance(gold, Atom) and not gold.number:
+        return True if folded and len(answer.text) > 1 else None
+    if words is answer and gold.kind in LISTS and len(gold.items) == 1:
         return equal(answer, gold.items[0], atoms)
-    return _same_words(gold, answer.text)
+    # A list of words against one text such as "A, B", in any order.
+    listed = [item.text for item in other.items if isinstance(item, Words)]
+    whole = other.kind in LISTS and 0 < len(listed) == len(other.items)
+    return whole and fold_words(", ".join(listed)) == words.text
 
 
 def _labelled(words: Words) -> Form:
     """What a choice's letter stands for: 12 of `(E) 12`. A second letter is text."""
     form = read_form(words.rest)
     return Words(form.text) if isinstance(form, Words) else form
-
-
-def _same_words(form: Form, text: str) -> bool:
-    """A list of words against one text such as "A, B", in any order."""
-    words = [item.text for item in form.items if isinstance(item, Words)]
-    listed = form.kind in LISTS and 0 < len(words) == len(form.items)
-    return listed and fold_words(", ".join(words)) == text
 
 
 def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:

@@ -136,11 +136,6 @@ def _unwrap(text: str) -> str:
     return text
 
 
-def _bare_formula(text: re.Match[str]) -> str:
-    """A formula in bold or roman letters without them: `\\mathbf{\\frac12}`."""
-    return text[2] if _encloses(text[1]) and _COMMAND.search(text[2]) else text.group()
-
-
 def _between(bounds: re.Match[str]) -> str:
     """`1 < x < 3` of two bounds that hold both; as they stand where they point the same way."""
     name, sign, bound, other_sign, other = bounds.groups()
@@ -199,7 +194,10 @@ _REWRITTEN: list[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str
         ),
         (r"\\text\{\s*(\\text\{[^{}]*\})\s*\}", r"\1"),
         (r"^\s*\\text\{\s*([-+]?(?:\d|\.\d)[^{}]*)\}\s*$", r"\1"),  # \text{2.5 cm}
-        (r"^\s*\\text(\{(.*)\})\s*$", _bare_formula),
+        (  # a formula in bold or roman letters: \mathbf{\frac12}
+            r"^\s*\\text(\{(.*)\})\s*$",
+            lambda m: m[2] if _encloses(m[1]) and _COMMAND.search(m[2]) else m[0],
+        ),
         (
             r"^\s*\\begin\{(?:cases|aligned|gathered)\}([^&]*)\\end\{\w+\}\s*$",
             lambda m: ", ".join(m[1].split(r"\\")),

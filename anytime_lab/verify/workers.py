@@ -282,9 +282,7 @@ def main() -> None:
                 if waiting and worker.job is None:
                     worker.begin(waiting.popleft())
             busy = {worker.connection: worker for worker in workers if worker.job is not None}
-            soonest = min((worker.deadline for worker in busy.values()), default=float("inf"))
-            seconds = max(0.0, min(2.0, soonest - time.monotonic()))
-            heard = wait([control, *busy], seconds)
+            heard = wait([control, *busy], 0.02 if busy else 2.0)
             if control in heard:
                 waiting.extend(json.loads(control.recv_bytes()))
             for connection, worker in busy.items():
