@@ -156,10 +156,8 @@ def first_line(region: str) -> str | None:
 def _first_paragraph(region: str) -> str:
     """The first paragraph; with the next one where it only announces it ("… is:")."""
     parts = [part for part in _PARAGRAPH.split(_BOX.split(region)[0].strip(), 2) if part]
-    if not parts:
-        return ""
-    announces = parts[0].rstrip("* \n").endswith((":", " is", " is given by", " ="))
-    return " ".join(parts[:2]) if announces else parts[0]
+    announces = parts and parts[0].rstrip("* \n").endswith((":", " is", " is given by", " ="))
+    return " ".join(parts[: 2 if announces else 1])
 
 
 def _last_of(paragraph: str) -> str | None:

@@ -191,36 +191,34 @@ class Reader:
             kind if kind == "number" else token
             for kind, token in self.tokens[self.at : self.at + 8]
         ]
-        mixed = ahead == _MIXED
-        node = self.power()
-        while self.begins_factor() and not (of_function and self.token in _FUNCTIONS):
-            node = _node(operator.add if mixed else operator.mul, node, self.power())
-            mixed = False
-        return node
-
-    def begins_factor(self) -> bool:
+        node, beside = self.power(), operator.add if ahead == _MIXED else operator.mul
+        while self.kind == "name" or self.token in _COMMANDS or self.opens():
+            if of_function and self.token in _FUNCTIONS:
+                break
+            node, beside = _node(beside, node, self.power()), operator.mul
         if self.kind == "number":
             raise UnknownFormError("a number behind a factor")
-        return self.kind == "name" or self.token in _COMMANDS or self.opens()
+        return node
 
     def opens(self) -> bool:
         return self.token in _CLOSING and not (self.token == "|" and self.bars)
 
     def power(self) -> Node:
-        node, raised = self.atom(), False
-        while self.token in ("^", "!"):
-            if raised:
-                raise UnknownFormError("x^y^z")
-            if self.take() == "!":
-                node = _node(mp.factorial, node)
-                continue
-            exponent, raised = self.argument(), True
-            if exponent.names == {"T"}:
-                raise UnknownFormError("a transposed matrix")
-            if exponent.names and not node.names and node.value(Point()) == -1:
-                self.whole |= exponent.names
-            node = _node(_power, node, exponent)
-        return node
+        node = self.atom()
+        while self.token == "!":
+            self.take()
+            node = _node(mp.factorial, node)
+        if self.token != "^":
+            return node
+        self.take()
+        exponent = self.argument()
+        if exponent.names == {"T"}:
+            raise UnknownFormError("a transposed matrix")
+        if exponent.names and not node.names and node.value(Point()) == -1:
+            self.whole |= exponent.names
+        if self.token in ("^", "!"):
+            raise UnknownFormError("x^y^z")
+        return _node(_power, node, exponent)
 
     def argument(self) -> Node:
         """What is in braces, or one token."""
