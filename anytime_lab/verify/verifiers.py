@@ -168,7 +168,9 @@ class PooledVerifier(Verifier):
     """A verifier that settles what it can here and has workers do the rest.
 
     Equal pairs are graded once, also across calls (`REMEMBERED` of them); a verdict that a limit
-    cut short is not remembered, so that a busy moment does not decide a whole run.
+    cut short is not remembered, so that a busy moment does not decide a whole run. A kind of
+    answer adds `_settle(answer, gold)`, the grade or else the job that finds it, and
+    `_conclude(answer, outcome)`, the grade that a worker's outcome stands for.
 
     Args:
         settings: As `Verifier`, and as `GradingPool`: workers, seconds, memory_mb.
@@ -206,14 +208,6 @@ class PooledVerifier(Verifier):
             self.counts.update(graded=len(keys), **{"in workers": len(jobs)})
             self.counts.update(grades[key].reason for key in keys)
         return [grades[key] for key in keys]
-
-    def _settle(self, answer: str, gold: Any) -> Grade | tuple[str, Sequence[Any]]:
-        """The grade, or the job that finds it."""
-        raise NotImplementedError
-
-    def _conclude(self, answer: str, outcome: Outcome) -> Grade:
-        """The grade that a worker's outcome stands for."""
-        raise NotImplementedError
 
 
 _ALGEBRA = "anytime_lab.verify.algebra"
