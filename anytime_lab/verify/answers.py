@@ -184,12 +184,11 @@ def _last_of(paragraph: str) -> str | None:
 
 def _last_listed(paragraph: str, found: list[re.Match[str]]) -> list[re.Match[str]]:
     """The last match; with "and" or "or" before it, those that it is listed with, too."""
-    start = len(found) - 1
-    while start > 0:
-        joint = _JOINT.fullmatch(paragraph, found[start - 1].end(), found[start].start())
+    listed = found[-1:]
+    for before in reversed(found[:-1]):
+        joint = _JOINT.fullmatch(paragraph, before.end(), listed[0].start())
         # "If $n=3$, $12$ is" is no list.
-        last = start == len(found) - 1
-        if joint is None or not re.search("and|or" if last else ",|and|or", joint.group()):
+        if not joint or not re.search(",|and|or" if len(listed) > 1 else "and|or", joint.group()):
             break
-        start -= 1
-    return found[max(start, 0) :]
+        listed = [before, *listed]
+    return listed

@@ -9,7 +9,7 @@ import contextlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from math import isfinite
@@ -154,14 +154,9 @@ def check_lengths(what: str, given: Sequence[Any], golds: Sequence[Any]) -> None
 
 def _text(completion: Any) -> str:
     """The text of a completion: a string, or a conversation whose contents may come in parts."""
-    if isinstance(completion, str):
-        return completion
-    texts = []
-    for message in completion:
-        content = message["content"] or ""
-        parts = [content] if isinstance(content, str) else [part.get("text") for part in content]
-        texts += [part or "" for part in parts]
-    return "".join(texts)
+    if isinstance(completion, Mapping):  # a message, or a part of one
+        completion = completion["content"] if "content" in completion else completion.get("text")
+    return completion if isinstance(completion, str) else "".join(map(_text, completion or ()))
 
 
 class PooledVerifier(Verifier):
@@ -343,28 +338,26 @@ class MathVerifier(PooledVerifier):
 
     def read_golds(self, golds: Sequence[Any]) -> list[str]:
         """Why each gold cannot be graded against itself; "" where it can."""
-        told: dict[str, str] = {}
-        asked, texts = [], []
+        told, rows = dict.fromkeys(map(repr, golds), ""), []
         for gold in {repr(gold): gold for gold in golds}.values():
             try:
-                accepted = self.accepted(gold)
+                rows += [(gold, text) for text in self.accepted(gold)]
             except UnreadableError as error:
                 told[repr(gold)] = str(error)
-                continue
-            prose = [t for t in accepted if not isinstance(read_form(t), Words)]
-            prose = any(_SENTENCE.search(_IN_BRACES.sub("", text)) for text in prose)
-            told[repr(gold)] = "a sentence in which no answer is found" if prose else ""
-            asked += [gold] * len(accepted)
-            texts += accepted
         # Workers need not be asked of numbers.
-        hard = [text for text in texts if re.search(r"[a-zA-Z\\]", text)]
+        hard = [text for _, text in rows if re.search(r"[a-zA-Z\\]", text)]
         outcomes = self.pool.run([(f"{_ALGEBRA}:read", [text]) for text in hard])
         read = {t: o.died or o.error or o.result for t, o in zip(hard, outcomes, strict=True)}
         before = f"{self.think_close or ''}\n\n{self.header or ''}\n"  # where an answer stands
-        grades = self.grade([f"{before}\\boxed{{{text}}}" for text in texts], asked)
-        for gold, text, grade in zip(asked, texts, grades, strict=True):
-            graded = f"{text!r:.60} as it stands is graded {grade.reason!r}"
-            why = read.get(text) or (graded if grade.score != 1.0 else "")
+        boxed = [f"{before}\\boxed{{{text}}}" for _, text in rows]
+        grades = self.grade(boxed, [gold for gold, _ in rows])
+        for (gold, text), grade in zip(rows, grades, strict=True):
+            prose = _SENTENCE.search(_IN_BRACES.sub("", text))
+            if prose and not isinstance(read_form(text), Words):
+                why = "a sentence in which no answer is found"
+            else:
+                graded = f"{text!r:.60} as it stands is graded {grade.reason!r}"
+                why = read.get(text) or (graded if grade.score != 1.0 else "")
             told[repr(gold)] = told[repr(gold)] or why
         return [told[repr(gold)] for gold in golds]
 
