@@ -17,9 +17,9 @@ from anytime_lab.read.runs import (
     ORDERS,
     Evaluation,
     Runs,
+    ThinkingStore,
     Thought,
     answer_path,
-    find_thinkings,
     order_problems,
     told_error,
 )
@@ -111,7 +111,7 @@ class Side(View):
         self.layout = {"flex": "1 1 280px", "min_width": "0"}
         self.thought: Thought | None = None
         self.path: pd.DataFrame | None = None
-        self._find = cache(find_thinkings)
+        self._find = cache(ThinkingStore)
         self.run = chooser(f"Run {letter}", names)
         self.sample = described(widgets.Dropdown, f"Sample of {letter}", "100%", options=[])
         self.position, self.thinking, self.summaries = Text(live=True), Text(), Text()

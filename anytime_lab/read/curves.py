@@ -383,6 +383,7 @@ def weighted_values(table: ProblemTable, weights: np.ndarray) -> np.ndarray:
     return np.where(counts & ~unknown, parts, np.nan)
 
 
+@np.errstate(invalid="ignore", divide="ignore")  # few problems, or all alike
 def mean_interval(values: np.ndarray, bounds: tuple[float, float]) -> Estimate:
     """Means over problems with 95 % intervals that hold for few problems and near the bounds, too.
 
@@ -398,8 +399,7 @@ def mean_interval(values: np.ndarray, bounds: tuple[float, float]) -> Estimate:
     """
     n, mean = np.isfinite(values).sum(axis=0), known_mean(values, axis=0)
     quantile = stdtrit(n - 1, (1 + CONFIDENCE) / 2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        se = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / (n - 1) / n)
+    se = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / (n - 1) / n)
     if bounds[0] < 0:
         sides = [np.maximum(values, 0.0), np.maximum(-values, 0.0)]
         gain, loss = (mean_interval(side, (0.0, 1.0)) for side in sides)
@@ -415,13 +415,12 @@ def mean_interval(values: np.ndarray, bounds: tuple[float, float]) -> Estimate:
             )
         )
         return Estimate(mean, np.maximum(low, -1.0), np.minimum(high, 1.0), se, n)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        least, most = np.fmin.reduce(values), np.fmax.reduce(values)
-        ends = np.where(least < most, [least / 2, (1 + most) / 2], [[0.0], [1.0]])
-        middle = (n * mean + ends.mean(axis=0)) / (n + 1)
-        off = np.nansum((values - middle) ** 2, axis=0) + ((ends - middle) ** 2).mean(axis=0)
-        spread = off / (n + 1)
-        answers = n * middle * (1 - middle) / spread * (ndtri((1 + CONFIDENCE) / 2) / quantile) ** 2
+    least, most = np.fmin.reduce(values), np.fmax.reduce(values)
+    ends = np.where(least < most, [least / 2, (1 + most) / 2], [[0.0], [1.0]])
+    middle = (n * mean + ends.mean(axis=0)) / (n + 1)
+    off = np.nansum((values - middle) ** 2, axis=0) + ((ends - middle) ** 2).mean(axis=0)
+    spread = off / (n + 1)
+    answers = n * middle * (1 - middle) / spread * (ndtri((1 + CONFIDENCE) / 2) / quantile) ** 2
     right, wrong, tail = answers * mean + 0.5, answers * (1 - mean) + 0.5, (1 - CONFIDENCE) / 2
     low, high = (betaincinv(right, wrong, share) for share in (tail, 1 - tail))
     known = ~np.isnan(quantile)

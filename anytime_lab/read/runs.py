@@ -171,12 +171,9 @@ def _with_own_names(found: list[Evaluation]) -> list[Evaluation]:
     found = list({e.path.resolve(): e for e in found}.values())
     for length in range(2, 12):
         taken = Counter((e.run, e.dataset, e.step) for e in found)
-        found = [
-            replace(e, run="/".join(e.path.resolve().parts[-length:]))
-            if taken[e.run, e.dataset, e.step] > 1
-            else e
-            for e in found
-        ]
+        for at, e in enumerate(found):
+            if taken[e.run, e.dataset, e.step] > 1:
+                found[at] = replace(e, run="/".join(e.path.resolve().parts[-length:]))
     return found
 
 
@@ -234,12 +231,25 @@ class Thought:
         return int(ends[min(max(tokens, 0), len(ends) - 1)])
 
 
-@dataclass(frozen=True, eq=False)
 class ThinkingStore:
-    """Where the thinkings of a run lie. parts: (problem_id, sample) → part number."""
+    """Where the thinkings of a run lie, learnt from their ids alone.
 
-    path: Path
-    parts: Mapping[str, Mapping[int, int]]
+    Attributes:
+        path: of the run folder.
+        parts: problem_id → sample → part number.
+
+    Raises:
+        RunFolderError: no finished part, or a damaged one.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.path, self.parts = run_folder(run_dir), {}
+        for chunk in sorted(stored.finished_chunks(self.path)):
+            ids = stored.read_part(self.path, THINKINGS, chunk, ["problem_id", "sample"])
+            for problem, sample in zip(ids["problem_id"], ids["sample"], strict=True):
+                self.parts.setdefault(problem, {})[sample] = chunk
+        if not self.parts:
+            raise RunFolderError(f"{self.path} has no finished part yet. Wait, or run it again.")
 
     def records(self, problem: str) -> pd.DataFrame:
         """All records of a problem.
@@ -270,22 +280,6 @@ class ThinkingStore:
         row["token_ends"] = np.array([*row["token_ends"]], dtype=int)
         mine = records[records["sample"] == sample].reset_index(drop=True)
         return Thought(sample=sample, records=mine, **row)
-
-
-def find_thinkings(run_dir: str | Path) -> ThinkingStore:
-    """Learns where the thinkings of a run lie, from the ids alone.
-
-    Raises:
-        RunFolderError: no finished part, or a damaged one.
-    """
-    path, parts = run_folder(run_dir), {}
-    for chunk in sorted(stored.finished_chunks(path)):
-        ids = stored.read_part(path, THINKINGS, chunk, ["problem_id", "sample"])
-        for problem, sample in zip(ids["problem_id"], ids["sample"], strict=True):
-            parts.setdefault(problem, {})[sample] = chunk
-    if not parts:
-        raise RunFolderError(f"{path} has no finished part yet. Wait, or run it again.")
-    return ThinkingStore(path, parts)
 
 
 # --- along one thinking --------------------------------------------------------------------------
@@ -340,11 +334,8 @@ def order_problems(
             values = table.values[:, table.budgets.index(budget)]
             frame[name] = pd.Series(values, table.problems.astype(str))
     lead = frame["a"] - (frame["b"] if b else 0.0)
-    keys = {"a over b": -lead, "b over a": lead, "hard": frame["a"]}
-    if order in keys:
-        rise = (frame["a"] - a.values[:, 0]).fillna(0.0)
-        frame = frame.assign(key=keys[order], rise=-rise, name=frame.index)
-        frame = frame.sort_values(["key", "rise", "name"])
-    else:
-        frame = frame.sort_index()
+    keys = {"a over b": -lead, "b over a": lead, "hard": frame["a"], "name": frame.index}
+    rise = (frame["a"] - a.values[:, 0]).fillna(0.0)
+    frame = frame.assign(key=keys[order], rise=-rise, name=frame.index)
+    frame = frame.sort_values(["key", "rise", "name"])
     return list(frame[["a", "b"]].itertuples(name=None))

@@ -113,9 +113,7 @@ NBSP = "\u00a0"  # a value and its interval may part, an interval may not
 
 
 def summary_table(
-    runs: Mapping[str, Records],
-    reference: str | None = None,
-    prior: Prior | None = None,
+    runs: Mapping[str, Records], reference: str | None = None, prior: Prior | None = None
 ) -> pd.DataFrame:
     """Anytime and final accuracy of each run, and their paired differences to the reference.
 
@@ -151,13 +149,11 @@ def summary_table(
 def told_table(summary: pd.DataFrame) -> pd.DataFrame:
     """The summary as strings for a reader: percents with their intervals, differences in points."""
     out = {"run": summary["run"].astype(str)}
-    for column, title, words in (
-        ("anytime", "anytime accuracy", told_percent),
-        ("final", "final accuracy", told_percent),
-        ("anytime_difference", "anytime difference", told_points),
-        ("final_difference", "final difference", told_points),
-    ):
+    titles = {"anytime": "anytime accuracy", "final": "final accuracy"}
+    titles |= {f"{name}_difference": f"{name} difference" for name in titles}
+    for column, title in titles.items():
         if column in summary:
+            words = told_points if column.endswith("difference") else told_percent
             numbers = summary.filter(regex=f"^{column}(_low|_high|_p)?$").to_numpy(dtype=float)
             out[title] = [words(*row) for row in numbers]
     out["thinking tokens"] = [f"{tokens:,.0f}" for tokens in summary["thinking_length"]]
@@ -262,11 +258,8 @@ def verdicts(differences: pd.DataFrame) -> list[str]:
         says = f"{side} {reference} by {points:.1f} points of anytime accuracy"
         if side == "not distinguishable":
             says = f"{side} from {reference} in anytime accuracy"
-        counts = {
-            "above 0": (curve["band_low"] > 0).sum(),
-            "below 0": (curve["band_high"] < 0).sum(),
-        }
-        places = [f"{where} at {count}" for where, count in counts.items() if count]
+        counts = {"above 0": curve["band_low"] > 0, "below 0": curve["band_high"] < 0}
+        places = [f"{where} at {held.sum()}" for where, held in counts.items() if held.any()]
         sentences.append(
             f"{run} is {says} (95 % interval {_points(anytime['low'])} to "
             f"{_points(anytime['high'])}, {told_p(anytime['p'])}, {anytime['n_problems']:,} "

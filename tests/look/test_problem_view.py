@@ -8,7 +8,7 @@ from made_runs import BUDGETS, random_right, text_of, told, write_run
 
 from anytime_lab.look.problem_view import InsideProblem, told_path
 from anytime_lab.read.curves import ProblemTable, problem_table
-from anytime_lab.read.runs import answer_path, find_thinkings, order_problems
+from anytime_lab.read.runs import ThinkingStore, answer_path, order_problems
 from anytime_lab.store.records import part_path, read_records
 
 # one problem, one sample, budgets 8 16 24 32, two summaries
@@ -208,7 +208,7 @@ def test_the_first_example_is_one_that_turned(tmp_path):
 
 
 def test_only_the_parts_of_a_thinking_are_read(pair):
-    store = find_thinkings(pair[0])
+    store = ThinkingStore(pair[0])
     assert sorted(store.parts["p5"]) == [0, 1, 2, 3]
     part_path(pair[0], "thinkings", 2).rename(pair[0] / "aside")  # samples 2 of 3 parts
     try:

@@ -17,7 +17,7 @@ from anytime_lab.read.credit import (
 )
 from anytime_lab.read.curves import accuracy_curve
 from anytime_lab.read.policies import REPLAY_COLUMNS, fixed_budgets, lay_out, policy_frame
-from anytime_lab.read.runs import Tables, answer_path, find_evaluations, find_thinkings
+from anytime_lab.read.runs import Tables, ThinkingStore, answer_path, find_evaluations
 from anytime_lab.read.training import find_training, read_metrics, training_frame, variance_frame
 from anytime_lab.store.files import RECORDS, THINKINGS, RunFolderError
 from anytime_lab.store.records import COLUMNS, part_path, read_records, read_thinkings
@@ -49,7 +49,7 @@ def test_its_problems_are_looked_into():
     tables = Tables()
     tables.read([evaluation])
     assert not tables.complaints
-    thinkings = find_thinkings(evaluation.path)
+    thinkings = ThinkingStore(evaluation.path)
     problem = next(iter(thinkings.parts))
     thought = thinkings.thought(problem, 0, thinkings.records(problem))
     assert "Reach" in thought.question and thought.characters(thought.tokens) == len(

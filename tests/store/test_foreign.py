@@ -9,7 +9,7 @@ import pytest
 from anytime_lab.look.curves_view import BudgetCurves
 from anytime_lab.look.problem_view import InsideProblem
 from anytime_lab.read.curves import accuracy_curve
-from anytime_lab.read.runs import EXAMPLE, Tables, find_evaluations, find_thinkings
+from anytime_lab.read.runs import EXAMPLE, Tables, ThinkingStore, find_evaluations
 from anytime_lab.store.files import RunFolderError
 from anytime_lab.store.foreign import export_inspect, import_results
 from anytime_lab.store.records import read_records
@@ -60,7 +60,7 @@ def test_samples_of_lm_eval_become_a_curve(tmp_path):
     tables = Tables()
     tables.read([evaluation])
     assert not tables.complaints
-    thinkings = find_thinkings(folder)
+    thinkings = ThinkingStore(folder)
     thought = thinkings.thought("1", 0, thinkings.records("1"))
     assert (thought.question, thought.gold) == ("1 + 1?", "2")
     assert BudgetCurves({"other": folder}).figure().data
