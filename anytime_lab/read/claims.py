@@ -145,12 +145,10 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
         RunFolderError: no run has a result, or what one wrote is damaged.
     """
     sweep, asked, tables = Path(sweep).resolve(), None, {name: [] for name in TABLES}
-    for course in sorted(
-        sweep.glob("*/seed-[0-9]*/course"), key=lambda path: path.parent.stat().st_mtime
-    ):
+    results = sweep.glob(f"*/seed-[0-9]*/course/{RESULT}")
+    for result in sorted(results, key=lambda path: path.parents[1].stat().st_mtime):
+        course = result.parent
         run, seed = course.parent.parent.name, int(course.parent.name.removeprefix("seed-"))
-        if not (course / RESULT).exists():
-            continue
         of, before = {"run": run, "seed": seed}, {"update": 0, "seconds": 0.0, "flops": 0.0}
         own = _checkpoints(course) or {0: course}
         for train in _stages(course.parent / "train", sweep):

@@ -216,10 +216,9 @@ def majority_votes(
             subsets = np.array(list(combinations(range(n), k)))
         accuracy = np.mean([_vote(answers[:, s], right[:, s]) for s in subsets], axis=0)
         for one, told in zip(fixed, accuracy.mean(axis=2).T, strict=True):
+            words = f"majority of {k} at {one.setting}"
             tokens = (k * getattr(one, count) for count in COUNTS)
-            outcomes.append(
-                Outcome(MAJORITY, f"majority of {k} at {one.setting}", k, told, *tokens)
-            )
+            outcomes.append(Outcome(MAJORITY, words, k, told, *tokens))
     return outcomes
 
 
@@ -247,9 +246,8 @@ class RuleSettings:
     def votes(self, replay: Replay) -> list[int]:
         """The majorities that a run has samples for; none where problems have unequally many."""
         samples = np.bincount(replay.problem)
-        if samples.min() != samples.max():
-            return []
-        return [k for k in self.majorities if 2 <= k <= samples.min()]
+        each = samples.min() if samples.min() == samples.max() else 0
+        return [k for k in self.majorities if 2 <= k <= each]
 
 
 # A rule: its words, and how it is replayed at all its settings.

@@ -33,12 +33,8 @@ MAIN_JOB = Path("runs/lab")
 def or_example(runs: Mapping[str, str]) -> Mapping[str, str]:
     """The runs; or the small ones that ship, where they are the main job's and not made yet."""
     shipped = {name: EXAMPLE / Path(folder).name for name, folder in runs.items()}
-    asked = [Path(folder) for folder in runs.values()]
-    if (
-        not runs
-        or any(folder.parent != MAIN_JOB or folder.exists() for folder in asked)
-        or not all(folder.is_dir() for folder in shipped.values())
-    ):
+    known = not runs or any(f.parent != MAIN_JOB or f.exists() for f in map(Path, runs.values()))
+    if known or not all(folder.is_dir() for folder in shipped.values()):
         return runs
     print(
         f"There is no {MAIN_JOB} yet: these are the runs that ship, evaluated on fewer problems. "

@@ -238,9 +238,9 @@ def training_frame(runs: Mapping[str, pd.DataFrame], window: int = 10) -> pd.Dat
             if measure == ANYTIME and name in left_out:
                 continue
             value = _anytime(metrics, budgets) if measure == ANYTIME else metrics[column]
-            frame = _smoothed(metrics, value, window).assign(run=name, measure=measure)
-            frames.append(frame[["run", "step", "seconds", "measure", "value", "smooth"]])
-    return pd.concat(frames, ignore_index=True)
+            frames.append(_smoothed(metrics, value, window).assign(run=name, measure=measure))
+    frame = pd.concat(frames, ignore_index=True)
+    return frame[["run", "step", "seconds", "measure", "value", "smooth"]]
 
 
 def _anytime(metrics: pd.DataFrame, budgets: Sequence[int]) -> pd.Series:
