@@ -223,8 +223,8 @@ class Thought:
 
     def characters(self, tokens: int) -> int:
         """How many characters the first `tokens` tokens have."""
-        ends = [0, *self.token_ends]
-        return int(ends[min(max(tokens, 0), len(ends) - 1)])
+        known = min(tokens, len(self.token_ends))
+        return int(self.token_ends[known - 1]) if known > 0 else 0
 
 
 class ThinkingStore:

@@ -113,7 +113,8 @@ class MetricsTail:
             if about.st_ino != self._file or about.st_size < self._offset:
                 self.rows, self._offset, self._file, self._bad = {}, 0, about.st_ino, 0
             lines, bad, self._offset = files.parse_jsonl(path, self._offset)
-            self.rows, self._bad = _steps([*self.rows.values(), *lines]), self._bad + len(bad)
+            self.rows = _steps([*self.rows.values(), *lines]) if lines else self.rows
+            self._bad += len(bad)
             self.complaint = "" if self.rows else f"{path} holds no step yet."
             if self._bad:
                 self.complaint = f"{path}: {self._bad} lines are not JSON and are left out."
