@@ -23,24 +23,24 @@ def plot_claims(frame: pd.DataFrame, title: str = "What each claim comes to") ->
 
     Returns traces named by the axes.
     """
-    shown = frame[frame["measure"] != "length"]
+    shown, numbers = frame[frame["measure"] != "length"], ["effect", "low", "high"]
+    shown = shown.assign(**(100 * shown[numbers]))
     claims = list(dict.fromkeys(shown["claim"]))[::-1]
     height = 120 + 34 * len(claims)
     figure = base(go.Figure(), height, title, dragmode=False)
     for place, (axis, part) in enumerate(shown.groupby("axis", sort=False)):
         rows = [claims.index(claim) + 0.22 * (1 - place) for claim in part["claim"]]
         colours = [SIDES.get(verdict, QUIET) for verdict in part["verdict"]]
-        ends = [100 * part["high"] - 100 * part["effect"], 100 * part["effect"] - 100 * part["low"]]
-        bars = {"array": list(ends[0]), "arrayminus": list(ends[1]), "symmetric": False}
+        bars = {"array": part["high"] - part["effect"], "arrayminus": part["effect"] - part["low"]}
         told = [
-            f"{safe_text(row.claim)} at equal {AXES[axis]}: <b>{100 * row.effect:+.1f}</b> points "
-            f"[{100 * row.low:+.1f}, {100 * row.high:+.1f}], {row.seeds} seeds: {row.verdict}"
+            f"{safe_text(row.claim)} at equal {AXES[axis]}: <b>{row.effect:+.1f}</b> points "
+            f"[{row.low:+.1f}, {row.high:+.1f}], {row.seeds} seeds: {row.verdict}"
             for row in part.itertuples()
         ]
         figure.add_scatter(
-            x=100 * part["effect"], y=rows, mode="markers", name=f"at equal {AXES[axis]}",
+            x=part["effect"], y=rows, mode="markers", name=f"at equal {AXES[axis]}",
             marker={"symbol": MARKS[axis], "size": 8, "color": colours},
-            error_x={**bars, "color": QUIET, "thickness": 1.4, "width": 0},
+            error_x={**bars, "symmetric": False, "color": QUIET, "thickness": 1.4, "width": 0},
             customdata=told, hovertemplate="%{customdata}<extra></extra>",
         )  # fmt: skip
     figure.add_vline(x=0, line_color=QUIET, line_width=1.5)

@@ -29,7 +29,7 @@ from anytime_lab.look.view import RunsView
 from anytime_lab.page import plain, short, table
 from anytime_lab.priors import Prior
 from anytime_lab.read import told
-from anytime_lab.read.curves import Estimate, ProblemTable, difference_table
+from anytime_lab.read.curves import ProblemTable, difference_table
 from anytime_lab.read.runs import Evaluation, Runs, find_evaluations
 
 NO_BENCHMARK = "none"
@@ -337,8 +337,9 @@ class BudgetCurves(RunsView):
             run, pair = shown.get(name), pairs.get(name)
             here, apart = (told.under_prior(t, there) for t in (run, pair))
             line = {"colour": style.colour, "dash": style.dash, "glyph": style.glyph}
-            line |= _cells("here", here, told.told_percent)
-            line |= _cells("difference", apart, told.told_points)
+            cells = {"here": (here, told.told_percent), "difference": (apart, told.told_points)}
+            for column, (estimate, words) in cells.items():  # an interval stands below its value
+                line[column], _, line[f"{column}_bounds"] = words(*estimate[:3]).partition(" ")
             if run:
                 score, lead = (told.under_prior(t, self.prior.prior) for t in (run, pair))
                 against = told.told_difference(lead) if pair else "nothing in common"
@@ -377,12 +378,6 @@ class BudgetCurves(RunsView):
         pair = {n: self.names[n].path for n in dict.fromkeys([name, other])}
         view = InsideProblem(pair, self.budget, beside=True)
         self.aside.children = [self.back, view]
-
-
-def _cells(column: str, estimate: Estimate, told) -> dict[str, str]:
-    """A number and its interval, which stands below it."""
-    value, _, bounds = told(estimate.value, estimate.low, estimate.high).partition(" ")
-    return {column: value, f"{column}_bounds": bounds}
 
 
 def _listed(budgets) -> str:

@@ -65,17 +65,21 @@ def write_report(
     metrics = {name: mean_metrics(run) for name, run in training.items()}
     trained = training_frame(metrics, SMOOTHED) if metrics else None
     axes = [over for over in ("step", "seconds") if metrics and trained[over].notna().all()]
-    timed = _means(curves.read_tables(equal_time))
+    timed = curves.read_tables(equal_time)
     apart = {f"{n} (equal time)": run for n, run in equal_time.items() if run != runs.get(n)}
     same, differ = _settings({**runs, **apart})
     several = max(map(len, seeds.values())) > 1
     pages = Environment(
-        loader=FileSystemLoader(JS), autoescape=True, undefined=StrictUndefined, finalize=_finished
+        loader=FileSystemLoader(JS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        # text is escaped as everywhere; what is Markup is finished HTML
+        finalize=lambda told: told if isinstance(told, Markup) else Markup(escaped(told)),
     )
     page = pages.get_template("report.html").render(
         title=title,
         notes=notes,
-        main=_compared(_means(seeds), reference, names),
+        main=_compared(seeds, reference, names),
         seeds=told.told_seeds(told.seed_frame(seeds)) if several else None,
         about_seeds=told.ABOUT_SEEDS,
         training=[plot_training(trained, names, over=over) for over in axes],
@@ -93,10 +97,6 @@ def write_report(
     return Path(path)
 
 
-def _means(seeds: Mapping[str, Sequence[ProblemTable]]) -> dict[str, ProblemTable]:
-    return {name: curves.problem_table(tables) for name, tables in seeds.items()}
-
-
 def _named(folders: Mapping[str, Folders]) -> dict[str, list[Path]]:
     """The folders by names whose every character can be shown and saved."""
     named = {plain(name): curves.folders_of(folder) for name, folder in folders.items()}
@@ -109,9 +109,10 @@ def _named(folders: Mapping[str, Folders]) -> dict[str, list[Path]]:
 
 
 def _compared(
-    tables: Mapping[str, ProblemTable], reference: str, names: Sequence[str]
+    seeds: Mapping[str, Sequence[ProblemTable]], reference: str, names: Sequence[str]
 ) -> dict[str, Any]:
     """The story, headline table, curves and paired differences of one set of runs."""
+    tables = {name: curves.problem_table(several) for name, several in seeds.items()}
     against = reference if len(tables) > 1 else None
     pairs = curves.paired_differences(tables, against) if against else None
     apart = {
@@ -212,11 +213,6 @@ _FACTS = {
 
 
 # --- HTML ----------------------------------------------------------------------------------------
-
-
-def _finished(value: object) -> Markup:
-    """What the page's template writes out: text, escaped as everywhere, or finished HTML."""
-    return value if isinstance(value, Markup) else Markup(escaped(value))
 
 
 def _table(frame: pd.DataFrame, caption: str, kind: str = "") -> Markup:

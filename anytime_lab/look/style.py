@@ -77,10 +77,8 @@ def label_lines(name: str) -> list[str]:
 
 def budget_ticks(budgets: Sequence[int], most: int = 12) -> dict:
     """The budgets themselves as ticks where they are few; else plotly's round numbers."""
-    budgets = sorted(set(budgets))
-    if len(budgets) > most:
-        return {"tickformat": ",d"}
-    return {"tickmode": "array", "tickvals": budgets, "tickformat": ",d"}
+    ticks = sorted(set(budgets))
+    return {"tickformat": ",d", **({"tickvals": ticks} if len(ticks) <= most else {})}
 
 
 def log_ticks(budgets: Sequence[int], ratio: float = 1.5) -> dict:
@@ -173,13 +171,12 @@ def base(figure: go.Figure, height: int, title: str = "", **layout: Any) -> go.F
 def told_figure(sentence: str) -> go.Figure:
     """A figure that says why there is nothing to draw, where a notebook shows a figure."""
     lines = "<br>".join(safe_text(line) for line in textwrap.wrap(plain(sentence)[:600], 90))
-    figure = base(go.Figure(), 160, margin={"t": 24, "b": 24})
-    figure.add_annotation(
+    unseen = {"xaxis_visible": False, "yaxis_visible": False}
+    figure = base(go.Figure(), 160, margin={"t": 24, "b": 24}, **unseen)
+    return figure.add_annotation(
         text=lines, showarrow=False, font={"size": 14}, align="left",
         x=0, xanchor="left", xref="paper", y=0.5, yref="paper",
     )  # fmt: skip
-    figure.update_xaxes(visible=False)
-    return figure.update_yaxes(visible=False)
 
 
 def latex_table(frame: pd.DataFrame) -> str:
