@@ -180,9 +180,8 @@ def curve_traces(
             said.append(f"{short_text(row['run'])}: <b>{told}</b>{bounds} at {row['at']}{more}")
             if stop in riding:
                 riding[stop] = [row[x], row[measure], told]
-        marker, riding = {"size": 7 if len(part) <= 16 else 5}, list(riding.values())
-        line = told_line(part[x], part[measure], said, name, styles[name], riding, marker=marker)
-        traces.append(line)
+        points = part[x], part[measure], said, name, styles[name], riding.values()
+        traces.append(told_line(*points, marker={"size": 7 if len(part) <= 16 else 5}))
     return traces
 
 
@@ -192,18 +191,19 @@ def told_line(
     said: str | Sequence[str],
     name: str,
     style: RunStyle,
-    riding: Sequence[list | None] = (),
+    riding: Iterable[Sequence | None] = (),
     **more: Any,
 ) -> dict:
     """A line with markers, as a trace.
 
     Args:
         said: of each point, safe for plotly; or a hover template for all.
-        riding: of each stop where a line may stand: x, y and words, or None.
+        riding: of each stop where a line may stand: x, y and words, or None; none where y is NaN.
         more: of the trace, in place of what it has; of its line and marker, beside that.
     """
     told, template = (None, said) if isinstance(said, str) else (list(said), "%{customdata}")
     line = {"color": style.colour, "dash": style.dash, "width": 2.4}
+    stops = [[*stop] if stop and not pd.isna(stop[1]) else None for stop in riding]
     return {
         "x": list(x),
         "y": list(y),
@@ -212,7 +212,7 @@ def told_line(
         "mode": "lines+markers",
         "name": safe_text(name),
         "legendgroup": safe_text(name),
-        "meta": {"riding": list(riding), "name": plain(name)} if riding else None,
+        "meta": {"riding": stops, "name": plain(name)} if stops else None,
         **more,
         "line": line | more.get("line", {}),
         "marker": {"symbol": style.marker, "size": 7} | more.get("marker", {}),
@@ -288,14 +288,10 @@ def policy_points(policies: pd.DataFrame, beyond: bool) -> pd.DataFrame:
 
 def policy_lines(policies: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The points of each line: one per rule, a majority one per k; sorted along the line."""
-    lines: dict[str, pd.DataFrame] = {}
-    for policy, part in policies.groupby("policy", sort=False):
-        if policy == MAJORITY:
-            for k, votes in part.groupby("value"):
-                lines[f"majority of {k:g}"] = votes.sort_values("tokens")
-        else:
-            lines[RULES[policy][0] if policy in RULES else policy] = part.sort_values("value")
-    return lines
+    rules = policies["policy"].map({policy: words for policy, (words, _) in RULES.items()})
+    by_k = policies["value"].map("majority of {:g}".format)
+    lines = policies.groupby(rules.mask(policies["policy"] == MAJORITY, by_k), sort=False)
+    return {name: part.sort_values(["value", "tokens"]) for name, part in lines}
 
 
 def band(
@@ -501,43 +497,37 @@ def plot_credit(frame: pd.DataFrame, methods: Mapping[str, str], title: str = ""
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.56, 0.44], vertical_spacing=0.08)
     advantages = {f"{ADVANTAGE}{name}": words for name, words in methods.items()}
     budgets, trained = frame["budget"].tolist(), frame[frame["end"] > frame["start"]]
-    for column, style in run_styles([*CREDIT, *advantages]).items():
-        above = column in CREDIT
-        at = frame[column].where(above | (frame["end"] > frame["start"]))
-        riding = [
-            None if v != v else [b, v, f"{v:.2f}" if above else signed(v)]
-            for b, v in zip(budgets, at, strict=True)
-        ]
-        if above:
-            said = f"{CREDIT[column]} at %{{x:,d}} tokens: %{{y:.3f}}"
-            line = told_line(budgets, frame[column], said, CREDIT[column], style, riding)
-        else:
-            words, values = advantages[column], trained[column].tolist()
-            said = f"{safe_text(words)} from token %{{x:,d}}: %{{y:+.3f}}"
-            solid = column == next(iter(advantages))
-            line = told_line(
-                [*trained["start"], *trained["end"][-1:]], [*values, *values[-1:]], said,
-                f"advantage, {words}", style, riding, mode="lines",
-                line={"shape": "hv", "dash": "solid" if solid else "dash", "width": 3},
-            )  # fmt: skip
-        figure.add_trace(line, row=1 if above else 2, col=1)
+    styles = run_styles([*CREDIT, *advantages])
+    for column, words in CREDIT.items():
+        values, said = frame[column], f"{words} at %{{x:,d}} tokens: %{{y:.3f}}"
+        riding = zip(budgets, values, values.map("{:.2f}".format), strict=True)
+        line = told_line(budgets, values, said, words, styles[column], riding)
+        figure.add_trace(line, row=1, col=1)
+    for place, (column, words) in enumerate(advantages.items()):
+        values, at = trained[column].tolist(), trained[column].reindex(frame.index)
+        line = told_line(
+            [*trained["start"], *trained["end"][-1:]], [*values, *values[-1:]],
+            f"{safe_text(words)} from token %{{x:,d}}: %{{y:+.3f}}", f"advantage, {words}",
+            styles[column], zip(budgets, at, at.map(signed), strict=True), mode="lines",
+            line={"shape": "hv", "dash": "dash" if place else "solid", "width": 3},
+        )  # fmt: skip
+        figure.add_trace(line, row=2, col=1)
     ended, last = int(frame["end"].max()), int(frame["budget"].max())
     if ended < last:
         figure.add_vline(ended, line={"color": QUIET, "width": 1.5, "dash": "dot"})
-        between = {"y": 0.445, "yref": "paper", "yanchor": "middle"}  # the panels
         figure.add_annotation(
-            x=ended, xanchor="left", text="ended", showarrow=False, font={"size": 12}, **between
-        )
+            text="ended", x=ended, xanchor="left", showarrow=False, font={"size": 12},
+            y=0.445, yref="paper", yanchor="middle",
+        )  # fmt: skip
     base(figure, 380 + (60 if title else 0), title, margin={"t": 112 if title else 52})
     if title:  # above a legend of two rows
         figure.update_layout(title={"y": 1, "yanchor": "top", "pad": {"t": 16}})
     span = [-0.01 * last, 1.05 * last]
     figure.update_xaxes(range=span, zeroline=False, **budget_ticks(budgets))
     figure.update_xaxes(title="Thinking (tokens)", title_standoff=4, row=2)
-    for number, (words, part) in enumerate(
-        (("Reward", CREDIT), ("Advantage", advantages)), start=1
-    ):
-        span = axis_span(frame[list(part)].assign(zero=0.0), -1e9, 1e9)
+    panels = (("Reward", CREDIT), ("Advantage", advantages))
+    for number, (words, part) in enumerate(panels, start=1):
+        span = axis_span(frame[[*part]].assign(zero=0.0), -1e9, 1e9)
         figure.update_yaxes(title=words, range=span, row=number)
     return figure.update_yaxes(zeroline=True, zerolinecolor=QUIET, row=2)
 
@@ -636,8 +626,8 @@ def _add_scores(figure, scores: pd.DataFrame, styles, detail: str) -> None:
     _add_lines(figure, last, "run", "budget", "smooth", styles, said, left, **marked)
     mine = scores[scores["run"] == detail]
     budgets = mine["budget"].unique()
-    chosen = np.unique(np.linspace(0, len(budgets) - 1, FOLLOWED).round()) if len(budgets) else []
-    mine = mine[mine["budget"].isin([budgets[int(place)] for place in chosen])]
+    evenly = np.linspace(0, len(budgets) - 1, min(FOLLOWED, len(budgets))).round().astype(int)
+    mine = mine[mine["budget"].isin(budgets[evenly])]
     mine = mine.assign(at=mine["budget"].map("{:,} tokens".format))
     own, more = run_styles(mine["at"].unique()), {"legend": "legend2"}
     _add_lines(figure, mine, "at", "step", "smooth", own, ": %{y:.1%}", right, **more)

@@ -3,8 +3,7 @@
 import html
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,8 +22,7 @@ LABEL_CHARACTERS = 24
 LINE_PIXELS = 16
 
 
-@dataclass(frozen=True)
-class RunStyle:
+class RunStyle(NamedTuple):
     """How one run is drawn."""
 
     colour: str

@@ -37,6 +37,7 @@ class Training(View):
         self, runs: Runs, window: int = 10, seconds: float = 2.0, follow: bool | None = None
     ) -> None:
         super().__init__()
+        self._lock, self._stop = threading.RLock(), threading.Event()
         if window < 1 or seconds <= 0:
             raise ValueError(
                 f"window={window} and seconds={seconds}; expected 1 update or more, and a time "
@@ -44,7 +45,6 @@ class Training(View):
             )
         self.tails = training.find_training(runs)
         self.seconds, self._waits, self._made = seconds, bool(follow), time.time()
-        self._lock, self._stop = threading.RLock(), threading.Event()
         self._thread: threading.Thread | None = None
         self._training: pd.DataFrame | None = None  # what is drawn
         self._variance: pd.DataFrame | None = None
