@@ -45,10 +45,9 @@ class Training(View):
             )
         self.tails = training.find_training(runs)
         self.seconds, self._waits, self._made = seconds, bool(follow), time.time()
-        self._thread: threading.Thread | None = None
         self._training: pd.DataFrame | None = None  # what is drawn
         self._variance: pd.DataFrame | None = None
-        self._frames: dict[str, pd.DataFrame] = {}  # metrics of the runs that have a step
+        self._frames = dict.fromkeys(self.tails, pd.DataFrame())  # empty before the first step
         if not self.tails:
             self.say("No run folders were given.")
             return
@@ -85,16 +84,15 @@ class Training(View):
             ValueError: none of them has a step yet.
         """
         if self._training is None:
-            raise ValueError(
-                "None of the chosen runs has an update yet." if self._frames else NO_STEP
-            )
+            begun = any(map(len, self._frames.values()))
+            raise ValueError("None of the chosen runs has an update yet." if begun else NO_STEP)
         over, detail, window = self.over.value, self.detail.value, self.window.value
         scores = {name: training.score_frame(run, window) for name, run in self._shown().items()}
         names = list(self.tails)
         return plot_training(self._training, names, over, scores, detail, self._variance)
 
     def _shown(self) -> dict[str, pd.DataFrame]:
-        return {name: self._frames[name] for name in self.runs.value if name in self._frames}
+        return {name: self._frames[name] for name in self.runs.value if len(self._frames[name])}
 
     def unfinished(self) -> list[str]:
         """The runs of which more is to come, as far as they say."""
@@ -137,10 +135,7 @@ class Training(View):
         with self._lock:
             try:
                 changed = [name for name, tail in self.tails.items() if tail.read()]
-                for name in changed:
-                    self._frames.pop(name, None)
-                    if self.tails[name].rows:
-                        self._frames[name] = self.tails[name].frame()
+                self._frames |= {name: self.tails[name].frame() for name in changed}
                 self._draw() if changed else self._tell()  # a run that is silent is told to be
             except Exception as error:  # a thread's traceback would land in the training cell
                 self.say(f"The figures could not be updated ({type(error).__name__}: {error}).")
@@ -150,8 +145,8 @@ class Training(View):
             shown = self._shown()
             self.live.layout.display = None if shown else "none"  # no axes without a line
             self._training = training.training_frame(shown, self.window.value) if shown else None
-            metrics, last, said = self._frames.get(self.detail.value), 5 * self.window.value, []
-            self._variance = None if metrics is None else training.variance_frame(metrics, last)
+            metrics, last, said = self._frames[self.detail.value], 5 * self.window.value, []
+            self._variance = training.variance_frame(metrics, last) if len(metrics) else None
             if shown:
                 self.live.update_from(self.figure())
             if self._variance is not None:
