@@ -137,7 +137,7 @@ class BudgetCurves(RunsView):
         frame = self.frame().merge(pd.concat(ends), on=["run", "budget"], how="left")
         return plot_curves(
             frame.assign(told=[_told_ending(line) for line in frame.to_dict("records")]),
-            list(self._here),
+            self._here,
             over=self.over.value,
             reference=self.runs.reference,
             prior=self.prior.prior,

@@ -564,8 +564,8 @@ def plot_training(
         variance: the frame of variance_frame().
     """
     styles = run_styles(runs or training["run"].unique())
-    panels = training["measure"].unique()
-    titles = [[m.capitalize() + ("" if "accuracy" in m else " (tokens)") for m in panels]]
+    measures = training["measure"].unique()
+    titles = [[m.capitalize() + ("" if "accuracy" in m else " (tokens)") for m in measures]]
     if scores:
         titles.append(["Score by budget, latest mean", f"Scores of {short_text(detail, 24)}"])
     if variance is not None and len(variance):

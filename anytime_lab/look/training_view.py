@@ -88,8 +88,7 @@ class Training(View):
             raise ValueError("None of the chosen runs has an update yet." if begun else NO_STEP)
         over, detail, window = self.over.value, self.detail.value, self.window.value
         scores = {name: training.score_frame(run, window) for name, run in self._shown().items()}
-        names = list(self.tails)
-        return plot_training(self._training, names, over, scores, detail, self._variance)
+        return plot_training(self._training, [*self.tails], over, scores, detail, self._variance)
 
     def _shown(self) -> dict[str, pd.DataFrame]:
         return {name: self._frames[name] for name in self.runs.value if len(self._frames[name])}
