@@ -1,5 +1,6 @@
 """Log-probs of packed rows by the backend that a model supports, in TRL's fused head."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -106,11 +107,11 @@ class ScoredRows(NamedTuple):
 
     Attributes:
         log_probs: In nats, at the sampling temperature.
-        entropy: In nats; None where the model's head does not compute it.
+        entropy: In nats; 0 where the model's head does not compute it.
     """
 
     log_probs: Tensor
-    entropy: Tensor | None
+    entropy: Tensor
 
 
 def choose_backend(
@@ -187,31 +188,38 @@ def _wrong_with(model: PreTrainedModel, backend: str, temperature: float) -> str
     return f"log-probs of {name} by {backend} trees are off by {apart:.2g} of what they are"
 
 
-def _tree_inputs(
-    model: PreTrainedModel, backend: str, rows: TreeRows, prompt_mask: Tensor
-) -> dict[str, Any]:
-    """What tells a model who sees whom in packed rows."""
-    positions = tree_positions(rows.leaf, rows.branch, prompt_mask)
+def _pass_inputs(
+    model: PreTrainedModel, backend: str, input_ids: Tensor, prompt_mask: Tensor, rows: TreeRows
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Token ids, their places in the rows' (B · C) or -1, and what tells who sees whom."""
+    batch, columns = rows.leaf.shape
+    if backend == "unrolled":
+        prompt_ids, completion_ids = input_ids[:, :-columns], input_ids[:, -columns:]
+        taken = unroll(prompt_ids, prompt_mask, completion_ids, rows.leaf, rows.branch)
+        return taken.ids, taken.source, {"attention_mask": taken.mask}
+    source = torch.full_like(input_ids, -1)
+    source[:, -columns:] = torch.arange(batch * columns).view(batch, columns)
+    inputs = {"position_ids": tree_positions(rows.leaf, rows.branch, prompt_mask)}
     if backend == "segmented":
+        inputs["tree"] = attention.tree_plan(rows.leaf, rows.branch, prompt_mask)
         # Models hand such a mask on as it is: the plan says who sees whom.
-        mask = torch.ones(len(rows.leaf), 1, 1, 1, dtype=torch.bool, device=rows.leaf.device)
-        plan = attention.tree_plan(rows.leaf, rows.branch, prompt_mask)
-        return {"attention_mask": mask, "tree": plan, "position_ids": positions}
-    mask = tree_mask(rows.leaf, rows.branch, prompt_mask)
-    if model.config._attn_implementation == "eager":  # adds its mask to the scores
-        none = torch.zeros_like(mask, dtype=model.dtype)
-        mask = none.masked_fill(~mask, torch.finfo(model.dtype).min)
-    return {"attention_mask": mask, "position_ids": positions}
+        mask = torch.ones(batch, 1, 1, 1, dtype=torch.bool, device=rows.leaf.device)
+    else:
+        mask = tree_mask(rows.leaf, rows.branch, prompt_mask)
+        if model.config._attn_implementation == "eager":  # adds its mask to the scores
+            none = torch.zeros_like(mask, dtype=model.dtype)
+            mask = none.masked_fill(~mask, torch.finfo(model.dtype).min)
+    return input_ids, source, inputs | {"attention_mask": mask}
 
 
 def score_tokens(
     model: Any, input_ids: Tensor, scored: Tensor, **inputs: Any
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """TRL's fused head on the tokens at `scored` (B, L) alone: it would score every position.
 
     Returns:
-        (N,) log-probs and entropies of these tokens (an entropy is None where the head has none,
-        as a reference model's), and the places (B, L) they belong to: not the first of a row.
+        (N,) log-probs and entropies of these tokens (0 where the head has no entropy, as a
+        reference model's), and the places (B, L) they belong to: not the first of a row.
     """
     scored = scored.clone()
     scored[:, 0] = False  # nothing stands before it
@@ -227,9 +235,11 @@ def score_tokens(
     inner = inner_model(extract_model_from_parallel(model))
     with inner.base_model.register_forward_hook(take):
         out = model(input_ids=input_ids, shift_labels=labels[None], fused_lm_head=True, **inputs)
+    entropy = torch.zeros_like(out.log_probs) if out.entropy is None else out.entropy
     if nothing:
-        return out.log_probs[0, :0] + out.log_probs.sum(), None, torch.zeros_like(scored)
-    return out.log_probs[0], None if out.entropy is None else out.entropy[0], scored
+        none = torch.zeros_like(scored)
+        return out.log_probs[0, :0] + out.log_probs.sum(), entropy[0, :0], none
+    return out.log_probs[0], entropy[0], scored
 
 
 def score_rows(
@@ -238,8 +248,14 @@ def score_rows(
     input_ids: Tensor,
     attention_mask: Tensor,
     rows: TreeRows,
+    kept: Tensor | None = None,
+    spare: int = sys.maxsize,
+    most: int = sys.maxsize,
 ) -> ScoredRows:
-    """Log-probs and entropies of the trained tokens of packed rows.
+    """Log-probs and entropies of the trained tokens of packed rows, computed on what is kept.
+
+    Padding is left out with what is not kept: a generation is padded to its longest tree before it
+    is shuffled and split. So are rows of which nothing is kept.
 
     Args:
         model: With TRL's fused head; wrapped for training or not.
@@ -247,22 +263,61 @@ def score_rows(
         input_ids: (B, Q + C) prompts, padded on the left, and packed trees.
         attention_mask: (B, Q + C).
         rows: The layout of the last C columns.
+        kept: (B, C) as `live_columns` gives it; None keeps all that is no padding.
+        spare: Columns of padding above which rows are run in passes of their own.
+        most: Rows of a pass.
     """
-    batch, columns = rows.leaf.shape
-    prompt_mask = attention_mask[:, :-columns]
-    if backend == "unrolled":
-        prompt_ids, completion_ids = input_ids[:, :-columns], input_ids[:, -columns:]
-        taken = unroll(prompt_ids, prompt_mask, completion_ids, rows.leaf, rows.branch)
-        input_ids, source, inputs = taken.ids, taken.source, {"attention_mask": taken.mask}
-    else:
-        source = torch.full_like(input_ids, -1)  # the place of a token in (B · C)
-        source[:, -columns:] = torch.arange(batch * columns).view(batch, columns)
-        inputs = _tree_inputs(extract_model_from_parallel(model), backend, rows, prompt_mask)
-    trained = (source >= 0) & rows.trained.flatten()[source.clamp(min=0)].bool()
-    *told, scored = score_tokens(model, input_ids, trained, **inputs)
-    none = rows.trained.new_zeros(batch * columns, dtype=told[0].dtype)
-    told = [v if v is None else none.index_put((source[scored],), v) for v in told]
-    return ScoredRows(*(v if v is None else v.view(batch, columns) for v in told))
+    kept = rows.leaf != PADDING if kept is None else kept.clone()
+    kept[0, 0] |= ~kept.any()  # a token that trains nothing: the graph must reach the weights
+    columns, counts = kept.shape[1], kept.sum(1)
+    widths = _widths(kept, attention_mask[:, :-columns])
+    inner, found = extract_model_from_parallel(model), []
+    for some in _alike(widths, spare, most):
+        order = (~kept[some]).to(torch.int8).argsort(dim=1, stable=True)
+        order = order[:, : int(counts[some].max())]
+        real = torch.arange(order.shape[1], device=order.device) < counts[some, None]
+        prompt_mask = attention_mask[some, :-columns]
+        first = int(prompt_mask.any(dim=0).int().argmax())
+
+        def taken(values: Tensor, fill: int, some=some, order=order, real=real) -> Tensor:
+            return values[some].gather(1, order).masked_fill(~real, fill)
+
+        ids = torch.cat([input_ids[some, first:-columns], taken(input_ids[:, -columns:], 0)], 1)
+        fills = PADDING, 0, 0
+        layout = TreeRows(*(taken(*pair) for pair in zip(rows, fills, strict=True)))
+        prompt_mask = prompt_mask[:, first:]
+        ids, source, inputs = _pass_inputs(inner, backend, ids, prompt_mask, layout)
+        trained = (source >= 0) & layout.trained.flatten()[source.clamp(min=0)].bool()
+        *values, scored = score_tokens(model, ids, trained, **inputs)
+        places = (some[:, None] * columns + order).flatten()[source[scored]]
+        found.append((places, *values))
+    places, *told = map(torch.cat, zip(*found, strict=True))
+    none = told[0].new_zeros(kept.numel())
+    return ScoredRows(*(none.index_put((places,), values).view_as(kept) for values in told))
+
+
+def _widths(kept: Tensor, prompt_mask: Tensor) -> Tensor:
+    """Columns (B,) that a row takes with its prompt; 0 where nothing of it is kept."""
+    counts = kept.sum(1)
+    return (counts + prompt_mask.sum(1)) * (counts > 0)
+
+
+def _alike(widths: Tensor, spare: int, most: int) -> list[Tensor]:
+    """Rows (B,) in parts of at most `most`; none pads more than `spare` columns.
+
+    Rows of width 0 are left out. A pass of its own costs something, too: on two cores about as much
+    as some hundred columns.
+    """
+    order = widths.argsort(descending=True, stable=True)
+    parts: list[list[int]] = []
+    padding = widest = 0
+    for row, width in zip(order.tolist(), widths[order].tolist(), strict=True):
+        padding += widest - width
+        if width and (not parts or padding > spare or len(parts[-1]) == most):
+            parts, padding, widest = [*parts, []], 0, width
+        if width:
+            parts[-1].append(row)
+    return [torch.tensor(part, device=widths.device) for part in parts]
 
 
 # --- what has a gradient -------------------------------------------------------------------------
@@ -308,78 +363,6 @@ def live_columns(advantages: Tensor, rows: TreeRows) -> Tensor:
     trunk = leaf == TRUNK
     needed = torch.where(kept, branch, torch.where(trunk & live, branch + 1, 0)).amax(1)
     return kept | (trunk & (branch < needed[:, None]))
-
-
-def score_kept(
-    model: Any,
-    backend: str,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    rows: TreeRows,
-    kept: Tensor,
-    spare: int,
-    most: int,
-) -> ScoredRows:
-    """Log-probs and entropies of packed rows, computed on the columns that are kept.
-
-    Padding is left out with what is not kept: a generation is padded to its longest tree before it
-    is shuffled and split. So are rows of which nothing is kept.
-
-    Args:
-        model, backend, input_ids, attention_mask, rows: As `score_rows` takes them.
-        kept: (B, C) as `live_columns` gives it, or all that is no padding.
-        spare: Columns of padding above which rows are run in passes of their own.
-        most: Rows of a pass.
-    """
-    kept = kept.clone()
-    kept[0, 0] |= ~kept.any()  # a token that trains nothing: the graph must reach the weights
-    columns, counts = kept.shape[1], kept.sum(1)
-    widths = _widths(kept, attention_mask[:, :-columns])
-    told: list[Tensor | None] = [None, None]
-    for some in _alike(widths, spare, most):
-        order = (~kept[some]).to(torch.int8).argsort(dim=1, stable=True)
-        order = order[:, : int(counts[some].max())]
-        real = torch.arange(order.shape[1], device=order.device) < counts[some, None]
-        prompt_mask = attention_mask[some, :-columns]
-        first = int(prompt_mask.any(dim=0).int().argmax())
-
-        def taken(values: Tensor, fill: int, some=some, order=order, real=real) -> Tensor:
-            return values[some].gather(1, order).masked_fill(~real, fill)
-
-        ids = torch.cat([input_ids[some, first:-columns], taken(input_ids[:, -columns:], 0)], 1)
-        mask = torch.cat([prompt_mask[:, first:], real.to(prompt_mask)], dim=1)
-        fills = PADDING, 0, 0
-        layout = TreeRows(*(taken(*pair) for pair in zip(rows, fills, strict=True)))
-        places = some[:, None].expand_as(order)[real], order[real]
-        for n, values in enumerate(score_rows(model, backend, ids, mask, layout)):
-            if values is not None:
-                before = values.new_zeros(kept.shape) if told[n] is None else told[n]
-                told[n] = before.index_put(places, values[real])
-    return ScoredRows(*told)
-
-
-def _widths(kept: Tensor, prompt_mask: Tensor) -> Tensor:
-    """Columns (B,) that a row takes with its prompt; 0 where nothing of it is kept."""
-    counts = kept.sum(1)
-    return (counts + prompt_mask.sum(1)) * (counts > 0)
-
-
-def _alike(widths: Tensor, spare: int, most: int) -> list[Tensor]:
-    """Rows (B,) in parts of at most `most`; none pads more than `spare` columns.
-
-    Rows of width 0 are left out. A pass of its own costs something, too: on two cores about as much
-    as some hundred columns.
-    """
-    order = widths.argsort(descending=True, stable=True)
-    parts: list[list[int]] = []
-    padding = widest = 0
-    for row, width in zip(order.tolist(), widths[order].tolist(), strict=True):
-        padding += widest - width
-        if width and (not parts or padding > spare or len(parts[-1]) == most):
-            parts, padding, widest = [*parts, []], 0, width
-        if width:
-            parts[-1].append(row)
-    return [torch.tensor(part, device=widths.device) for part in parts]
 
 
 def by_length(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -305,13 +305,13 @@ class BRPOTrainer(GRPOTrainer):
             live = rows.trained * (batch["advantages"] != 0)
             rows = rows._replace(trained=live)
         with self.accelerator.autocast():
-            scored = scoring.score_kept(
+            scored = scoring.score_rows(
                 model,
                 self.tree_backend,
                 input_ids,
                 attention_mask,
                 rows,
-                batch["tree_kept"] if skips else rows.leaf != PADDING,
+                batch.get("tree_kept"),
                 self._spare_columns,
                 batch_size or len(input_ids),
             )
