@@ -210,8 +210,7 @@ def _run_chunks(
             records.write_part(run_dir, RECORDS, number, rows)  # last: it makes the chunk finished
             ends += [thinking["end"] for thinking in thinkings]
             done += len(thinkings)
-            spent["seconds"] += seconds
-            spent["tokens"] += sum(thinking["tokens"] for thinking in thinkings)
+            spent.update(seconds=seconds, tokens=sum(thinking["tokens"] for thinking in thinkings))
             last = [r for r in rows if r["budget"] == budgets[-1]]
             seen["right"] += sum(r["correct"] for r in last)
             seen["graded"] += sum(r["score"] is not None for r in last)

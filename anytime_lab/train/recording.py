@@ -155,12 +155,10 @@ def mark_complete(checkpoint: str | Path, state: Mapping[str, Any]) -> None:
 
 def whole_checkpoints(output_dir: str | Path) -> Iterator[str]:
     """The whole checkpoints under `output_dir`, the highest step first; damaged ones are told."""
-    found = {
-        int(folder.name.removeprefix("checkpoint-")): folder
-        for folder in files.run_folder(output_dir).glob("checkpoint-*")
-        if folder.name.removeprefix("checkpoint-").isdecimal() and folder.is_dir()
-    }
-    for _, folder in sorted(found.items(), reverse=True):
+    folders = files.run_folder(output_dir).glob("checkpoint-*")
+    steps = {one.name.removeprefix("checkpoint-"): one for one in folders if one.is_dir()}
+    for step in sorted(filter(str.isdecimal, steps), key=int, reverse=True):
+        folder = steps[step]
         if missing := missing_parts(folder):
             warnings.warn(
                 f"{folder} is passed over: {', '.join(missing)} missing or damaged, as when a run "
@@ -283,12 +281,10 @@ def check_same_run(trainer: Any) -> None:
 
 def drop_lines_after(path: str | Path, step: int) -> None:
     """Keep the lines up to `step`: what a resumed run repeats must not stand there twice."""
-    path = Path(path)
     rows = files.read_jsonl(path)
     kept = [row for row in rows if isinstance(row, dict) and row.get("step", step) <= step]
-    if len(kept) == len(rows):
-        return
-    files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    if len(kept) < len(rows):
+        files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
 class ProgressBar(ProgressCallback):

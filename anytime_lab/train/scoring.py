@@ -19,6 +19,7 @@ from anytime_lab.tree import (
     Leaf,
     PackedTree,
     Tree,
+    pack,
     tree_mask,
     tree_positions,
     unroll,
@@ -162,22 +163,20 @@ def choose_backend(
 def _wrong_with(model: PreTrainedModel, backend: str, temperature: float) -> str:
     """How a backend differs from the model's own logits on unrolled rows; empty if it does not."""
     device, name = model.device, type(inner_model(model)).__name__
-    leaf = [[-1, -1, -1, -1, 0, 0, 0, 1, 1, 1], [-1, -1, -1, 0, 0, 0, 1, 1, 1, PADDING]]
-    branch = [[0, 1, 2, 3, 2, 2, 2, 4, 4, 4], [0, 1, 2, 2, 2, 2, 3, 3, 3, 0]]
-    leaf, branch = torch.tensor(leaf, device=device), torch.tensor(branch, device=device)
-    trained = [[1, 1, 1, 1, 0, 1, 1, 0, 1, 1], [1, 1, 1, 0, 1, 1, 0, 1, 1, 0]]
-    rows = TreeRows(leaf, branch, torch.tensor(trained, device=device))
+    leaves = {cut: Leaf(cut, (0,), (0, 0), (0.0, 0.0), True) for cut in (2, 3, 4)}
+    trees = [Tree((), (0,) * n, (0.0,) * n, "length", (leaves[2], leaves[n])) for n in (4, 3)]
+    rows = stack_rows([pack(tree) for tree in trees], device)
     prompt_mask = torch.tensor([[1, 1, 1], [0, 1, 1]], device=device)
     ids = torch.arange(26, device=device).view(2, 13) % model.config.get_text_config().vocab_size
-    taken = unroll(ids[:, :3], prompt_mask, ids[:, 3:], leaf, branch)
+    taken = unroll(ids[:, :3], prompt_mask, ids[:, 3:], rows.leaf, rows.branch)
     with sampling_mode(model):
         logits = model(input_ids=taken.ids, attention_mask=taken.mask).logits.float() / temperature
         log_probs = logits.log_softmax(-1)[:, :-1].gather(2, taken.ids[:, 1:, None])[..., 0]
         source = taken.source[:, 1:]
-        own = log_probs.new_zeros(leaf.numel())
+        own = log_probs.new_zeros(rows.leaf.numel())
         own[source[source >= 0]] = log_probs[source >= 0]
         try:
-            mask = torch.cat([prompt_mask, (leaf != PADDING).long()], dim=1)
+            mask = torch.cat([prompt_mask, (rows.leaf != PADDING).long()], dim=1)
             told = score_rows(model, backend, ids, mask, rows).log_probs.flatten()
         except attention.PlanLostError:
             return f"{name} hands its attention no more than a mask"
