@@ -10,7 +10,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 from itertools import accumulate
 from math import gcd
 from pathlib import Path
@@ -285,21 +285,18 @@ def warm_start_rows(
     """
     problems = SEARCHES[config.task].problems()
     tokens = resolve_tokens(tokenizer, COUNTDOWN)
-    prompt_of = lru_cache(maxsize=None)(
-        lambda q: prompt_ids([{"role": "user", "content": q}], tokenizer, COUNTDOWN)
-    )
+    prompt_of = cache(lambda q: prompt_ids([{"role": "user", "content": q}], tokenizer, COUNTDOWN))
     rng = random.Random(f"warm start {config.seed}")
-    left = config.steps * config.batch_size if count is None else count
-    while left > 0:  # in blocks: the tokenizer is far quicker on many texts at once
-        draws = [_draw(rng.choice(problems), config, rng) for _ in range(min(left, 1000))]
-        left -= len(draws)
+    count = config.steps * config.batch_size if count is None else count
+    for start in range(0, count, 1000):  # the tokenizer is far quicker on many texts at once
+        size = min(count - start, 1000)
+        draws = [_draw(rng.choice(problems), config, rng) for _ in range(size)]
         thinkings = tokenizer([d.trace for d in draws], add_special_tokens=False)["input_ids"]
         summaries = tokenizer([d.answer for d in draws], add_special_tokens=False)["input_ids"]
         for draw, thinking, summary in zip(draws, thinkings, summaries, strict=True):
             closed = draw.kept is None
-            ends, forced = (
-                ([tokens.close_id], tokens.header_ids) if closed else ([], tokens.cut_ids)
-            )
+            ends = [tokens.close_id] if closed else []
+            forced = tokens.header_ids if closed else tokens.cut_ids
             parts = [
                 *((token, False) for token in prompt_of(draw.question)),
                 *zip(thinking[: draw.kept], draw.trained, strict=False),
