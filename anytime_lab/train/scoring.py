@@ -307,15 +307,14 @@ def _alike(widths: Tensor, spare: int, most: int) -> list[Tensor]:
     Rows of width 0 are left out. A pass of its own costs something, too: on two cores about as much
     as some hundred columns.
     """
-    order = widths.argsort(descending=True, stable=True)
+    order = widths.argsort(descending=True, stable=True)[: int((widths > 0).sum())]
     parts: list[list[int]] = []
     padding = widest = 0
     for row, width in zip(order.tolist(), widths[order].tolist(), strict=True):
         padding += widest - width
-        if width and (not parts or padding > spare or len(parts[-1]) == most):
+        if not parts or padding > spare or len(parts[-1]) == most:
             parts, padding, widest = [*parts, []], 0, width
-        if width:
-            parts[-1].append(row)
+        parts[-1].append(row)
     return [torch.tensor(part, device=widths.device) for part in parts]
 
 
