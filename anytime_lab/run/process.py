@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -345,7 +345,8 @@ def execute_notebook(folder: Path, about: Mapping[str, Any]) -> None:
 
     rank = int(os.environ.get("RANK", "0"))
     executed = EXECUTED if rank == 0 else f"notebook.rank-{rank}.ipynb"
-    papermill.execute_notebook(
+    execute = partial(
+        papermill.execute_notebook,
         about["notebook"],
         str(folder / executed),
         parameters=about["parameters"],
@@ -356,6 +357,13 @@ def execute_notebook(folder: Path, about: Mapping[str, Any]) -> None:
         start_timeout=KERNEL_START,
         store_widget_state=False,  # one figure widget adds 5 MB
     )
+    try:
+        execute()
+    except RuntimeError as error:
+        if "died before replying" not in str(error):
+            raise
+        print("The kernel died before the first cell; another one is started.", flush=True)
+        execute()  # such as where another kernel was faster to take its ports
     if rank == 0:
         try:
             add_pictures(folder / executed)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 
 import nbformat
@@ -19,7 +20,7 @@ from anytime_lab.run.process import (
     run_to_end,
     told_changes,
 )
-from anytime_lab.store.files import read_json, write_json
+from anytime_lab.store.files import read_json, read_jsonl, write_json
 
 COUNT = "from pathlib import Path\nwith open({!r}, 'a') as f: f.write(f'{{x}},')"
 FIGURE = "import plotly.graph_objects as go\ngo.Figure(go.Scatter(y=[1, 2]))"
@@ -72,6 +73,22 @@ def test_a_finished_run_is_kept_and_a_changed_one_runs_again(tmp_path):
     assert read_json(tmp_path / "run/result.json")["parameters"] == {"x": 6}
     executed = nbformat.read(tmp_path / "run/notebook.ipynb", 4)
     assert "widgets" not in executed.metadata
+
+
+@pytest.mark.slow
+def test_a_kernel_that_dies_at_its_start_is_started_again(tmp_path, monkeypatch):
+    deaths = tmp_path / "deaths"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        f"if 'ipykernel_launcher' in sys.orig_argv and not os.path.exists({str(deaths)!r}):\n"
+        f"    open({str(deaths)!r}, 'w').close()\n"
+        "    os._exit(1)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    run = tmp_path / "run"
+    run_notebook(row_notebook(tmp_path), {"rows": 3, "output_dir": str(run)}, run)
+    assert len(read_jsonl(run / "rows.jsonl")) == 3 and deaths.exists()
+    assert "another one is started" in (run / "log.txt").read_text()
 
 
 @pytest.mark.slow
