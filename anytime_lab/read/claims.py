@@ -86,17 +86,18 @@ class Study:
         keys |= {(run, seed, update): cost for update, cost in costs.items()}
         return np.array([*keys.values()]), np.stack([self.values[key] for key in keys])
 
-    def at(self, run: str, seed: int, axis: str, cost: float) -> np.ndarray:
-        """(P, J + 1) when so much was spent, interpolated between the two nearest checkpoints."""
-        costs, values = self.course(run, seed, axis)
-        parts = np.array([np.interp(cost, costs, each) for each in np.eye(len(costs))])
-        return np.tensordot(parts, values, 1)
+    def at(self, run: str, seeds: Sequence[int], axis: str, cost: float) -> np.ndarray:
+        """(R, P, J + 1) at that cost, interpolated between the two nearest checkpoints."""
+        told = []
+        for costs, values in (self.course(run, seed, axis) for seed in seeds):
+            parts = np.array([np.interp(cost, costs, each) for each in np.eye(len(costs))])
+            told.append(np.tensordot(parts, values, 1))
+        return np.stack(told)
 
     def shared_cost(self, runs: Sequence[str], axis: str) -> float:
         """The most of an axis that each of the runs has spent, with every seed."""
-        spent = self.costs.assign(updates=self.costs["update"])
-        spent = spent[spent["run"].isin(runs)].groupby(["run", "seed"])[axis].max()
-        return float(spent.min())
+        every = [(run, seed) for run in runs for seed in self.runs[run]]
+        return float(min(self.course(*of, axis)[0].max() for of in every))
 
 
 def open_study(folder: str | Path, gathered: str | Path = "") -> Study:
@@ -361,11 +362,8 @@ def claim_frame(study: Study, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
         weights = MEASURES[claim.measure][1](np.array(study.budgets))
         for axis in AXES if seeds and weights.any() else ():
             cost = study.shared_cost([claim.run, claim.against], axis)
-            ours, theirs = (
-                np.stack([study.at(run, seed, axis, cost) for seed in seeds])
-                for run in (claim.run, claim.against)
-            )
-            told = effect_of((ours - theirs) @ weights)
+            pair = [study.at(run, seeds, axis, cost) for run in (claim.run, claim.against)]
+            told = effect_of((pair[0] - pair[1]) @ weights)
             found = {"axis": axis, "cost": cost, "verdict": verdict(told, claim.sign)}
             rows.append(claim._asdict() | told._asdict() | found)
     return pd.DataFrame(rows).rename(columns={"words": "claim", "value": "effect"})
@@ -403,7 +401,7 @@ def budget_frame(study: Study, runs: Sequence[str], axis: str = "seconds") -> pd
     """
     cost, rows = study.shared_cost(runs, axis), []
     for run in runs:
-        values = np.stack([study.at(run, seed, axis, cost) for seed in study.runs[run]])
+        values = study.at(run, study.runs[run], axis, cost)
         for j, budget in enumerate(study.budgets):
             told = effect_of(values[:, :, j])
             spent = np.minimum(values[:, :, -1], budget).mean()
