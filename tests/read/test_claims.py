@@ -221,12 +221,6 @@ def test_a_sweep_is_gathered_into_small_files(tmp_path, monkeypatch):
         part[["tokens", "accuracy"]].mean() for _, part in last.groupby("setting", sort=False)
     ]
     assert curve[["cost", "value"]].to_numpy() == pytest.approx(np.array(by_place))
-    last = found.exits[(found.exits["run"] == "AR") & (found.exits["policy"] == "agreement")]
-    curve = exit_curves(found, "AR").set_index("run").loc[["AR, agreement"]]
-    by_place = [
-        part[["tokens", "accuracy"]].mean() for _, part in last.groupby("setting", sort=False)
-    ]
-    assert curve[["cost", "value"]].to_numpy() == pytest.approx(np.array(by_place))
 
 
 def test_of_an_earlier_training_that_was_not_evaluated_the_costs_count(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from anytime_lab.read.training import (
     compared_at,
+    find_training,
     read_metrics,
     told_compared,
     told_variance,
@@ -59,6 +60,13 @@ def test_a_folder_without_steps_is_a_sentence(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\x00\x00\x00\n{"step": 2}\n')
     with pytest.raises(RunFolderError, match="line 2, is not JSON"):
         read_metrics(tmp_path)
+
+
+def test_runs_are_found_below_a_folder_but_not_out_of_sight(tmp_path):
+    for place in ("a", "b/c", ".hidden/d"):
+        append_jsonl(tmp_path / place / "metrics.jsonl", line(1))
+    assert list(find_training(tmp_path)) == ["a", "b/c"]
+    assert list(find_training({"x": tmp_path / "nowhere"})) == ["x"]
 
 
 def test_the_running_mean_worked_by_hand():
