@@ -46,8 +46,8 @@ class Training(View):
         self.tails = training.find_training(runs)
         self.seconds, self._waits, self._made = seconds, bool(follow), time.time()
         self._training: pd.DataFrame | None = None  # what is drawn
-        self._variance: pd.DataFrame | None = None
-        self._frames = dict.fromkeys(self.tails, pd.DataFrame())  # empty before the first step
+        # metrics of each run, empty before its first step
+        self._frames = {name: tail.frame() for name, tail in self.tails.items()}
         if not self.tails:
             self.say("No run folders were given.")
             return
@@ -144,13 +144,12 @@ class Training(View):
             shown = self._shown()
             self.live.layout.display = None if shown else "none"  # no axes without a line
             self._training = training.training_frame(shown, self.window.value) if shown else None
-            metrics, last, said = self._frames[self.detail.value], 5 * self.window.value, []
-            self._variance = training.variance_frame(metrics, last) if len(metrics) else None
+            metrics, last = self._frames[self.detail.value], 5 * self.window.value
+            self._variance = training.variance_frame(metrics, last)
             if shown:
                 self.live.update_from(self.figure())
-            if self._variance is not None:
-                said = [f"Medians of the last {last} updates."] if len(self._variance) else []
-                said += training.told_variance(self._variance)
+            said = [f"Medians of the last {last} updates."] if len(self._variance) else []
+            said += training.told_variance(self._variance) if len(metrics) else []
             self.variance.say(" ".join(said), kind="note")
             self._tell()
 
