@@ -223,7 +223,7 @@ def score_tokens(
     scored = scored.clone()
     scored[:, 0] = False  # nothing stands before it
     labels = input_ids[scored]
-    if nothing := not len(labels):  # the graph must reach the weights all the same
+    if not len(labels):  # the graph must reach the weights all the same: a label that scores 0
         scored[0, -1], labels = True, labels.new_full((1,), -100)
     where = scored.roll(-1, dims=1)  # the hidden state before a token predicts it
 
@@ -235,9 +235,6 @@ def score_tokens(
     with inner.base_model.register_forward_hook(take):
         out = model(input_ids=input_ids, shift_labels=labels[None], fused_lm_head=True, **inputs)
     entropy = torch.zeros_like(out.log_probs) if out.entropy is None else out.entropy
-    if nothing:
-        none = torch.zeros_like(scored)
-        return out.log_probs[0, :0] + out.log_probs.sum(), entropy[0, :0], none
     return out.log_probs[0], entropy[0], scored
 
 
