@@ -43,24 +43,17 @@ FIXED, AGREEMENT, CONFIDENCE, MAJORITY = "fixed budget", "agreement", "confidenc
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """The records of a run, laid out for replaying; all arrays (N, J, S) unless said otherwise.
+    """The records of a run, laid out for replaying; all arrays (N, J, S) unless said otherwise."""
 
-    problem: (N,) number of the problem, rising. budgets: (J,) tokens. answers: a number per
-    different answer, −1 where there is none. correct: 1, 0, or NaN where the verifier abstained.
-    whole, per_token: confidence, exp(log-prob) of the summary, and of its mean token. cut: tokens
-    of thinking kept. asked: tokens of the summary. ended: (N, J) whether the thinking had ended by
-    itself at this budget.
-    """
-
-    problem: np.ndarray
-    budgets: tuple[int, ...]
-    answers: np.ndarray
-    correct: np.ndarray
-    whole: np.ndarray
-    per_token: np.ndarray
-    cut: np.ndarray
-    asked: np.ndarray
-    ended: np.ndarray
+    problem: np.ndarray  # (N,) number of the problem, rising
+    budgets: tuple[int, ...]  # (J,) tokens
+    answers: np.ndarray  # a number per different answer, −1 where there is none
+    correct: np.ndarray  # 1, 0, or NaN where the verifier abstained
+    whole: np.ndarray  # confidence, exp(log-prob) of the summary
+    per_token: np.ndarray  # the same of its mean token
+    cut: np.ndarray  # tokens of thinking kept
+    asked: np.ndarray  # tokens of the summary
+    ended: np.ndarray  # (N, J) whether the thinking had ended by itself at this budget
 
     def by_problem(self, values: np.ndarray) -> np.ndarray:
         """Means over the thinkings and summaries of each problem; (N, S) → (P,), NaN if none."""
@@ -70,16 +63,12 @@ class Replay:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a rule at one setting would have scored and spent.
+    """What a rule at one setting would have scored and spent; counts are means over problems."""
 
-    policy: FIXED, AGREEMENT, CONFIDENCE or MAJORITY. setting: the setting in words.
-    value: the setting as a number. accuracy: (P,) per problem. The counts are means over problems.
-    """
-
-    policy: str
-    setting: str
-    value: float
-    accuracy: np.ndarray
+    policy: str  # FIXED, AGREEMENT, CONFIDENCE or MAJORITY
+    setting: str  # in words
+    value: float  # the setting as a number
+    accuracy: np.ndarray  # (P,) per problem
     spent: float
     allowed: float
     with_summaries: float

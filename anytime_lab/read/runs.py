@@ -206,20 +206,16 @@ ORDERS = {
 
 @dataclass(frozen=True, eq=False)
 class Thought:
-    """One thinking, with the records of all its budgets.
-
-    token_ends: (T,) characters before which each token ends.
-    records: one row per (budget, summary), sorted.
-    """
+    """One thinking, with the records of all its budgets."""
 
     sample: int
     question: str
     gold: str
     thinking: str
-    token_ends: np.ndarray
+    token_ends: np.ndarray  # (T,) characters before which each token ends
     tokens: int
     end: str
-    records: pd.DataFrame
+    records: pd.DataFrame  # one row per (budget, summary), sorted
 
     def characters(self, tokens: int) -> int:
         """How many characters the first `tokens` tokens have."""

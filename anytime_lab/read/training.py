@@ -87,19 +87,13 @@ def read_progress(folder: Path) -> Progress:
 
 @dataclass
 class MetricsTail:
-    """The metrics of one run, read bit by bit.
+    """The metrics of one run, read bit by bit."""
 
-    Attributes:
-        folder: of the run; it need not exist yet.
-        rows: one per step, in order; of a step that was written twice the later one.
-        complaint: what is wrong with the file, in a sentence; "" if nothing.
-        progress: how far the run says that it is.
-    """
-
-    folder: Path
+    folder: Path  # of the run; it need not exist yet
+    # one per step, in order; a step that was written twice counts once, the later one
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
-    complaint: str = ""
-    progress: Progress = Progress()
+    complaint: str = ""  # what is wrong with the file, in a sentence; "" if nothing
+    progress: Progress = Progress()  # how far the run says that it is
     _offset: int = 0
     _file: int = 0  # which file was read: a resumed run puts a shorter one in its place
     _bad: int = 0

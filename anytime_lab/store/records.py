@@ -39,29 +39,18 @@ AGAIN = "Run the same evaluation again: it writes this part anew, and only this 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What an evaluation knows of a thinking and, but for rows of thinkings, of one summary of it.
+    """What an evaluation knows of a thinking and, but for rows of thinkings, of a summary of it."""
 
-    Attributes:
-        problem: with `id`, `question` and `gold`.
-        sample: number of the thinking among those of its problem.
-        tree: with `thinking` (token ids) and `end`.
-        thinking: text of the thinking; token_ends: characters before which each token ends.
-        budget: in tokens; summary: number of the summary at that budget.
-        leaf: with `cut`, `summary` (token ids), `logprobs` and `finished`.
-        text: of the summary.
-        grade: with `answer`, `score` (None: the verifier abstained) and `reason`.
-    """
-
-    problem: Any
-    sample: int
-    tree: Any
-    thinking: str = ""
-    token_ends: Sequence[int] = ()
-    budget: int = 0
-    summary: int = 0
-    leaf: Any = None
-    text: str = ""
-    grade: Any = None
+    problem: Any  # with `id`, `question` and `gold`
+    sample: int  # number of the thinking among those of its problem
+    tree: Any  # with `thinking` (token ids) and `end`
+    thinking: str = ""  # text of the thinking
+    token_ends: Sequence[int] = ()  # characters before which each token ends
+    budget: int = 0  # in tokens
+    summary: int = 0  # number of the summary at that budget
+    leaf: Any = None  # with `cut`, `summary` (token ids), `logprobs` and `finished`
+    text: str = ""  # of the summary
+    grade: Any = None  # with `answer`, `score` (None: the verifier abstained) and `reason`
 
 
 @dataclass(frozen=True)
