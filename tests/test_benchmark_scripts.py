@@ -66,4 +66,5 @@ def test_every_benchmark_runs(tmp_path):
         numbers = json.loads((tmp_path / f"{name}.json").read_text())["numbers"]
         for start in starts:
             (one,) = [one for one in numbers if one["name"].startswith(start)]
-            assert one["median"] > 0, one
+            # A difference of two times, which noise may turn round where both are short
+            assert one["median"] > 0 or start == "summaries on the cache", one
