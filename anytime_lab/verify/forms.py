@@ -450,7 +450,7 @@ def _read(text: str, depth: int) -> Form:
         if form := reader(text, depth + 1):
             return form
     form = _read(rest, depth + 1) if unit else Atom(text)
-    return replace(form, unit=unit, whole=whole) if isinstance(form, Atom) else form
+    return replace(form, unit=unit, whole=whole) if unit and isinstance(form, Atom) else form
 
 
 def _read_quantity(text: str) -> Atom | None:
@@ -481,8 +481,8 @@ def _read_list(text: str, depth: int) -> Form | None:
         return None
     items = [_read(part, depth) for part in parts]
     for at, item in enumerate(items):
-        if isinstance(item, Atom):  # `3, 4 \\text{ cm}`: the last one stands for all
-            items[at] = replace(item, unit=item.unit or items[-1].unit)
+        if isinstance(item, Atom) and not item.unit and items[-1].unit:
+            items[at] = replace(item, unit=items[-1].unit)  # `3, 4 \\text{ cm}`
     return Several(",", tuple(items))
 
 

@@ -41,8 +41,8 @@ def read_number(text: str) -> Number | None:
     text = text.strip()
     percent = text.endswith("%")
     text = text.removesuffix("%").rstrip()
-    for enclosed in (_IN_BRACKETS, _IN_BRACES):
-        text = enclosed.sub(r"\1", text).strip()
+    if text.startswith(("(", "{")):
+        text = _IN_BRACES.sub(r"\1", _IN_BRACKETS.sub(r"\1", text).strip()).strip()
     negative = text.startswith("-")
     if text[:1] in ("-", "+"):
         text = text[1:].lstrip()
