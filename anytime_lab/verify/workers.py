@@ -70,7 +70,7 @@ class GradingPool:
         lock: Held by a call in progress; its thread can take it again.
 
     Raises:
-        ValueError: A setting is out of range, or the platform has no POSIX processes.
+        ValueError: A setting is out of range.
     """
 
     workers: PositiveInt = 2
@@ -80,10 +80,6 @@ class GradingPool:
     warm_up: tuple[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if os.name != "posix":
-            raise ValueError(
-                "grading workers need POSIX pipes and limits; on Windows, run under WSL."
-            )
         self._forget()
         _POOLS.add(self)
 
@@ -110,20 +106,19 @@ class GradingPool:
         """
         outcomes: dict[int, Outcome] = {}
         with self.lock:
-            try:
-                for _ in range(TRIES + 1):
-                    with contextlib.suppress(EOFError, ConnectionError):  # the server is gone
-                        self._ask(jobs, outcomes)
-                        return [outcomes[index] for index in range(len(jobs))]
+            for _ in range(TRIES + 1):
+                try:
+                    self._ask(jobs, outcomes)
+                    return [outcomes[index] for index in range(len(jobs))]
+                except BaseException as error:
+                    # Ctrl-C, or a caller that gives up: leave no worker behind with half a job.
                     self._end()
-                raise RuntimeError(
-                    f"the grading workers were killed {TRIES + 1} times in one batch, by a hand or "
-                    f"by a system short of memory."
-                )
-            except BaseException:
-                # Ctrl-C, or a caller that gives up: leave no worker behind with half a job.
-                self._end()
-                raise
+                    if not isinstance(error, (EOFError, ConnectionError)):  # the server is gone
+                        raise
+        raise RuntimeError(
+            f"the grading workers were killed {TRIES + 1} times in one batch, by a hand or by a "
+            f"system short of memory."
+        )
 
     def _ask(self, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> None:
         """Fill in the outcomes that are missing."""
