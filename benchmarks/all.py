@@ -14,13 +14,26 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 # Name of the result → script and arguments; those of --quick, and what the whole run takes instead.
 RUNS: dict[str, tuple[str, str, str]] = {
-    "update": (
-        "trees", "--rounds 3 --trees 2 --backends segmented unrolled", "--rounds 5 --growth"
-    ),
+    "update": ("trees", "--rounds 3 --trees 2 --backends segmented unrolled", "--rounds 5"),
     "update-2048": (
         "trees",
         "--rounds 1 --trees 1 --thinking 2048 --backends segmented unrolled",
         "--rounds 3 --trees 2 --thinking 2048 --backends segmented unrolled",
+    ),
+    "update-2048-100": (
+        "trees",
+        "--rounds 1 --trees 1 --summary 100 --backends segmented",
+        "--rounds 1 --trees 1 --summary 100 --thinking 2048 --backends segmented unrolled",
+    ),
+    "growth": (
+        "trees",
+        "--rounds 1 --trees 1 --thinking 256 --growth --backends segmented",
+        "--rounds 1 --growth --backends segmented unrolled",
+    ),
+    "growth-8192": (
+        "trees",
+        "--rounds 1 --trees 1 --growth --backends segmented",
+        "--rounds 1 --trees 1 --thinking 2048 --growth --backends segmented",
     ),
     "iteration-96": (
         "iteration",
@@ -33,7 +46,7 @@ RUNS: dict[str, tuple[str, str, str]] = {
     "sampling": (
         "sampling",
         "--rounds 1 --thinking 256 --rows 4",
-        "--rounds 3 --thinking 2048 --prompt 200 --growth",
+        "--rounds 1 --thinking 2048 --prompt 200 --rows 4",
     ),
     "engines": ("engines", "hf --rounds 2 --problems 16", "hf"),
     "coverage": ("coverage", "--trials 1000", ""),
