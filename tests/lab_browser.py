@@ -76,10 +76,19 @@ CLOSE = """async () => {
   const panel = window.jupyterapp.shell.currentWidget, context = panel.context;
   await panel.sessionContext.shutdown();
   panel.dispose(); context.dispose(); }"""
-START = """() => { window.cellsRun = {done: false};
+START = """() => { const run = window.cellsRun = {done: false};
   window.jupyterapp.commands.execute('notebook:run-all-cells')
-    .then(ok => { window.cellsRun = {done: true, ok}; },
-          error => { window.cellsRun = {done: true, ok: false, error: String(error)}; }); }"""
+    .then(ok => { Object.assign(run, {done: true, ok}); },
+          error => { Object.assign(run, {done: true, ok: false, error: String(error)}); }); }"""
+STATE = """() => {
+  const panel = window.jupyterapp.shell.currentWidget, kernel = panel.sessionContext.session.kernel;
+  const cells = panel.content.widgets.filter(cell => cell.model.type === 'code');
+  return {
+    ran: cells.filter(cell => cell.model.executionCount !== null).length, cells: cells.length,
+    status: kernel.status, connection: kernel.connectionStatus }; }"""
+RESTART = """async () => {
+  const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+  await kernel.restart(); await kernel.info; }"""
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets
   .filter(cell => cell.model.type === 'code')
   .flatMap(cell => cell.model.outputs.toJSON())
@@ -319,9 +328,19 @@ class Page:
         assert ran["ok"] and not errors, "\n".join(errors) or str(ran)
 
     def run_all(self, seconds: float = 120) -> None:
-        """Runs all cells to their end."""
+        """Runs all cells to their end; once more where the kernel was never heard of."""
+        from playwright.sync_api import TimeoutError as NotInTime
+
         self.start()
-        self.finish(seconds)
+        try:
+            self.finish(seconds)
+        except NotInTime as error:
+            state = self.raw.evaluate(STATE)
+            assert not state["ran"], "\n".join([f"after {seconds} s: {state}", *self.problems])
+            print(f"no cell ran in {seconds} s ({error}): {state}")
+            self.raw.evaluate(RESTART)
+            self.start()
+            self.finish(seconds)
 
     def wait(self, holds: Callable[[], Any], seconds: float = 20) -> Any:
         """Waits until `holds()` is true and returns what it gave.
