@@ -274,7 +274,11 @@ class Engine(ABC):
                 prefixes.append(Prefix(ids, drawn, derived_seed(made.seed, row, f"cut {number}")))
                 stands.append((cut, forced))
         asked = sampling.max_summary_tokens, False, sampling
-        found = self.ask(*prefixes, *asked) if made.watched else self.complete(prefixes, *asked)
+        found = (
+            chain.from_iterable(self.ask(one, *asked) for one in prefixes)
+            if made.watched
+            else self.complete(prefixes, *asked)
+        )
         told = iter(found)
         leaves = iter(
             [summary_leaf(tokens, *stand, next(told)) for _ in range(drawn)] * (count // drawn)
