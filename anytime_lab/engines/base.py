@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 import torch
@@ -42,17 +43,17 @@ class Sampling:
         return {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "min_p")}
 
     def __post_init__(self) -> None:
-        t, p, m = self.temperature, self.top_p, self.min_p
         rows = (
-            ("temperature", math.isfinite(t) and t >= 0, "0 (greedy) or more"),
-            ("top_p", 0 < p <= 1, "above 0 and at most 1 (all)"),
-            ("top_k", self.top_k >= 0, "0 (all) or a count of tokens"),
-            ("min_p", 0 <= m < 1, "0 (all) or more, below 1"),
-            ("max_summary_tokens", self.max_summary_tokens >= 1, "at least 1"),
+            ("temperature", lambda value: 0 <= value < math.inf, "0 (greedy) or more"),
+            ("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1 (all)"),
+            ("top_k", lambda value: value >= 0, "0 (all) or a count of tokens"),
+            ("min_p", lambda value: 0 <= value < 1, "0 (all) or more, below 1"),
+            ("max_summary_tokens", lambda value: value >= 1, "at least 1"),
         )
         for name, holds, wanted in rows:
-            if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected {wanted}.")
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not holds(value):
+                raise ValueError(f"{name} is {value!r}; expected {wanted}.")
 
 
 def sample_tokens(

@@ -283,7 +283,11 @@ def test_filters_keep_what_they_say():
         (lambda e: e.sample_trees([[]], [3], 1, GREEDY), "empty"),
         (lambda e: HFEngine(e.model, TOKENS, batch_size=0), "batch_size"),
         (lambda e: Sampling(temperature=-1), "temperature"),
-        (lambda e: Sampling(top_p=0), "top_p"),
+        (lambda e: Sampling(top_p=0), "top_p is 0; expected above 0 and at most 1"),
+        (
+            lambda e: Sampling(temperature="hot"),
+            "temperature is .hot.; expected 0 .greedy. or more",
+        ),
         (lambda e: Sampling(top_k=-1), "top_k"),
         (lambda e: Sampling(min_p=1), "min_p"),
         (lambda e: Sampling(max_summary_tokens=0), "max_summary_tokens"),
