@@ -157,8 +157,8 @@ def end_after(model: Qwen2ForCausalLM, mean: float) -> None:
 
     def shift(module, inputs, logits):
         logits[..., ends] = -torch.inf
-        rest = logits.logsumexp(-1, keepdim=True)
         if mean != math.inf:
+            rest = logits.logsumexp(-1, keepdim=True)
             logits[..., ends] = rest - math.log(len(ends) * (mean - 1))
         return logits
 

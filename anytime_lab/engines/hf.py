@@ -63,11 +63,10 @@ class Trunks(Thinkings):
 
         The mask is of the columns that are seen (R, T), or says who sees whom (R, N, T).
         """
-        if mask.ndim == 3:
-            mask = mask[:, None]
-            if self.model.config._attn_implementation == "eager":  # adds it to the scores
-                lowest = torch.finfo(self.model.dtype).min
-                mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, lowest)
+        if mask.ndim == 3:  # as it is added to the scores: each layer would make it anew
+            lowest = torch.finfo(self.model.dtype).min
+            seen = torch.zeros_like(mask, dtype=self.model.dtype)
+            mask = seen.masked_fill_(~mask, lowest)[:, None]
         out = self.model(
             input_ids=ids,
             attention_mask=mask,
@@ -152,13 +151,14 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
     start = trunks.mask.sum(1, keepdim=True) + cut
     positions = start[:, None] + (read.cumsum(1) - 1).clamp(min=0)
     held = trunks.cache.get_seq_length()
+    row = torch.arange(len(cuts), device=device)[:, None]
     steps: list[tuple[Tensor, Tensor]] = []
     try:
         logits = trunks.forward(ids.flatten(1), sees, positions.flatten(1), most)
         place = (start + read.sum(1)).gather(1, node)
-        sees = sees[:, -most:].take_along_dim(node[..., None], 1)
+        sees = sees[:, -most:][row, node]
         while True:
-            logits = logits.take_along_dim(node[..., None], 1)  # (R, leaves, V)
+            logits = logits[row, node]  # (R, leaves, V)
             drawn, values = sample_tokens(logits, sampling, trunks.generator)
             steps.append((drawn, values))
             is_open = is_open & ~torch.isin(drawn, torch.tensor([*tokens.eos_ids], device=device))
@@ -169,7 +169,7 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
             sees = torch.cat([sees, same[node]], dim=2)
             logits = trunks.forward(
                 drawn.gather(1, first),
-                sees.take_along_dim(first[..., None], 1),
+                sees[row, first],
                 place.gather(1, first) + len(steps) - 1,
                 first.shape[1],
             )

@@ -255,6 +255,16 @@ def test_the_model_is_left_in_its_mode():
     assert model.training
 
 
+@pytest.mark.parametrize("shape", [(3, 50), (2, 7, 4096)])
+def test_draws_are_those_of_exponential_noise(shape):
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    one, other = (torch.Generator().manual_seed(2) for _ in range(2))
+    for _ in range(3):  # a draw leaves the random state as the noise does
+        noise = torch.empty(shape).exponential_(generator=other)
+        wanted = (logits.log_softmax(-1) - noise.log()).argmax(-1)
+        assert torch.equal(sample_tokens(logits, Sampling(), one)[0], wanted)
+
+
 def test_filters_keep_what_they_say():
     logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log().repeat(4000, 1)
     generator = torch.Generator().manual_seed(0)
