@@ -33,13 +33,12 @@ class Segment:
     """Leaves that branch off at the same budget in every row.
 
     Attributes:
-        prefix: Columns of the trunk that the longest of its prefixes takes, prompt included.
-        tokens: (B, n) columns of the segment's tokens; 0 where a row has fewer.
+        prefix: Columns of the trunk that the longest prefix takes, of its own and of the segments
+            before it; prompt included.
         mask: (B, 1, n, prefix + n) who sees whom.
     """
 
     prefix: int
-    tokens: Tensor
     mask: Tensor
 
 
@@ -51,12 +50,14 @@ class TreePlan:
         trunk: Columns of the longest prompt and trunk.
         trunk_mask: (B, 1, trunk, trunk), or None where no prompt is padded: causal then.
         segments: The leaves.
+        leaves: (B, sum of n) columns of the segments' tokens; 0 where a row has fewer.
         order: (B, L) for each column its place in the calls' outputs, one after another.
     """
 
     trunk: int
     trunk_mask: Tensor | None
     segments: tuple[Segment, ...]
+    leaves: Tensor
     order: Tensor
 
 
@@ -79,7 +80,8 @@ def tree_plan(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> TreePlan:
         own = torch.eye(trunk, dtype=torch.bool, device=device)  # no row of a softmax is empty
         real = pad(prompt_mask.bool(), (0, trunk - prompt), value=True)
         trunk_mask = (torch.ones_like(own).tril() & real[:, None] | own)[:, None]
-    segments, offset = [], trunk
+    segments, tokens = [], [leaf.new_zeros(batch, 0)]
+    prefix, offset = prompt, trunk
     for first, last in _segment_bounds(leaf, branch):
         inside = (leaf >= first) & (leaf <= last)
         sizes = inside.sum(1)
@@ -91,17 +93,18 @@ def tree_plan(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> TreePlan:
         columns = torch.where(real, start[:, None] + place, 0)
         number = torch.where(real, leaf.gather(1, columns), PADDING)
         cut = torch.where(real, branch.gather(1, columns), 0)
-        prefix = prompt + int(cut.max())
+        prefix = max(prefix, prompt + int(cut.max()))
         key = torch.arange(prefix, device=device)
         below = key < prompt + cut[..., None]  # (B, n, prefix)
         below[..., :prompt] &= prompt_mask.bool()[:, None]
         own = (number[:, :, None] == number[:, None, :]).tril()  # padding's own is never read
         mask = torch.cat([below, own], dim=2)[:, None]
-        segments.append(Segment(prefix, torch.where(real, columns + prompt, 0), mask))
+        segments.append(Segment(prefix, mask))
+        tokens.append(torch.where(real, columns + prompt, 0))
         rows, places = real.nonzero(as_tuple=True)
         order[rows, prompt + columns[rows, places]] = offset + places
         offset += count
-    return TreePlan(trunk, trunk_mask, tuple(segments), order)
+    return TreePlan(trunk, trunk_mask, tuple(segments), torch.cat(tokens, dim=1), order)
 
 
 def _segment_bounds(leaf: Tensor, branch: Tensor) -> list[tuple[int, int]]:
@@ -155,14 +158,19 @@ def tree_attention_forward(
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     attend = functools.partial(scaled_dot_product_attention, scale=scaling, dropout_p=dropout)
-    trunk = (states[:, :, : tree.trunk] for states in (query, key, value))
+    trunk = [states[:, :, : tree.trunk] for states in (query, key, value)]
     parts = [attend(*trunk, attn_mask=tree.trunk_mask, is_causal=tree.trunk_mask is None)]
-    for leaves in tree.segments:
+    # One gather and one split for all segments: the backward of each slice is a whole of zeros.
+    sizes = [leaves.mask.shape[2] for leaves in tree.segments]
+    own = (_take(states, tree.leaves).split(sizes, dim=2) for states in (query, key, value))
+    ends = [0, *(leaves.prefix for leaves in tree.segments), tree.trunk]
+    steps = [after - before for before, after in itertools.pairwise(ends)]
+    stems = [states.split(steps, dim=2) for states in trunk[1:]]
+    for number, (leaves, asks, *held) in enumerate(zip(tree.segments, *own, strict=True), 1):
         seen = (
-            torch.cat([states[:, :, : leaves.prefix], _take(states, leaves.tokens)], dim=2)
-            for states in (key, value)
+            torch.cat([*stem[:number], mine], dim=2) for stem, mine in zip(stems, held, strict=True)
         )
-        parts.append(attend(_take(query, leaves.tokens), *seen, attn_mask=leaves.mask))
+        parts.append(attend(asks, *seen, attn_mask=leaves.mask))
     out = _take(torch.cat(parts, dim=2), tree.order)
     return out.transpose(1, 2).contiguous(), None
 

@@ -268,11 +268,15 @@ def test_the_dense_mask_agrees_with_the_plan():
     plan = tree_plan(rows.leaf, rows.branch, prompt_mask)
     dense = tree_mask(rows.leaf, rows.branch, prompt_mask)[:, 0]
     width = prompt_mask.shape[1]
+    at = 0
     for segment in plan.segments:
+        columns = plan.leaves[:, at : at + segment.mask.shape[2]]
+        at += columns.shape[1]
         for b in range(len(mask)):
-            for n, column in enumerate(segment.tokens[b].tolist()):
+            for n, column in enumerate(columns[b].tolist()):
                 if column < width:
                     continue  # padding of the segment
-                keys = [*range(segment.prefix), *segment.tokens[b].tolist()]
+                keys = [*range(segment.prefix), *columns[b].tolist()]
                 seen = {k for k, ok in zip(keys, segment.mask[b, 0, n].tolist(), strict=True) if ok}
                 assert seen == set(dense[b, column].nonzero().squeeze(1).tolist())
+    assert at == plan.leaves.shape[1] > 0
