@@ -29,34 +29,22 @@ class PlanLostError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Leaves that branch off at the same budget in every row.
-
-    Attributes:
-        prefix: Columns of the trunk that the longest prefix takes, of its own and of the segments
-            before it; prompt included.
-        mask: (B, 1, n, prefix + n) who sees whom.
-    """
-
-    prefix: int
-    mask: Tensor
-
-
-@dataclass(frozen=True)
 class TreePlan:
     """How packed rows are cut into attention calls; the same for all layers.
 
     Attributes:
         trunk: Columns of the longest prompt and trunk.
         trunk_mask: (B, 1, trunk, trunk), or None where no prompt is padded: causal then.
-        segments: The leaves.
+        segments: Who sees whom among leaves that branch off at the same budget in every row, (B, 1,
+            n, prefix + n). The prefix is of the longest trunk below them and the segments before
+            them, prompt included; n their tokens in a row, at most.
         leaves: (B, sum of n) columns of the segments' tokens; 0 where a row has fewer.
         order: (B, L) for each column its place in the calls' outputs, one after another.
     """
 
     trunk: int
     trunk_mask: Tensor | None
-    segments: tuple[Segment, ...]
+    segments: tuple[Tensor, ...]
     leaves: Tensor
     order: Tensor
 
@@ -98,8 +86,7 @@ def tree_plan(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> TreePlan:
         below = key < prompt + cut[..., None]  # (B, n, prefix)
         below[..., :prompt] &= prompt_mask.bool()[:, None]
         own = (number[:, :, None] == number[:, None, :]).tril()  # padding's own is never read
-        mask = torch.cat([below, own], dim=2)[:, None]
-        segments.append(Segment(prefix, mask))
+        segments.append(torch.cat([below, own], dim=2)[:, None])
         tokens.append(torch.where(real, columns + prompt, 0))
         rows, places = real.nonzero(as_tuple=True)
         order[rows, prompt + columns[rows, places]] = offset + places
@@ -161,16 +148,16 @@ def tree_attention_forward(
     trunk = [states[:, :, : tree.trunk] for states in (query, key, value)]
     parts = [attend(*trunk, attn_mask=tree.trunk_mask, is_causal=tree.trunk_mask is None)]
     # One gather and one split for all segments: the backward of each slice is a whole of zeros.
-    sizes = [leaves.mask.shape[2] for leaves in tree.segments]
+    sizes = [mask.shape[2] for mask in tree.segments]
     own = (_take(states, tree.leaves).split(sizes, dim=2) for states in (query, key, value))
-    ends = [0, *(leaves.prefix for leaves in tree.segments), tree.trunk]
+    ends = [0, *(mask.shape[3] - mask.shape[2] for mask in tree.segments), tree.trunk]
     steps = [after - before for before, after in itertools.pairwise(ends)]
     stems = [states.split(steps, dim=2) for states in trunk[1:]]
-    for number, (leaves, asks, *held) in enumerate(zip(tree.segments, *own, strict=True), 1):
+    for number, (mask, asks, *held) in enumerate(zip(tree.segments, *own, strict=True), 1):
         seen = (
             torch.cat([*stem[:number], mine], dim=2) for stem, mine in zip(stems, held, strict=True)
         )
-        parts.append(attend(asks, *seen, attn_mask=leaves.mask))
+        parts.append(attend(asks, *seen, attn_mask=mask))
     out = _take(torch.cat(parts, dim=2), tree.order)
     return out.transpose(1, 2).contiguous(), None
 

@@ -270,13 +270,14 @@ def test_the_dense_mask_agrees_with_the_plan():
     width = prompt_mask.shape[1]
     at = 0
     for segment in plan.segments:
-        columns = plan.leaves[:, at : at + segment.mask.shape[2]]
-        at += columns.shape[1]
+        count, keyed = segment.shape[2:]
+        columns = plan.leaves[:, at : at + count]
+        at += count
         for b in range(len(mask)):
             for n, column in enumerate(columns[b].tolist()):
                 if column < width:
                     continue  # padding of the segment
-                keys = [*range(segment.prefix), *columns[b].tolist()]
-                seen = {k for k, ok in zip(keys, segment.mask[b, 0, n].tolist(), strict=True) if ok}
+                keys = [*range(keyed - count), *columns[b].tolist()]
+                seen = {k for k, ok in zip(keys, segment[b, 0, n].tolist(), strict=True) if ok}
                 assert seen == set(dense[b, column].nonzero().squeeze(1).tolist())
     assert at == plan.leaves.shape[1] > 0
