@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,10 +106,18 @@ class GradingPool:
             RuntimeError: The workers do not start; their own error is in the message.
         """
         outcomes: dict[int, Outcome] = {}
+        if not jobs:
+            return []
         with self.lock:
             for _ in range(TRIES + 1):
                 try:
-                    self._ask(jobs, outcomes)
+                    if self._server is None:
+                        self._start()
+                    left = [one for one in enumerate(jobs) if one[0] not in outcomes]
+                    self._connection.send_bytes(json.dumps(left).encode())
+                    for _ in left:
+                        index, *outcome = json.loads(self._connection.recv_bytes())
+                        outcomes[index] = Outcome(*outcome)
                     return [outcomes[index] for index in range(len(jobs))]
                 except BaseException as error:
                     # Ctrl-C, or a caller that gives up: leave no worker behind with half a job.
@@ -119,17 +128,6 @@ class GradingPool:
             f"the grading workers were killed {TRIES + 1} times in one batch, by a hand or by a "
             f"system short of memory."
         )
-
-    def _ask(self, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> None:
-        """Fill in the outcomes that are missing."""
-        left = [(index, job) for index, job in enumerate(jobs) if index not in outcomes]
-        if left and self._server is None:
-            self._start()
-        if left:
-            self._connection.send_bytes(json.dumps(left).encode())
-        for _ in left:
-            index, *outcome = json.loads(self._connection.recv_bytes())
-            outcomes[index] = Outcome(*outcome)
 
     def _start(self) -> None:
         paths = [str(Path(__file__).resolve().parents[2]), *(p or os.getcwd() for p in sys.path)]
@@ -190,68 +188,34 @@ atexit.register(lambda: [pool._end() for pool in _POOLS])
 os.register_at_fork(after_in_child=lambda: [pool._forget() for pool in _POOLS])
 
 
-class _Worker:
-    """A process that does one job at a time, as the server sees it; replaced when it dies.
+def _fork(settings: Mapping[str, Any], control: Connection) -> tuple[BaseProcess, Connection]:
+    """A worker, and the server's end of the pipe to it."""
+    connection, theirs = Pipe()
+    process = get_context("fork").Process(target=_work, args=(settings, control, theirs))
+    process.start()
+    theirs.close()
+    return process, connection
 
-    job: (index, job) in hand, or None. tries: of that job so far. deadline: when it is late.
-    """
 
-    def __init__(self, settings: Mapping[str, Any], control: Connection):
-        self.settings, self.control = settings, control
-        self.job: Sequence[Any] | None = None
-        self._fork()
-
-    def _fork(self) -> None:
-        self.connection, theirs = Pipe()
-        self.process = get_context("fork").Process(target=self._work, args=(theirs,))
-        self.process.start()
-        theirs.close()
-
-    def begin(self, job: Sequence[Any], tries: int = 1) -> None:
-        """Take a job in hand."""
-        self.job, self.tries = job, tries
-        self.deadline = time.monotonic() + self.settings["seconds"]
-        with contextlib.suppress(ConnectionError):  # one that died is seen at the end
-            self.connection.send_bytes(json.dumps(job[1]).encode())
-
-    def end(self) -> None:
-        """Tell the outcome of the job, or try it again: it was answered, or is late, or died."""
-        late, answer = not self.connection.poll(), None
-        with contextlib.suppress(EOFError, ConnectionError):
-            answer = None if late else json.loads(self.connection.recv_bytes())
-        if answer is None:
-            self.process.kill()  # changes nothing for one that is gone
-            self.process.join()
-            self.connection.close()
-            short = self.process.exitcode == _OUT_OF_MEMORY
-            self._fork()
-            if not late and not short and self.tries < TRIES:
-                self.begin(self.job, self.tries + 1)
-                return
-            died = "timed out" if late else "out of memory" if short else "crashed"
-            answer = [None, "", died]
-        index, self.job = self.job[0], None
-        self.control.send_bytes(json.dumps([index, *answer]).encode())
-
-    def _work(self, server: Connection) -> None:
-        """What the process does until the server is gone."""
-        self.control.close()
-        try:
-            if limit := self.settings["memory_mb"] * 2**20:
-                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-            for _ in range(JOBS_PER_WORKER):
-                call, arguments = json.loads(server.recv_bytes())
-                try:
-                    answer = json.dumps([pkgutil.resolve_name(call)(*arguments)])
-                except MemoryError:
-                    raise
-                except Exception as error:
-                    answer = json.dumps([None, f"{type(error).__name__}: {str(error)[:200]}"])
-                server.send_bytes(answer.encode())
-        except MemoryError:
-            os._exit(_OUT_OF_MEMORY)
-        except (EOFError, ConnectionError):  # nobody listens any more
-            return
+def _work(settings: Mapping[str, Any], control: Connection, server: Connection) -> None:
+    """What a worker does until the server is gone: one job at a time."""
+    control.close()
+    try:
+        if limit := settings["memory_mb"] * 2**20:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        for _ in range(JOBS_PER_WORKER):
+            call, arguments = json.loads(server.recv_bytes())
+            try:
+                answer = json.dumps([pkgutil.resolve_name(call)(*arguments)])
+            except MemoryError:
+                raise
+            except Exception as error:
+                answer = json.dumps([None, f"{type(error).__name__}: {str(error)[:200]}"])
+            server.send_bytes(answer.encode())
+    except MemoryError:
+        os._exit(_OUT_OF_MEMORY)
+    except (EOFError, ConnectionError):  # nobody listens any more
+        return
 
 
 def main() -> None:
@@ -268,21 +232,40 @@ def main() -> None:
     if settings["warm_up"]:
         pkgutil.resolve_name(settings["warm_up"][0])(*settings["warm_up"][1])
     os.dup2(nowhere, 2)
-    workers = [_Worker(settings, control) for _ in range(settings["workers"])]
-    waiting: deque[Sequence[Any]] = deque()
+    idle = [_fork(settings, control) for _ in range(settings["workers"])]
+    busy: dict[Connection, Any] = {}  # (worker, what is asked, when it is late)
+    waiting: deque[Sequence[Any]] = deque()  # (index, job, tries before)
     with contextlib.suppress(EOFError, ConnectionError):
         control.send_bytes(b"ready")
         while os.getppid() == parent:
-            for worker in workers:
-                if waiting and worker.job is None:
-                    worker.begin(waiting.popleft())
-            busy = {worker.connection: worker for worker in workers if worker.job is not None}
-            heard = wait([control, *busy], 0.02 if busy else 2.0)
-            if control in heard:
-                waiting.extend(json.loads(control.recv_bytes()))
-            for connection, worker in busy.items():
-                if connection in heard or time.monotonic() > worker.deadline:
-                    worker.end()
+            while waiting and idle:
+                (process, connection), asked = idle.pop(), waiting.popleft()
+                busy[connection] = process, asked, time.monotonic() + settings["seconds"]
+                with contextlib.suppress(ConnectionError):  # one that died is seen at the end
+                    connection.send_bytes(json.dumps(asked[1]).encode())
+            if control in wait([control, *busy], 0.02 if busy else 2.0):
+                waiting += [(*asked, 0) for asked in json.loads(control.recv_bytes())]
+            for connection, (process, (index, job, tries), deadline) in [*busy.items()]:
+                late, answer = not connection.poll(), None
+                if late and time.monotonic() <= deadline:
+                    continue
+                del busy[connection]
+                with contextlib.suppress(EOFError, ConnectionError):
+                    answer = None if late else json.loads(connection.recv_bytes())
+                if answer is None:
+                    process.kill()  # changes nothing for one that is gone
+                    process.join()
+                    connection.close()
+                    short = process.exitcode == _OUT_OF_MEMORY
+                    process, connection = _fork(settings, control)
+                    if late or short or tries + 1 == TRIES:
+                        died = "timed out" if late else "out of memory" if short else "crashed"
+                        answer = [None, "", died]
+                    else:
+                        waiting.appendleft((index, job, tries + 1))
+                idle.append((process, connection))
+                if answer is not None:
+                    control.send_bytes(json.dumps([index, *answer]).encode())
     os.killpg(0, signal.SIGKILL)
 
 
