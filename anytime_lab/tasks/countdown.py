@@ -7,11 +7,12 @@ problem alone, so that the two are disjoint whatever the seed, the size and the 
 """
 
 import hashlib
-import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations_with_replacement, permutations
+from typing import Any
 
 from datasets import Dataset, DatasetInfo
 
@@ -19,32 +20,61 @@ OPERATORS = "+-*/"
 TEST_SHARE = 0.25  # of all problems, by a hash of the problem
 
 
-def split_of(problem: str) -> str:
-    """`test` for a fixed quarter of all problems, else `train`; depends on the problem only."""
+def in_split(problem: str, split: str) -> bool:
+    """Whether a problem is of a split; `test` has a fixed quarter of all, by the problem alone.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split is {split!r}; expected 'train' or 'test'.")
     digest = hashlib.sha256(problem.encode()).digest()
-    return "test" if digest[0] < 256 * TEST_SHARE else "train"
+    return (digest[0] < 256 * TEST_SHARE) == (split == "test")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a trial may do.
+    """What a trial may do, and which problems there are.
 
     Attributes:
         ops: Operators allowed, out of `+-*/`. Division must be exact.
         max_value: Every intermediate result and the target lie in 0…max_value.
+        numbers: How many numbers a problem has (2 to 6).
+        low: Smallest number.
+        high: Largest number.
+        min_success: Least probability that a random trial solves a problem, in (0, 1].
+        max_success: Greatest probability that a random trial solves it.
     """
 
     ops: str = "+-*"
     max_value: int = 99
+    numbers: int = 3
+    low: int = 1
+    high: int = 20
+    min_success: float = 0.12
+    max_success: float = 1.0
 
     def __post_init__(self):
-        unknown = sorted(set(self.ops) - set(OPERATORS))
-        if unknown or not self.ops or len(set(self.ops)) != len(self.ops):
-            raise ValueError(
-                f"ops is {self.ops!r}; expected distinct ones out of {OPERATORS!r}, e.g. '+-*'."
-            )
-        if self.max_value < 1:
-            raise ValueError(f"max_value is {self.max_value}; expected an integer of at least 1.")
+        ops, top, low, high = self.ops, self.max_value, self.low, self.high
+        least, most = self.min_success, self.max_success
+        distinct = 0 < len(ops) == len(set(ops) & set(OPERATORS))
+        for holds, found, wanted in (
+            (distinct, f"ops is {ops!r}", f"distinct ones out of {OPERATORS!r}, e.g. '+-*'"),
+            (top >= 1, f"max_value is {top}", "an integer of at least 1"),
+            (2 <= self.numbers <= 6, f"numbers is {self.numbers}", "2 to 6"),
+            (
+                0 <= low <= high <= top,
+                f"low={low}, high={high}",
+                f"0 <= low <= high <= max_value={top}",
+            ),
+            (
+                0 < least <= most <= 1,
+                f"min_success={least}, max_success={most}",
+                "0 < min_success <= max_success <= 1",
+            ),
+        ):
+            if not holds:
+                raise ValueError(f"{found}; expected {wanted}.")
 
     def apply(self, a: int, op: str, b: int) -> int | None:
         """`a op b`, or None where the rules forbid the result."""
@@ -93,7 +123,7 @@ class Problem:
 
 def first_steps(values: tuple[int, ...], rules: Rules) -> Iterator[tuple[int, str, int, int]]:
     """All (i, operator, j, result) that combine two of the values, in order."""
-    for (i, a), (j, b) in itertools.permutations(enumerate(values), 2):
+    for (i, a), (j, b) in permutations(enumerate(values), 2):
         for op in rules.ops:
             result = rules.apply(a, op, b)
             if result is not None:
@@ -122,28 +152,27 @@ def success_rate(problem: Problem, rules: Rules) -> float:
     return value_distribution(tuple(sorted(problem.numbers)), rules).get(problem.target, 0.0)
 
 
-def _finish(parts: list[tuple[int, str]], done: tuple, rules: Rules, rng, target) -> Trial | None:
-    # parts: (value, expression) of what is left. With a target: depth-first search for a solution
-    # in the order that rng (or the natural order) gives; without: one random trial.
+def _trials(
+    parts: list[tuple[int, str]], rules: Rules, rng: random.Random | None, start: tuple, done=()
+) -> Iterator[Trial]:
+    # parts: (value, expression) of what is left. Depth first, in the order that rng (or the natural
+    # order) gives behind the steps of start.
     if len(parts) == 1:
-        hit = target is None or parts[0][0] == target
-        return Trial(done, parts[0][1]) if hit else None
-    steps = list(first_steps(tuple(v for v, _ in parts), rules))
-    if rng is not None:
+        yield Trial(done, parts[0][1])
+        return
+    steps, given = list(first_steps(tuple(v for v, _ in parts), rules)), start[len(done) :]
+    if rng is not None and not given:
         rng.shuffle(steps)
     for i, op, j, result in steps:
-        (a, left), (b, right) = parts[i], parts[j]
-        text = f"{_operand(left)}{op}{_operand(right)}"
+        step = (parts[i][0], op, parts[j][0], result)
+        if given and step != given[0]:
+            continue
+        left, right = (t if t.isdigit() else f"({t})" for t in (parts[i][1], parts[j][1]))
         rest = [part for k, part in enumerate(parts) if k not in (i, j)]
-        step = (a, op, b, result)
-        trial = _finish([*rest, (result, text)], (*done, step), rules, rng, target)
-        if trial is not None:
-            return trial
-    return None
-
-
-def _operand(text: str) -> str:
-    return text if text.isdigit() else f"({text})"
+        made = [*rest, (result, f"{left}{op}{right}")]
+        yield from _trials(made, rules, rng, start, (*done, step))
+        if given:
+            return
 
 
 def sample_trial(
@@ -157,85 +186,44 @@ def sample_trial(
         rng: Source of randomness.
         start: Steps (left, operator, right, result) already taken; the trial goes on from there.
     """
-    parts = [(n, str(n)) for n in numbers]
-    for a, op, b, result in start or ():
-        left = next(p for p in parts if p[0] == a)
-        parts.remove(left)
-        right = next(p for p in parts if p[0] == b)
-        parts.remove(right)
-        parts.append((result, f"{_operand(left[1])}{op}{_operand(right[1])}"))
-    return _finish(parts, tuple(start or ()), rules, rng, target=None)
+    return next(_trials([(n, str(n)) for n in numbers], rules, rng, tuple(start or ())), None)
 
 
 def solve(problem: Problem, rules: Rules, rng: random.Random | None = None) -> Trial | None:
     """A trial that solves the problem, or None: a random one, or always the same without `rng`."""
-    parts = [(n, str(n)) for n in problem.numbers]
-    return _finish(parts, (), rules, rng, target=problem.target)
+    found = _trials([(n, str(n)) for n in problem.numbers], rules, rng, ())
+    return next((trial for trial in found if trial.value == problem.target), None)
 
 
-def countdown_problems(
-    split: str,
-    *,
-    numbers: int = 3,
-    low: int = 1,
-    high: int = 20,
-    rules: Rules = Rules(),  # noqa: B008  (frozen)
-    min_success: float = 0.12,
-    max_success: float = 1.0,
-) -> list[Problem]:
+def countdown_problems(split: str, **settings: Any) -> list[Problem]:
     """Every problem of one split whose success rate lies in the given range, in a fixed order.
 
     Args:
         split: `train` or `test`.
-        numbers: How many numbers a problem has (2 to 6).
-        low: Smallest number.
-        high: Largest number.
-        rules: Operators and value range.
-        min_success: Least probability that a random trial solves it, in (0, 1].
-        max_success: Greatest probability that a random trial solves it.
+        **settings: Of `Rules`: operators, value range, numbers and difficulty.
 
     Raises:
         ValueError: On a bad argument, or when no problem is left.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split is {split!r}; expected 'train' or 'test'.")
-    if not 2 <= numbers <= 6:
-        raise ValueError(f"numbers is {numbers}; expected 2 to 6.")
-    if not 0 <= low <= high <= rules.max_value:
-        raise ValueError(
-            f"low={low}, high={high}; expected 0 <= low <= high <= max_value={rules.max_value}."
-        )
-    if not 0 < min_success <= max_success <= 1:
-        raise ValueError(
-            f"min_success={min_success}, max_success={max_success}; "
-            "expected 0 < min_success <= max_success <= 1."
-        )
-    found = []
-    for values in itertools.combinations_with_replacement(range(low, high + 1), numbers):
-        rates = value_distribution(values, rules)
-        for target in sorted(t for t, p in rates.items() if min_success <= p <= max_success):
-            problem = Problem(values, target)
-            if split_of(problem.problem_id) == split:
-                found.append(problem)
+    rules = Rules(**settings)
+    least, most = rules.min_success, rules.max_success
+    problems = (
+        Problem(values, target)
+        for values in combinations_with_replacement(range(rules.low, rules.high + 1), rules.numbers)
+        for target, rate in sorted(value_distribution(values, rules).items())
+        if least <= rate <= most
+    )
+    found = [problem for problem in problems if in_split(problem.problem_id, split)]
     if not found:
         raise ValueError(
-            f"no {split} problem has a success rate between {min_success} and {max_success}. "
+            f"no {split} problem has a success rate between {least} and {most}. "
             "Widen the range or the numbers."
         )
     return found
 
 
 def load_countdown(
-    num_problems: int | None = None,
-    split: str = "train",
-    seed: int = 0,
-    *,
-    numbers: int = 3,
-    low: int = 1,
-    high: int = 20,
-    ops: str = "+-*",
-    max_value: int = 99,
-    **difficulty: float,
+    num_problems: int | None = None, split: str = "train", seed: int = 0, **settings: Any
 ) -> Dataset:
     """Countdown problems as a dataset, drawn without replacement.
 
@@ -243,8 +231,7 @@ def load_countdown(
         num_problems: How many; None takes all there are.
         split: `train` or `test`, disjoint by problem for any seed and difficulty.
         seed: Chooses the problems, their order, and the order in which numbers are shown.
-        ops, max_value: See `Rules`.
-        numbers, low, high, **difficulty: See `countdown_problems`.
+        **settings: As `countdown_problems`.
 
     Returns:
         Columns problem_id, prompt (conversational), answer (a solution, such as `(7-6)*3`),
@@ -253,20 +240,16 @@ def load_countdown(
     Raises:
         ValueError: On a bad argument, or when more problems are asked for than exist.
     """
-    rules = Rules(ops, max_value)
-    problems = countdown_problems(
-        split, numbers=numbers, low=low, high=high, rules=rules, **difficulty
-    )
+    rules, problems = Rules(**settings), countdown_problems(split, **settings)
     if num_problems is not None and not 1 <= num_problems <= len(problems):
         raise ValueError(
             f"num_problems is {num_problems}, but the {split} split holds {len(problems)} such "
             "problems. Ask for 1 to that many, or widen the difficulty or the numbers."
         )
     rng = random.Random(f"{split}-{seed}")
-    problems = rng.sample(problems, num_problems or len(problems))
     rows = []
-    for problem in problems:
-        shown = Problem(tuple(rng.sample(problem.numbers, numbers)), problem.target)
+    for problem in rng.sample(problems, num_problems or len(problems)):
+        shown = Problem(tuple(rng.sample(problem.numbers, rules.numbers)), problem.target)
         rows.append(
             {
                 "problem_id": shown.problem_id,
@@ -278,6 +261,6 @@ def load_countdown(
                 "success_rate": success_rate(shown, rules),
             }
         )
-    settings = f"{numbers} numbers of {low} to {high}, {ops}, seed {seed}"
-    source = f"Countdown, {split} split, generated ({settings})"
+    about = f"{rules.numbers} numbers of {rules.low} to {rules.high}, {rules.ops}, seed {seed}"
+    source = f"Countdown, {split} split, generated ({about})"
     return Dataset.from_list(rows, info=DatasetInfo(description=source))

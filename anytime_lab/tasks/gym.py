@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetInfo
 
-from anytime_lab.tasks.countdown import split_of
+from anytime_lab.tasks.countdown import in_split
 
 TRIES = 40  # drawn for each problem that is asked for, before there are taken to be no more
 DEFAULT_COUNT = 1000
@@ -40,14 +40,12 @@ def load_gym(
         ValueError: reasoning-gym is not installed, there is no such generator, option or split, or
             the generator has too few problems.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split is {split!r}; expected 'train' or 'test'.")
     count, found = num_problems or DEFAULT_COUNT, {}
     drawn = _generator(generator, seed, json.dumps(options))
     for index in range(TRIES * count):
         entry = drawn[index]
         question = entry["question"].strip()
-        if split_of(question) != split or question in found:
+        if not in_split(question, split) or question in found:
             continue
         gold = {"answer": entry["answer"], "generator": generator, "seed": seed, "index": index}
         found[question] = {
