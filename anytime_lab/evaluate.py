@@ -145,11 +145,11 @@ def evaluate(
     with only_writer(run_dir) as folder:
         records.open_evaluation(folder, settings, about, len(chunks))
         if progress:
-            print(prompts.describe_format(tokens, problems[0].prompt))
+            print(tokens.describe(problems[0].prompt))
         work = partial(evaluate_chunk, engine, verifier, budgets, num_summaries, sampling)
         ends = _run_chunks(folder, work, chunks, seed, budgets, progress)
     if ends:
-        prompts.warn_of_eos(ends.count("eos") / len(ends), tokens.fmt)
+        tokens.warn_of_eos(ends.count("eos") / len(ends))
     return folder
 
 

@@ -198,6 +198,38 @@ class ThinkingTokens:
         """
         return self.cut_ids if cut < length or end == "length" else self.header_ids
 
+    def describe(self, prompt: Sequence[int]) -> str:
+        """The format in words, with a prompt (token ids) as the model sees it for an example."""
+        fmt, read = self.fmt, self.tokenizer.decode
+        if self.close_id is not None:
+            how = f"a thinking ends with {fmt.think_close!r}, one token"
+        elif fmt.think_close:
+            how = f"a thinking ends with {fmt.think_close!r}, spelled in several tokens"
+        else:
+            how = "a thinking is the answer's own text and ends with the turn"
+        ends = ", ".join(repr(read([i])) for i in sorted(self.eos_ids))
+        return (
+            f"Thinking format {fmt.name!r} ({self.why}): {how}; a turn ends with {ends}; a summary "
+            f"follows {read(list(self.cut_ids))!r}. Another: thinking_format. A prompt as the "
+            f"model sees it:\n{read(list(prompt))!r}"
+        )
+
+    def warn_of_eos(self, share: float) -> None:
+        """Warn where more than a tenth of the thinkings ended their turn instead of being closed.
+
+        Args:
+            share: Of the thinkings; NaN where there are none.
+        """
+        if share > 0.1:
+            warnings.warn(
+                "more than a tenth of the thinkings ended their turn instead of closing the "
+                f"thinking with {self.fmt.think_close!r}, and each of them scores 0 by the "
+                "method's rule. Where the model does not use that marker, set "
+                "thinking_format='unmarked' (or its own format); where it does, it has to learn to "
+                "close, or check_format=False trains without the rule.",
+                stacklevel=3,
+            )
+
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Ids of a text that goes on after another: no BOS, and no word boundary before it."""
@@ -315,46 +347,6 @@ def _detected(tokenizer: Any) -> tuple[str, str]:
         ("unmarked", True, "vocabulary and chat template know no marker such as </think>"),
     )
     return next((name, why) for name, holds, why in rows if holds)
-
-
-def describe_format(tokens: ThinkingTokens, prompt: Sequence[int]) -> str:
-    """A format in words, with an example of a prompt as the model sees it.
-
-    Args:
-        tokens: The format in ids.
-        prompt: Token ids of the example.
-    """
-    fmt, read = tokens.fmt, tokens.tokenizer.decode
-    if tokens.close_id is not None:
-        how = f"a thinking ends with {fmt.think_close!r}, one token"
-    elif fmt.think_close:
-        how = f"a thinking ends with {fmt.think_close!r}, spelled in several tokens"
-    else:
-        how = "a thinking is the answer's own text and ends with the turn"
-    ends = ", ".join(repr(read([i])) for i in sorted(tokens.eos_ids))
-    return (
-        f"Thinking format {fmt.name!r} ({tokens.why}): {how}; a turn ends with {ends}; a summary "
-        f"follows {read(list(tokens.cut_ids))!r}. Another: thinking_format. A prompt as the model "
-        f"sees it:\n{read(list(prompt))!r}"
-    )
-
-
-def warn_of_eos(share: float, fmt: ThinkingFormat) -> None:
-    """Warn where more than a tenth of the thinkings ended their turn instead of being closed.
-
-    Args:
-        share: Of the thinkings; NaN where there are none.
-        fmt: Their format.
-    """
-    if share > 0.1:
-        warnings.warn(
-            f"more than a tenth of the thinkings ended their turn instead of closing the thinking "
-            f"with {fmt.think_close!r}, and each of them scores 0 by the method's rule. Where the "
-            "model does not use that marker, set thinking_format='unmarked' (or its own format); "
-            "where it does, it has to learn to close, or check_format=False trains without the "
-            "rule.",
-            stacklevel=3,
-        )
 
 
 def fit_verifier(verifier: Any, fmt: ThinkingFormat) -> Any:

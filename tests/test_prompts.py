@@ -13,7 +13,6 @@ from anytime_lab.prompts import (
     FORMATS,
     ThinkingFormat,
     choose_format,
-    describe_format,
     fit_verifier,
     prompt_ids,
     resolve_tokens,
@@ -218,7 +217,7 @@ def test_what_a_family_is_shown_token_by_token(family):
     assert ids.count(tok.bos_token_id) == (tok.bos_token_id is not None and family != "gpt-oss")
     assert set(tok.convert_ids_to_tokens(sorted(tokens.eos_ids))) == ends
     assert pieces(tokens.cut_ids, tok) == forced
-    assert pieces(ids, tok) and repr(tok.decode(ids)) in describe_format(tokens, ids)
+    assert pieces(ids, tok) and repr(tok.decode(ids)) in tokens.describe(ids)
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

@@ -28,13 +28,7 @@ from anytime_lab.engines.hf import HFEngine, turn_ends
 from anytime_lab.engines.server import SCHEMES, ServerEngine
 from anytime_lab.engines.thoughts import Thinker, ThinkingError
 from anytime_lab.engines.vllm import VLLMEngine
-from anytime_lab.prompts import (
-    Format,
-    ThinkingTokens,
-    describe_format,
-    prompt_ids,
-    resolve_tokens,
-)
+from anytime_lab.prompts import Format, ThinkingTokens, prompt_ids, resolve_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -328,6 +322,6 @@ def load_thinker(
     tokens = engine.tokens
     example = [{"role": "user", "content": "What is 17 + 25?"}]  # shows what a model is shown
     shown = prompt_ids(example, tokens.tokenizer, tokens.fmt, chat_template_kwargs)
-    print(describe_format(tokens, shown))
+    print(tokens.describe(shown))
     sampling = Sampling(max_summary_tokens=max_summary_tokens)
     return Thinker(engine, sampling, name, chat_template_kwargs, max_thinking_tokens)

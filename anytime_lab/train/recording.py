@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
 from anytime_lab.page import redacted
-from anytime_lab.prompts import describe_format, text_and_ends
+from anytime_lab.prompts import text_and_ends
 from anytime_lab.store import files
 from anytime_lab.store.card import CARD, curve_block, known_curve
 from anytime_lab.store.manifest import describe_problems, environment, sessions_of
@@ -545,7 +545,7 @@ def complete_card(trainer: Any, folder: str | Path) -> None:
         library="peft" if adapter else "transformers",
         loader="AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM",
         where=trainer.hub_model_id or folder,
-        format=describe_format(trainer.tokens, trainer.example),
+        format=trainer.tokens.describe(trainer.example),
         curve=curve_block(update, known_curve(cards, update)),
         settings="\n".join(f"| `{name}` | {value} |" for name, value in values.items()),
         data=f"{data['problems'] or 'A stream of'} problems. {data['source']} (sha256 of the "

@@ -29,13 +29,7 @@ from trl.data_utils import is_conversational
 from anytime_lab.engines.hf import HFEngine
 from anytime_lab.engines.load import load_tokens, model_path
 from anytime_lab.page import redacted
-from anytime_lab.prompts import (
-    ThinkingFormat,
-    describe_format,
-    fit_verifier,
-    prompt_ids,
-    warn_of_eos,
-)
+from anytime_lab.prompts import ThinkingFormat, fit_verifier, prompt_ids
 from anytime_lab.store.files import RunFolderError, only_writer
 from anytime_lab.train import advantages, checks, devices, recording, scoring
 from anytime_lab.train.config import BRPOConfig
@@ -146,7 +140,7 @@ class BRPOTrainer(GRPOTrainer):
         if self.accelerator.is_main_process:
             forced, left = self.tokens.longest_forced, self.sampling.max_summary_tokens
             room = f"Of max_summary_tokens the forced text takes {forced}, {left} are left."
-            print(describe_format(self.tokens, self.example), room, sep="\n")
+            print(self.tokens.describe(self.example), room, sep="\n")
         devices.check_sharding(self)
         self.tree_backend, reason = scoring.choose_backend(
             self.model, args.tree_backend, args.temperature
@@ -477,7 +471,7 @@ class BRPOTrainer(GRPOTrainer):
             if not math.isnan(value):  # e.g. the correlation with a baseline that is constant
                 self._metrics[mode][name].append(value)
         if self.args.check_format:
-            warn_of_eos(metrics["thinking/eos"], self.tokens.fmt)
+            self.tokens.warn_of_eos(metrics["thinking/eos"])
         for name in recording.MISLEADING:
             self._metrics[mode].pop(name, None)
         if mode == "train":
