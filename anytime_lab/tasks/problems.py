@@ -2,29 +2,42 @@
 
 import ast
 import contextlib
+import csv
+import errno
 import hashlib
+import io
 import json
-import math
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow.parquet as pq
 from datasets import Dataset, DatasetInfo
+from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+from pyarrow import ArrowException
 
 from anytime_lab.prompts import of_text, what_is_wrong
 from anytime_lab.store.manifest import describe_problems
 from anytime_lab.tasks.countdown import load_countdown
 from anytime_lab.tasks.gym import load_gym
-from anytime_lab.tasks.rows import load_hub_rows, read_rows
 from anytime_lab.verify.answers import find_boxed
 from anytime_lab.verify.forms import UnreadableError, clean
-from anytime_lab.verify.verifiers import CountdownVerifier, FunctionVerifier, MathVerifier, Verifier
+from anytime_lab.verify.verifiers import (
+    CountdownVerifier,
+    FunctionVerifier,
+    MathVerifier,
+    Verifier,
+    written,
+)
 
 MAX_TEXT = 1_000_000  # characters of a question, an answer or an id
+SPLIT = "split"  # a column of this name says to which split a row belongs
+Rows = list[tuple[int, dict[str, Any]]]  # each with its number, for errors
 # Where no column is named, the first of these that is there is taken; a dot looks into an object.
 USUAL = {
     "question": ("question", "problem", "prompt", "query", "messages"),
@@ -90,20 +103,23 @@ def load_problems(
     revision: str | None = None,
     drop_unusable: bool = False,
 ) -> Dataset:
-    """Problems of a benchmark, from the hub or a file, or of a JSON, JSONL, parquet or CSV file.
+    """Problems of a benchmark, from the hub or a file, or of a file of your own.
 
-    A question that is a conversation keeps its turns; what its last turn says is the question.
+    A file is a list of objects (.json; also an object that holds such lists by name), one object a
+    line (.jsonl), or a table (.parquet, .csv with a header). A question that is a conversation
+    keeps its turns; what its last turn says is the question.
 
     Args:
         name: One of `BENCHMARKS`, or a file.
         path: A file with a benchmark's problems, instead of asking the hub.
-        split: Of a file; see `read_rows`.
+        split: Which of several lists of a .json file; and which rows, where a column `split` has
+            this value among others. A warning tells what was left out.
         columns: prompt (or question), answer and problem_id to the columns there; the usual
             names (`problem`, `id`, …) are found without it. A dotted name looks into objects
             (`reward_model.ground_truth`). A problem_id of None, or no column of ids, makes ids of
             the questions.
         question_suffix: Appended to every question.
-        revision: Commit, branch or tag of the hub's repository.
+        revision: Commit, branch or tag of the hub's repository; None takes the newest.
         drop_unusable: Leave out problems without an answer, and repetitions of a question, instead
             of refusing the file; a warning tells how many.
 
@@ -111,9 +127,11 @@ def load_problems(
         Columns problem_id, prompt (a conversation), question, answer.
 
     Raises:
+        TypeError: the path is no text and no path.
         FileNotFoundError: there is no such file, or it is a folder.
-        ValueError: a column is missing, a row is empty or of mixed types, ids repeat (the message
-            names the row); or the hub has no such data set, revision or split.
+        ValueError: the file is empty, no UTF-8, torn, of another form, or holds several lists and
+            none of the name; a column is missing, a row is empty or of mixed types, ids repeat (the
+            message names the row); or the hub has no such data set, revision or split.
         ConnectionError: the hub cannot be reached, or must not be (HF_HUB_OFFLINE).
         PermissionError: the hub wants a login, or an agreement to its terms, first.
 
@@ -121,14 +139,13 @@ def load_problems(
     """
     benchmark = BENCHMARKS.get(name) if isinstance(name, str) else None
     if benchmark and path is None:
-        place = (benchmark.path, benchmark.name, benchmark.split)
-        source = " ".join(filter(None, place))
-        rows, homepage = load_hub_rows(name, place, revision)
+        source = " ".join(filter(None, (benchmark.path, benchmark.name, benchmark.split)))
+        rows, homepage = _hub_rows(name, benchmark, revision)
     else:
         file = path if benchmark else name
         if revision is not None:
             raise ValueError(f"revision is {revision!r}, but {file} is a file and has none.")
-        source, rows, homepage = str(file), read_rows(file, split), ""
+        source, rows, homepage = str(file), _file_rows(file, split), ""
     if benchmark and len(rows) != benchmark.count:
         warnings.warn(
             f"{name} has {benchmark.count:,} problems, but {source} has {len(rows):,}: "
@@ -146,10 +163,7 @@ def load_problems(
 
 
 def _problems(
-    rows: Iterable[tuple[int, Mapping[str, Any]]],
-    source: str,
-    columns: Mapping[str, str],
-    drop_unusable: bool,
+    rows: Rows, source: str, columns: Mapping[str, str], drop_unusable: bool
 ) -> list[dict[str, Any]]:
     """Numbered rows as problems, each checked; warns of what was left out or looks like no gold."""
     made: dict[str, dict[str, Any]] = {}
@@ -229,9 +243,7 @@ def _field(row: Mapping[str, Any], name: Any) -> Any:
     return _field(inside, rest) if isinstance(inside, Mapping) else None
 
 
-def _columns(
-    rows: list[tuple[int, Mapping[str, Any]]], source: str, columns: Mapping[str, str | None]
-) -> dict[str, str]:
+def _columns(rows: Rows, source: str, columns: Mapping[str, str | None]) -> dict[str, str]:
     """The column of each of question, answer and (where there is one) problem_id."""
     if unknown := set(columns) - {*USUAL, "prompt"}:
         raise ValueError(
@@ -337,31 +349,23 @@ def _read(value: Any, opening: str) -> Any:
     return None
 
 
-def _whole(value: Any) -> Any:
-    """A float that a table with gaps makes of a whole number as that number; all else as it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def _answer(value: Any, listed: bool = False) -> str | list[str]:
     if isinstance(value, (list, tuple)) and value and not listed:
         return [_answer(one, listed=True) for one in value]
-    known = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-    if isinstance(value, float):
-        known = math.isfinite(value)
-    if not known or not str(value).strip():
+    if not (text := written(value)):
         told = "empty" if isinstance(value, str) else f"{value!r:.80}"
         raise ValueError(f"is {told}; expected text, a finite number or a list of such. {ADVICE}")
-    return _plain(str(_whole(value)))
+    return _plain(text)
 
 
 def _problem_id(value: Any) -> str:
-    value = _whole(value)
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+    part = isinstance(value, float) and not value.is_integer()
+    if part or not (text := written(value)):
         raise ValueError(
             f"is {value!r:.80}; expected text or a whole number. "
             'columns={"problem_id": None} makes ids of the questions.'
         )
-    return _plain(str(value))
+    return _plain(text)
 
 
 def card_of(dataset: Dataset) -> str:
@@ -370,17 +374,6 @@ def card_of(dataset: Dataset) -> str:
     revision = f" at {about['revision']}" if about["revision"] else ""
     count, digest = f"{about['problems']:,} problems", f"sha256 {about['sha256'][:16]}"
     return f"{about['source']}{revision}: {count}, {digest}"
-
-
-def unreadable_golds(dataset: Dataset, verifier: MathVerifier) -> dict[str, str]:
-    """Grade every gold against itself; ids to why it cannot be graded.
-
-    Args:
-        dataset: Of this module's form.
-        verifier: The one that will grade answers to it.
-    """
-    whys = verifier.read_golds(dataset["answer"][:])
-    return {id: why for id, why in zip(dataset["problem_id"][:], whys, strict=True) if why}
 
 
 COUNTDOWN, GYM = "countdown", "reasoning_gym/"
@@ -460,31 +453,244 @@ def load_task(
     if require_all and (name == COUNTDOWN or str(name).startswith(GYM)):
         raise ValueError(f"require_all is for lists of answers; a problem of {name} has one.")
     if name == COUNTDOWN:
-        problems = load_countdown(num_problems, split, **options)
-        return Task(name, problems, CountdownVerifier(), card_of(problems))
-    if str(name).startswith(GYM):
+        problems, verifier = load_countdown(num_problems, split, **options), CountdownVerifier()
+    elif str(name).startswith(GYM):
         options = {"question_suffix": QUESTION_SUFFIX, **options}
         problems = load_gym(name.removeprefix(GYM), num_problems, split, **options)
         graded = "anytime_lab.tasks.gym:score"
         warm_up = (graded, ["", problems["answer"][0]])  # no answer pays for the import
         verifier = FunctionVerifier(graded, name="reasoning_gym", warm_up=warm_up)
-        return Task(name, problems, verifier, card_of(problems))
-    problems = load_problems(name, split=split, **options)
-    if num_problems is not None:
-        if not 1 <= num_problems <= len(problems):
-            raise ValueError(
-                f"num_problems is {num_problems}, but {name} has {len(problems)}; give 1 to "
-                f"{len(problems)}, or None for all."
+    else:
+        problems = load_problems(name, split=split, **options)
+        if num_problems is not None:
+            if not 1 <= num_problems <= len(problems):
+                raise ValueError(
+                    f"num_problems is {num_problems}, but {name} has {len(problems)}; give 1 to "
+                    f"{len(problems)}, or None for all."
+                )
+            problems = problems.select(range(num_problems))
+        verifier = MathVerifier(require_all=require_all)
+        with contextlib.closing(verifier):
+            whys = verifier.read_golds(problems["answer"][:]) if check else []
+        bad = {id: why for id, why in zip(problems["problem_id"], whys, strict=False) if why}
+        if bad:
+            warnings.warn(
+                f"{problems.info.description}: {len(bad)} of {len(problems):,} golds cannot be "
+                f"graded ({_first([f'{id}: {why}' for id, why in bad.items()])}). Hardly an answer "
+                "to them will be right: write the answer alone into a file of yours, or leave out "
+                f"{[*bad]}.",
+                stacklevel=2,
             )
-        problems = problems.select(range(num_problems))
-    verifier = MathVerifier(require_all=require_all)
-    with contextlib.closing(verifier):
-        bad = unreadable_golds(problems, verifier) if check else {}
-    if bad:
-        warnings.warn(
-            f"{problems.info.description}: {len(bad)} of {len(problems):,} golds cannot be graded "
-            f"({_first([f'{id}: {why}' for id, why in bad.items()])}). Hardly an answer to them "
-            f"will be right: write the answer alone into a file of yours, or leave out {[*bad]}.",
-            stacklevel=2,
-        )
     return Task(name, problems, verifier, card_of(problems))
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def _file_rows(path: str | Path, split: str | None) -> Rows:
+    """All rows of a file, each with its number: of the line (.jsonl), or of the record from 1."""
+    kinds = ", ".join(READERS)
+    path = Path(path).expanduser()
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else f"is not there (looked in {Path.cwd()})"
+        raise FileNotFoundError(f"{path} {found}; give a file ({kinds}).")
+    if path.suffix.lower() not in READERS:
+        raise ValueError(f"{path.name} ends in {path.suffix!r}; expected one of {kinds}.")
+    rows = list(READERS[path.suffix.lower()](path, split))
+    for number, row in rows:
+        if not isinstance(row, Mapping):
+            raise ValueError(
+                f"{path}, row {number}: found {type(row).__name__} {str(row)[:60]!r}; expected "
+                'an object such as {"problem": "...", "answer": "..."}.'
+            )
+    if not rows:
+        raise ValueError(f"{path} holds no problems; expected at least one row.")
+    said = [row.get(SPLIT) for _, row in rows]
+    if split not in said or len(set(map(str, said))) == 1:
+        return rows
+    chosen = [one for one, its in zip(rows, said, strict=True) if its == split]
+    warnings.warn(
+        f"{path}: taken are the {len(chosen):,} of {len(rows):,} rows whose column {SPLIT!r} says "
+        f"{split!r}.",
+        stacklevel=4,
+    )
+    return chosen
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise ValueError(
+            f"{path}, line {line}: byte {byte:#04x} is no UTF-8. Save the file as UTF-8 "
+            "(iconv -t UTF-8)."
+        ) from None
+
+
+def _loaded(path: Path, text: str, line: int = 0) -> Any:
+    """The JSON of a file, or of one line of it; an error names the place."""
+    place = f"line {line or 1}"
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place, said = f"line {line or error.lineno}, column {error.colno}", error.msg
+    except RecursionError:
+        said = "brackets nested too deeply"
+    except ValueError as error:  # an integer of thousands of digits
+        said = f"{error}; write it as a string"
+    raise ValueError(
+        f"{path}, {place}: {said}. A .json file is one list; a .jsonl file has a whole object on "
+        "each line."
+    )
+
+
+def _jsonl(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, _loaded(path, line, number)
+
+
+def _json(path: Path, split: str | None) -> Iterator[tuple[int, Any]]:
+    """Of an object the list in it, by its name where there are several."""
+    found = _loaded(path, _text(path))
+    lists = {"": found} if isinstance(found, list) else dict(_lists(found))
+    lists = {n: rows for n, rows in lists.items() if rows and isinstance(rows[0], dict)} or lists
+    told = ", ".join(f"{name} ({len(rows):,} rows)" for name, rows in lists.items())
+    named = [name for name in lists if name.split(".")[-1] == split]
+    if not lists:
+        raise ValueError(
+            f"{path} holds a {type(found).__name__}; expected a list of problems. If each line is "
+            "an object of its own, name the file .jsonl."
+        )
+    if len(lists) > 1 and len(named) != 1:
+        raise ValueError(
+            f"{path} holds several lists of problems: {told}"
+            + (". " if split is None else f"; none is called {split!r}. ")
+            + "Name one of them (split=...), or write the one that is meant to a file of its own."
+        )
+    name = named[0] if named else next(iter(lists))
+    of_a_split = name.split(".")[-1] in ("train", "test", "validation", "dev", "eval")
+    if split is not None and not named and of_a_split:
+        warnings.warn(f"{path} holds {told} only; that is taken for {split!r}.", stacklevel=4)
+    return enumerate(lists[name], start=1)
+
+
+def _lists(found: Any, before: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """All lists in an object and in objects inside it, by their dotted names."""
+    for name, value in found.items() if isinstance(found, dict) else ():
+        if isinstance(value, list):
+            yield before + name, value
+        yield from _lists(value, f"{before}{name}.")
+
+
+def _parquet(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
+    try:
+        table = pq.read_table(path)
+        for number in range(len(table)):  # one by one, up to the one that is broken
+            yield number + 1, table.slice(number, 1).to_pylist()[0]
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{path}, row {number + 1}: text that is no UTF-8. Write the table anew as UTF-8."
+        ) from None
+    except (OSError, ArrowException) as error:
+        raise ValueError(
+            f"{path} cannot be read as parquet: {error}. Is it whole, and no Git LFS pointer?"
+        ) from None
+
+
+def _csv(path: Path, _: str | None) -> Iterator[tuple[int, Any]]:
+    # Strict: a quote that is never closed would swallow the rest of the file.
+    table = filter(None, csv.reader(io.StringIO(_text(path), newline=""), strict=True))
+    number = 0
+    try:
+        header = next(table, [])
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise ValueError(f"{path} has several columns named {', '.join(twice)}. Rename them.")
+        for number, row in enumerate(table, start=1):
+            if len(row) != len(header):
+                raise ValueError(
+                    f"{path}, row {number} has {len(row)} fields; expected {len(header)}, as "
+                    f"the header ({', '.join(header)}). Quote fields that hold commas."
+                )
+            yield number, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, row {number + 1}: {error}. Is a closing quote missing, or a quote inside "
+            "a field not doubled?"
+        ) from None
+
+
+READERS = {".json": _json, ".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv}
+
+
+# --- the hub -------------------------------------------------------------------------------------
+
+HUB = "https://huggingface.co/datasets"
+COMMIT = re.compile("[0-9a-f]{40}")
+# Names of errors, since httpx has a tree of its own.
+UNREACHABLE = {
+    "ConnectionError",
+    "TimeoutError",
+    "LocalEntryNotFoundError",
+    "TransportError",
+    "gaierror",
+}
+NO_ROUTE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN}
+
+
+def _hub_rows(name: str, benchmark: Benchmark, revision: str | None) -> tuple[Rows, str]:
+    """(numbered rows of a benchmark, address of the commit that they are of)."""
+    path = benchmark.path
+    try:
+        rows = datasets.load_dataset(path, benchmark.name, split=benchmark.split, revision=revision)
+    except Exception as error:
+        raise _explained(error, f"{name} ({HUB}/{path})", name) from error
+    # The repository's commit names the folder that the hub's rows are cached in.
+    parts = {part for file in rows.cache_files for part in Path(file["filename"]).parts}
+    commit = next((part for part in sorted(parts) if COMMIT.fullmatch(part)), None)
+    if commit and COMMIT.fullmatch(revision or "") and commit != revision:
+        raise ValueError(  # `datasets` takes what it has where it cannot ask
+            f"{name}: the hub cannot be asked, and the cache holds {commit} and not {revision!r}. "
+            "Leave revision out to take that, or pass a file (path=...)."
+        )
+    commit = commit or revision
+    homepage = f"{HUB}/{path}" + (f"/tree/{commit}" if commit else "")
+    return list(enumerate(rows, start=1)), homepage
+
+
+def _explained(error: Exception, what: str, name: str) -> Exception:
+    """An error of `datasets` as one that says what was asked and what to do."""
+    causes, cause = [], error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    names = {base.__name__ for cause in causes for base in type(cause).__mro__}
+    numbers = {cause.errno for cause in causes if isinstance(cause, OSError)}
+    said = f"{type(error).__name__}: {error}".split("\n")[0][:300].rstrip(".")
+    unreachable = bool(names & UNREACHABLE or numbers & NO_ROUTE)
+    if datasets.config.HF_HUB_OFFLINE and (unreachable or "cache" in said):
+        kind = ConnectionError
+        advice = (
+            f"It is not in the cache ({datasets.config.HF_DATASETS_CACHE}), and HF_HUB_OFFLINE "
+            "forbids to ask the hub: unset that and load it once"
+        )
+    elif "gated" in said or "GatedRepoError" in names:
+        kind = PermissionError
+        advice = "Agree to its terms on that page and log in (hf auth login, or HF_TOKEN)"
+    elif isinstance(error, (ValueError, DataFilesNotFoundError, DatasetNotFoundError)):
+        kind = ValueError
+        advice = (
+            "It was moved, deleted or changed, or is private: name another commit (revision=...) "
+            "or log in (hf auth login, or HF_TOKEN)"
+        )
+    elif unreachable or "HfHubHTTPError" in names:
+        kind = ConnectionError
+        advice = "Check the connection (proxy, HF_ENDPOINT) and HF_TOKEN, or try again later"
+    else:
+        error.add_note(f"This came of loading {what} into {datasets.config.HF_DATASETS_CACHE}.")
+        return error  # a full disk, or a fault of the library
+    return kind(
+        f"{what} could not be loaded: {said}. {advice}; or bring the file here by other means and "
+        f'pass it: load_task("{name}", path="{name}.jsonl").'
+    )

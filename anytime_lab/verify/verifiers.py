@@ -93,12 +93,13 @@ class Verifier:
         """
         check_lengths("texts", texts, golds)
         whole = [self.think_close is None or t.count(self.think_close) == 1 for t in texts]
-        found = {row: self.find(text) for row, text in enumerate(texts) if whole[row]}
-        found = {row: answer for row, answer in found.items() if answer is not None}
-        grades = self.grade_answers([*found.values()], [golds[row] for row in found])
-        graded = dict(zip(found, grades, strict=True))
-        none = [Grade(0.0, None, "no answer" if marked else "format") for marked in whole]
-        return [graded.get(row, grade) for row, grade in enumerate(none)]
+        grades = [Grade(0.0, None, "no answer" if marked else "format") for marked in whole]
+        said = {row: self.find(text) for row, text in enumerate(texts) if whole[row]}
+        found = {row: answer for row, answer in said.items() if answer is not None}
+        graded = self.grade_answers([*found.values()], [golds[row] for row in found])
+        for row, grade in zip(found, graded, strict=True):
+            grades[row] = grade
+        return grades
 
     def grade_answers(self, answers: Sequence[str], golds: Sequence[Any]) -> list[Grade]:
         """Grade answers that are already found (no text around them, no format to check)."""
@@ -192,9 +193,8 @@ class PooledVerifier(Verifier):
         keys = [(a, type(g).__name__, repr(g)) for a, g in zip(answers, golds, strict=True)]
         with self.pool.lock:
             asked = dict(zip(keys, golds, strict=True))
-            settled = {k: self._known.get(k) or self._settle(k[0], g) for k, g in asked.items()}
-            grades = {key: grade for key, grade in settled.items() if isinstance(grade, Grade)}
-            jobs = {key: job for key, job in settled.items() if key not in grades}
+            grades = {k: self._known.get(k) or self._settle(k[0], g) for k, g in asked.items()}
+            jobs = {key: job for key, job in grades.items() if not isinstance(job, Grade)}
             for key, outcome in zip(jobs, self.pool.run(list(jobs.values())), strict=True):
                 grades[key] = self._conclude(key[0], outcome)
             self._known |= {key: g for key, g in grades.items() if g.reason not in FAILURES}
@@ -268,10 +268,10 @@ class MultipleChoiceVerifier(LineVerifier):
 
     def find(self, text: str) -> str | None:
         """The first box; or else the letter that the first paragraph states, or its first line."""
-        line = super().find(text)
         region = answer_region(text, self.header, self.think_close)
-        if line is None or self._letter(line) or find_boxed(region) is not None:
-            return line
+        boxed, line = find_boxed(region), first_line(region)
+        if boxed is not None or line is None or self._letter(line):
+            return boxed or line
         stated = self._stated.search(region.lstrip().partition("\n\n")[0].rstrip("."))
         if stated is None or UNSURE.match(stated.string[stated.end() :].split("\n")[0]):
             return line
@@ -322,13 +322,8 @@ class MathVerifier(PooledVerifier):
         Raises:
             UnreadableError: The gold is empty, not finite, too long or of a type that is no answer.
         """
-        texts = []
-        for entry in _listed(gold):
-            known = isinstance(entry, (str, int, float, Fraction)) and not isinstance(entry, bool)
-            if isinstance(entry, float) and (known := isfinite(entry)) and entry.is_integer():
-                entry = int(entry)
-            texts.append(str(entry).strip() if known else "")
-        if not texts or not all(texts):
+        texts = [written(entry).strip() for entry in _listed(gold)]
+        if not all(texts or [""]):
             raise UnreadableError("unreadable gold")
         if self.require_all:
             texts = ["; ".join(texts)]
@@ -368,9 +363,10 @@ class MathVerifier(PooledVerifier):
             return Grade(None, answer, "unreadable gold")
         try:
             verdicts = [decide(answer, text) for text in texts]
-        except (UnreadableError, RecursionError) as error:
-            reason = str(error) if isinstance(error, UnreadableError) else "unparsable"
-            return Grade(0.0, answer, reason)
+        except UnreadableError as error:
+            return Grade(0.0, answer, str(error))
+        except RecursionError:
+            return _verdict(None, answer)
         if True in verdicts or None not in verdicts:
             return _verdict(True in verdicts, answer)
         return f"{_ALGEBRA}:grade", [answer, texts]
@@ -431,3 +427,14 @@ def _listed(gold: Any) -> list[Any]:
     gold = gold.tolist() if hasattr(gold, "tolist") else gold  # of numpy and torch
     entries = gold if isinstance(gold, (list, tuple)) else [gold]
     return [entry.tolist() if hasattr(entry, "tolist") else entry for entry in entries]
+
+
+def written(value: Any) -> str:
+    """A text as it is, a finite number as text, a float that is whole as the whole number.
+
+    "" for what is no answer: an empty text, NaN, a truth value, any other type.
+    """
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else value if isfinite(value) else ""
+    known = isinstance(value, (str, int, float, Fraction)) and not isinstance(value, bool)
+    return str(value) if known and str(value).strip() else ""

@@ -25,7 +25,6 @@ from anytime_lab.tasks.problems import (
     card_of,
     load_problems,
     load_task,
-    unreadable_golds,
 )
 from anytime_lab.verify.verifiers import Grade, MathVerifier
 
@@ -328,17 +327,23 @@ def test_the_card_changes_with_the_rows(tmp_path):
 BROKEN = {"problem": "z", "answer": "\\frac{1}{", "id": "broken"}
 
 
+def unreadable(dataset, verifier):
+    """Ids to why their golds cannot be graded."""
+    whys = verifier.read_golds(dataset["answer"][:])
+    return {id: why for id, why in zip(dataset["problem_id"][:], whys, strict=True) if why}
+
+
 def test_golds_that_cannot_be_graded_are_reported_by_id(tmp_path):
     again = {**BROKEN, "id": "again", "problem": "w"}
     verifier = MathVerifier(workers=1)
     try:
         path = written(tmp_path, [*ROWS, BROKEN, again])
-        assert list(unreadable_golds(load_problems(path), verifier)) == ["broken", "again"]
-        assert not unreadable_golds(load_problems(written(tmp_path, ROWS)), verifier)
+        assert list(unreadable(load_problems(path), verifier)) == ["broken", "again"]
+        assert not unreadable(load_problems(written(tmp_path, ROWS)), verifier)
         lists = [{"problem": "x", "answer": ["1,234", "\\left(1, \\tfrac{1}{2}\\right]"]}]
         for require_all in (False, True):
             verifier.require_all = require_all
-            assert not unreadable_golds(load_problems(written(tmp_path, lists)), verifier)
+            assert not unreadable(load_problems(written(tmp_path, lists)), verifier)
     finally:
         verifier.close()
 
@@ -356,7 +361,7 @@ def test_a_gold_that_the_grader_takes_for_wrong_is_reported(tmp_path):
     try:
         path = written(tmp_path, [{"problem": "x", "answer": "007", "id": "bond"}, *ROWS])
         says = {"bond": "'007' as it stands is graded 'wrong'"}
-        assert unreadable_golds(load_problems(path), verifier) == says
+        assert unreadable(load_problems(path), verifier) == says
     finally:
         verifier.close()
 
@@ -366,7 +371,7 @@ def test_sentences_without_an_answer_are_reported_and_those_that_are_answers_are
     rows = [{"problem": f"{n}?", "answer": gold, "id": str(n)} for n, gold in enumerate(golds)]
     verifier = MathVerifier(workers=1)
     try:
-        bad = unreadable_golds(load_problems(written(tmp_path, rows)), verifier)
+        bad = unreadable(load_problems(written(tmp_path, rows)), verifier)
     finally:
         verifier.close()
     assert bad == {"0": "a sentence in which no answer is found"}
