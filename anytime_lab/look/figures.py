@@ -288,7 +288,7 @@ def policy_points(policies: pd.DataFrame, beyond: bool) -> pd.DataFrame:
 
 def policy_lines(policies: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The points of each line: one per rule, a majority one per k; sorted along the line."""
-    rules = policies["policy"].map({policy: words for policy, (words, _) in RULES.items()})
+    rules = policies["policy"].map({policy: words for policy, (words, *_) in RULES.items()})
     by_k = policies["value"].map("majority of {:g}".format)
     lines = policies.groupby(rules.mask(policies["policy"] == MAJORITY, by_k), sort=False)
     return {name: part.sort_values(["value", "tokens"]) for name, part in lines}

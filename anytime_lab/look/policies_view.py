@@ -1,7 +1,6 @@
 """View: early-exit rules replayed on a run's records, and the calibration of its confidence."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -35,11 +34,11 @@ class Policies(RunsView):
     def __init__(
         self,
         runs: Runs,
-        agreements: Sequence[int] = policies.RuleSettings.agreements,
-        majorities: Sequence[int] = policies.RuleSettings.majorities,
+        agreements: Sequence[int] = policies.SETTINGS[policies.AGREEMENT],
+        majorities: Sequence[int] = policies.SETTINGS[policies.MAJORITY],
     ) -> None:
         super().__init__(runs)
-        self._settings = policies.RuleSettings(tuple(agreements), tuple(majorities))
+        self._settings = {policies.AGREEMENT: agreements, policies.MAJORITY: majorities}
         self._lay_out, self._outcomes = cache(self._lay_out), cache(self._outcomes)
         self._calibration = cache(self._calibration)
         self.replay: policies.Replay | None = None  # the chosen run's records, laid out
@@ -90,15 +89,16 @@ class Policies(RunsView):
         return told_figure(said) if told.empty else plot_calibration(told, title)
 
     # what each run gives is worked out once
-    def _lay_out(self, path: Path) -> policies.Replay:
+    def _lay_out(self, path: Path, per_token: bool = False) -> policies.Replay:
+        if per_token:
+            return self._lay_out(path).per_token()
         return policies.lay_out(read_records(path, policies.REPLAY_COLUMNS, allow_partial=True))
 
     def _outcomes(self, path: Path, per_token: bool) -> list[policies.Outcome]:
-        settings = replace(self._settings, per_token=per_token)
-        return policies.replay_all(self._lay_out(path), settings)
+        return policies.replay_all(self._lay_out(path, per_token), self._settings)
 
     def _calibration(self, path: Path, budget: int, per_token: bool) -> tuple[pd.DataFrame, str]:
-        at = (self._lay_out(path), budget or None, per_token)
+        at = (self._lay_out(path, per_token), budget or None)
         told, area = policies.calibration(*at), policies.confidence_auroc(*at)
         return told, _told_calibration(told, budget, area)
 
@@ -112,7 +112,7 @@ class Policies(RunsView):
             self.replay = self._lay_out(self._path)
         except Exception as error:  # damaged, ragged, nothing written: told, not thrown
             self._said = [*self.catalogue.complaints, told_error(self._path, error)]
-        if self.replay and not self._settings.votes(self.replay):
+        if self.replay and not policies.votes(self.replay, self._settings[policies.MAJORITY]):
             self._said.append("Majorities are left out: they need equally many samples, 2 or more.")
         self.say(*self._said)
         budgets = self.replay.budgets if self.replay else ()

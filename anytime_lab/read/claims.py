@@ -20,7 +20,7 @@ import pyarrow as pa
 from scipy.special import stdtrit
 
 from anytime_lab.read.curves import CONFIDENCE, problem_table
-from anytime_lab.read.policies import AGREEMENT, RuleSettings, lay_out, policy_frame, replay_all
+from anytime_lab.read.policies import AGREEMENT, lay_out, policy_frame, replay_all
 from anytime_lab.read.policies import CONFIDENCE as SURE
 from anytime_lab.read.training import BASELINE_NAMES, VARIANCE, read_metrics
 from anytime_lab.store.files import METRICS, RESULT, RunFolderError, read_json
@@ -241,7 +241,7 @@ def _variance(train: Path, updates: Sequence[int]) -> pd.DataFrame:
 
 
 def _exits(records: pd.DataFrame) -> pd.DataFrame:
-    told = policy_frame(replay_all(lay_out(records), RuleSettings()))
+    told = policy_frame(replay_all(lay_out(records)))
     return told[TABLES["exits"][:-2]].round(4)  # but for its run and seed
 
 

@@ -9,23 +9,22 @@ Tokens are counted in three ways: `spent`, the thinking tokens that were generat
 budgets they were generated under (k·b for a majority); `with_summaries`, spent and the tokens of
 every summary that the rule had to ask for.
 
-Dimensions: N thinkings, P problems, J budgets, S summaries.
+Dimensions: P problems, n thinkings of each, S summaries, J budgets, K settings.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from numpy.lib.stride_tricks import sliding_window_view
 
 from anytime_lab.read.curves import checked, mean_interval
 
-KEYS = ["problem_id", "sample", "budget", "summary"]  # tell records apart
+KEYS = ["problem_id", "sample", "summary", "budget"]  # tell records apart
 REPLAY_COLUMNS = [
     *KEYS,
     "cut",
@@ -43,22 +42,29 @@ FIXED, AGREEMENT, CONFIDENCE, MAJORITY = "fixed budget", "agreement", "confidenc
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """The records of a run, laid out for replaying; all arrays (N, J, S) unless said otherwise."""
+    """The records of a run, laid out for replaying.
 
-    problem: np.ndarray  # (N,) number of the problem, rising
-    budgets: tuple[int, ...]  # (J,) tokens
-    answers: np.ndarray  # a number per different answer, −1 where there is none
-    correct: np.ndarray  # 1, 0, or NaN where the verifier abstained
-    whole: np.ndarray  # confidence, exp(log-prob) of the summary
-    per_token: np.ndarray  # the same of its mean token
-    cut: np.ndarray  # tokens of thinking kept
-    asked: np.ndarray  # tokens of the summary
-    ended: np.ndarray  # (N, J) whether the thinking had ended by itself at this budget
+    budgets: J, in tokens. summaries: S. rows: J after one another for each summary of a thinking,
+    columns problem (its number, rising), budget, cut (tokens of thinking kept), answer (a number
+    per different one, −1 where there is none), correct (1, 0, or NaN where the verifier abstained),
+    logprob, confidence (its exp) and asked (tokens) of the summary, asked_so_far (with those of the
+    budgets before), over (where every rule stops: the thinking had ended by itself at this budget,
+    or it is the last).
+    """
 
-    def by_problem(self, values: np.ndarray) -> np.ndarray:
-        """Means over the thinkings and summaries of each problem; (N, S) → (P,), NaN if none."""
-        problems = np.repeat(self.problem, values.shape[1])
-        return pd.Series(values.ravel()).groupby(problems).mean().to_numpy()
+    budgets: tuple[int, ...]
+    summaries: int
+    rows: pd.DataFrame
+
+    @property
+    def samples(self) -> np.ndarray:
+        """(P,) thinkings of each problem."""
+        return np.bincount(self.rows["problem"]) // (self.summaries * len(self.budgets))
+
+    def per_token(self) -> Replay:
+        """The same with the confidence of a summary's mean token."""
+        nats = self.rows["logprob"] / self.rows["asked"].clip(lower=1)
+        return replace(self, rows=self.rows.assign(confidence=np.exp(nats)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,68 +86,53 @@ def lay_out(records: pd.DataFrame) -> Replay:
     Raises:
         ValueError: a column is missing, or the records are ragged.
     """
-    rows = checked(records, REPLAY_COLUMNS).sort_values(KEYS)
-    sizes = rows["budget"].nunique(), rows["summary"].nunique()
-    thinkings = len(rows[KEYS[:2]].drop_duplicates())
-    if rows.duplicated(KEYS).any() or len(rows) != thinkings * math.prod(sizes):
+    rows = checked(records, REPLAY_COLUMNS).sort_values(KEYS, ignore_index=True)
+    budgets, summaries = rows["budget"].unique(), rows["summary"].nunique()
+    each = len(budgets) * summaries
+    if rows.duplicated(KEYS).any() or len(rows) != each * len(rows[KEYS[:2]].drop_duplicates()):
         raise ValueError(
             "records are ragged or doubled: not every thinking has each (budget, summary) exactly "
             "once. Read one run folder, and do not filter its rows by budget of a problem."
         )
-    numbers = ["logprob", "summary_tokens", "cut", "thinking_tokens", "correct"]
-    of = rows[numbers].astype(float)
-    told = {
-        "problem": pd.factorize(rows["problem_id"])[0],
-        "answers": pd.factorize(rows["answer"])[0],
-        "correct": of["correct"].where(rows["score"].notna()),
-        "whole": np.exp(of["logprob"]),
-        "per_token": np.exp(of["logprob"] / of["summary_tokens"].clip(lower=1)),
-        "cut": of["cut"],
-        "asked": of["summary_tokens"],
-        "ended": (rows["thinking_end"] != "length") & (of["cut"] >= of["thinking_tokens"]),
-    }
-    laid = {name: np.asarray(column).reshape(thinkings, *sizes) for name, column in told.items()}
-    laid |= {"problem": laid["problem"][:, 0, 0], "ended": laid["ended"][:, :, 0]}
-    return Replay(budgets=tuple(int(b) for b in rows["budget"].unique()), **laid)
+    numbers = {"logprob": "logprob", "summary_tokens": "asked", "cut": "cut", "correct": "correct"}
+    told = rows[[*numbers]].astype(float).rename(columns=numbers)
+    ended = (rows["thinking_end"] != "length") & (rows["cut"] >= rows["thinking_tokens"])
+    told = told.assign(
+        problem=pd.factorize(rows["problem_id"])[0],
+        budget=rows["budget"],
+        answer=pd.factorize(rows["answer"])[0],
+        correct=told["correct"].where(rows["score"].notna()),
+        confidence=np.exp(told["logprob"]),
+        asked_so_far=told["asked"].to_numpy().reshape(-1, len(budgets)).cumsum(axis=1).ravel(),
+        over=ended | (rows["budget"] == budgets[-1]),
+    )
+    return Replay(tuple(int(b) for b in budgets), summaries, told)
 
 
 # --- rules ---------------------------------------------------------------------------------------
 
 
 def _answered(
-    replay: Replay, policy: str, settings: Mapping[float, str], at: np.ndarray, asked: np.ndarray
-) -> list[Outcome]:
-    """Each replay is answered at one budget under each of K settings, value → words.
+    replay: Replay, policy: str, words: str, value: float, stop: pd.Series, asked="asked_so_far"
+) -> Outcome:
+    """Answers where each summary of a thinking first stops, by the column of what that asked for.
 
-    at: (K, N, S) number of the budget. asked: (N, J, S) summary tokens that this costs.
+    stop: of each row; the last budget's stops all.
     """
-    outcomes = []
-    for (value, words), place in zip(settings.items(), at, strict=True):
-        correct, spent, said = (
-            np.take_along_axis(values, place[:, None], axis=1)[:, 0]
-            for values in (replay.correct, replay.cut, asked)
-        )
-        costs = spent, np.asarray(replay.budgets, dtype=float)[place], spent + said
-        means = [float(replay.by_problem(cost).mean()) for cost in costs]
-        outcomes.append(Outcome(policy, words, value, replay.by_problem(correct), *means))
-    return outcomes
+    size = len(replay.budgets)
+    at = stop.to_numpy().reshape(-1, size).argmax(axis=1) + np.arange(0, len(stop), size)
+    names = ["problem", "correct", "cut", "budget", asked]
+    problem, correct, spent, allowed, said = (replay.rows[name].to_numpy()[at] for name in names)
+    values = np.column_stack([correct, spent, allowed, spent + said])
+    means = pd.DataFrame(values).groupby(problem).mean()
+    accuracy, *costs = (means[column].to_numpy() for column in means)
+    return Outcome(policy, words, value, accuracy, *(float(cost.mean()) for cost in costs))
 
 
 def fixed_budgets(replay: Replay) -> list[Outcome]:
     """The plain budget curve: think up to the budget, ask once."""
-    settings = {budget: f"{budget:,} tokens" for budget in replay.budgets}
-    at = [np.full_like(replay.answers[:, 0], j) for j in range(len(settings))]
-    return _answered(replay, FIXED, settings, at, replay.asked)
-
-
-def _stopped(
-    replay: Replay, policy: str, settings: Mapping[float, str], stops: Iterable[np.ndarray]
-) -> list[Outcome]:
-    """stops: for each setting (N, J, S), whether the rule would stop. The last budget stops all."""
-    last = np.arange(len(replay.budgets))[:, None] == len(replay.budgets) - 1
-    forced = replay.ended[:, :, None] | last
-    at = [(stop | forced).argmax(axis=1) for stop in stops]
-    return _answered(replay, policy, settings, at, np.cumsum(replay.asked, axis=1))
+    at = replay.rows["budget"]
+    return [_answered(replay, FIXED, f"{b:,} tokens", b, at == b, "asked") for b in replay.budgets]
 
 
 def stop_on_agreement(replay: Replay, ks: Sequence[int]) -> list[Outcome]:
@@ -151,29 +142,29 @@ def stop_on_agreement(replay: Replay, ks: Sequence[int]) -> list[Outcome]:
     """
     if bad := [k for k in ks if k < 1]:
         raise ValueError(f"k must be at least 1 budget; got {bad[0]}.")
-    settings, stops = {k: f"{k} budgets agree" for k in ks}, []
-    for k in settings:  # before the first budget there is no answer
-        padded = np.pad(replay.answers, ((0, 0), (k - 1, 0), (0, 0)), constant_values=-1)
-        runs = sliding_window_view(padded, k, axis=1)
-        stops.append((runs == runs[..., -1:]).all(axis=-1) & (replay.answers >= 0))
-    return _stopped(replay, AGREEMENT, settings, stops)
+    answers = replay.rows["answer"].to_numpy().reshape(-1, len(replay.budgets)).T.copy()
+    agreeing = (answers >= 0).astype(int)  # budgets in a row, up to this one
+    for j in range(1, len(answers)):
+        agreeing[j] *= 1 + agreeing[j - 1] * (answers[j] == answers[j - 1])
+    row, over = agreeing.T.ravel(), replay.rows["over"]
+    return [_answered(replay, AGREEMENT, f"{k} budgets agree", k, over | (row >= k)) for k in ks]
 
 
-def stop_on_confidence(
-    replay: Replay, thresholds: Sequence[float], per_token: bool = False
-) -> list[Outcome]:
+def stop_on_confidence(replay: Replay, thresholds: Sequence[float]) -> list[Outcome]:
     """Stop at the first budget with an answer whose confidence is at least the threshold."""
-    sure = np.where(replay.answers >= 0, replay.per_token if per_token else replay.whole, -1.0)
-    settings = {least: f"confidence ≥ {least:.3g}" for least in thresholds}
-    return _stopped(replay, CONFIDENCE, settings, (sure >= least for least in settings))
+    sure = replay.rows["confidence"].where(replay.rows["answer"] >= 0, -1.0)
+    over = replay.rows["over"]
+    return [
+        _answered(replay, CONFIDENCE, f"confidence ≥ {x:.3g}", x, over | (sure >= x))
+        for x in thresholds
+    ]
 
 
-def spread_thresholds(replay: Replay, per_token: bool = False, count: int = 16) -> list[float]:
+def spread_thresholds(replay: Replay, count: int = 16) -> list[float]:
     """Thresholds at even quantiles of the confidences there are, so that a curve spans them."""
-    confidence = replay.per_token if per_token else replay.whole
-    known = confidence[np.isfinite(confidence)]
+    known = replay.rows["confidence"].dropna()
     cuts = np.quantile(known, np.linspace(0, 1, count)) if len(known) else []
-    return [float(f"{cut:.3g}") for cut in np.unique(cuts)]
+    return list(dict.fromkeys(float(f"{cut:.3g}") for cut in cuts))
 
 
 def majority_votes(
@@ -187,24 +178,26 @@ def majority_votes(
     Raises:
         ValueError: problems have different numbers of samples, or fewer than a k.
     """
-    counts = np.bincount(replay.problem)
-    if counts.min() != (n := counts.max()):
+    if not ks:
+        return []
+    n = replay.samples.max()
+    if replay.samples.min() != n:
         raise ValueError(
-            f"problems have {counts.min()} to {n} samples; this needs equally many. Wait until "
-            "the evaluation is finished."
+            f"problems have {replay.samples.min()} to {n} samples; this needs equally many. Wait "
+            "until the evaluation is finished."
         )
     if bad := [k for k in ks if not 1 <= k <= n]:
         raise ValueError(f"k must be in 1 … {n} (the samples per problem); got {bad[0]}.")
-    shape = (len(counts), n, *replay.answers.shape[1:])
-    answers = replay.answers.astype(np.int32).reshape(shape)
-    right = np.nan_to_num(replay.correct).astype(np.float32).reshape(shape)
+    shape = (len(replay.samples), n, replay.summaries, len(replay.budgets))
+    answers = replay.rows["answer"].to_numpy(np.int32).reshape(shape)
+    right = replay.rows["correct"].fillna(0.0).to_numpy(np.float32).reshape(shape)
     fixed, outcomes = fixed_budgets(replay), []
     for k in ks:
         subsets = np.random.default_rng(seed).permuted([range(n)] * draws, axis=1)[:, :k]
         if math.comb(n, k) <= draws:
             subsets = np.array(list(combinations(range(n), k)))
         accuracy = np.mean([_vote(answers[:, s], right[:, s]) for s in subsets], axis=0)
-        for one, told in zip(fixed, accuracy.mean(axis=2).T, strict=True):
+        for one, told in zip(fixed, accuracy.mean(axis=1).T, strict=True):
             words = f"majority of {k} at {one.setting}"
             tokens = (k * getattr(one, count) for count in COUNTS)
             outcomes.append(Outcome(MAJORITY, words, k, told, *tokens))
@@ -212,7 +205,7 @@ def majority_votes(
 
 
 def _vote(answers: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Accuracy of the most frequent answer; (P, k, J, S) → (P, J, S)."""
+    """Accuracy of the most frequent answer; (P, k, S, J) → (P, S, J)."""
     votes = ((answers[:, :, None] == answers[:, None]) & (answers[:, None] >= 0)).sum(axis=2)
     most = votes.max(axis=1, keepdims=True)
     winners = (votes == most) & (most > 0)
@@ -220,47 +213,37 @@ def _vote(answers: np.ndarray, right: np.ndarray) -> np.ndarray:
     return (winners * right).sum(axis=1) / np.maximum(winners.sum(axis=1), 1)
 
 
-@dataclass(frozen=True)
-class RuleSettings:
-    """Which settings of the rules are replayed.
-
-    agreements: successive budgets that must agree. majorities: thinkings that vote. per_token:
-    whether confidence is that of a summary's mean token, or of the whole.
-    """
-
-    agreements: Sequence[int] = (2, 3, 4, 5, 6, 8)
-    majorities: Sequence[int] = (2, 4, 8, 16)
-    per_token: bool = False
-
-    def votes(self, replay: Replay) -> list[int]:
-        """The majorities that a run has samples for; none where problems have unequally many."""
-        samples = np.bincount(replay.problem)
-        each = samples.min() if samples.min() == samples.max() else 0
-        return [k for k in self.majorities if 2 <= k <= each]
+def votes(replay: Replay, ks: Sequence[int]) -> list[int]:
+    """The majorities that a run has samples for; none where problems have unequally many."""
+    return [k for k in ks if 2 <= k <= replay.samples.min() == replay.samples.max()]
 
 
-# A rule: its words, and how it is replayed at all its settings.
-RULES: dict[str, tuple[str, Callable[[Replay, RuleSettings], list[Outcome]]]] = {
-    FIXED: ("fixed budget", lambda replay, _: fixed_budgets(replay)),
+# Successive budgets that must agree, and thinkings that vote, unless others are asked for.
+SETTINGS = {AGREEMENT: (2, 3, 4, 5, 6, 8), MAJORITY: (2, 4, 8, 16)}
+# A rule: its words; the settings that a run has for it, of those asked for; its replay at them.
+RULES: dict[str, tuple[str, Callable[..., Sequence[float]], Callable[..., list[Outcome]]]] = {
+    FIXED: ("fixed budget", lambda *_: (), lambda replay, _: fixed_budgets(replay)),
     AGREEMENT: (
         "stop when k budgets agree",
-        lambda replay, s: stop_on_agreement(
-            replay, [k for k in s.agreements if k <= len(replay.budgets)]
-        ),
+        lambda replay, ks: [k for k in ks if k <= len(replay.budgets)],
+        stop_on_agreement,
     ),
-    MAJORITY: ("majority of k", lambda replay, s: majority_votes(replay, s.votes(replay))),
+    MAJORITY: ("majority of k", votes, majority_votes),
     CONFIDENCE: (
         "stop when confident",
-        lambda replay, s: stop_on_confidence(
-            replay, spread_thresholds(replay, s.per_token), s.per_token
-        ),
+        lambda replay, _: spread_thresholds(replay),
+        stop_on_confidence,
     ),
 }
 
 
-def replay_all(replay: Replay, settings: RuleSettings) -> list[Outcome]:
+def replay_all(replay: Replay, asked: Mapping[str, Sequence[int]] = SETTINGS) -> list[Outcome]:
     """Every rule at all its settings."""
-    return [outcome for _, rule in RULES.values() for outcome in rule(replay, settings)]
+    return [
+        outcome
+        for policy, (_, settings, rule) in RULES.items()
+        for outcome in rule(replay, settings(replay, asked.get(policy, ())))
+    ]
 
 
 # --- frames --------------------------------------------------------------------------------------
@@ -295,16 +278,14 @@ def policy_frame(outcomes: Sequence[Outcome], count: str = "spent") -> pd.DataFr
     matched = ~fixed & (tokens >= costs[0] * (1 - 1e-9))
     told = mean_interval(scores, (0.0, 1.0))
     pair = mean_interval(np.where(matched, scores - at_cost, np.nan), (-1.0, 1.0))
-    frame = pd.DataFrame([(o.policy, o.setting, o.value) for o in outcomes])
+    frame = pd.DataFrame([vars(o) for o in outcomes], columns=["policy", "setting", "value"])
     columns = {"tokens": tokens, "accuracy": told.value, "se": told.se, "low": told.low}
     columns |= {"high": told.high, "n_problems": told.n_problems, "difference": pair.value}
     columns |= {"difference_low": pair.low, "difference_high": pair.high}
-    return frame.set_axis(["policy", "setting", "value"], axis=1).assign(**columns)
+    return frame.assign(**columns)
 
 
-def calibration(
-    replay: Replay, budget: int | None = None, per_token: bool = False, bins: int = 10
-) -> pd.DataFrame:
+def calibration(replay: Replay, budget: int | None = None, bins: int = 10) -> pd.DataFrame:
     """How often answers of a confidence are right, in bins of equally many answers.
 
     Args:
@@ -319,7 +300,7 @@ def calibration(
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1; got {bins}.")
-    judged = _judged(replay, budget, per_token)
+    judged = _judged(replay, budget)
     if judged.empty:
         return judged.reindex(columns=["confidence", "accuracy", "se", "low", "high", "answers"])
     place = pd.qcut(judged["confidence"], bins, labels=False, duplicates="drop").fillna(0)
@@ -339,12 +320,12 @@ def calibration_error(calibration: pd.DataFrame) -> float:
     return float((distance * answers).sum() / answers.sum()) if len(calibration) else math.nan
 
 
-def confidence_auroc(replay: Replay, budget: int | None = None, per_token: bool = False) -> float:
+def confidence_auroc(replay: Replay, budget: int | None = None) -> float:
     """The chance that a right answer is more confident than a wrong one (ties half).
 
     NaN where all answers are right, or all wrong. Budgets as in `calibration`.
     """
-    judged = _judged(replay, budget, per_token)
+    judged = _judged(replay, budget)
     right = judged["right"] == 1
     if right.all() or not right.any():
         return math.nan
@@ -353,13 +334,10 @@ def confidence_auroc(replay: Replay, budget: int | None = None, per_token: bool 
     return float((ranks - good * (good + 1) / 2) / (good * bad))
 
 
-def _judged(replay: Replay, budget: int | None, per_token: bool) -> pd.DataFrame:
+def _judged(replay: Replay, budget: int | None) -> pd.DataFrame:
     """Columns confidence, right and problem of every summary with an answer and a verdict."""
     if budget is not None and budget not in replay.budgets:
         raise ValueError(f"budget {budget} was not measured; choose from {list(replay.budgets)}.")
-    wanted = np.isin(replay.budgets, replay.budgets if budget is None else budget)[:, None]
-    confidence = replay.per_token if per_token else replay.whole
-    kept = np.isfinite(replay.correct) & np.isfinite(confidence) & (replay.answers >= 0) & wanted
-    problem = np.broadcast_to(replay.problem[:, None, None], kept.shape)
-    columns = {"confidence": confidence, "right": replay.correct, "problem": problem}
-    return pd.DataFrame({name: values[kept] for name, values in columns.items()})
+    rows = replay.rows[["confidence", "correct", "problem"]].rename(columns={"correct": "right"})
+    known = (replay.rows["answer"] >= 0) & rows.notna().all(axis=1)
+    return rows[known & (True if budget is None else replay.rows["budget"] == budget)]

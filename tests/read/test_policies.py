@@ -15,6 +15,7 @@ from anytime_lab.read.policies import (
     lay_out,
     majority_votes,
     policy_frame,
+    replay_all,
     spread_thresholds,
     stop_on_agreement,
     stop_on_confidence,
@@ -100,7 +101,7 @@ def test_confidence_stops_at_the_first_answer_that_passes():
     assert high.accuracy.tolist() == [1, 1] and high.spent == 25
     assert never.accuracy.tolist() == [0, 0] and never.spent == 40
     # the same per token: two tokens a summary, so the square root
-    (root,) = stop_on_confidence(replay, [0.8], per_token=True)
+    (root,) = stop_on_confidence(replay.per_token(), [0.8])
     assert root.spent == 25
 
 
@@ -160,6 +161,12 @@ def test_a_majority_needs_equally_many_samples():
         majority_votes(lay_out(frame), [2])
     with pytest.raises(ValueError, match="1 … 6"):
         majority_votes(lay_out(random_run()), [7])
+
+
+def test_unequal_samples_leave_the_other_rules():
+    frame = random_run().query("not (problem_id == 'p3' and sample == 5)")
+    told = policy_frame(replay_all(lay_out(frame)))
+    assert set(told["policy"]) == {"fixed budget", "agreement", "confidence"}
 
 
 def test_a_rule_is_paired_with_the_fixed_budget_of_the_same_cost():
