@@ -11,7 +11,7 @@ import pandas as pd
 
 from anytime_lab.look.claims_figures import plot_claims, plot_course
 from anytime_lab.look.figures import plot_curves
-from anytime_lab.read.claims import claim_frame, read_study, today_panels
+from anytime_lab.read.claims import claim_frame, open_study, today_panels
 from anytime_lab.read.curves import accuracy_curves, read_tables
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +36,7 @@ def write(name: str, figure, **pixels: float) -> None:
     print(f"wrote {HERE / name}.png")
 
 
-study = read_study(HERE.parent / "experiments" / "claims")
+study = open_study(HERE.parent / "experiments" / "claims")
 claims = claim_frame(study)
 write("claims", plot_claims(claims[claims["part"].isin([*"abcdeg"])]))
 write("today", plot_course(today_panels(study), "Accuracy"))

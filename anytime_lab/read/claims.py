@@ -8,9 +8,10 @@ Dimensions: R seeds, P problems, J budgets.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 from scipy.special import stdtrit
 
-from anytime_lab.read.curves import CONFIDENCE, problem_table
+from anytime_lab.read.curves import CONFIDENCE, ProblemTable, problem_table
 from anytime_lab.read.policies import AGREEMENT, lay_out, policy_frame, replay_all
 from anytime_lab.read.policies import CONFIDENCE as SURE
 from anytime_lab.read.training import BASELINE_NAMES, VARIANCE, read_metrics
@@ -106,19 +107,13 @@ def open_study(folder: str | Path, gathered: str | Path = "") -> Study:
     Args:
         folder: what `gather_study` wrote, or the sweep's folder.
         gathered: where to write what a sweep gives; by default FOLDER-gathered.
-    """
-    if (Path(folder) / "answers.parquet").exists():
-        return read_study(folder)
-    return gather_study(folder, gathered or f"{folder}-gathered")
-
-
-def read_study(folder: str | Path) -> Study:
-    """Read what `gather_study` wrote.
 
     Raises:
-        RunFolderError: a file of it is missing or damaged.
+        RunFolderError: a file of the study is missing or damaged; or as `gather_study`.
     """
     folder = Path(folder)
+    if not (folder / "answers.parquet").exists():
+        folder = gather_study(folder, gathered or f"{folder}-gathered")
     try:
         frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
         for name, columns in TABLES.items():
@@ -132,7 +127,7 @@ def read_study(folder: str | Path) -> Study:
         ) from error
 
 
-def gather_study(sweep: str | Path, folder: str | Path) -> Study:
+def gather_study(sweep: str | Path, folder: str | Path) -> Path:
     """Bring a sweep of experiments/claims.yaml, or one like it, into four small files.
 
     What has no result yet is left out. A run that went on from another's model begins with the
@@ -140,12 +135,12 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
 
     Args:
         sweep: its folder: NAME/seed-N/train and NAME/seed-N/course/checkpoint-K below it.
-        folder: where the files go.
+        folder: where the files go; is returned.
 
     Raises:
         RunFolderError: no run has a result, or what one wrote is damaged.
     """
-    sweep, asked, tables = Path(sweep).resolve(), None, {name: [] for name in TABLES}
+    sweep, ids, tables = Path(sweep).resolve(), None, {name: [] for name in TABLES}
     results = sweep.glob(f"*/seed-[0-9]*/course/{RESULT}")
     for result in sorted(results, key=lambda path: path.parents[1].stat().st_mtime):
         course = result.parent
@@ -157,49 +152,50 @@ def gather_study(sweep: str | Path, folder: str | Path) -> Study:
             asked_at = own if mine else _checkpoints(train.parent / "course")
             for update, place in asked_at.items():
                 records = read_records(place)
-                answers, ids = _answers(records)
-                if not np.array_equal(ids, asked := ids if asked is None else asked):
+                table = problem_table(records)
+                ids = table.problems if ids is None else ids
+                if not np.array_equal(table.problems, ids):
                     raise RunFolderError(
                         f"{place} was evaluated on other problems than the runs before it. Run the "
                         "sweep again, which makes anew what was made with other settings."
                     )
+                answers = _answers(records, table)
                 tables["answers"].append(answers.assign(**of, update=before["update"] + update))
             if train.exists():
-                costs = _costs(train, own[min(own)])
-                evaluated = costs["update"].isin(asked_at)
+                lines = read_metrics(train)
+                costs = _costs(train, lines, read_manifest(own[min(own)])["parameters"])
                 costs = costs.assign(**{axis: costs[axis] + before[axis] for axis in before}, **of)
-                tables["costs"].append(costs[evaluated])
+                tables["costs"].append(costs[lines["step"].isin(asked_at)])
                 if asked_at:  # of an earlier training that was not evaluated the costs count
-                    variance = _variance(train, [*asked_at]).assign(**of)
+                    variance = _variance(lines, [*asked_at]).assign(**of)
                     variance["update"] += before["update"]
                     tables["variance"].append(variance)
                 before = {axis: costs[axis].iloc[-1] for axis in before}
-        tables["exits"].append(_exits(records).assign(**of))
+        exits = policy_frame(replay_all(lay_out(records)))[TABLES["exits"][:-2]]
+        tables["exits"].append(exits.round(4).assign(**of))
     if not tables["costs"]:
         raise RunFolderError(
             f"{sweep} holds no study, and no run with a result. Name the folder of a study that "
             "was gathered (experiments/claims ships), or of a sweep that has run (runs/claims)."
         )
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for name in TABLES:
-        frame = pd.concat(tables[name], ignore_index=True)
+    for name, frames in tables.items():
+        frame = pd.concat(frames, ignore_index=True)
         if name == "costs":  # the machine may have had other work: what it took most seeds
             alike = frame.groupby(["run", "update"])["seconds"]
             frame["seconds"] = alike.transform("median").round(2)
         write_table(
             Path(folder) / f"{name}.parquet", pa.Table.from_pandas(frame, preserve_index=False)
         )
-    return read_study(folder)
+    return Path(folder)
 
 
-def _answers(records: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """A row per problem, numbered in the order of the ids, which come second."""
-    table = problem_table(records)
+def _answers(records: pd.DataFrame, table: ProblemTable) -> pd.DataFrame:
+    """A row per problem, numbered in the order of the ids."""
     length = records.groupby("problem_id", observed=True)["thinking_tokens"].mean()
-    length = length.rename(index=str).loc[table.problems].to_numpy()
-    right = pd.DataFrame(table.values, columns=[*map(str, table.budgets)]).astype("float32")
-    numbered = right.assign(problem=np.arange(len(right), dtype="int16"))
-    return numbered.assign(tokens=length.astype("f4")), table.problems
+    length = length.rename(index=str).loc[table.problems].to_numpy(dtype="float32")
+    right = pd.DataFrame(table.values, columns=[*map(str, table.budgets)], dtype="float32")
+    return right.assign(problem=np.arange(len(right), dtype="int16"), tokens=length)
 
 
 def _stages(train: Path, sweep: Path) -> list[Path]:
@@ -216,9 +212,8 @@ def _checkpoints(course: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def _costs(train: Path, evaluation: Path) -> pd.DataFrame:
+def _costs(train: Path, lines: pd.DataFrame, parameters: int) -> pd.DataFrame:
     """What a training had spent after each step: columns update, seconds, flops."""
-    parameters, lines = read_manifest(evaluation)["parameters"], read_metrics(train)
     sampled = ["total/thinking_tokens", "total/summary_tokens"]
     counted = ["cpu_seconds", *sampled, "total/packed_tokens"]
     if missing := set(counted) - set(lines):
@@ -231,18 +226,13 @@ def _costs(train: Path, evaluation: Path) -> pd.DataFrame:
     return pd.DataFrame(told)
 
 
-def _variance(train: Path, updates: Sequence[int]) -> pd.DataFrame:
-    lines = read_metrics(train)
+def _variance(lines: pd.DataFrame, updates: Sequence[int]) -> pd.DataFrame:
+    """Medians since the checkpoint before: columns update, ratio, baseline, budget."""
     upto = np.take(updates, np.searchsorted(updates, lines["step"]), mode="clip")
     ratios = lines.filter(regex=r"^variance/ratio/").groupby(upto).median().rename_axis("update")
     told = ratios.melt(ignore_index=False, value_name="ratio").reset_index()
     names = told.pop("variable").str.extract(VARIANCE)[["baseline", "budget"]]
     return told.join(names.astype({"budget": float}))
-
-
-def _exits(records: pd.DataFrame) -> pd.DataFrame:
-    told = policy_frame(replay_all(lay_out(records)))
-    return told[TABLES["exits"][:-2]].round(4)  # but for its run and seed
 
 
 # --- effects -------------------------------------------------------------------------------------
@@ -379,19 +369,25 @@ def verdict(effect: Effect, sign: int) -> str:
     return {sign: "holds", -sign: "the other way", 0: "not seen"}[side]
 
 
+def _effects(points: Iterable[tuple[str, float, np.ndarray]]) -> pd.DataFrame:
+    """The frame that a course is drawn of: points of a run, a cost and what (R, P) numbers tell."""
+    told = ({"run": run, "cost": cost} | effect_of(of)._asdict() for run, cost, of in points)
+    return pd.DataFrame(told, columns=COURSE)
+
+
 def course_frame(study: Study, runs: Sequence[str], axis: str, measure: str) -> pd.DataFrame:
     """A measure of each run over its training; columns run, cost, value, low, high, seeds.
 
     At each checkpoint, at the mean cost of the seeds.
     """
-    weights, rows = MEASURES[measure][1](np.array(study.budgets)), []
+    weights, points = MEASURES[measure][1](np.array(study.budgets)), []
     for run in runs:
-        courses = [study.course(run, seed, axis) for seed in study.runs[run]]
-        for k in range(min(len(costs) for costs, _ in courses)):
-            told = effect_of(np.stack([values[k] @ weights for _, values in courses]))
-            cost = float(np.mean([costs[k] for costs, _ in courses]))
-            rows.append((run, cost, told.value, told.low, told.high, told.seeds))
-    return pd.DataFrame(rows, columns=COURSE)
+        courses = (zip(*study.course(run, seed, axis), strict=True) for seed in study.runs[run])
+        for checkpoint in zip(*courses, strict=False):  # as far as every seed has gone
+            costs, values = zip(*checkpoint, strict=True)
+            measured = np.stack([each @ weights for each in values])
+            points.append((run, float(np.mean(costs)), measured))
+    return _effects(points)
 
 
 def budget_frame(study: Study, runs: Sequence[str], axis: str = "seconds") -> pd.DataFrame:
@@ -399,14 +395,13 @@ def budget_frame(study: Study, runs: Sequence[str], axis: str = "seconds") -> pd
 
     Returns the columns of `course_frame`, of which cost is the mean tokens of a thinking.
     """
-    cost, rows = study.shared_cost(runs, axis), []
-    for run in runs:
-        values = study.at(run, study.runs[run], axis, cost)
-        for j, budget in enumerate(study.budgets):
-            told = effect_of(values[:, :, j])
-            spent = np.minimum(values[:, :, -1], budget).mean()
-            rows.append((run, spent, told.value, told.low, told.high, told.seeds))
-    return pd.DataFrame(rows, columns=COURSE)
+    cost = study.shared_cost(runs, axis)
+    reached = {run: study.at(run, study.runs[run], axis, cost) for run in runs}
+    return _effects(
+        (run, np.minimum(values[..., -1], budget).mean(), values[..., j])
+        for run, values in reached.items()
+        for j, budget in enumerate(study.budgets)
+    )
 
 
 def exit_curves(study: Study, run: str) -> pd.DataFrame:
@@ -417,14 +412,12 @@ def exit_curves(study: Study, run: str) -> pd.DataFrame:
     way are not counted.
     """
     of = study.exits[study.exits["run"] == run]
-    of = of.assign(place=of.groupby(["seed", "policy"]).cumcount())
-    rows = []
-    for policy in (AGREEMENT, SURE):
-        for _, part in of[of["policy"] == policy].groupby("place"):
-            told = effect_of(part["accuracy"].to_numpy()[:, None])
-            spent = part["tokens"].mean()
-            rows.append((f"{run}, {policy}", spent, told.value, told.low, told.high, told.seeds))
-    return pd.DataFrame(rows, columns=COURSE)
+    places = of.groupby(["seed", "policy"]).cumcount()
+    return _effects(
+        (f"{run}, {policy}", part["tokens"].mean(), part[["accuracy"]].to_numpy())
+        for policy in (AGREEMENT, SURE)
+        for _, part in of[of["policy"] == policy].groupby(places)
+    )
 
 
 # What people use today, a panel each, over tokens of thinking.
@@ -443,13 +436,10 @@ def today_panels(study: Study, seeds: int = 3) -> dict[str, pd.DataFrame]:
 
     Returns a frame of `budget_frame` and `exit_curves` for each of PANELS.
     """
-    trained = ["AR-uniform", "GRPO", *TODAY.split(", ")]
-    trained = [run for run in trained if len(study.runs.get(run, ())) >= seeds]
+    both = ("AR-uniform", "GRPO")
+    trained = [run for run in (*both, *TODAY.split(", ")) if len(study.runs.get(run, ())) >= seeds]
     told = pd.concat([budget_frame(study, trained), exit_curves(study, "GRPO")])
-    return {
-        words: told[told["run"].isin(["AR-uniform", "GRPO", *runs])]
-        for words, runs in PANELS.items()
-    }
+    return {words: told[told["run"].isin([*both, *runs])] for words, runs in PANELS.items()}
 
 
 def exit_frame(study: Study, runs: Sequence[str]) -> pd.DataFrame:
@@ -459,14 +449,12 @@ def exit_frame(study: Study, runs: Sequence[str]) -> pd.DataFrame:
     summaries that it asks for on its way are not counted. Returns columns run, policy, effect, low,
     high, seeds; the interval is over seeds.
     """
-    rows = []
-    for run in runs:
-        for policy in (AGREEMENT, SURE):
-            of = (study.exits["run"] == run) & (study.exits["policy"] == policy)
-            means = study.exits[of].groupby("seed")["difference"].mean().to_numpy()
-            told = effect_of(means[:, None])
-            rows.append((run, policy, told.value, told.low, told.high, told.seeds))
-    return pd.DataFrame(rows, columns=["run", "policy", "effect", "low", "high", "seeds"])
+    rows, by_run = [], dict([*study.exits.groupby(["run", "policy"])])
+    for run, policy in product(runs, (AGREEMENT, SURE)):
+        means = by_run[run, policy].groupby("seed")[["difference"]].mean()
+        rows.append({"run": run, "policy": policy} | effect_of(means.to_numpy())._asdict())
+    columns = ["run", "policy", "value", "low", "high", "seeds"]
+    return pd.DataFrame(rows, columns=columns).rename(columns={"value": "effect"})
 
 
 def variance_course(study: Study, run: str) -> pd.DataFrame:
@@ -478,13 +466,11 @@ def variance_course(study: Study, run: str) -> pd.DataFrame:
     of = study.variance[study.variance["run"] == run]
     # The study's budgets are even, where BRPO mixed by tokens is BRPO.
     of = of[~of["baseline"].isin(["none", "brpo_tokens"])]
-    of, rows = of[of["budget"] > of["budget"].min()], []
-    for (baseline, update), part in of.groupby(["baseline", "update"], sort=False):
-        seeds = part.groupby("seed")["ratio"].mean().to_numpy()
-        told = effect_of(seeds[:, None])
-        name = BASELINE_NAMES.get(baseline, baseline)
-        rows.append((name, update, told.value, told.low, told.high, told.seeds))
-    return pd.DataFrame(rows, columns=COURSE)
+    of = of[of["budget"] > of["budget"].min()].replace({"baseline": BASELINE_NAMES})
+    return _effects(
+        (*of_whom, part.groupby("seed")[["ratio"]].mean().to_numpy())
+        for of_whom, part in of.groupby(["baseline", "update"], sort=False)
+    )
 
 
 def claim_table(frame: pd.DataFrame) -> pd.DataFrame:

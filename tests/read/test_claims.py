@@ -20,7 +20,7 @@ from anytime_lab.read.claims import (
     exit_curves,
     exit_frame,
     gather_study,
-    read_study,
+    open_study,
     seeds_needed,
     variance_course,
     verdict,
@@ -196,7 +196,7 @@ def made_sweep(folder):
 def test_a_sweep_is_gathered_into_small_files(tmp_path, monkeypatch):
     sweep = made_sweep(tmp_path / "sweep")
     monkeypatch.chdir(tmp_path)
-    found = gather_study("sweep", "study")
+    found = open_study("sweep", "study")
     assert found.runs == {"AR": [0, 1], "on": [0, 1]}
     costs = found.costs.set_index(["run", "seed", "update"])
     # 4 updates: 480 sampled tokens at 2 and 1,200 packed ones at 6 FLOPs a parameter
@@ -227,7 +227,7 @@ def test_of_an_earlier_training_that_was_not_evaluated_the_costs_count(tmp_path)
     sweep = made_sweep(tmp_path / "sweep")
     for seed in (0, 1):
         shutil.rmtree(sweep / "AR" / f"seed-{seed}" / "course")
-    found = gather_study(sweep, tmp_path / "study")
+    found = open_study(sweep, tmp_path / "study")
     costs = found.costs.set_index(["run", "seed", "update"])["seconds"]
     assert found.runs == {"on": [0, 1]}
     assert costs["on", 1].to_dict() == {6: 8.0 + 4.0, 8: 8.0 + 8.0}
@@ -255,11 +255,13 @@ def test_a_table_of_another_kind_is_told(tmp_path):
     gather_study(made_sweep(tmp_path / "sweep"), tmp_path / "study")
     pd.DataFrame({"run": ["AR"]}).to_parquet(tmp_path / "study" / "costs.parquet")
     with pytest.raises(RunFolderError, match=r"costs.parquet lacks flops, seconds, seed, update"):
-        read_study(tmp_path / "study")
+        open_study(tmp_path / "study")
 
 
 def test_what_is_no_study_is_told(tmp_path):
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "answers.parquet").write_bytes(b"PAR1")
     with pytest.raises(RunFolderError, match="holds no whole study"):
-        read_study(tmp_path)
+        open_study(tmp_path / "study")
     with pytest.raises(RunFolderError, match="holds no study, and no run with a result"):
-        gather_study(tmp_path, tmp_path / "x")
+        open_study(tmp_path, tmp_path / "x")
