@@ -465,7 +465,7 @@ def test_several_models_are_evaluated_as_one_by_one_and_resumed(parts, whole, tm
     same_records(whole[0], folders[0])
     run(parts, tmp_path / "alone", engine=Watched(tiny.model(tok, seed=1), tokens))
     same_records(tmp_path / "alone", folders[1])
-    assert {e.step for e in find_evaluations(tmp_path).evaluations} == {1, 2, None}
+    assert {e.step for e in find_evaluations(tmp_path)[0]} == {1, 2, None}
     with pytest.raises(ValueError, match="no model to evaluate(.|\n)*whole checkpoint-N"):
         evaluate_each({}, load, *given)
 
@@ -482,7 +482,7 @@ def test_the_notebook_evaluates_every_checkpoint_of_an_adapters_training(tmp_pat
     asked = {"model": str(train), "checkpoints": True, "budgets": [4, 8], "output_dir": str(out)}
     asked |= {"num_problems": 6, "num_samples": 1}
     room = run_cells("03_evaluate", asked)
-    found = find_evaluations(out).evaluations
+    found, _ = find_evaluations(out)
     assert sorted((e.step, e.partial) for e in found) == [(9, False), (10, False)]
     assert all(len(read_records(e.path)) == 12 for e in found)
     told = room["told_table"](room["summary_table"](room["tables"]))

@@ -147,7 +147,7 @@ class BudgetCurves(RunsView):
         )
 
     def _make_controls(self, folder: str) -> None:
-        self.dataset = chooser("Dataset", self.catalogue.datasets)
+        self.dataset = chooser("Dataset", self.datasets)
         self.common = described(widgets.Dropdown, "Score over", "100%", options=[("", "")])
         self.over = described(widgets.Dropdown, "Drawn over", "36em", options=list(OVER))
         self.log_axis = ticked("Logarithmic axis")
@@ -179,7 +179,7 @@ class BudgetCurves(RunsView):
         )
         opened = {True: "", False: "none"}
         widgets.dlink((self.more, "value"), (more.layout, "display"), opened.get)
-        several = [self.dataset] if len(self.catalogue.datasets) > 1 else []
+        several = [self.dataset] if len(self.datasets) > 1 else []
         self._aside = [*several, self.runs, self.inside, self.common, self.prior, self.score]
         self.aside = widgets.VBox(self._aside)
         self.compose(self.story, beside([self.live], self.aside, 2), self.more, more)
@@ -252,7 +252,7 @@ class BudgetCurves(RunsView):
         """Looks at the folders anew: runs that were written further, and new ones."""
         self.find()
         self._difference.cache_clear()
-        if self.dataset.value in self.catalogue.datasets:
+        if self.dataset.value in self.datasets:
             self._dataset_chosen()
 
     def _prior_chosen(self) -> None:
@@ -293,7 +293,8 @@ class BudgetCurves(RunsView):
             return self.story.show()
         reference, prior = self.runs.reference, self.prior.prior
         story = told.told_story(self.shown, self.pairs, reference, prior)
-        timed = self._tables(find_evaluations(self._equal_time).names(self.dataset.value))
+        found, _ = find_evaluations(self._equal_time)
+        timed = self._tables({e.name: e for e in found if e.dataset == self.dataset.value})
         base = timed.pop(reference, None)
         leads = {n: base and prior and self._difference(table, base) for n, table in timed.items()}
         said = ", ".join(

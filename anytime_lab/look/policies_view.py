@@ -43,7 +43,7 @@ class Policies(RunsView):
         self._calibration = cache(self._calibration)
         self.replay: policies.Replay | None = None  # the chosen run's records, laid out
         self.points = pd.DataFrame()  # of policies.policy_frame(): every rule at every setting
-        self._said = self.catalogue.complaints
+        self._said = self.complaints
         if not self.names:
             return
         self.run = chooser("Run", self.names)
@@ -111,7 +111,7 @@ class Policies(RunsView):
         try:
             self.replay = self._lay_out(self._path)
         except Exception as error:  # damaged, ragged, nothing written: told, not thrown
-            self._said = [*self.catalogue.complaints, told_error(self._path, error)]
+            self._said = [*self.complaints, told_error(self._path, error)]
         if self.replay and not policies.votes(self.replay, self._settings[policies.MAJORITY]):
             self._said.append("Majorities are left out: they need equally many samples, 2 or more.")
         self.say(*self._said)

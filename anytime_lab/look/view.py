@@ -171,19 +171,19 @@ class RunsView(View):
 
     def find(self) -> None:
         """Looks at the folders anew."""
-        self.tables, self.catalogue = Tables(), find_evaluations(self._given)
-        several = len(self.catalogue.datasets) > 1
+        self.tables, (found, self.complaints) = Tables(), find_evaluations(self._given)
+        self.datasets = list(dict.fromkeys(e.dataset for e in found))
+        several = len(self.datasets) > 1
         self.names: dict[str, Evaluation] = {
-            f"{name} · {dataset}" if several else name: evaluation
-            for dataset in self.catalogue.datasets
-            for name, evaluation in self.catalogue.names(dataset).items()
+            f"{e.name} · {e.dataset}" if several else e.name: e
+            for e in sorted(found, key=lambda e: self.datasets.index(e.dataset))
         }
         if not self.names:
-            self.say(*(self.catalogue.complaints or [NONE_GIVEN]))
+            self.say(*(self.complaints or [NONE_GIVEN]))
 
     def wrong(self, names: Sequence[str]) -> list[str]:
         """What is wrong or unfinished with the folders, and with these runs, in sentences."""
-        said = list(self.catalogue.complaints)
+        said = list(self.complaints)
         for name in names:
             found = self.names[name]
             if found.path in self.tables.complaints:

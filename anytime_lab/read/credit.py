@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from anytime_lab.read.runs import Runs, folder_name, named_runs, run_folders, told_error
+from anytime_lab.read.runs import Runs, folder_name, found_folders, told_error
 from anytime_lab.read.told import signed
 from anytime_lab.store.files import METRICS, ROLLOUTS
 from anytime_lab.store.rollouts import ADVANTAGE, Rollouts, rollout_steps
@@ -31,15 +31,14 @@ def find_rollouts(runs: Runs) -> tuple[dict[str, Path], list[str]]:
     """Training runs with kept rollouts, by name, and a sentence for every folder without."""
     found: dict[str, Path] = {}
     complaints = []
-    for name, path in named_runs(runs):
+    for name, path, folder in found_folders(runs, ROLLOUTS):
         try:
-            for folder in run_folders(path, ROLLOUTS) or [path]:
-                if rollout_steps(folder):
-                    found[folder_name(name, path, folder)] = folder
-                else:
-                    complaints.append(_told_missing(folder))
+            if rollout_steps(folder):
+                found[folder_name(name, path, folder)] = folder
+            else:
+                complaints.append(_told_missing(folder))
         except Exception as error:  # whatever is on that disk, the view goes on
-            complaints.append(told_error(path, error))
+            complaints.append(told_error(folder, error))
     return found, complaints
 
 
@@ -57,12 +56,9 @@ def _told_missing(path: Path) -> str:
 
 def method_words(rollouts: Rollouts) -> dict[str, str]:
     """The baselines under which a file knows advantages, in words."""
-    told = rollouts.methods
-    order = [*METHOD_WORDS, *rollouts.baselines]
-    return {
-        name: METHOD_WORDS.get(name) or str(told.get(name, name))
-        for name in sorted(rollouts.baselines, key=order.index)
-    }
+    own = {name: rollouts.methods.get(name, name) for name in rollouts.baselines}
+    every = METHOD_WORDS | own | METHOD_WORDS  # ours first, and in our words
+    return {name: words for name, words in every.items() if name in own}
 
 
 def question_of(prompt: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -55,6 +55,7 @@ class Evaluation:
     chunks: int  # parts wanted
     parameters: int | None = None  # of the model, where the manifest tells them
     pace: float | None = None  # seconds that it took a token of thinking, summaries included
+    name: str = ""  # its own among those of its dataset: the run, and the step if it has more
 
     @property
     def partial(self) -> bool:
@@ -62,46 +63,20 @@ class Evaluation:
         return self.done < self.chunks
 
 
-@dataclass(frozen=True)
-class Catalogue:
-    """The evaluations that were found, and a sentence for every folder that held none."""
-
-    evaluations: tuple[Evaluation, ...]
-    complaints: tuple[str, ...]
-
-    @property
-    def datasets(self) -> list[str]:
-        """Names of the datasets, in the order in which they were found."""
-        return list(dict.fromkeys(e.dataset for e in self.evaluations))
-
-    def names(self, dataset: str | None) -> dict[str, Evaluation]:
-        """Evaluations on a dataset by a name of their own: the run, and its step if it has more."""
-        mine = [e for e in self.evaluations if e.dataset == dataset]
-        runs = [e.run for e in mine]
-        steps = ["no step" if e.step is None else f"step {e.step}" for e in mine]
-        return {
-            e.run if runs.count(e.run) == 1 else f"{e.run} · {step}": e
-            for e, step in zip(mine, steps, strict=True)
-        }
-
-
-def find_evaluations(runs: Runs) -> Catalogue:
-    """Looks for evaluations in the folders given, and below them.
+def find_evaluations(runs: Runs) -> tuple[list[Evaluation], list[str]]:
+    """The evaluations in the folders given, and below them; a sentence for what holds none.
 
     Args:
         runs: run folders, or a mapping from a name to its folder, or one folder that holds them.
     """
     found, complaints = [], []
-    for name, path in named_runs(runs):
+    for name, path, folder in found_folders(runs, MANIFEST, _is_evaluation):
+        below = folder.relative_to(path).parts[:1] or (folder.name,)
         try:
-            folders = run_folders(path, MANIFEST)
-            folders = [one for one in folders if one == path or _is_evaluation(one)]
-            for folder in folders or [path]:  # reading what is none says what is there
-                below = folder.relative_to(path).parts[:1] or (folder.name,)
-                found.append(_evaluation(name or below[0], folder))
+            found.append(_evaluation(name or below[0], folder))
         except Exception as error:  # whatever is on that disk, the view goes on
-            complaints.append(told_error(path, error))
-    return Catalogue(tuple(_with_own_names(found)), tuple(complaints))
+            complaints.append(told_error(folder, error))
+    return _with_own_names(found), complaints
 
 
 def told_error(path: str | Path, error: Exception) -> str:
@@ -111,23 +86,32 @@ def told_error(path: str | Path, error: Exception) -> str:
     return f"{path} could not be read ({type(error).__name__}: {error}). It is left out."
 
 
-def named_runs(runs: Runs) -> list[tuple[str, Path]]:
-    """Name and folder of each; no name for a folder that may hold several."""
+def found_folders(
+    runs: Runs, holds: str, kind: Callable[[Path], bool] = Path.is_dir
+) -> list[tuple[str, Path, Path]]:
+    """A folder given that holds a file or folder of that name, else those in sight below that do.
+
+    Args:
+        kind: which of those below are wanted.
+
+    Returns the name given (none for a folder that may hold several), the folder given and the one
+    found: that which was given where there is none, since reading it says what is there.
+    """
     if isinstance(runs, Mapping):
-        return [(str(name), run_folder(path)) for name, path in runs.items()]
-    if isinstance(runs, str | Path):  # names come from the folders inside
-        return [("", run_folder(runs))]
-    if not isinstance(runs, Iterable):
+        given = [(str(name), run_folder(path)) for name, path in runs.items()]
+    elif isinstance(runs, str | Path):  # names come from the folders inside
+        given = [("", run_folder(runs))]
+    elif isinstance(runs, Iterable):
+        given = [(path.resolve().name, path) for path in dict.fromkeys(map(run_folder, runs))]
+    else:
         raise TypeError(f"runs is {type(runs).__name__}; give a list of run folders.")
-    return [(path.resolve().name, path) for path in dict.fromkeys(map(run_folder, runs))]
-
-
-def run_folders(path: Path, holds: str) -> list[Path]:
-    """The folder itself if it holds a file or folder of that name, or those in sight below."""
-    if os.path.exists(path / holds):
-        return [path]
-    below = (glob("*/" * depth + holds, root_dir=path) for depth in range(1, DEPTH + 1))
-    return sorted(path / Path(place).parent for places in below for place in places)
+    found = []
+    for name, path in given:
+        depths = () if os.path.exists(path / holds) else range(1, DEPTH + 1)
+        below = (glob("*/" * depth + holds, root_dir=path) for depth in depths)
+        folders = sorted(path / Path(place).parent for places in below for place in places)
+        found += [(name, path, folder) for folder in [*filter(kind, folders)] or [path]]
+    return found
 
 
 def folder_name(name: str, path: Path, folder: Path) -> str:
@@ -137,7 +121,7 @@ def folder_name(name: str, path: Path, folder: Path) -> str:
 
 
 def _is_evaluation(folder: Path) -> bool:
-    with suppress(RunFolderError, AttributeError):  # no JSON, or no mapping
+    with suppress(Exception):  # no JSON, or no mapping
         return files.read_json(folder / MANIFEST).get("format") == stored.FORMAT
     return False
 
@@ -162,15 +146,19 @@ def _evaluation(run: str, folder: Path) -> Evaluation:
 
 
 def _with_own_names(found: list[Evaluation]) -> list[Evaluation]:
-    """Lengthens the names of runs that would be taken for one another by their folders."""
-
+    """Runs that would be taken for one another are named by as many folders as tell them apart."""
     found = list({e.path.resolve(): e for e in found}.values())
     for length in range(2, 12):
         taken = Counter((e.run, e.dataset, e.step) for e in found)
         for at, e in enumerate(found):
             if taken[e.run, e.dataset, e.step] > 1:
                 found[at] = replace(e, run="/".join(e.path.resolve().parts[-length:]))
-    return found
+    steps = ["no step" if e.step is None else f"step {e.step}" for e in found]
+    alone = Counter((e.run, e.dataset) for e in found)
+    return [
+        replace(e, name=e.run if alone[e.run, e.dataset] == 1 else f"{e.run} · {step}")
+        for e, step in zip(found, steps, strict=True)
+    ]
 
 
 @dataclass
@@ -292,14 +280,13 @@ def answer_path(records: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for budget, part in records.groupby("budget", sort=True):
-        given = part["answer"].dropna().tolist()
-        answer = max(dict.fromkeys(given), key=given.count) if given else None
-        giving = part["answer"].eq(answer) if given else part["answer"].isna()
+        votes = Counter(part["answer"].dropna())
+        answer = max(votes, key=votes.get, default=None)
+        giving = part["answer"].eq(answer) if votes else part["answer"].isna()
         correct = part["correct"].astype(bool)
-        right = bool(given) and bool(correct[giving].mean() >= 0.5)
+        right = bool(votes) and bool(correct[giving].mean() >= 0.5)
         rows.append((budget, part["cut"].iloc[0], giving.mean(), correct.mean(), right, answer))
-    columns = ["budget", "cut", "votes", "share_right", "right", "answer"]
-    frame = pd.DataFrame(rows, columns=columns)
+    frame = pd.DataFrame(rows, columns=["budget", "cut", "votes", "share_right", "right", "answer"])
     frame["answer"] = pd.Series([row[-1] for row in rows], dtype=object)  # None stays None
     answers, right = frame["answer"].map(repr), frame["right"]
     frame["flip"] = answers.ne(answers.shift(fill_value=answers[0]))

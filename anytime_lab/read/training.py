@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from anytime_lab.read.curves import Folders, folders_of
-from anytime_lab.read.runs import Runs, folder_name, named_runs, run_folders, told_error
+from anytime_lab.read.runs import Runs, folder_name, found_folders, told_error
 from anytime_lab.store import files
 from anytime_lab.store.files import METRICS, RunFolderError
 
@@ -47,42 +47,9 @@ class Progress(BaseModel, frozen=True):
     message: str = ""
 
     @property
-    def stopped(self) -> str:
-        """Why it ended before its last update, "" where it did not say so."""
-        return self.message.removeprefix(STOPPED) if self.message.startswith(STOPPED) else ""
-
-    @property
     def ended(self) -> bool:
         """Whether nothing more will come, as far as the run says."""
-        return bool(self.stopped) or 0 < self.total <= self.done
-
-    def told(self, step: int, step_seconds: float, now: float) -> str:
-        """How far it is, in words.
-
-        Args:
-            step: the last one that it has written.
-            step_seconds: how long that took, NaN where it is not known.
-            now: time.time(); a run that was killed can be told by its silence only.
-        """
-        far = f"{step:,} of {self.total:,}" if self.total else f"{step:,}"
-        silent = now - self.updated
-        if self.stopped:
-            return f"{far}, stopped ({self.stopped})"
-        if self.ended:
-            return f"{far}, finished"
-        if self.total and silent > max(SILENCE, 10 * (step_seconds if step_seconds > 0 else 30)):
-            return f"{far}, no update for {silent / 60:,.0f} min: it seems to have stopped"
-        if self.seconds_left is not None:
-            return f"{far}, about {max(self.seconds_left / 60, 1):,.0f} min left"
-        return far
-
-
-def read_progress(folder: Path) -> Progress:
-    """The progress of a training run; nothing known where there is none or it is no progress."""
-    try:
-        return Progress.model_validate_json((folder / files.PROGRESS).read_bytes())
-    except (OSError, ValueError):
-        return Progress()
+        return self.message.startswith(STOPPED) or 0 < self.total <= self.done
 
 
 @dataclass
@@ -101,7 +68,11 @@ class MetricsTail:
     def read(self) -> bool:
         """Reads what was added since; says whether anything changed."""
         before = self.rows, self.complaint, self.progress
-        self.progress, path = read_progress(self.folder), self.folder / METRICS
+        path, told = self.folder / METRICS, self.folder / files.PROGRESS
+        try:
+            self.progress = Progress.model_validate_json(told.read_bytes())
+        except (OSError, ValueError):  # none, or no progress of a training
+            self.progress = Progress()
         try:
             about = path.stat()
             if about.st_ino != self._file or about.st_size < self._offset:
@@ -124,6 +95,28 @@ class MetricsTail:
         frame = pd.DataFrame([*self.rows.values()])
         frame = frame.reindex(columns=frame.columns.union([*PANELS], sort=False))
         return frame.apply(pd.to_numeric, errors="coerce")
+
+    def told(self, now: float) -> str:
+        """How far the run is, in words.
+
+        Args:
+            now: time.time(); a run that was killed can be told by its silence only.
+        """
+        if not self.rows:
+            return "no step yet"
+        step, said = max(self.rows), self.progress
+        took = pd.to_numeric(self.rows[step].get("time/step"), errors="coerce")
+        far = f"{step:,} of {said.total:,}" if said.total else f"{step:,}"
+        silent = now - said.updated
+        if said.message.startswith(STOPPED):
+            return f"{far}, stopped ({said.message.removeprefix(STOPPED)})"
+        if said.ended:
+            return f"{far}, finished"
+        if said.total and silent > max(SILENCE, 10 * (took if took > 0 else 30)):
+            return f"{far}, no update for {silent / 60:,.0f} min: it seems to have stopped"
+        if said.seconds_left is not None:
+            return f"{far}, about {max(said.seconds_left / 60, 1):,.0f} min left"
+        return far
 
 
 def read_metrics(run_dir: str | Path) -> pd.DataFrame:
@@ -148,11 +141,7 @@ def _steps(lines: Iterable[Any]) -> dict[int, dict[str, Any]]:
 
 def find_training(runs: Runs) -> dict[str, MetricsTail]:
     """The training runs in the folders given, or below them; a given one may not exist yet."""
-    return {
-        folder_name(name, path, folder): MetricsTail(folder)
-        for name, path in named_runs(runs)
-        for folder in run_folders(path, METRICS) or [path]
-    }
+    return {folder_name(*found): MetricsTail(found[-1]) for found in found_folders(runs, METRICS)}
 
 
 def compared_at(runs: Mapping[str, pd.DataFrame]) -> tuple[list[int], list[str]]:
@@ -270,18 +259,13 @@ def told_runs(
         now: time.time().
     """
     means = {} if frame is None else frame.groupby(["run", "measure"])["smooth"].last().dropna()
-    rows = []
-    for name, tail in tails.items():
-        told, cells = "no step yet", []
-        if tail.rows:
-            last = tail.rows[max(tail.rows)]
-            took = pd.to_numeric(last.get("time/step"), errors="coerce")
-            told = tail.progress.told(last["step"], took, now)
-        for measure in PANELS.values():
-            mean, unit = means.get((name, measure)), ".1%" if "accuracy" in measure else ",.1f"
-            cells.append("—" if mean is None else f"{mean:{unit}}")
-        rows.append([name, told, *cells])
-    return rows
+    told = {}
+    for (name, measure), mean in means.items():
+        told[name, measure] = f"{mean:.1%}" if "accuracy" in measure else f"{mean:,.1f}"
+    return [
+        [name, tail.told(now), *(told.get((name, measure), "—") for measure in PANELS.values())]
+        for name, tail in tails.items()
+    ]
 
 
 def variance_frame(metrics: pd.DataFrame, last: int = 50) -> pd.DataFrame:

@@ -211,17 +211,17 @@ def test_datasets_and_steps_are_chosen_apart(tmp_path):
 
 def test_a_step_is_read_from_the_checkpoint_of_the_model(tmp_path):
     write_run(tmp_path / "a", random_right(p=2), model="out/checkpoint-75")
-    assert find_evaluations([tmp_path / "a"]).evaluations[0].step == 75
+    assert find_evaluations([tmp_path / "a"])[0][0].step == 75
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     for name in ("grpo", "ar"):
         write_run(tmp_path / name / "eval", random_right(p=2))
-    found = find_evaluations([tmp_path / "grpo" / "eval", tmp_path / "ar" / "eval"])
-    assert [e.run for e in found.evaluations] == ["grpo/eval", "ar/eval"]
-    assert [e.run for e in find_evaluations(tmp_path).evaluations] == ["ar", "grpo"]
-    named = find_evaluations({"x": tmp_path / "grpo" / "eval"})
-    assert [e.run for e in named.evaluations] == ["x"]
+    found, _ = find_evaluations([tmp_path / "grpo" / "eval", tmp_path / "ar" / "eval"])
+    assert [e.run for e in found] == ["grpo/eval", "ar/eval"]
+    assert [e.run for e in find_evaluations(tmp_path)[0]] == ["ar", "grpo"]
+    named, _ = find_evaluations({"x": tmp_path / "grpo" / "eval"})
+    assert [e.run for e in named] == ["x"]
 
 
 def test_runs_at_other_budgets_are_said_to_be_and_compared_where_they_meet(tmp_path):

@@ -11,7 +11,6 @@ from anytime_lab.look.training_view import MOST, Training, plot_training, thinne
 from anytime_lab.read.training import (
     MetricsTail,
     read_metrics,
-    read_progress,
     training_frame,
     variance_frame,
 )
@@ -250,11 +249,12 @@ def test_a_run_that_stopped_is_said_to_be_stopped(tmp_path):
     assert "3 of 6, stopped (interrupted)" in view.state.value
     assert view.unfinished() == ["silent"]
     view.close()
-    progress = read_progress(tmp_path / "silent")
-    assert progress.told(3, 20.0, progress.updated + 100).startswith("3 of 6, about ")
-    silent = progress.told(3, 20.0, progress.updated + 601)
-    assert silent == "3 of 6, no update for 10 min: it seems to have stopped"
-    assert "stopped" not in progress.told(3, 90.0, progress.updated + 601)  # its updates are long
+    tail, last = view.tails["silent"], view.tails["silent"].progress.updated
+    tail.rows[3]["time/step"] = 20.0
+    assert tail.told(last + 100).startswith("3 of 6, about ")
+    assert tail.told(last + 601) == "3 of 6, no update for 10 min: it seems to have stopped"
+    tail.rows[3]["time/step"] = 90.0  # its updates are long
+    assert "stopped" not in tail.told(last + 601)
 
 
 def test_folders_that_are_not_there_or_broken_are_sentences(tmp_path):
@@ -271,7 +271,7 @@ def test_folders_that_are_not_there_or_broken_are_sentences(tmp_path):
     (tmp_path / "bad" / "progress.json").write_text("[]")
     bad = Training([tmp_path / "bad"], follow=False)
     assert "2 lines are not JSON" in bad.notes.value
-    assert read_progress(tmp_path / "bad").total == 0
+    assert bad.tails["bad"].progress.total == 0
     append_jsonl(tmp_path / "bad" / "metrics.jsonl", {"step": 1, "final_accuracy": "text"})
     bad.refresh()
     assert "could not be updated" not in bad.notes.value

@@ -44,7 +44,7 @@ def test_its_curves_and_policies_are_drawn():
 
 
 def test_its_problems_are_looked_into():
-    (evaluation,) = find_evaluations(OLD / "evaluation").evaluations
+    (evaluation,), _ = find_evaluations(OLD / "evaluation")
     assert (evaluation.dataset, evaluation.partial) == ("countdown", False)
     tables = Tables()
     tables.read([evaluation])

@@ -56,7 +56,7 @@ def test_samples_of_lm_eval_become_a_curve(tmp_path):
     curve = accuracy_curve(read_records(folder))
     assert curve["budget"].tolist() == [256, 1024]
     assert curve["accuracy"].tolist() == pytest.approx([1 / 3, 2 / 3])
-    (evaluation,) = find_evaluations(folder).evaluations
+    (evaluation,), _ = find_evaluations(folder)
     tables = Tables()
     tables.read([evaluation])
     assert not tables.complaints
