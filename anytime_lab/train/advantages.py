@@ -277,14 +277,9 @@ def _explained(baseline: Tensor, target: Tensor, counted: Tensor) -> tuple[Tenso
     centred, wanted = baseline - mean(baseline), target - mean(target)
     spread, variance = mean(centred.square()), mean(wanted.square())
     # Rounding leaves a trace of variance in what is constant.
-    varies = variance > 1e-12
+    spread, variance = (x.where(x > 1e-12, torch.nan) for x in (spread, variance))
     correlation = mean(centred * wanted) / (spread * variance).sqrt()
-    ratio = mean((wanted - centred).square()) / variance
-    none = torch.full_like(ratio, torch.nan)
-    return (
-        torch.where(varies & (spread > 1e-12), correlation, none),
-        torch.where(varies, ratio, none),
-    )
+    return correlation, mean((wanted - centred).square()) / variance
 
 
 # --- reward rules: each takes scores (P, G, J, S), the thinking tokens |z| (P, G, J) below them, J

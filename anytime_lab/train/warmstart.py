@@ -81,13 +81,6 @@ class WarmStartConfig:
 # --- Countdown -----------------------------------------------------------------------------------
 
 
-def try_numbers(problem: Problem, good: bool, rng: random.Random) -> Trial:
-    """A random trial, or a random solution."""
-    if good:
-        return countdown.solve(problem, RULES, rng)
-    return countdown.sample_trial(problem.numbers, RULES, rng)
-
-
 def summary_expression(
     problem: Problem, trials: list[Trial], tokens: int, rng: random.Random, good_share: float = 0.0
 ) -> str:
@@ -189,7 +182,11 @@ SEARCHES = {
     "countdown": Search(
         problems=lambda: countdown.countdown_problems("train", min_success=0.08),
         shown=lambda problem, rng: Problem(tuple(rng.sample(problem.numbers, 3)), problem.target),
-        attempt=try_numbers,
+        attempt=lambda problem, good, rng: (
+            countdown.solve(problem, RULES, rng)
+            if good
+            else countdown.sample_trial(problem.numbers, RULES, rng)
+        ),
         chosen=lambda place: place % STEP_TOKENS < 3,
         answer=summary_expression,
         goal=lambda gold: read_expression(gold).value,
@@ -348,7 +345,6 @@ def warm_start(
         "weight_decay": 0.01,
         "train_sampling_strategy": "group_by_length",
         "logging_steps": 50,
-        "save_steps": 500,
         "save_total_limit": 1,
         "bf16": False,
         "gradient_checkpointing": False,
