@@ -107,7 +107,8 @@ def found_folders(
         raise TypeError(f"runs is {type(runs).__name__}; give a list of run folders.")
     found = []
     for name, path in given:
-        depths = () if os.path.exists(path / holds) else range(1, DEPTH + 1)
+        here = os.path.exists(path / holds) or not path.is_dir()
+        depths = () if here else range(1, DEPTH + 1)
         below = (glob("*/" * depth + holds, root_dir=path) for depth in depths)
         folders = sorted(path / Path(place).parent for places in below for place in places)
         found += [(name, path, folder) for folder in [*filter(kind, folders)] or [path]]

@@ -224,6 +224,16 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     assert [e.run for e in named] == ["x"]
 
 
+def test_a_broken_folder_hides_none_of_the_others(tmp_path):
+    for name in "abc":
+        write_run(tmp_path / name, random_right())
+    manifest = read_json(tmp_path / "b" / "manifest.json")
+    write_json(tmp_path / "b" / "manifest.json", manifest | {"chunks": "two"})
+    found, complaints = find_evaluations(tmp_path)
+    assert [e.run for e in found] == ["a", "c"]
+    assert len(complaints) == 1 and "'two' parts" in complaints[0]
+
+
 def test_runs_at_other_budgets_are_said_to_be_and_compared_where_they_meet(tmp_path):
     write_run(tmp_path / "a", random_right(p=5), budgets=(8, 16, 24, 32))
     write_run(tmp_path / "b", random_right(p=5), budgets=(16, 32, 48, 64))
