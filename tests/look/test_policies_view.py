@@ -84,7 +84,7 @@ def test_the_confidence_is_that_of_the_summary_or_of_its_mean_token(runs):
         view.confidence.value = per_token
         for budget in (24, 0):
             view.at.value = budget
-            told = calibration(replay, budget or None, per_token)
+            told = calibration(replay.per_token() if per_token else replay, budget or None)
             assert list(view.reliability.figure.data[1].x) == pytest.approx(
                 told["confidence"].tolist()
             )
