@@ -5,8 +5,6 @@ alone and its rows reach the disk in one step, so a killed evaluation goes on wh
 with the same records as an unbroken one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import time

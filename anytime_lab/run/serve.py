@@ -8,18 +8,11 @@ that asks nobody.
 import os
 import re
 from argparse import Namespace
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 JUPYTER = Path(__file__).resolve().parents[1] / "jupyter"  # holds the template, where voila looks
 TEMPLATE = "anytime_lab"
-
-
-def prepare(environment: MutableMapping[str, str]) -> None:
-    """Tell voila where the template is, and its kernels how plotly shows a figure."""
-    known = environment.get("JUPYTER_PATH", "")
-    environment["JUPYTER_PATH"] = os.pathsep.join([str(JUPYTER), *filter(None, [known])])
-    environment["PLOTLY_RENDERER"] = "notebook"
 
 
 def arguments_for_voila(notebook: str, options: Sequence[str]) -> list[str]:
@@ -49,9 +42,10 @@ def command(asked: Namespace) -> int:
     try:
         from voila.app import Voila
     except ImportError:
-        raise ValueError(
-            "voila is not installed here; install it with: pip install voila"
-        ) from None
-    prepare(os.environ)
+        told = "voila is not installed here; install it with: pip install voila"
+        raise ValueError(told) from None
+    known = os.environ.get("JUPYTER_PATH")
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(JUPYTER), known]))
+    os.environ["PLOTLY_RENDERER"] = "notebook"  # of its kernels
     Voila.launch_instance(arguments_for_voila(asked.notebook, asked.options))
     return 0

@@ -5,8 +5,6 @@ sees a whole file or none. Leftovers of a killed writer end in ``.tmp`` and are 
 begin with ``~``: every reader and writer takes it for the home folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
@@ -52,21 +50,18 @@ def only_writer(folder: str | Path, lock: str = WRITING, patience: float = 0) ->
         RunFolderError: another run writes there now, or nothing can be written there.
     """
     folder = run_folder(folder)
-    held = FileLock(folder / lock)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held.acquire(timeout=patience)
-    except Timeout as error:
-        raise RunFolderError(
-            f"another run writes into {folder} now. Wait until it has ended, stop it, or give this "
-            "one a folder of its own."
-        ) from error
-    except OSError as error:
-        raise _unwritten(f"could not write into {folder}", error) from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(folder / lock, timeout=patience))
+        except Timeout as error:
+            raise RunFolderError(
+                f"another run writes into {folder} now. Wait until it has ended, stop it, or give "
+                "this one a folder of its own."
+            ) from error
+        except OSError as error:
+            raise _unwritten(f"could not write into {folder}", error) from error
         yield folder
-    finally:
-        held.release()
 
 
 # --- writing -------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """Records of other harnesses' results (lm-evaluation-harness, inspect), and as inspect's logs."""
 
-from __future__ import annotations
-
 import json
 import math
 import time
@@ -104,21 +102,18 @@ def _of_lm_eval(path: Path, metric: str) -> Iterator[dict[str, Any]]:
             }
 
 
-def _inspect_log(path: Path) -> Any:
-    if path.suffix != ".eval":
-        return read_json(path)
-    try:
-        from inspect_ai.log import read_eval_log
-    except ImportError as error:
-        raise ImportError(
-            f"{path} is a log that only inspect reads: pip install inspect-ai, or convert it: "
-            "inspect log convert --to json."
-        ) from error
-    return json.loads(read_eval_log(str(path)).model_dump_json())
-
-
 def _of_inspect(path: Path, metric: str) -> Iterator[dict[str, Any]]:
-    log = _inspect_log(path)
+    if path.suffix == ".eval":
+        try:
+            from inspect_ai.log import read_eval_log
+        except ImportError as error:
+            raise ImportError(
+                f"{path} is a log that only inspect reads: pip install inspect-ai, or convert it: "
+                "inspect log convert --to json."
+            ) from error
+        log = json.loads(read_eval_log(str(path)).model_dump_json())
+    else:
+        log = read_json(path)
     samples = log.get("samples") if isinstance(log, dict) else None
     if not samples:
         raise RunFolderError(f"{path} holds no samples; expected a whole log of inspect.")

@@ -1,7 +1,5 @@
 """What a manifest says of the code, the model and the data that made a run."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -28,9 +26,15 @@ def versions_of(names: Iterable[str]) -> dict[str, str]:
 
 def environment() -> dict[str, Any]:
     """Versions, command, code state and time of this process."""
+    here, commit = Path(__file__).resolve().parents[2], None  # of the checkout, where it is one
+    asked = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if (here / ".git").exists():
+            told = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
+            commit = told.stdout.strip()
     return {
         "versions": {"python": sys.version.split()[0], **versions_of(LIBRARIES)},
-        "commit": _git_commit(),
+        "commit": commit,
         "command": [sys.executable, *sys.argv],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -44,17 +48,6 @@ def sessions_of(manifest: Any) -> list[dict[str, Any]]:
         for session in (told if isinstance(told, list) else ())
         if isinstance(session, dict) and isinstance(session.get("versions"), dict)
     ]
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this package is imported from, if it is one."""
-    here = Path(__file__).resolve().parents[2]
-    asked = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        if (here / ".git").exists():
-            told = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
-            return told.stdout.strip()
-    return None
 
 
 def hash_model_folder(path: str | Path) -> str:

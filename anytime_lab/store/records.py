@@ -14,8 +14,6 @@ The prior is not in a record: a record tells what happened at a budget, a reader
 A part of another version reads well: a column that it lacks is null, one too many is ignored.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import warnings

@@ -5,10 +5,7 @@ per thinking. Advantages stand there under the run's own baseline and under the 
 reader compares them without the formulas. Written whole or not at all.
 """
 
-from __future__ import annotations
-
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -51,32 +48,23 @@ _PER_SUMMARY = ["scores", "summaries", "summary_advantages"]
 # The baselines that files of before the map have, each with a column of its own.
 _OLD_NAMES = ("brpo", "grpo", "brpo_tokens", "group", "progress", "none")
 _OLD = [Column(ADVANTAGE + name, _NUMBERS) for name in _OLD_NAMES]
-_STEP = re.compile(r"step-(\d+)\.parquet$")
 _DELETE = "Delete it; the run's other steps are not touched by that."
 
 
 class Rollouts(pydantic.BaseModel, frozen=True, extra="allow", arbitrary_types_allowed=True):
-    """The trees that were kept of one generation, and what their file says of the run.
-
-    Attributes:
-        step: The update that trained on them.
-        budgets: J.
-        prior: (J,) P_j of the run.
-        baseline: The run's own.
-        methods: Baseline → words.
-        baselines: Those that the file knows advantages under. "grpo" is the final score against
-            the group's mean, whatever prior the run has; the others are under the run's prior.
-        frame: One row per thinking, columns of ROLLOUT_SCHEMA, and (J,) advantages of the tokens
-            up to b_j under each baseline, by its name after ADVANTAGE.
-    """
+    """The trees that were kept of one generation, and what their file says of the run."""
 
     format: Literal["anytime_lab rollouts 1"]
-    step: int = 0
-    budgets: tuple[int, ...] = pydantic.Field(min_length=1)
-    prior: tuple[float, ...]
-    baseline: str
-    methods: dict[str, str] = {}
+    step: int = 0  # the update that trained on them
+    budgets: tuple[int, ...] = pydantic.Field(min_length=1)  # J
+    prior: tuple[float, ...]  # (J,) P_j of the run
+    baseline: str  # the run's own
+    methods: dict[str, str] = {}  # baseline → words
+    # Those that the file knows advantages under. "grpo" is the final score against the group's
+    # mean, whatever prior the run has; the others are under the run's prior.
     baselines: tuple[str, ...] = ()
+    # One row per thinking, columns of ROLLOUT_SCHEMA, and (J,) advantages of the tokens up to b_j
+    # under each baseline, by its name after ADVANTAGE.
     frame: pd.DataFrame = pd.DataFrame()
 
 
@@ -108,8 +96,8 @@ def write_rollouts(
 
 def rollout_steps(run_dir: str | Path) -> list[int]:
     """The updates whose trees lie in a run folder, in order."""
-    paths = (run_folder(run_dir) / ROLLOUTS).glob("step-*.parquet")
-    return sorted(int(match[1]) for path in paths if (match := _STEP.search(path.name)))
+    steps = (path.stem[5:] for path in (run_folder(run_dir) / ROLLOUTS).glob("step-*.parquet"))
+    return sorted(int(step) for step in steps if step.isdecimal())
 
 
 def drop_rollouts_after(run_dir: str | Path, step: int) -> None:

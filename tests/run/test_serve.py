@@ -2,23 +2,45 @@
 
 import json
 import os
+import sys
 import tomllib
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from anytime_lab.run.serve import JUPYTER, TEMPLATE, arguments_for_voila, prepare
+from anytime_lab.run.serve import JUPYTER, TEMPLATE, arguments_for_voila, command
 
 PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 
-def test_voila_finds_the_template_first_and_others_still():
-    environment = {"JUPYTER_PATH": "/mine", "HOME": "/home"}
-    prepare(environment)
-    assert environment["JUPYTER_PATH"].split(os.pathsep) == [str(JUPYTER), "/mine"]
+@pytest.mark.parametrize(("before", "others"), [("/mine", ["/mine"]), ("", []), (None, [])])
+def test_voila_finds_the_template_first_and_others_still(monkeypatch, tmp_path, before, others):
+    told = []
+
+    class Voila:
+        def launch_instance(arguments):
+            told.append((arguments, {**os.environ}))
+
+    monkeypatch.setattr(os, "environ", {"HOME": "/home"})
+    if before is not None:
+        os.environ["JUPYTER_PATH"] = before
+    monkeypatch.setitem(sys.modules, "voila", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "voila.app", SimpleNamespace(Voila=Voila))
+    (tmp_path / "n.ipynb").touch()
+    assert command(Namespace(notebook=str(tmp_path / "n.ipynb"), options=["--port=1"])) == 0
+    ((arguments, environment),) = told
+    assert arguments == arguments_for_voila(str(tmp_path / "n.ipynb"), ["--port=1"])
+    assert environment["JUPYTER_PATH"].split(os.pathsep) == [str(JUPYTER), *others]
     assert environment["PLOTLY_RENDERER"] == "notebook" and environment["HOME"] == "/home"
-    prepare(bare := {})
-    assert bare["JUPYTER_PATH"] == str(JUPYTER)
+
+
+def test_without_voila_the_fix_is_told(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "voila.app", None)
+    (tmp_path / "n.ipynb").touch()
+    with pytest.raises(ValueError, match="install it with: pip install voila"):
+        command(Namespace(notebook=str(tmp_path / "n.ipynb"), options=[]))
 
 
 def test_the_template_is_shipped_and_builds_on_that_of_voila():
