@@ -64,8 +64,8 @@ def _sweep(given: Namespace) -> int:
     print(f"Checking {Path(given.file).name}; the plan and how long it takes follow.", flush=True)
     from rich.console import Console
 
-    from anytime_lab.run.jobs import JobsFailed
     from anytime_lab.run.places import open_place
+    from anytime_lab.run.process import RunFailed
     from anytime_lab.run.sweep import prepare_sweep, run_sweep
 
     if given.jobs is not None and given.jobs < 1:
@@ -82,7 +82,7 @@ def _sweep(given: Namespace) -> int:
             return 0
         try:
             run_sweep(prepared, None, given.retry_failed, place, console)
-        except JobsFailed as failure:
+        except RunFailed as failure:
             told = "Some runs failed; the same command runs what was not run, with --retry-failed "
             _complain(f"{told}the failed ones again.\n{failure}")
             return FAILED

@@ -10,6 +10,7 @@ from rich.console import Console
 from anytime_lab.run.jobs import Job, run_jobs
 from anytime_lab.run.notebook import NOTEBOOKS, check_parameters, code_cells
 from anytime_lab.run.places import LocalPlace
+from anytime_lab.store.files import read_json
 
 
 def notebook(folder, *cells, name="n.ipynb", parameters='x: int = 1\nnames: list = ["a"]'):
@@ -68,7 +69,8 @@ def run_cells(name, parameters):
 def run_notebook(path, parameters, folder, console=None):
     """Run a notebook into a folder, unless it holds the result already; its `result.json`."""
     job = Job("run", Path(path), parameters, Path(folder))
-    return run_jobs([job], LocalPlace(1), console or Console(quiet=True))["run"]
+    run_jobs([job], LocalPlace(1), console or Console(quiet=True))
+    return read_json(job.folder / "result.json")
 
 
 def sweep_file(folder, text, name="s.yaml"):

@@ -5,7 +5,6 @@ runs; the next call goes on from what they left.
 """
 
 import contextlib
-import io
 import math
 import threading
 import time
@@ -17,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from rich.console import Console, Group
+from rich.jupyter import JupyterMixin
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -30,7 +30,6 @@ from anytime_lab.store.files import PROGRESS, RunFolderError
 
 RELOOK = 10.0  # between looks at how long all still takes
 RETELL = 30.0  # between lines about a running job, where there is no terminal
-WIDTH = 110  # characters of the table in a notebook
 BAR = 16  # characters
 ROWS = 24  # jobs shown one by one while they run; of more, those that say something
 STYLES = {"done": "green", "kept": "green", "failed": "red", "failed earlier": "red",
@@ -66,10 +65,6 @@ class State:
         return self.status in ("done", "kept")
 
 
-class JobsFailed(RuntimeError):
-    """Some jobs failed; the others' results are kept."""
-
-
 def run_jobs(
     jobs: Sequence[Job],
     place: Place,
@@ -77,7 +72,7 @@ def run_jobs(
     *,
     retry_failed: bool = True,
     seconds_left: Callable[[], float | None] = lambda: None,
-) -> dict[str, dict[str, Any]]:
+) -> None:
     """Run jobs; of several that could start, those that most others wait for go first.
 
     Args:
@@ -87,12 +82,9 @@ def run_jobs(
         retry_failed: Try a run again that failed when it was last tried as it is now.
         seconds_left: How long all of them still take, as far as anybody knows.
 
-    Returns:
-        Name of a job to its `result.json`.
-
     Raises:
         ValueError: a job can never run there; nothing has run.
-        JobsFailed: at least one failed; jobs that do not need it were still run.
+        RunFailed: at least one failed; jobs that do not need it were still run.
     """
     states = {job.name: State(job) for job in jobs}
     for job in jobs:
@@ -121,7 +113,7 @@ def run_jobs(
             state.end("kept")
         elif stands == "failed" and not retry_failed:
             state.end("failed earlier", why)
-        elif len(taken) < place.most and (share := place.share(run.needs, taken)) is not None:
+        elif (share := place.share(run.needs, taken)) is not None:
             check_parameters(run.notebook, run.parameters)
             if stands == "stale":
                 told = f"made anew ({why}); the old files go to {run.folder / REPLACED}."
@@ -130,7 +122,7 @@ def run_jobs(
             state.future = pool.submit(place.run, run, share, partial(look, state))
 
     with (
-        ThreadPoolExecutor(place.most) as pool,
+        ThreadPoolExecutor(len(jobs)) as pool,
         contextlib.ExitStack() as at_end,
         live_table(list(states.values()), console, seconds_left) as draw,
     ):
@@ -150,8 +142,7 @@ def run_jobs(
             draw()
             wait([one.future for one in going if one.future], LOOK, FIRST_COMPLETED)
     if failed := [state for state in by_need if not state.finished]:
-        raise JobsFailed("\n".join(f"{s.job.name}: {s.message or s.status}" for s in failed))
-    return {name: state.run.result for name, state in states.items()}
+        raise RunFailed("\n".join(f"{s.job.name}: {s.message or s.status}" for s in failed))
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -162,9 +153,13 @@ def text(told: object, style: str = "") -> Text:
     return Text(plain(redacted(str(told))), style=style)
 
 
+class Shown(JupyterMixin, Group):
+    """What a terminal shows, and a notebook as HTML."""
+
+
 def jobs_table(
     states: Sequence[State], seconds_left: float | None = None, whole: bool = False
-) -> Group:
+) -> Shown:
     """State, progress, time and last metric of each job, and one line about all.
 
     Args:
@@ -184,9 +179,9 @@ def jobs_table(
         if state in chosen:
             table.add_row(*_cells(state))
     if whole or (len(states) <= 8 and seconds_left is None):
-        return Group(table)
+        return Shown(table)
     left = "" if seconds_left is None else f"; about {clock(seconds_left)} left"
-    return Group(table, Text(f"{told_counts(states)}{left}", style="bold"))
+    return Shown(table, Text(f"{told_counts(states)}{left}", style="bold"))
 
 
 def told_counts(states: Sequence[State]) -> str:
@@ -209,9 +204,10 @@ def live_table(
     left, looked = None, -math.inf
     live, show = contextlib.nullcontext(), None
     if console.is_jupyter:
-        from IPython.display import HTML, display
+        # Not rich's own way, an Output widget: papermill without widget state fails on those.
+        from IPython.display import display
 
-        show = partial(_show, display(HTML(""), display_id=True))
+        show = display(jobs_table(states), display_id=True).update
     elif console.is_terminal:
         live = Live(console=console, auto_refresh=False)
         show = partial(live.update, refresh=True)
@@ -230,15 +226,6 @@ def live_table(
             yield draw
         finally:
             (show or console.print)(jobs_table(states))
-
-
-def _show(shown: Any, table: Group) -> None:
-    # Not rich's own way, an Output widget: papermill without widget state fails on those.
-    from IPython.display import HTML
-
-    page = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False)
-    page.print(table)
-    shown.update(HTML(page.export_html(inline_styles=True, code_format="<pre>{code}</pre>")))
 
 
 def _tell(states: Sequence[State], console: Console) -> None:

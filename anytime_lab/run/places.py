@@ -8,44 +8,17 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from anytime_lab.page import redacted
 from anytime_lab.run.process import Job, Needs, run_to_end
 
 Share = Mapping[str, float]  # of what a place has, by name
+Place = Any  # has what `LocalPlace` has
 
 
-class Place(Protocol):
-    """Where runs go."""
-
-    most: int  # runs that it takes at a time; a place with a queue of its own takes many
-    width: int  # about how many of them go at a time
-
-    def check(self, needs: Needs) -> None:
-        """Refuse, with a ValueError, what can never run here."""
-
-    def share(self, needs: Needs, taken: Sequence[Share]) -> Share | None:
-        """What a run would get beside those that have theirs; None if it has to wait."""
-
-    def run(self, run: Job, share: Share, look: Callable[..., None]) -> dict[str, Any]:
-        """Run it, wait for it in the caller's thread, and give its result.
-
-        Args:
-            look: Called every second or so, with False as long as the run has not begun; what it
-                raises ends the run.
-
-        Raises:
-            RunFailed: it ended without a result; the message says why.
-        """
-
-    def close(self) -> None:
-        """Let go of what the place holds; no run goes on."""
-
-
-class LocalPlace(Place):
+class LocalPlace:
     """So many runs at a time on this machine, each in a process and kernel of its own.
 
     Args:
@@ -57,10 +30,11 @@ class LocalPlace(Place):
     def __init__(self, workers: int, devices: Sequence[str] = ()):
         if workers < 1:
             raise ValueError(f"{workers} runs at a time; expected at least 1.")
-        self.most = self.width = workers
+        self.width = workers  # about how many runs go at a time
         self.devices = devices
 
     def check(self, needs: Needs) -> None:
+        """Refuse, with a ValueError, what can never run here."""
         if needs.gpus is not None and needs.gpus > len(self.devices):
             raise ValueError(
                 f"a run asks for {needs.gpus:g} GPUs and this machine has {len(self.devices)}. Run "
@@ -68,7 +42,12 @@ class LocalPlace(Place):
             )
 
     def share(self, needs: Needs, taken: Sequence[Share]) -> Share | None:
-        """Device to the share of it that a run would get."""
+        """What a run would get beside those that have theirs; None if it has to wait.
+
+        Here, device to the share of it.
+        """
+        if len(taken) >= self.width:
+            return None
         wanted, even = needs.gpus, len(self.devices) / self.width
         if wanted is None and even:
             wanted = int(even) if even >= 1 else 1 / math.ceil(1 / even)
@@ -80,10 +59,22 @@ class LocalPlace(Place):
         return dict.fromkeys(free[:count], part) if len(free) >= count else None
 
     def run(self, run: Job, share: Share, look: Callable[..., None]) -> dict[str, Any]:
+        """Run it, wait for it in the caller's thread, and give its result.
+
+        Args:
+            look: Called every second or so, with False as long as the run has not begun; what it
+                raises ends the run.
+
+        Raises:
+            RunFailed: it ended without a result; the message says why.
+        """
         environment = {"OMP_NUM_THREADS": str(threads_of(self.width))}
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(share)
         return run_to_end(run, environment, look)
+
+    def close(self) -> None:
+        """Let go of what the place holds; no run goes on."""
 
 
 def threads_of(workers: int) -> int:
@@ -128,12 +119,12 @@ def _local(out: Path, workers: int | None, storage: str | None) -> Place:
 
 def _ray(out: Path, workers: int | None, storage: str | None) -> Place:
     try:
-        ray_place = import_module("anytime_lab.run.ray_place")  # which imports this module
+        from anytime_lab.run.ray_place import RayPlace
     except ModuleNotFoundError as error:
         raise ValueError(
             f"a Ray cluster needs Ray ({error}): pip install 'anytime-lab[ray]'."
         ) from error
-    return ray_place.RayPlace(out, workers, storage)
+    return RayPlace(out, workers, storage)
 
 
 # How a place is opened: folder of the sweep, most runs at a time (None: what the place takes), and

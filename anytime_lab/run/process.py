@@ -46,7 +46,7 @@ versions_of = cache(manifest.versions_of)  # 17 ms; a plan asks it of every run,
 
 
 class RunFailed(RuntimeError):
-    """A notebook run ended without a result; the message says why and where its log is."""
+    """Notebook runs ended without a result; the message says why and where their logs are."""
 
 
 def _devices(gpus: float) -> float:
@@ -85,8 +85,6 @@ class Job:
     # Names of jobs whose results it reads; when one of them has changed, this runs again
     after: tuple[str, ...] = ()
     needs: Needs = Needs()  # of a machine
-    # Paths below it count as the same after all was moved elsewhere; the folder's parent if None
-    root: Path | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)  # hashes of `after`, by name
 
     def run(self, inputs: Mapping[str, str] | None = None) -> "Job":
@@ -94,10 +92,15 @@ class Job:
         made = self.parameters() if callable(self.parameters) else self.parameters
         return replace(self, parameters=made, inputs=inputs or {})
 
+    @property
+    def root(self) -> Path:
+        """The folder that the name is from; paths below it count as the same if all was moved."""
+        return self.folder.parents[self.name.count("/")]
+
     @cached_property
     def made_of(self) -> dict[str, Any]:
         """All that decides the result: code, parameters, versions, inputs, processes."""
-        root = str(self.root or self.folder.parent)
+        root = str(self.root)
         parameters = json.dumps(hide_secrets(self.parameters)[0])
         code = [source for source, _ in code_cells(self.notebook)]
         return {
@@ -238,26 +241,12 @@ def run_to_end(
                 process.wait(PATIENCE)
             process.kill()
             code = process.wait()
+        if (result := run.result) is not None:  # written last, it counts however the process ended
+            return result
         told = f"TimeoutError: the run took longer than its limit of {limit:g} s" if late else ""
-        return finish_run(run, code, told)
-
-
-def finish_run(run: Job, code: int, reason: str = "") -> dict[str, Any]:
-    """The result of a run whose process has ended; being written last, it counts however that was.
-
-    Args:
-        code: Its exit status.
-        reason: Why it was ended; where nobody ended it, its log may say.
-
-    Raises:
-        RunFailed: it ended without a result; the reason is kept in `failure.json`.
-    """
-    if (result := run.result) is not None:
-        return result
-    reason = redacted(reason or _reason(run.folder, code))
-    failure = {"hash": run.hash, "reason": reason, "finished": time.time()}
-    files.write_json(run.folder / FAILURE, failure)
-    raise RunFailed(run.told_failure)
+        failure = {"hash": run.hash, "reason": redacted(told or _reason(run.folder, code))}
+        files.write_json(run.folder / FAILURE, {**failure, "finished": time.time()})
+        raise RunFailed(run.told_failure)
 
 
 def _take_folder(folder: Path, about: Mapping[str, Any]) -> None:

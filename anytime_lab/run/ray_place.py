@@ -20,7 +20,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ import ray
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from anytime_lab.run.places import Place, Share
 from anytime_lab.run.process import (
     LOOK,
     Job,
@@ -56,7 +55,7 @@ def moved(run: Job, root: Path) -> Job:
     """
     here, there = (json.dumps(str(path))[1:-1] for path in (run.root, root))
     parameters = json.loads(json.dumps(dict(run.parameters)).replace(here, there))
-    ours = replace(run, parameters=parameters, folder=root / run.name, root=root)
+    ours = replace(run, parameters=parameters, folder=root / run.name)
     node = ray.util.get_node_ip_address()
     if not run.notebook.is_file():
         raise RunFailed(
@@ -70,42 +69,34 @@ def moved(run: Job, root: Path) -> Job:
 
 def _run_on_node(run: Job, url: str | None, told: Queue) -> None:
     """What a node does."""
-
     # Not `put`, which waits: Ray gives the cores of a run that waits to another one.
     tell = told.actor.put_nowait.remote
-
-    def run_here(run: Job) -> None:
-        one = {"OMP_NUM_THREADS": "1"}  # Ray counts one core for each kernel without devices
-        progress = run.folder / PROGRESS
-        run_to_end(run, one, lambda: tell((run.name, read_or_nothing(progress))))
-
     tell((run.name, {}))
-    if url is None:
-        if not (run.root / SEEN).exists():
-            raise RunFailed(
-                f"node {ray.util.get_node_ip_address()} does not see {run.root}. Put --out on a "
-                "file system that all nodes share, or give --storage a URL."
-            )
-        run = moved(run, run.root)
-        if run.result is None:
-            run_here(run)
-        return
+    if url is None and not (run.root / SEEN).exists():
+        raise RunFailed(
+            f"node {ray.util.get_node_ip_address()} does not see {run.root}. Put --out on a "
+            "file system that all nodes share, or give --storage a URL."
+        )
     with tempfile.TemporaryDirectory(prefix="anytime_lab-") as room:
-        root, storage = Path(room).resolve(), Storage(url)
-        run = moved(run, root)
-        storage.set_aside(run)
-        storage.fetch(run.name, run.folder)
-        if run.result is not None:  # an earlier try ended with its node
+        storage = None if url is None else Storage(url)
+        ours = moved(run, Path(room).resolve() if storage else run.root)
+        if storage:
+            storage.set_aside(ours)
+            storage.fetch(run.name, ours.folder)
+        if ours.result is not None:  # an earlier try ended with its node
             return
-        for other in run.inputs:
-            storage.fetch(other, root / other)
+        for other in run.inputs if storage else ():
+            storage.fetch(other, ours.root / other)
+        one = {"OMP_NUM_THREADS": "1"}  # Ray counts one core for each kernel without devices
+        progress = ours.folder / PROGRESS
         try:
-            run_here(run)
+            run_to_end(ours, one, lambda: tell((run.name, read_or_nothing(progress))))
         finally:
-            storage.keep(run)
+            if storage:
+                storage.keep(ours)
 
 
-class RayPlace(Place):
+class RayPlace:
     """Runs on the nodes of a Ray cluster, see the module.
 
     Args:
@@ -122,8 +113,8 @@ class RayPlace(Place):
         self.out, self.url = out, url
         total = ray.cluster_resources()
         self._devices = bool(total.get("GPU"))
-        self.most = workers or QUEUED
-        self.width = min(self.most, max(1, int(total.get("GPU") or total.get("CPU", 1))))
+        self._most = workers or QUEUED
+        self.width = min(self._most, max(1, int(total.get("GPU") or total.get("CPU", 1))))
         # A run is tried again whose node or worker was lost.
         self._task = ray.remote(
             max_retries=3, retry_exceptions=False, scheduling_strategy="SPREAD"
@@ -134,8 +125,10 @@ class RayPlace(Place):
         self._heard: dict[str, dict[str, Any]] = {}
         self._hearing = threading.Lock()
 
-    def share(self, needs: Needs, taken: Sequence[Share] = ()) -> Share:
+    def share(self, needs: Needs, taken: Sequence[Mapping] = ()) -> dict | None:
         """What is asked of Ray, which queues what its nodes cannot take yet."""
+        if len(taken) >= self._most:
+            return None
         gpus = int(self._devices) if needs.gpus is None else needs.gpus
         return {"num_gpus": gpus, "num_cpus": 1 if gpus else needs.processes}
 
@@ -148,7 +141,7 @@ class RayPlace(Place):
                     f"has {most:g}. Add a larger one, or change the step."
                 )
 
-    def run(self, run: Job, share: Share, look: Callable[..., None]) -> dict[str, Any]:
+    def run(self, run: Job, share: Mapping, look: Callable[..., None]) -> dict[str, Any]:
         (self.out / SEEN).touch()
         run.hash  # noqa: B018  what it is made of here travels with it
         ref, told = self._task.options(**share).remote(run, self.url, self._told), ""

@@ -17,9 +17,6 @@ from anytime_lab.page import redacted
 from anytime_lab.run.process import FAILURE, LOCK, LOG, REPLACED, RUN, Job, read_or_nothing
 from anytime_lab.store.files import RESULT, write_json
 
-# Python before 3.11.4 has no filters; archives are our own.
-SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-
 PARTIAL = "partial.tar"
 MIRROR = ".mirror.json"  # in a folder that only shows what is behind a URL
 TOLD = {RUN, LOG, FAILURE}  # of an unfinished run, for whoever asks why
@@ -78,7 +75,7 @@ class Storage:
             result = json.loads(self.fs.cat_file(self._at(name, RESULT)))
             if read_or_nothing(folder / RESULT) == result:
                 return
-            _clear(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             left = (RESULT, *HEAVY) if told else RESULT
             self._get(name, [file for file in files if not file.startswith(left)], folder)
             write_json(folder / RESULT, result)
@@ -88,13 +85,15 @@ class Storage:
             (folder / FAILURE).unlink(missing_ok=True)
             self._get(name, TOLD.intersection(files), folder)
         elif PARTIAL in files:
-            _clear(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
             with (
                 self.fs.open(self._at(name, PARTIAL)) as file,
                 tarfile.open(fileobj=file, mode="r|") as archive,
             ):
-                archive.extractall(folder, **SAFELY)
+                # Python before 3.11.4 has no filters; archives are our own.
+                archive.extraction_filter = getattr(tarfile, "data_filter", None)
+                archive.extractall(folder)
 
     def set_aside(self, run: Job) -> None:
         """Move what other parameters or versions had made to `.replaced/`."""
@@ -158,12 +157,3 @@ def mirror(storage: Storage | None, out: Path, names: Iterable[str]) -> None:
     write_json(out / MIRROR, {"url": url})
     for name in names:
         storage.fetch(name, out / name, told=True)
-
-
-def _clear(folder: Path) -> None:
-    """Remove a run's files; who holds its lock keeps it."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_dir() and path.name != REPLACED:
-            shutil.rmtree(path)
-        elif path.is_file() and path.name != LOCK:
-            path.unlink()

@@ -21,10 +21,10 @@ from rich.console import Console
 from anytime_lab.look.report import write_report
 from anytime_lab.read.curves import paired_differences, read_tables
 from anytime_lab.read.told import seed_frame, summary_table, terminal_table, verdicts
-from anytime_lab.run.jobs import JobsFailed, State, clock, jobs_table, run_jobs, text, told_counts
+from anytime_lab.run.jobs import State, clock, jobs_table, run_jobs, text, told_counts
 from anytime_lab.run.notebook import ROOT, declared_parameters
 from anytime_lab.run.places import Place, open_place
-from anytime_lab.run.process import Job
+from anytime_lab.run.process import Job, RunFailed
 from anytime_lab.run.storage import MIRROR, Storage, mirror
 from anytime_lab.run.sweep_file import Point, Sweep, load_sweep, sweep_jobs, told
 from anytime_lab.store import files
@@ -308,7 +308,7 @@ def run_sweep(
         The summary, as `compare` gives it; None where no step evaluates.
 
     Raises:
-        JobsFailed: some runs failed; the comparison of the others was written.
+        RunFailed: some runs failed; the comparison of the others was written.
         RunFolderError: another sweep is running in the folder.
     """
     console = console or Console()
@@ -325,7 +325,7 @@ def run_sweep(
                 retry_failed=retry_failed,
                 seconds_left=lambda: seconds_left(prepared.plan(), executor.width),
             )
-        except JobsFailed:
+        except RunFailed:
             compare(prepared, console)
             raise
         compared = compare(prepared, console)

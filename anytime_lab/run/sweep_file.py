@@ -12,9 +12,8 @@
     folder                     how a run's folder is called
 
 In a chain, parameters refer to `${seed}`, `${name}`, a value, the folder of an earlier step
-`${train}` or of another run's `${train@GRPO}`, to what its result says `${train.parameters.seed}`,
-and to the facts of training in `FACTS`: `${train.model_within(time)@AR}`. Without a chain, the
-values are the notebook's parameters.
+`${train}` or of another run's `${train@GRPO}`, and to the facts of training in `FACTS`:
+`${train.model_within(time)@AR}`. Without a chain, the values are the notebook's parameters.
 """
 
 import itertools
@@ -203,21 +202,14 @@ def load_sweep(
     if seeds is not None:
         said["seeds"] = list(seeds)
     try:
-        file = _read(said, path.parent)
-        if scale is not None and scale not in file.scales:
-            raise ValueError(f"there is no scale {scale!r}; {nearest(scale, file.scales)}")
-        changed = {
-            "base": {**file.base, **file.scales.get(scale, {})},
-            "title": file.title or path.stem.replace("_", " "),
-            "folder": file.folder or (CHAIN if file.steps else SINGLE),
-        }
-        name = path.stem if scale is None else f"{path.stem}-{scale}"
-        return _sweep(name, file.model_copy(update=changed))
+        return _sweep(path.stem, scale, _read(said, path.parent))
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
 
 
-def _sweep(name: str, file: SweepFile) -> Sweep:
+def _sweep(stem: str, scale: str | None, file: SweepFile) -> Sweep:
+    if scale is not None and scale not in file.scales:
+        raise ValueError(f"there is no scale {scale!r}; {nearest(scale, file.scales)}")
     if (file.notebook is None) == (not file.steps):
         raise ValueError("give either `notebook` (one) or `steps` (a chain).")
     for step in file.steps:
@@ -230,39 +222,39 @@ def _sweep(name: str, file: SweepFile) -> Sweep:
             f"grid, list, seeds and steps make {count * len(steps):,} runs; a sweep takes "
             f"{MOST_RUNS:,}. Try fewer values, or share them out over several files."
         )
+    base = {**file.base, **file.scales.get(scale, {})}
+    # A reference is to a value or to a step; without a chain there are no references.
+    taken = {"seed", "name", *(("step", *steps) if file.steps else ())}
     variants: dict[str, Variant] = {}
     for entry, point in itertools.product(file.entries, itertools.product(*file.grid.values())):
-        variant = _variant(file, entry, dict(zip(file.grid, point, strict=True)), steps)
-        if variant.name in variants:
+        own, chosen = entry.model_extra, dict(zip(file.grid, point, strict=True))
+        if both := sorted(own.keys() & chosen.keys()):
+            raise ValueError(f"{', '.join(both)} stands in grid and in list; keep one of them.")
+        values = {**base, **own, **chosen}
+        if reserved := sorted(taken & values.keys()):
             raise ValueError(
-                f"two runs would be called {variant.name!r}; give the entries of list a name of "
-                "their own."
+                f"{', '.join(reserved)} cannot be a value of base, grid or list: "
+                + ("list the seeds under `seeds`." if "seed" in reserved else "that name is taken.")
             )
-        variants[variant.name] = variant
+        name = ",".join(filter(None, (entry.name or _name_of(own), _name_of(chosen)))) or "run"
+        _check_name(f"a run would be called {name!r}", name)
+        if not set(entry.skip) <= set(steps):
+            raise ValueError(f"{name}: skip is {entry.skip!r}; the steps are {', '.join(steps)}.")
+        if name in variants:
+            raise ValueError(
+                f"two runs would be called {name!r}; give the entries of list a name of their own."
+            )
+        variants[name] = Variant(name, values, entry.skip, entry.seeds or file.seeds)
     reference = file.reference or next(iter(variants))
     if reference not in variants:
         raise ValueError(f"reference is {reference!r}; the runs are {', '.join(variants)}.")
-    return Sweep(name, file.model_copy(update={"reference": reference}), steps, variants)
-
-
-def _variant(file: SweepFile, entry: Entry, chosen: Mapping, steps: Mapping) -> Variant:
-    own = entry.model_extra
-    if both := sorted(own.keys() & chosen.keys()):
-        raise ValueError(f"{', '.join(both)} stands in grid and in list; keep one of them.")
-    values = {**file.base, **own, **chosen}
-    # A reference is to a value or to a step; without a chain there are no references.
-    taken = {"seed", "name", *(("step", *steps) if file.steps else ())}
-    if reserved := sorted(taken & values.keys()):
-        raise ValueError(
-            f"{', '.join(reserved)} cannot be a value of base, grid or list: "
-            + ("list the seeds under `seeds`." if "seed" in reserved else "that name is taken.")
-        )
-    parts = (entry.name or _name_of(own), _name_of(chosen))
-    name = ",".join(filter(None, parts)) or "run"
-    _check_name(f"a run would be called {name!r}", name)
-    if not set(entry.skip) <= set(steps):
-        raise ValueError(f"{name}: skip is {entry.skip!r}; the steps are {', '.join(steps)}.")
-    return Variant(name, values, entry.skip, entry.seeds or file.seeds)
+    said = {
+        "title": file.title or stem.replace("_", " "),
+        "folder": file.folder or (CHAIN if file.steps else SINGLE),
+        "reference": reference,
+    }
+    name = stem if scale is None else f"{stem}-{scale}"
+    return Sweep(name, file.model_copy(update=said), steps, variants)
 
 
 def _check_name(told: str, name: str) -> None:
@@ -319,20 +311,6 @@ def model_within(run: Path, seconds: float) -> str:
 FACTS: Mapping[str, Callable[..., Any]] = {
     fact.__name__: fact for fact in (training_seconds, updates_within, model_within)
 }
-
-
-def fact_of(run: Path, path: str, arguments: Sequence[Any]) -> Any:
-    """A fact of training, or what the result of a finished step has under some names."""
-    value = read_json(run / RESULT)
-    if path in FACTS:
-        return FACTS[path](run, *arguments)
-    for name in path.split("."):
-        if not isinstance(value, dict) or name not in value:
-            raise ValueError(
-                f"{run / RESULT} has no {path}, and the facts of training are {', '.join(FACTS)}."
-            )
-        value = value[name]
-    return value
 
 
 # --- references ----------------------------------------------------------------------------------
@@ -392,38 +370,39 @@ class Scope:
         if not (parts := _STEP.fullmatch(name)) or parts["step"] not in self.sweep.file.steps:
             known = [f"${{{one}}}" for one in (*values, *self.sweep.file.steps)]
             raise ValueError(f"${{{name}}} is unknown; {nearest(f'${{{name}}}', known)}")
-        other = self._other(name, parts["step"], parts["variant"])
-        self.after[other] = None
-        folder = self.out / folder_of(self.sweep, other)
-        if parts["fact"] is None:
-            return str(folder)
-        self.deferred = True
-        arguments = [self.look_up(parts["of"], depth + 1)] if parts["of"] else []
-        return fact_of(folder, parts["fact"], arguments) if self.results else None
-
-    def _other(self, name: str, step: str, variant: str | None) -> Point:
-        other = variant or self.point.variant
-        if other not in self.sweep.variants:
+        if (fact := parts["fact"]) not in (None, *FACTS):
+            raise ValueError(f"${{{name}}}: the facts of training are {', '.join(FACTS)}.")
+        step, other = parts["step"], parts["variant"] or self.point.variant
+        if (about := self.sweep.variants.get(other)) is None:
             raise ValueError(f"${{{name}}}: the runs are {', '.join(self.sweep.variants)}.")
-        about = self.sweep.variants[other]
         if step in about.skip:
             raise ValueError(
                 f"${{{name}}}: {other} skips {step}. Give it a value of its own, as "
                 f"`list: [{{name: {other}, skip: [{step}], model: ...}}]` does for ${{model}}."
             )
         order = list(self.sweep.steps)
-        if not variant and order.index(step) >= order.index(self.point.step):
+        if not parts["variant"] and order.index(step) >= order.index(self.point.step):
             raise ValueError(
                 f"${{{name}}}: {self.point.step} does not come after {step}. List the steps in "
                 "the order in which they run."
             )
         seed = self.point.seed if self.point.seed in about.seeds else about.seeds[0]
-        return Point(other, seed, step)
+        point = Point(other, seed, step)
+        self.after[point] = None
+        folder = self.out / folder_of(self.sweep, point)
+        if fact is None:
+            return str(folder)
+        self.deferred = True
+        arguments = [self.look_up(parts["of"], depth + 1)] if parts["of"] else []
+        if not self.results:
+            return None
+        read_json(folder / RESULT)  # facts are those of a finished run
+        return FACTS[fact](folder, *arguments)
 
 
 def folder_of(sweep: Sweep, point: Point) -> str:
     """The folder of a run from that of the sweep, such as `GRPO/seed-0/train`."""
-    return Scope(sweep, Path(), point).fill(sweep.file.folder)
+    return str(Scope(sweep, Path(), point).fill(sweep.file.folder))
 
 
 def told(sweep: Sweep, out: Path, text: str, results: bool = False) -> str:
@@ -498,7 +477,7 @@ def _job(scope: Scope) -> Job:
         parameters = partial(Scope(sweep, scope.out, scope.point, results=True).fill, said)
     after = tuple(folder_of(sweep, other) for other in scope.after)
     needs = Needs(**{name: getattr(step, name) for name in Needs.model_fields})
-    return Job(name, step.notebook, parameters, folder, after, needs, scope.out)
+    return Job(name, step.notebook, parameters, folder, after, needs)
 
 
 def _check_all_used(sweep: Sweep) -> None:

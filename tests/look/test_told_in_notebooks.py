@@ -9,8 +9,7 @@ from made_notebooks import run_notebook
 from made_runs import random_right, write_run
 from traitlets.config import Config
 
-from anytime_lab.run.jobs import JobsFailed
-from anytime_lab.run.process import EXECUTED
+from anytime_lab.run.process import EXECUTED, RunFailed
 from anytime_lab.store.records import part_path
 
 CURVES = Path(__file__).resolve().parents[2] / "notebooks" / "04_budget_curves.ipynb"
@@ -37,7 +36,7 @@ def test_a_cell_that_reads_no_run_ends_with_one_sentence(tmp_path, capsys):
 def test_a_run_on_a_damaged_folder_fails_and_says_why(tmp_path):
     runs = {"a": str(torn(tmp_path / "torn"))}
     told = "part-00000.parquet is damaged .* Run the same evaluation again"
-    with pytest.raises(JobsFailed, match=told):
+    with pytest.raises(RunFailed, match=told):
         run_notebook(CURVES, {"runs": runs, "reference": "a"}, tmp_path / "out")
     executed = nbformat.read(tmp_path / "out" / EXECUTED, as_version=4)
     outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]

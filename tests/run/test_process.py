@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import subprocess
 import sys
 
 import nbformat
@@ -11,12 +12,10 @@ import pytest
 from made_notebooks import notebook, row_notebook, run_notebook
 from rich.console import Console
 
-from anytime_lab.run.jobs import JobsFailed
 from anytime_lab.run.process import (
     Job,
     Needs,
     RunFailed,
-    finish_run,
     run_to_end,
     told_changes,
 )
@@ -26,14 +25,23 @@ COUNT = "from pathlib import Path\nwith open({!r}, 'a') as f: f.write(f'{{x}},')
 FIGURE = "import plotly.graph_objects as go\ngo.Figure(go.Scatter(y=[1, 2]))"
 
 
-def test_a_result_counts_however_its_process_ended(tmp_path):
+def test_a_result_counts_however_its_process_ended(tmp_path, monkeypatch):
     run = Job("run", row_notebook(tmp_path), {}, tmp_path / "run")
-    run.folder.mkdir()
-    write_json(run.folder / "result.json", {"hash": run.hash, "seconds": 1.0})
-    assert finish_run(run, -6)["seconds"] == 1.0
-    write_json(run.folder / "result.json", {"hash": "of another run"})
+
+    def aborts_after(result):
+        def process(*_, **__):
+            write_json(run.folder / "result.json", result)
+            code = "import os; os.abort()"
+            return Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+
+        monkeypatch.setattr(subprocess, "Popen", process)
+
+    Popen = subprocess.Popen
+    aborts_after({"hash": run.hash, "seconds": 1.0})
+    assert run_to_end(run)["seconds"] == 1.0
+    aborts_after({"hash": "of another run"})
     with pytest.raises(RunFailed, match="stopped by signal SIGABRT"):
-        finish_run(run, -6)
+        run_to_end(run)
 
 
 def test_a_changed_notebook_and_a_moved_folder(tmp_path):
@@ -108,7 +116,7 @@ def test_figures_have_no_pictures_where_there_is_no_browser_and_the_log_says_so(
 @pytest.mark.slow
 def test_a_dead_kernel_is_a_failure(tmp_path):
     path = notebook(tmp_path, "import os\nos._exit(3)")
-    with pytest.raises(JobsFailed, match="(?i)kernel"):
+    with pytest.raises(RunFailed, match="(?i)kernel"):
         run_notebook(path, {}, tmp_path / "run")
 
 
@@ -157,7 +165,7 @@ def test_a_secret_reaches_the_notebook_and_no_file(tmp_path):
     declared = "engine: str = ''\noptions: dict = {}"
     path = notebook(tmp_path, code, parameters=declared)
     secret = {"engine": "http://me:hunter2@host/v1", "options": {"api_key": "k3y-of-mine"}}
-    with pytest.raises(JobsFailed, match="ValueError: the server at .* refused") as failed:
+    with pytest.raises(RunFailed, match="ValueError: the server at .* refused") as failed:
         run_notebook(path, secret, tmp_path / "run")
     assert not (tmp_path / "run/result.json").exists()
     assert told.read_text() == "http://me:hunter2@host/v1k3y-of-mine"

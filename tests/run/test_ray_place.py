@@ -13,7 +13,6 @@ from made_notebooks import ROW_PARAMETERS, ROWS, notebook, row_notebook
 from processes import until
 
 from anytime_lab.__main__ import main
-from anytime_lab.run.jobs import JobsFailed
 from anytime_lab.run.places import open_place
 from anytime_lab.run.process import REPLACED, Job, Needs, RunFailed
 from anytime_lab.run.sweep import prepare_sweep, run_sweep
@@ -136,7 +135,7 @@ def test_results_behind_a_url_are_read_from_there(cluster, tmp_path, capsys):
     url = stored.as_uri()
     path = chained(tmp_path)
     prepared = prepare_sweep(path, out, storage=url)
-    with pytest.raises(JobsFailed, match="bad/seed-0/b.*AssertionError: as it was told"):
+    with pytest.raises(RunFailed, match="bad/seed-0/b.*AssertionError: as it was told"):
         run_sweep(prepared, executor="ray")
     names = ("good/seed-0/a", "good/seed-0/b", "bad/seed-0/a")
     for name in names:
@@ -240,7 +239,7 @@ def test_a_run_is_the_same_one_on_another_node(tmp_path, monkeypatch):
     parameters = {"output_dir": str(folder), "x": 2}
     settings = {"distributed_type": "FSDP"}
     needs = Needs(processes=2, timeout=9.0, accelerate=settings)
-    run = Job("a/seed-0/train", path, parameters, folder, ("b",), needs, here, {"b": "hash"})
+    run = Job("a/seed-0/train", path, parameters, folder, ("b",), needs, {"b": "hash"})
     there = moved(run, tmp_path / "there")
     assert there.folder == tmp_path / "there/a/seed-0/train"
     assert there.parameters == {"output_dir": str(there.folder), "x": 2}

@@ -22,7 +22,7 @@ def storage(request, tmp_path):
 
 def made(folder, root, x=1, **files):
     """A run's folder with files, as what runs it would leave it."""
-    run = Job(NAME, row_notebook(folder), {"x": x}, root / NAME, root=root)
+    run = Job(NAME, row_notebook(folder), {"x": x}, root / NAME)
     write_json(run.folder / RUN, {"hash": run.hash, "made_of": run.made_of})
     for name, text in files.items():
         path = run.folder / name.replace("__", "/").replace("_txt", ".txt")

@@ -87,7 +87,7 @@ def test_later_steps_refer_to_folders_values_and_results(tmp_path):
     row_notebook(tmp_path)
     steps = (
         "  a: {notebook: rows, parameters: {x: '${x}'}}\n"
-        "  b: {notebook: more, parameters: {at: '${a}/rows.jsonl', x: '${a.parameters.x}'}}\n"
+        "  b: {notebook: more, parameters: {at: '${a}/rows.jsonl', x: '${a.updates_within(x)}'}}\n"
         "  c: {notebook: more, parameters: {at: '${b@first} and ${seed}'}}\n"
     )
     notebook(tmp_path, "pass", name="more.ipynb", parameters='at: str = ""\nx: int = 0')
@@ -96,8 +96,8 @@ def test_later_steps_refer_to_folders_values_and_results(tmp_path):
     out = tmp_path / "out"
     a, b = (jobs[Point("second", 0, step)] for step in "ab")
     assert callable(b.parameters) and b.after == (a.name,)
-    write_json(a.folder / "result.json", {"parameters": {"x": 6}})
-    assert b.parameters() == {"at": f"{out}/second/seed-0/a/rows.jsonl", "x": 6}
+    metrics(a.folder, [1.0, 2.0, 3.0, 8.0])
+    assert b.parameters() == {"at": f"{out}/second/seed-0/a/rows.jsonl", "x": 2}
     c = jobs[Point("second", 0, "c")]
     assert c.parameters == {"at": f"{out}/first/seed-0/b and 0"}
     assert c.after == ("first/seed-0/b",)
@@ -166,6 +166,7 @@ def test_a_wrong_file_is_refused_with_the_fix(tmp_path, text, says):
         ("{x: '${b}'}", "a does not come after b"),
         ("{x: '${a}'}", "a does not come after a"),
         ("{names: ['${b@other}']}", "the runs are run"),
+        ("{x: '${b.seconds}'}", "the facts of training are training_seconds, updates_within"),
     ],
 )
 def test_wrong_references_are_refused(tmp_path, parameters, says):
@@ -206,7 +207,7 @@ def metrics(folder, seconds):
     for step, spent in enumerate(seconds, start=1):
         append_jsonl(folder / "metrics.jsonl", {"step": step, "seconds": spent})
     for step in (1, 2, 4):
-        (folder / f"checkpoint-{step}").mkdir()
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
     write_json(
         folder / "run.json", {"notebook": str(NOTEBOOKS / "02_train.ipynb"), "parameters": {}}
     )

@@ -14,7 +14,6 @@ import pytest
 import yaml
 from made_notebooks import notebook, row_notebook
 
-from anytime_lab.run.jobs import JobsFailed
 from anytime_lab.run.process import (
     MARK,
     Job,
@@ -203,11 +202,11 @@ def test_a_failed_run_is_tried_again_on_request_only(tmp_path, capsys):
     path = tmp_path / "s.yaml"
     path.write_text("notebook: bad\n")
     out = tmp_path / "out"
-    with pytest.raises(JobsFailed, match="AssertionError"):
+    with pytest.raises(RunFailed, match="AssertionError"):
         run_sweep(prepare_sweep(path, out), 1)
     (planned,) = prepare_sweep(path, out).plan()
     assert planned.status == "failed" and "AssertionError" in planned.message
-    with pytest.raises(JobsFailed, match="AssertionError"):
+    with pytest.raises(RunFailed, match="AssertionError"):
         run_sweep(prepare_sweep(path, out), 1)
     assert tries.read_text() == "x"
     run_sweep(prepare_sweep(path, out), 1, retry_failed=True)
