@@ -62,26 +62,23 @@ PICTURES = {"notebook": {"nargs": "+"}}
 
 def _sweep(given: Namespace) -> int:
     print(f"Checking {Path(given.file).name}; the plan and how long it takes follow.", flush=True)
-    from rich.console import Console
-
     from anytime_lab.run.places import open_place
     from anytime_lab.run.process import RunFailed
     from anytime_lab.run.sweep import prepare_sweep, run_sweep
 
     if given.jobs is not None and given.jobs < 1:
         raise ValueError(f"--jobs is {given.jobs}; expected at least 1.")
-    console = Console()
-    changes = {"scale": given.scale, "seeds": given.seeds}
-    prepared = prepare_sweep(given.file, given.out, given.only, given.storage, **changes)
+    asked = (given.only, given.storage, given.scale, given.seeds)
+    sweep = prepare_sweep(given.file, given.out, *asked)
     if given.fresh and not given.dry_run:
-        prepared.remove()
-    place = open_place(given.executor, prepared.out, given.jobs, given.storage)
+        sweep.remove()
+    place = open_place(given.executor, sweep.out, given.jobs, given.storage)
     with contextlib.closing(place):
-        prepared.show(place.width, console)
+        sweep.show(place.width)
         if given.dry_run:
             return 0
         try:
-            run_sweep(prepared, None, given.retry_failed, place, console)
+            run_sweep(sweep, None, given.retry_failed, place)
         except RunFailed as failure:
             told = "Some runs failed; the same command runs what was not run, with --retry-failed "
             _complain(f"{told}the failed ones again.\n{failure}")

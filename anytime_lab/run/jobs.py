@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -184,7 +184,7 @@ def jobs_table(
     return Shown(table, Text(f"{told_counts(states)}{left}", style="bold"))
 
 
-def told_counts(states: Sequence[State]) -> str:
+def told_counts(states: Collection[State]) -> str:
     """How many jobs there are, and how they stand."""
     counts = Counter(state.status for state in states)
     return f"{len(states)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.items())

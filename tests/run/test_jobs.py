@@ -12,7 +12,6 @@ from anytime_lab.run.notebook import NOTEBOOKS
 from anytime_lab.run.places import LocalPlace
 from anytime_lab.run.process import RunFailed
 from anytime_lab.run.sweep import prepare_sweep
-from anytime_lab.run.sweep_file import told
 from anytime_lab.store.files import read_json, write_progress
 
 COUNT = "from pathlib import Path\nwith open({!r}, 'a') as f: f.write(f'{{x}},')"
@@ -83,7 +82,8 @@ def test_without_a_terminal_lines_tell_what_begins_ends_and_how_far_it_is(tmp_pa
 def test_the_main_job_begins_with_its_time_and_ends_with_the_notebook_to_open(tmp_path):
     out = io.StringIO()
     lab = prepare_sweep(LAB, tmp_path / "lab")
-    lab.show(2, Console(file=out, width=200))
+    lab.console = Console(file=out, width=200)
+    lab.show(2)
     assert "It takes 4 to 6 minutes on two cores." in out.getvalue()
-    then = told(lab.sweep, lab.out, lab.sweep.file.then)
+    then = lab.told(lab.file.then)
     assert "open notebooks/04_budget_curves.ipynb" in then

@@ -147,7 +147,7 @@ def test_results_behind_a_url_are_read_from_there(cluster, tmp_path, capsys):
     # What is behind the URL counts, whatever this machine has.
     shutil.rmtree(out)
     (stored / "good/seed-0/a/result.json").unlink()
-    states = {one.job.name: one for one in prepare_sweep(path, out, storage=url).plan()}
+    states = {one.job.name: one for one in prepare_sweep(path, out, storage=url).plan().values()}
     assert [states[name].status for name in names] == ["begun", "done", "done"]
     assert states["bad/seed-0/b"].status == "failed"
     assert "as it was told" in states["bad/seed-0/b"].message
@@ -192,7 +192,7 @@ def test_a_stopped_run_goes_on_from_what_it_left_behind_a_url(cluster, tmp_path)
         stopped.set()
     with pytest.raises(RunFailed, match="stopped"):
         future.result()
-    (planned,) = prepare_sweep(path, out, storage=stored.as_uri()).plan()
+    (planned,) = prepare_sweep(path, out, storage=stored.as_uri()).plan().values()
     assert planned.status == "begun"
     archive = stored / job.name / "partial.tar"
     with tarfile.open(archive) as kept:

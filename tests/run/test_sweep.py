@@ -8,7 +8,7 @@ from made_notebooks import chain, notebook
 from made_runs import random_right, write_run
 
 from anytime_lab.run.process import PACKAGES
-from anytime_lab.run.sweep import compare, plan_line, plan_sweep, prepare_sweep
+from anytime_lab.run.sweep import compare, plan_line, prepare_sweep
 from anytime_lab.store.files import RunFolderError, write_json
 from anytime_lab.store.manifest import versions_of
 from anytime_lab.store.records import read_records
@@ -22,7 +22,7 @@ def finished(run, seconds=10.0):
 
 
 def states(path, out):
-    return {one.job.name: one for one in plan_sweep(prepare_sweep(path, out).jobs).values()}
+    return {one.job.name: one for one in prepare_sweep(path, out).plan().values()}
 
 
 def finish(path, out, *names):

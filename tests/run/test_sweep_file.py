@@ -8,13 +8,10 @@ from made_notebooks import chain, notebook, row_notebook, sweep_file
 
 from anytime_lab.__main__ import main
 from anytime_lab.run.notebook import NOTEBOOKS
-from anytime_lab.run.sweep import prepare_sweep
-from anytime_lab.run.sweep_file import (
+from anytime_lab.run.sweep import (
     Point,
-    load_sweep,
     model_within,
-    sweep_jobs,
-    told,
+    prepare_sweep,
     training_seconds,
     updates_within,
 )
@@ -24,7 +21,7 @@ from anytime_lab.store.files import RunFolderError, append_jsonl, write_json
 def test_numbers_are_read_as_people_write_them(tmp_path):
     row_notebook(tmp_path)
     text = "notebook: rows\nbase: {pause: 1e-6}\ngrid: {x: [1, 20]}\nseeds: [0]"
-    jobs = sweep_jobs(load_sweep(sweep_file(tmp_path, text)), tmp_path / "out")
+    jobs = prepare_sweep(sweep_file(tmp_path, text), tmp_path / "out").jobs
     assert yaml.safe_load("1e-6") == "1e-6", "the trap that this test is about"
     assert [job.parameters["pause"] for job in jobs.values()] == [1e-6, 1e-6]
     assert [job.name for job in jobs.values()] == ["x=1/seed-0", "x=20/seed-0"]
@@ -33,10 +30,10 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
 def test_a_value_may_be_called_as_the_only_notebook_is(tmp_path):
     row_notebook(tmp_path)
     path = sweep_file(tmp_path, "notebook: rows\nbase: {rows: 7}")
-    (job,) = sweep_jobs(load_sweep(path), tmp_path / "out").values()
+    (job,) = prepare_sweep(path, tmp_path / "out").jobs.values()
     assert job.parameters["rows"] == 7
     with pytest.raises(ValueError, match="a cannot be a value .* that name is taken"):
-        load_sweep(chain(tmp_path, "base: {x: 1, a: 2}"))
+        prepare_sweep(chain(tmp_path, "base: {x: 1, a: 2}"))
 
 
 def test_batches_are_counted_over_all_processes(tmp_path):
@@ -65,7 +62,7 @@ def test_settings_of_accelerate_that_cannot_be(tmp_path, settings, says):
     if settings is not None:
         (tmp_path / "a.yaml").write_text(settings)
     with pytest.raises(ValueError, match=says):
-        load_sweep(sweep_file(tmp_path, "notebook: rows\naccelerate: a.yaml"))
+        prepare_sweep(sweep_file(tmp_path, "notebook: rows\naccelerate: a.yaml"))
 
 
 def test_lists_cross_with_the_grid_and_carry_their_own_seeds(tmp_path):
@@ -74,7 +71,7 @@ def test_lists_cross_with_the_grid_and_carry_their_own_seeds(tmp_path):
         "notebook: rows\ngrid: {x: [1, 2]}\nlist: [{name: slow, pause: 1}, {name: fast, "
         "pause: 0.5, seeds: [7]}]\nseeds: [0, 1]"
     )
-    jobs = sweep_jobs(load_sweep(sweep_file(tmp_path, text)), tmp_path / "out")
+    jobs = prepare_sweep(sweep_file(tmp_path, text), tmp_path / "out").jobs
     assert [job.name for job in jobs.values()] == [
         "slow,x=1/seed-0", "slow,x=1/seed-1", "slow,x=2/seed-0", "slow,x=2/seed-1",
         "fast,x=1/seed-7", "fast,x=2/seed-7",
@@ -92,7 +89,7 @@ def test_later_steps_refer_to_folders_values_and_results(tmp_path):
     )
     notebook(tmp_path, "pass", name="more.ipynb", parameters='at: str = ""\nx: int = 0')
     path = chain(tmp_path, "list: [{name: first, x: 5}, {name: second, x: 6}]", steps)
-    jobs = sweep_jobs(load_sweep(path), tmp_path / "out")
+    jobs = prepare_sweep(path, tmp_path / "out").jobs
     out = tmp_path / "out"
     a, b = (jobs[Point("second", 0, step)] for step in "ab")
     assert callable(b.parameters) and b.after == (a.name,)
@@ -225,8 +222,8 @@ def test_equal_time_takes_the_last_checkpoint_within_it(tmp_path):
 
 @pytest.mark.parametrize(("grpo", "model"), [(25.0, "train_ar/checkpoint-2"), (9.0, "embedded")])
 def test_a_step_reads_what_another_had_made_by_then(tmp_path, grpo, model):
-    sweep = load_sweep(NOTEBOOKS.parent / "experiments/lab.yaml")
-    jobs = {job.name: job for job in sweep_jobs(sweep, tmp_path).values()}
+    sweep = prepare_sweep(NOTEBOOKS.parent / "experiments/lab.yaml", tmp_path)
+    jobs = {job.name: job for job in sweep.jobs.values()}
     job = jobs["evaluate_ar_equal_time"]
     assert set(job.after) == {"train_ar", "train_grpo"}
     with pytest.raises(RunFolderError, match="result.json does not exist"):
@@ -236,13 +233,13 @@ def test_a_step_reads_what_another_had_made_by_then(tmp_path, grpo, model):
     expected = model if model == "embedded" else str(tmp_path / model)
     assert job.run().parameters["model"] == expected
     made = "0 updates" if model == "embedded" else "2 updates"
-    notes = " ".join(told(sweep, tmp_path, note, results=True) for note in sweep.file.notes)
+    notes = " ".join(sweep.told(note, results=True) for note in sweep.file.notes)
     assert f"had made {made} by then" in notes and f"GRPO trained for {grpo} s, 60 up" in notes
 
 
 def test_the_main_jobs_runs_differ_in_the_preset_only(tmp_path):
-    sweep = load_sweep(NOTEBOOKS.parent / "experiments/lab.yaml", seeds=[3])
-    jobs = {job.name: job.parameters for job in sweep_jobs(sweep, tmp_path).values()}
+    sweep = prepare_sweep(NOTEBOOKS.parent / "experiments/lab.yaml", tmp_path, seeds=[3])
+    jobs = {job.name: job.parameters for job in sweep.jobs.values()}
     grpo, ar = jobs["train_grpo"], jobs["train_ar"]
     assert {k for k in grpo if grpo[k] != ar[k]} == {"preset", "output_dir"}
     first, second = jobs["evaluate_start"], jobs["evaluate_grpo"]
@@ -252,15 +249,15 @@ def test_the_main_jobs_runs_differ_in_the_preset_only(tmp_path):
 
 def test_scales_and_seeds_change_what_the_file_says(tmp_path):
     path = NOTEBOOKS.parent / "experiments/lab.yaml"
-    sweep = load_sweep(path, "smoke", [7])
-    jobs = {job.name: job.parameters for job in sweep_jobs(sweep, tmp_path).values()}
+    sweep = prepare_sweep(path, tmp_path, scale="smoke", seeds=[7])
+    jobs = {job.name: job.parameters for job in sweep.jobs.values()}
     assert sweep.name == "lab-smoke"
     assert (jobs["train_ar"]["max_steps"], jobs["train_ar"]["problems_per_step"]) == (4, 3)
     assert jobs["train_ar"]["seed"] == 7
     with pytest.raises(ValueError, match="no scale 'large'; there are smoke"):
-        load_sweep(path, "large")
+        prepare_sweep(path, scale="large")
     with pytest.raises(ValueError, match=r"seeds is \[-1\]; expected a list of different whole"):
-        load_sweep(path, seeds=[-1])
+        prepare_sweep(path, seeds=[-1])
 
 
 def test_a_grid_of_millions_is_told_at_once(tmp_path):
@@ -270,4 +267,4 @@ def test_a_grid_of_millions_is_told_at_once(tmp_path):
         tmp_path, f"notebook: rows\ngrid: {{x: {values}, rows: {values}, pause: {values}}}"
     )
     with pytest.raises(ValueError, match="make 1,000,000,000 runs; a sweep takes 10,000"):
-        load_sweep(path)
+        prepare_sweep(path)

@@ -185,7 +185,7 @@ def test_signals_stop_a_sweep_and_leave_it_to_go_on(tmp_path):
         assert not processes_of(out)
         there = len(read_jsonl(rows))
         assert before < there < 60
-        (planned,) = prepare_sweep(path, out).plan()
+        (planned,) = prepare_sweep(path, out).plan().values()
         # A row is written before it is counted: the signal may come between
         counted = {f"{count} of 60 rows" for count in (there - 1, there)}
         assert planned.status == "begun" and planned.message in counted
@@ -204,7 +204,7 @@ def test_a_failed_run_is_tried_again_on_request_only(tmp_path, capsys):
     out = tmp_path / "out"
     with pytest.raises(RunFailed, match="AssertionError"):
         run_sweep(prepare_sweep(path, out), 1)
-    (planned,) = prepare_sweep(path, out).plan()
+    (planned,) = prepare_sweep(path, out).plan().values()
     assert planned.status == "failed" and "AssertionError" in planned.message
     with pytest.raises(RunFailed, match="AssertionError"):
         run_sweep(prepare_sweep(path, out), 1)

@@ -7,8 +7,7 @@ import pytest
 from anytime_lab.__main__ import main
 from anytime_lab.read.told import BENCHMARKS, BUDGETS, DATASETS, PUBLISHED
 from anytime_lab.run.notebook import declared_parameters
-from anytime_lab.run.sweep import config_of, prepare_sweep
-from anytime_lab.run.sweep_file import Point, load_sweep
+from anytime_lab.run.sweep import Point, config_of, prepare_sweep
 from anytime_lab.train.config import PRESETS, train_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,8 +32,8 @@ def test_the_issues_files_are_shipped():
     }  # fmt: skip
 
 
-def test_the_ablations_are_the_nine_presets():
-    sweep = load_sweep(ROOT / "experiments/countdown_ablations.yaml")
+def test_the_ablations_are_the_nine_presets(tmp_path):
+    sweep = prepare_sweep(ROOT / "experiments/countdown_ablations.yaml", tmp_path)
     assert list(sweep.variants) == list(PRESETS)[:9]  # the paper's
     assert all(len(variant.seeds) == 3 for variant in sweep.variants.values())
 

@@ -23,7 +23,7 @@ def test_the_smoke_sweep_runs_from_its_notebook(tmp_path):
     run_cells("05_sweep", said)
     assert not out.exists(), "a dry run writes nothing"
     run_notebook(ROOT / "notebooks/05_sweep.ipynb", {**said, "dry_run": False}, tmp_path / "real")
-    planned = prepare_sweep(SMOKE, out).plan()
+    planned = prepare_sweep(SMOKE, out).plan().values()
     assert [one.status for one in planned] == ["done"] * 4
     trained = [one.job.folder for one in planned if one.job.folder.name == "train"]
     assert [len(read_jsonl(folder / "metrics.jsonl")) for folder in trained] == [2]
