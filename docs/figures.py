@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from anytime_lab.look.claims_figures import plot_claims, plot_course
-from anytime_lab.look.figures import plot_curves
+from anytime_lab.look.figures import plot_claims, plot_course, plot_curves
 from anytime_lab.read.claims import claim_frame, open_study, today_panels
 from anytime_lab.read.curves import accuracy_curves, read_tables
 

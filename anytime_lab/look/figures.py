@@ -1,6 +1,7 @@
 """One function a figure: tidy frames in, a plotly figure out, shown static and alive."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,10 @@ from anytime_lab.look.style import (
 )
 from anytime_lab.page import plain, short
 from anytime_lab.priors import Prior
-from anytime_lab.read.credit import signed
+from anytime_lab.read.claims import AXES
+from anytime_lab.read.credit import largest_advantage
 from anytime_lab.read.policies import FIXED, MAJORITY, RULES
-from anytime_lab.read.told import BUDGETS, SOURCE
+from anytime_lab.read.told import BUDGETS, SOURCE, signed
 from anytime_lab.read.training import BASELINE_NAMES
 from anytime_lab.store.rollouts import ADVANTAGE
 
@@ -38,6 +40,10 @@ CURVES = {  # what a curve is of: before its bounds in the frame, its value in w
     "accuracy": ("", "{:.1f} %"),
     "difference": ("difference_", "{:+.1f}"),
     "value": ("", "{:.1f}%"),
+}
+BANDS = {  # the widest first: before low and high in the frame, what it holds at, its opacity
+    "band_": ("at all budgets", BAND_OPACITY / 2),
+    "": ("95 %", BAND_OPACITY),
 }
 OVER = {  # what the curves are drawn over: column, words
     "budget": "Thinking budget (tokens allowed)",
@@ -90,7 +96,8 @@ def plot_curves(
     rows = rows.assign(at=rows["budget"].map("{:,.0f} tokens".format))
     parts = {run: rows[rows["run"] == run] for run in styles if run in found}
     settings = {"stops": sorted(set(rows.index)), "rest": 0 if len(found) > MANY else 1}
-    traces = curve_traces(parts, over, styles, **settings)
+    settings["showlegend"] = False
+    traces = curve_traces(parts.items(), over, styles, **settings)
     compared = "difference" in rows and bool(rows["difference"].notna().any())
     bottom = STRIP + GAP if prior else 0.0
     middle = bottom + 0.42 * (1 - bottom) if compared else bottom - GAP
@@ -100,8 +107,8 @@ def plot_curves(
     span, domain = axis_span(values, 0.0, 1.0), [middle + GAP, 1.0]
     panels = {"yaxis": {"title": "Accuracy", "tickformat": ".0%", "range": span, "domain": domain}}
     if compared:
-        below = curve_traces(parts, over, styles, "difference", **settings)
-        traces += [{**trace, "yaxis": "y2"} for trace in below]
+        settings |= {"measure": "difference", "yaxis": "y2"}
+        traces += curve_traces(parts.items(), over, styles, **settings)
         values = rows[["difference", "difference_low", "difference_high"]].assign(zero=0.0)
         low, high = axis_span(values, -1.0, 1.0)
         panels["yaxis2"] = {
@@ -109,7 +116,6 @@ def plot_curves(
             "zeroline": True, "zerolinecolor": QUIET, "zerolinewidth": 1.5,
             "range": [low, high], **point_ticks(low, high),
         }  # fmt: skip
-    traces = [{**trace, "showlegend": False} for trace in traces]
     if prior is not None:
         traces.append(prior_trace(prior, rows[over].groupby("budget").mean()))
         panels["yaxis3"] = {
@@ -141,34 +147,51 @@ def plot_curves(
 
 
 def curve_traces(
-    parts: Mapping[str, pd.DataFrame],
+    parts: Iterable[tuple[str, pd.DataFrame]],
     x: str,
     styles: Mapping[str, RunStyle],
     measure: str = "accuracy",
     stops: Sequence[int] = (),
     rest: float = 1,
     banded: Sequence[str] | None = None,
+    **more: Any,
 ) -> list[dict]:
-    """Curves as traces, told point by point: bands, the widest first, and lines on top of them.
+    """Curves as traces, told point by point: BANDS, and lines on top of them.
 
     Args:
-        parts: name → its points: columns run and at (their names in words), the measure, its low
-            and high, and x; told, where more is said. Their index says at which stop they are.
+        parts: names, each with its points: columns run and at (their names in words), the measure,
+            its low and high, and x; told, where more is said. Their index says at which stop they
+            are.
         measure: one of CURVES.
         stops: where a line may stand, whose numbers ride on it.
         rest: opacity of the bands, not pointed at.
         banded: the names that have a band; None for all.
+        more: of all traces, beside that.
     """
     prefix, words = CURVES[measure]
-    parts = {name: part.dropna(subset=measure) for name, part in parts.items()}
-    parts = {name: part for name, part in parts.items() if len(part)}
-    traces = [
-        band(part, x, styles[name], name, rest, ends)
-        for ends in (f"{prefix}band_", prefix)
-        for name, part in parts.items()
-        if f"{ends}low" in part and (banded is None or name in banded)
-    ]
-    for name, part in parts.items():
+    known = {name: rows for name, part in parts if len(rows := part.dropna(subset=measure))}
+    traces = []
+    for (before, (held, opacity)), (name, part) in product(BANDS.items(), known.items()):
+        ends = [f"{prefix}{before}{end}" for end in ("high", "low")]
+        if ends[1] in part and (banded is None or name in banded):
+            part = part.dropna(subset=ends)
+            traces.append(
+                {
+                    "x": [*part[x], *part[x][::-1]],
+                    "y": [*part[ends[0]], *part[ends[1]][::-1]],
+                    "fill": "toself",
+                    "fillcolor": faded(styles[name].colour, opacity),
+                    "line": {"width": 0},
+                    "mode": "lines",
+                    "name": f"{safe_text(name)} {held}",
+                    "showlegend": False,
+                    "hoverinfo": "skip",
+                    "opacity": rest,
+                    "meta": {"name": plain(name), "rest": rest},
+                    **more,
+                }
+            )
+    for name, part in known.items():
         said, riding = [], dict.fromkeys(stops)
         for stop, row in zip(part.index, part.to_dict("records"), strict=True):
             told, low, high = (
@@ -176,12 +199,12 @@ def curve_traces(
                 for column in (measure, f"{prefix}low", f"{prefix}high")
             )
             bounds = "" if pd.isna(row[f"{prefix}low"]) else f" [{low}, {high}]".replace(" %", "")
-            more = f"<br>{safe_text(row['told'])}" if row.get("told") else ""
-            said.append(f"{short_text(row['run'])}: <b>{told}</b>{bounds} at {row['at']}{more}")
+            also = f"<br>{safe_text(row['told'])}" if row.get("told") else ""
+            said.append(f"{short_text(row['run'])}: <b>{told}</b>{bounds} at {row['at']}{also}")
             if stop in riding:
                 riding[stop] = [row[x], row[measure], told]
         points = part[x], part[measure], said, name, styles[name], riding.values()
-        traces.append(told_line(*points, marker={"size": 7 if len(part) <= 16 else 5}))
+        traces.append(told_line(*points, marker={"size": 7 if len(part) <= 16 else 5}, **more))
     return traces
 
 
@@ -269,7 +292,7 @@ def plot_policies(
     shown = policy_points(policies, beyond)
     at = shown["tokens"].map("{:,.0f} tokens".format)
     points = shown.assign(run=shown["setting"], at=at)
-    lines, styles = policy_lines(points), run_styles(list(policy_lines(policies)))
+    lines, styles = policy_lines(points).items(), run_styles(list(policy_lines(policies)))
     stops = points.index[points["policy"] != FIXED]
     traces = curve_traces(lines, "tokens", styles, stops=stops, banded=[FIXED])
     figure = base(go.Figure(traces), 460, title, dragmode=False)
@@ -294,32 +317,6 @@ def policy_lines(policies: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {name: part.sort_values(["value", "tokens"]) for name, part in lines}
 
 
-def band(
-    part: pd.DataFrame, x: str, style: RunStyle, name: str, rest: float = 1, ends: str = ""
-) -> dict:
-    """A scatter trace that fills the interval of a curve.
-
-    Args:
-        rest: its opacity, not pointed at.
-        ends: what comes before low and high in its columns; with band_, those that hold at all
-            budgets at once.
-    """
-    part, wide = part.dropna(subset=[f"{ends}low", f"{ends}high"]), ends.endswith("band_")
-    return {
-        "x": [*part[x], *part[x][::-1]],
-        "y": [*part[f"{ends}high"], *part[f"{ends}low"][::-1]],
-        "fill": "toself",
-        "fillcolor": faded(style.colour, BAND_OPACITY / (2 if wide else 1)),
-        "line": {"width": 0},
-        "mode": "lines",
-        "name": f"{safe_text(name)} {'at all budgets' if wide else '95 %'}",
-        "showlegend": False,
-        "hoverinfo": "skip",
-        "opacity": rest,
-        "meta": {"name": plain(name), "rest": rest},
-    }
-
-
 def plot_calibration(
     calibration: pd.DataFrame,
     title: str = "Calibration of the confidence",
@@ -334,14 +331,15 @@ def plot_calibration(
         for c, a, n in calibration[["confidence", "accuracy", "answers"]].to_numpy(dtype=object)
     ]
     right, style = calibration["accuracy"], run_styles(["answers"])["answers"]
-    bars = {"array": calibration["high"] - right, "arrayminus": right - calibration["low"]}
+    bars = {"symmetric": False, "width": 4}
+    bars |= {"array": calibration["high"] - right, "arrayminus": right - calibration["low"]}
+    points = told_line(calibration["confidence"], right, said, "answers", style, error_y=bars)
     figure = base(go.Figure(), 380, title, showlegend=False, margin={"t": 56})
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", name="perfectly calibrated", hoverinfo="skip",
         line={"color": QUIET, "width": 1.5, "dash": "dot"},
     )  # fmt: skip
-    figure.add_trace(told_line(calibration["confidence"], right, said, "answers", style))
-    figure.update_traces(error_y={"symmetric": False, "width": 4, **bars}, selector=1)
+    figure.add_trace(points)
     figure.update_xaxes(title="Confidence of the answer", tickformat=".0%", range=[-0.02, 1.02])
     return figure.update_yaxes(title="Share right", tickformat=".0%", range=[-0.02, 1.02])
 
@@ -424,8 +422,7 @@ def plot_tree(tree: pd.Series, frame: pd.DataFrame, methods: Mapping[str, str]) 
             advantage of the tokens that lead to a budget.
     """
     figure, budgets, ended = go.Figure(), frame["budget"].tolist(), int(frame["end"].max())
-    last, advantages = budgets[-1], frame[[f"{ADVANTAGE}{name}" for name in methods]]
-    largest = np.nanmax(np.abs(advantages.to_numpy(float)), initial=0.0)
+    last, largest = budgets[-1], largest_advantage(frame, methods)
     for level, (name, words) in enumerate(methods.items()):
         for line in frame[frame["end"] > frame["start"]].itertuples():
             start, end, value = line.start, line.end, getattr(line, f"{ADVANTAGE}{name}")
@@ -650,3 +647,73 @@ def _add_variance(figure, variance: pd.DataFrame) -> None:
     one = {"line": {"color": QUIET, "width": 1.5}, "layer": "below"}
     note = {"annotation_text": "no baseline", "annotation_position": "top right"}
     figure.add_hline(1, row=3, col=4, **one, **note)
+
+
+AXIS_MARKS = {"updates": "circle", "seconds": "diamond", "flops": "square"}
+SIDES = {"holds": 0, "above": 0, "the other way": 1, "below": 1}  # their colours
+
+
+def plot_claims(frame: pd.DataFrame, title: str = "What each claim comes to") -> go.Figure:
+    """Effects with their intervals, a row a claim and a mark an axis; blue holds, orange contrary.
+
+    Args:
+        frame: of `claim_frame`; one measure's unit, so claims on lengths are left out.
+
+    Returns traces named by the axes.
+    """
+    shown, numbers = frame[frame["measure"] != "length"], ["effect", "low", "high"]
+    shown = shown.assign(**(100 * shown[numbers]))
+    claims = list(dict.fromkeys(shown["claim"]))[::-1]
+    figure = base(go.Figure(), 120 + 34 * len(claims), title, dragmode=False)
+    for place, (axis, part) in enumerate(shown.groupby("axis", sort=False)):
+        rows = [claims.index(claim) + 0.22 * (1 - place) for claim in part["claim"]]
+        colours = [COLOURS[SIDES[v]] if v in SIDES else QUIET for v in part["verdict"]]
+        bars = {"array": part["high"] - part["effect"], "arrayminus": part["effect"] - part["low"]}
+        told = [
+            f"{safe_text(row.claim)} at equal {AXES[axis]}: <b>{row.effect:+.1f}</b> points "
+            f"[{row.low:+.1f}, {row.high:+.1f}], {row.seeds} seeds: {row.verdict}"
+            for row in part.itertuples()
+        ]
+        figure.add_scatter(
+            x=part["effect"], y=rows, mode="markers", name=f"at equal {AXES[axis]}",
+            marker={"symbol": AXIS_MARKS[axis], "size": 8, "color": colours},
+            error_x={**bars, "symmetric": False, "color": QUIET, "thickness": 1.4, "width": 0},
+            customdata=told, hovertemplate="%{customdata}<extra></extra>",
+        )  # fmt: skip
+    figure.add_vline(x=0, line_color=QUIET, line_width=1.5)
+    figure.update_xaxes(title="Difference in points, with 95 % interval over seeds and problems")
+    return figure.update_yaxes(
+        tickvals=list(range(len(claims))), ticktext=[safe_text(claim) for claim in claims],
+        automargin=True, zeroline=False, range=[-0.6, len(claims) - 0.4],
+    )  # fmt: skip
+
+
+def plot_course(panels: Mapping[str, pd.DataFrame], words: str, title: str = "") -> go.Figure:
+    """A measure over the cost of training, a line with its band for each run.
+
+    Args:
+        panels: an x axis in words → the frame over it, of `course_frame` or another of its
+            columns; side by side.
+        words: the y axis in words; a share.
+
+    Returns traces named "RUN 95 %" (bands) and RUN, for each panel.
+    """
+    whole = pd.concat(panels.values())
+    common = set.intersection(*(set(frame["run"]) for frame in panels.values()))
+    runs = sorted(dict.fromkeys(whole["run"]), key=lambda run: run not in common)
+    # No other run has a colour of those that are in every panel.
+    free = [i for i in range(99) if i < len(common) or i % len(COLOURS) >= len(common)]
+    styles = dict(zip(runs, map(run_styles(range(99)).get, [*free, *range(99)]), strict=False))
+    figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.03)
+    base(figure, 420, title, dragmode=False, showlegend=False, margin={"r": 170, "t": 48})
+    for column, (over, frame) in enumerate(panels.items(), start=1):
+        told = frame.assign(at=frame["cost"].map("{:,.3g}".format)).groupby("run", sort=False)
+        figure.add_traces(curve_traces(told, "cost", styles, "value"), rows=1, cols=column)
+        ticks = "~s" if "FLOPs" in over else ",d"
+        figure.update_xaxes(title=over, tickformat=ticks, rangemode="tozero", col=column)
+    low, high = whole[["value", "low"]].min().min(), whole[["value", "high"]].max().max()
+    span = [low - 0.03 * (high - low), high + 0.03 * (high - low)]
+    ends = whole.sort_values("cost").groupby("run", sort=False)["value"].last()
+    figure.layout.annotations = end_names(ends, styles, span, 280)
+    figure.update_yaxes(tickformat=".0%", range=span)
+    return figure.update_yaxes(title=words, col=1)

@@ -23,7 +23,6 @@ from anytime_lab.read.runs import (
     order_problems,
     told_error,
 )
-from anytime_lab.read.told import all_budgets
 
 BEFORE, AFTER = 12_000, 4_000  # characters shown on each side of the cut
 
@@ -237,7 +236,8 @@ class InsideProblem(RunsView):
         return [evaluation and self.tables.known.get(evaluation.path) for evaluation in found]
 
     def _runs_chosen(self, budget: int | None = None) -> None:
-        at, budgets = budget or self.budget, all_budgets([t for t in self._tables if t])
+        budgets = sorted({b for table in self._tables if table for b in table.budgets})
+        at = budget or self.budget
         self.live.update_from(self.live.figure, stops=[(x, f"{x:,} tokens") for x in budgets])
         self.live.move_to(at if at in budgets else None)
         self.apart.layout.display = None if self._tables[1] else "none"

@@ -1,7 +1,7 @@
 """Runs → one HTML page that needs no network: tables, curves with bands, how it was measured."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,8 @@ def _compared(
         for name, table in tables.items()
         if name != reference
     }
-    budgets = told.common_budgets(list(tables.values()))
-    story = told.told_story(tables, apart, reference, Prior.uniform(budgets) if budgets else None)
+    prior = Prior.uniform(tables[reference].budgets)  # all were measured at these
+    story = told.told_story(tables, apart, reference, prior)
     frame, height = told.tidy_curves(tables, apart), 640 if against else 440
     numbers = [("", _by_budget(frame, ALONE))]
     if against:
@@ -168,20 +168,18 @@ def _settings(runs: Mapping[str, list[Path]]) -> tuple[pd.DataFrame, pd.DataFram
     """What the manifests say: what is the same in all runs, and what differs, run by run."""
     facts = pd.DataFrame({"setting": list(_FACTS)})
     for name, several in runs.items():
-        found = zip(*(_facts(read_manifest(run)) for run in several), strict=True)
+        manifests = [read_manifest(run) for run in several]
+        found = ([_fact(get, manifest) for manifest in manifests] for get in _FACTS.values())
         facts[name] = ["; ".join(dict.fromkeys(fact)) for fact in found]
     alike = facts[[*runs]].nunique(axis=1) == 1
     return facts.loc[alike].iloc[:, :2].set_axis(["setting", "value"], axis=1), facts[~alike]
 
 
-def _facts(manifest: Mapping[str, Any]) -> list[str]:
-    found = []
-    for get in _FACTS.values():
-        try:
-            found.append(get(manifest))
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-            found.append("not recorded")
-    return found
+def _fact(get: Callable[[Mapping[str, Any]], str], manifest: Mapping[str, Any]) -> str:
+    try:
+        return get(manifest)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        return "not recorded"
 
 
 def _listed(of: Mapping[str, Any]) -> str:

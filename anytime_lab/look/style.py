@@ -3,6 +3,7 @@
 import html
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,16 +24,12 @@ LINE_PIXELS = 16
 
 
 class RunStyle(NamedTuple):
-    """How one run is drawn."""
+    """How one run is drawn; glyph is its marker as a character."""
 
     colour: str
     dash: str
     marker: str
-
-    @property
-    def glyph(self) -> str:
-        """The run's marker as a character."""
-        return GLYPHS[MARKERS.index(self.marker)]
+    glyph: str = ""
 
 
 def faded(colour: str, opacity: float) -> str:
@@ -43,9 +40,8 @@ def faded(colour: str, opacity: float) -> str:
 
 def run_styles(runs: Sequence[str]) -> dict[str, RunStyle]:
     """A style for each run, by its place; colours, dashes and markers have different periods."""
-    return {
-        run: RunStyle(COLOURS[i % 7], DASHES[i % 6], MARKERS[i % 8]) for i, run in enumerate(runs)
-    }
+    styles = map(RunStyle, *map(cycle, (COLOURS, DASHES, MARKERS, GLYPHS)))
+    return dict(zip(runs, styles, strict=False))
 
 
 def safe_text(text: str) -> str:
@@ -79,11 +75,11 @@ def budget_ticks(budgets: Sequence[int], most: int = 12) -> dict:
     return {"tickformat": ",d", **({"tickvals": ticks} if len(ticks) <= most else {})}
 
 
-def log_ticks(budgets: Sequence[int], ratio: float = 1.5) -> dict:
+def log_ticks(budgets: Sequence[int]) -> dict:
     """Budgets far enough apart that their labels do not touch; the first and last among them."""
     ticks = [budgets[0]]
     for budget in budgets[1:]:
-        if budget >= ticks[-1] * ratio:
+        if budget >= ticks[-1] * 1.5:
             ticks.append(budget)
     if ticks[-1] != budgets[-1]:
         ticks[max(len(ticks) - 1, 1) :] = [budgets[-1]]

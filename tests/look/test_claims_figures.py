@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from made_notebooks import run_notebook
 
-from anytime_lab.look.claims_figures import plot_claims, plot_course
+from anytime_lab.look.figures import plot_claims, plot_course
 from anytime_lab.look.pictures import FIGURE
 from anytime_lab.look.style import COLOURS, QUIET
 from anytime_lab.run.notebook import NOTEBOOKS
