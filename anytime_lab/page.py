@@ -5,8 +5,6 @@ terminal or the order of reading is replaced by a visible one, one for one, so t
 the text stay true; then everything is escaped.
 """
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -62,10 +60,8 @@ def escaped(text: object, limit: int = LIMIT) -> str:
     """Text for the inside of an element or of a quoted attribute; cut in the middle if too long."""
     text = str(text)
     if len(text) > limit:
-        head = limit * 3 // 4
-        tail = limit - head
-        left = len(text) - limit
-        text = f"{text[:head]} … {left:,} characters left out … {text[-tail:]}"
+        head, left = limit * 3 // 4, len(text) - limit
+        text = f"{text[:head]} … {left:,} characters left out … {text[head - limit :]}"
     return html.escape(plain(text))
 
 

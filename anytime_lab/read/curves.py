@@ -3,13 +3,11 @@
 Dimensions: P problems, J budgets, K means.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -21,6 +19,19 @@ from anytime_lab.store.records import read_records
 CONFIDENCE, DRAWS = 0.95, 20_000
 CURVE_COLUMNS = ["problem_id", "budget", "correct", "score", "cut"]
 TABLE_COLUMNS = [*CURVE_COLUMNS, "thinking_tokens", "thinking_end", "reason"]  # endings, too
+
+
+class Estimate(NamedTuple):
+    """A mean over problems with its 95 % interval and standard error; numbers, or (K,) of each."""
+
+    value: float
+    low: float
+    high: float
+    se: float
+    n_problems: int
+
+
+NOTHING = Estimate(np.nan, np.nan, np.nan, np.nan, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +51,12 @@ class ProblemTable:
     tokens: np.ndarray
     bounds: tuple[float, float] = (0.0, 1.0)
 
-    def take(self, problems: np.ndarray, budgets: Sequence[int]) -> ProblemTable:
+    def take(self, problems: np.ndarray, budgets: Sequence[int]) -> Self:
         """Of these problems at these budgets, all of which it has."""
         rows = np.searchsorted(self.problems, problems)
         cells = np.ix_(rows, [self.budgets.index(budget) for budget in budgets])
-        values, tokens = self.values[cells], self.tokens[cells]
-        return ProblemTable(problems, tuple(budgets), values, tokens, self.bounds)
+        told = {"values": self.values[cells], "tokens": self.tokens[cells]}
+        return replace(self, problems=problems, budgets=tuple(budgets), **told)
 
     @cached_property
     def means(self) -> Estimate:
@@ -72,19 +83,6 @@ class ProblemTable:
 # A run: its records, its table, or the tables of its seeds, which count by their mean.
 Records = pd.DataFrame | ProblemTable | Sequence[ProblemTable]
 Folders = str | Path | Sequence[str | Path]
-
-
-class Estimate(NamedTuple):
-    """A mean over problems with its 95 % interval and standard error; numbers, or (K,) of each."""
-
-    value: float
-    low: float
-    high: float
-    se: float
-    n_problems: int
-
-
-NOTHING = Estimate(np.nan, np.nan, np.nan, np.nan, 0)
 
 
 def problem_table(records: Records) -> ProblemTable:
@@ -138,9 +136,7 @@ def folders_of(run: Folders) -> list[Path]:
     return [Path(run)] if isinstance(run, str | Path) else [Path(folder) for folder in run]
 
 
-def read_tables(
-    runs: Mapping[str, Folders], allow_partial: bool = False
-) -> dict[str, list[ProblemTable]]:
+def read_tables(runs: Mapping[str, Folders]) -> dict[str, list[ProblemTable]]:
     """Reads evaluations, name → folder or folders, one table for each seed.
 
     Raises:
@@ -149,10 +145,8 @@ def read_tables(
     """
     tables = {}
     for name, run in runs.items():
-        tables[name] = seeds = [
-            problem_table(read_records(folder, CURVE_COLUMNS, allow_partial))
-            for folder in folders_of(run)
-        ]
+        folders = folders_of(run)
+        tables[name] = seeds = [problem_table(read_records(f, CURVE_COLUMNS)) for f in folders]
         if not seeds:
             raise ValueError(f"{name!r} has no folder; give one for each seed.")
         if len({(table.budgets, *table.problems) for table in seeds}) > 1:
@@ -240,11 +234,8 @@ def difference_table(a: ProblemTable, b: ProblemTable) -> ProblemTable | None:
     return replace(a, values=a.values - b.values, tokens=a.tokens - b.tokens, bounds=(-1.0, 1.0))
 
 
-def paired_difference(a: Records, b: Records, prior: Prior | None = None) -> pd.DataFrame:
+def paired_difference(a: Records, b: Records) -> pd.DataFrame:
     """Accuracy of `a` minus that of `b`, paired over the problems both have.
-
-    Args:
-        prior: weights of the anytime difference; None is the plain mean over the budgets.
 
     Returns one row per budget (measure "accuracy"), then one each for "anytime" and "final";
     columns measure, budget (tokens; missing for anytime), accuracy_a, accuracy_b, difference,
@@ -267,7 +258,7 @@ def paired_difference(a: Records, b: Records, prior: Prior | None = None) -> pd.
             "evaluate both on the same dataset."
         )
     each = np.eye(len(a.budgets))
-    weights = np.column_stack([each, _weights(a.budgets, prior), each[-1]])
+    weights = np.column_stack([each, each.mean(axis=0), each[-1]])
     values = weighted_values(pair, weights)
     told = mean_interval(values, pair.bounds)
     base = b.take(pair.problems, pair.budgets)
@@ -288,9 +279,7 @@ def paired_difference(a: Records, b: Records, prior: Prior | None = None) -> pd.
     return frame
 
 
-def paired_differences(
-    runs: Mapping[str, Records], reference: str, prior: Prior | None = None
-) -> pd.DataFrame:
+def paired_differences(runs: Mapping[str, Records], reference: str) -> pd.DataFrame:
     """`paired_difference` of every run to `reference`, with first columns run and reference.
 
     A last column p_holm is p after Holm (1979): of so many runs compared, by so small a chance one
@@ -305,7 +294,7 @@ def paired_differences(
     frames = {}
     for name in [name for name in runs if name != reference]:
         try:
-            frames[name, reference] = paired_difference(runs[name], runs[reference], prior)
+            frames[name, reference] = paired_difference(runs[name], runs[reference])
         except ValueError as error:
             raise ValueError(f"{name!r} against {reference!r}: {error}") from error
     if not frames:
@@ -428,30 +417,27 @@ def mean_interval(values: np.ndarray, bounds: tuple[float, float]) -> Estimate:
     return Estimate(mean, low, high, se, n)
 
 
-def least_difference(
-    problems: int, samples: int = 1, accuracy: float = 0.5, alike: float = 0.0, power: float = 0.8
-) -> float:
+def least_difference(problems: int, samples: int = 1, alike: float = 0.0) -> float:
     """The smallest difference of two runs at a budget that an evaluation is likely to tell from 0.
+
+    Likely: 4 times in 5 its interval leaves out 0, at an accuracy of about 1/2, where most problems
+    are needed.
 
     Args:
         problems: that both are asked.
         samples: thinkings for each problem, of each run.
-        accuracy: of the runs, about; 0.5 is where most problems are needed.
         alike: share of the variance of answers that lies between problems, which pairing takes
             away: 0 where all are as hard, 1 where each is always solved or never.
-        power: chance that the interval of such a difference leaves out 0.
 
-    Returns a fraction: (t at 97.5 % + t at `power`) · sqrt(2 p (1 − p) (1 − alike) / (S P)).
+    Returns a fraction: (t at 97.5 % + t at 80 %) · sqrt((1 − alike) / (2 S P)).
 
     Raises:
         ValueError: fewer than two problems or one sample, or a share outside 0 … 1.
     """
-    shares = {"accuracy": accuracy, "alike": alike, "power": power}
-    if problems < 2 or samples < 1 or not all(0 <= share <= 1 for share in shares.values()):
+    if problems < 2 or samples < 1 or not 0 <= alike <= 1:
         raise ValueError(
-            f"{problems} problems, {samples} samples, {shares}; expected 2 problems, 1 sample or "
-            "more, and shares of 0 to 1."
+            f"{problems} problems, {samples} samples, alike {alike}; expected 2 problems, 1 sample "
+            "or more, and a share of 0 to 1."
         )
-    variance = 2 * accuracy * (1 - accuracy) * (1 - alike) / (samples * problems)
-    reach = stdtrit(problems - 1, (1 + CONFIDENCE) / 2) + stdtrit(problems - 1, power)
-    return float(reach * np.sqrt(variance))
+    reach = stdtrit(problems - 1, (1 + CONFIDENCE) / 2) + stdtrit(problems - 1, 0.8)
+    return float(reach * np.sqrt((1 - alike) / (2 * samples * problems)))

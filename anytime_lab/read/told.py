@@ -1,7 +1,5 @@
 """Curves → what is said of them: summary tables, verdicts in words, read-outs at a budget."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from textwrap import fill
 
@@ -48,26 +46,24 @@ PUBLISHED = {
 }
 
 
-def published_table(benchmark: str | None = None) -> pd.DataFrame:
+def published_table(benchmark: str) -> pd.DataFrame:
     """The published accuracies as fractions.
 
     Args:
-        benchmark: one of BENCHMARKS, or a dataset name of DATASETS; all of them if None.
+        benchmark: one of BENCHMARKS, or a dataset name of DATASETS.
 
     Returns columns run, benchmark, final, anytime.
 
     Raises:
         ValueError: the paper has no such benchmark.
     """
-    wanted = BENCHMARKS if benchmark is None else (DATASETS.get(benchmark, benchmark),)
-    if unknown := [name for name in wanted if name not in BENCHMARKS]:
-        raise ValueError(f"the paper has no benchmark {unknown[0]!r}; it has {list(BENCHMARKS)}.")
-    rows = [
-        (run, name, *(accuracies[BENCHMARKS.index(name)] / 100 for accuracies in both))
-        for name in wanted
-        for run, both in PUBLISHED.items()
-    ]
-    return pd.DataFrame(rows, columns=["run", "benchmark", "final", "anytime"])
+    name = DATASETS.get(benchmark, benchmark)
+    if name not in BENCHMARKS:
+        raise ValueError(f"the paper has no benchmark {name!r}; it has {list(BENCHMARKS)}.")
+    at = BENCHMARKS.index(name)
+    rows = [(run, name, final[at], anytime[at]) for run, (final, anytime) in PUBLISHED.items()]
+    told = pd.DataFrame(rows, columns=["run", "benchmark", "final", "anytime"])
+    return told.assign(final=told["final"] / 100, anytime=told["anytime"] / 100)
 
 
 # --- seeds ---------------------------------------------------------------------------------------
@@ -78,15 +74,13 @@ ABOUT_SEEDS = (
 )
 
 
-def seed_frame(
-    tables: Mapping[str, Sequence[ProblemTable]], prior: Prior | None = None
-) -> pd.DataFrame:
+def seed_frame(tables: Mapping[str, Sequence[ProblemTable]]) -> pd.DataFrame:
     """Anytime and final accuracy of every seed.
 
     Returns columns run, number (of the seed, from 0), anytime, final. Fractions.
     """
     rows = [
-        (name, number, anytime_accuracy(table, prior).value, final_accuracy(table).value)
+        (name, number, anytime_accuracy(table).value, final_accuracy(table).value)
         for name, seeds in tables.items()
         for number, table in enumerate(seeds)
     ]
@@ -112,38 +106,35 @@ def told_seeds(frame: pd.DataFrame) -> pd.DataFrame:
 NBSP = "\u00a0"  # a value and its interval may part, an interval may not
 
 
-def summary_table(
-    runs: Mapping[str, Records], reference: str | None = None, prior: Prior | None = None
-) -> pd.DataFrame:
+def summary_table(runs: Mapping[str, Records], reference: str | None = None) -> pd.DataFrame:
     """Anytime and final accuracy of each run, and their paired differences to the reference.
 
     Args:
         runs: name → records, problem table, or tables of its seeds.
         reference: the run that the others are compared with; no differences if None.
-        prior: weights of the anytime accuracy; None is the plain mean over the budgets.
 
     Returns one row per run; columns run, n_problems, thinking_length (tokens), and anytime,
     final, anytime_difference, final_difference, each with _low and _high (95 %), and of the
     differences _p (after Holm). The reference's own differences are missing. Fractions.
     """
-    pairs = None
-    if reference is not None and len(runs) > 1:
-        pairs = paired_differences(runs, reference, prior).set_index(["run", "measure"])
-        pairs = pairs[["difference", "low", "high", "p_holm"]]
     rows = []
     for name, records in runs.items():
         table = problem_table(records)
         length = np.nanmean(table.tokens[:, -1])
         row = {"run": name, "n_problems": len(table.problems), "thinking_length": length}
-        told = {"anytime": anytime_accuracy(table, prior), "final": final_accuracy(table)}
-        for measure in () if pairs is None else tuple(told):
-            own = NOTHING if name == reference else pairs.loc[name, measure]
-            told[f"{measure}_difference"] = own
-        for column, (value, low, high, p, *_) in told.items():
-            row |= {column: value, f"{column}_low": low, f"{column}_high": high}
-            row |= {f"{column}_p": p} if column.endswith("difference") else {}
+        told = {"anytime": anytime_accuracy(table), "final": final_accuracy(table)}
+        for measure, (value, low, high, *_) in told.items():
+            row |= {measure: value, f"{measure}_low": low, f"{measure}_high": high}
         rows.append(row)
-    return pd.DataFrame(rows)
+    summary = pd.DataFrame(rows)
+    if reference is None or len(runs) < 2:
+        return summary
+    pairs = paired_differences(runs, reference).set_index("run")
+    for measure in told:
+        pair = pairs.loc[pairs["measure"] == measure, ["difference", "low", "high", "p_holm"]]
+        names = [f"{measure}_difference{end}" for end in ("", "_low", "_high", "_p")]
+        summary = summary.join(pair.set_axis(names, axis=1), on="run")
+    return summary
 
 
 def told_table(summary: pd.DataFrame) -> pd.DataFrame:
@@ -307,11 +298,6 @@ def told_story(
 def common_budgets(tables: Sequence[ProblemTable]) -> list[int]:
     """The budgets that all tables were measured at."""
     return sorted(set.intersection(*(set(t.budgets) for t in tables))) if tables else []
-
-
-def all_budgets(tables: Sequence[ProblemTable]) -> list[int]:
-    """The budgets that any table was measured at."""
-    return sorted(set().union(*(t.budgets for t in tables)))
 
 
 def under_prior(table: ProblemTable | None, prior: Prior | None) -> Estimate:
