@@ -9,35 +9,31 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 from anytime_lab.verify.forms import (
     LISTS,
     TUPLES,
     TURNED,
-    Atom,
     Form,
-    Relation,
-    Several,
-    Words,
     exact,
+    expression,
     fold_words,
+    is_name,
     key,
     read_form,
 )
 from anytime_lab.verify.quantities import (
+    DEGREES,
     LETTER,
+    RADIANS,
     colons_equal,
     numbers_equal,
     read_based,
     unit_factor,
 )
 
-AtomsEqual = Callable[[Atom, Atom], bool | None]
-_NAME = re.compile(
-    r"\\?[a-zA-Z]+(?:_\{?[\w,]+\}?)?'*(?:\([\w, \\]*\))?"  # x, a_n, f(x), \theta
-    r"|\\(?:text|overline)\{[^{}]*\}"
-    r"|(?:[a-zA-Z](?:_\w)?|\\angle [A-Z]+)(?:\s*[+\-]\s*[a-zA-Z](?:_\w)?)*"
-)
+AtomsEqual = Callable[[Form, Form], bool | None]  # of two expressions
 _GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|ell|Delta|Omega"
 _PLAIN_NAME = re.compile(
     rf"(?:(?![ei](?![_\w]))[a-zA-Z]|[A-Z]{{2,4}}|[a-zA-Z]{{4,}}|\\(?:{_GREEK}))(?:_\{{?[\w,]+\}}?)?"
@@ -52,13 +48,13 @@ _PLAIN_NAME = re.compile(
 def accepted_forms(gold: str) -> list[Form]:
     """The forms a gold accepts: itself, or either side of an `\\approx`."""
     form = read_form(gold)
-    if isinstance(form, Relation) and "\\approx" in form.signs:
-        if set(form.signs) == {"\\approx"}:
-            return list(form.members)
-        cut = form.signs.index("\\approx")
-        head = Relation(form.members[: cut + 1], form.signs[:cut], form.texts[: cut + 1])
-        return [head, form.members[-1]]
-    return [form]
+    if "\\approx" not in form.signs:
+        return [form]
+    if set(form.signs) == {"\\approx"}:
+        return list(form.items)
+    cut = form.signs.index("\\approx")
+    head = replace(form, items=form.items[: cut + 1], signs=form.signs[:cut])
+    return [head, form.items[-1]]
 
 
 def decide(answer: str, gold: str, atoms: AtomsEqual | None = None) -> bool | None:
@@ -78,17 +74,17 @@ def decide(answer: str, gold: str, atoms: AtomsEqual | None = None) -> bool | No
 
 def equal(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
     """Whether two forms are equal, given how to compare two expressions."""
-    if isinstance(answer, Relation) or isinstance(gold, Relation):
-        return _relations(answer, gold, atoms)
-    if isinstance(answer, Words) or isinstance(gold, Words):
-        return _words(answer, gold, atoms)
-    if isinstance(answer, Atom) and isinstance(gold, Atom):
-        return _any(atoms(*pair) for pair in _without_units(answer, gold))
     given, wanted = answer.kind, gold.kind
+    if "relation" in (given, wanted):
+        return _relations(answer, gold, atoms)
+    if "words" in (given, wanted):
+        return _words(answer, gold, atoms)
+    if given == wanted == "expression":
+        return _any(atoms(*pair) for pair in _without_units(answer, gold))
     if "matrix" in (given, wanted):
         rows = _rows(answer), _rows(gold)
         if None in rows:
-            return None if isinstance(answer, Atom) or isinstance(gold, Atom) else False
+            return None if "expression" in (given, wanted) else False
         return _in_order(*rows, atoms)
     ordered = given == wanted and wanted in TUPLES
     ordered |= (given, wanted) == (",", "()")  # a point without its brackets
@@ -100,11 +96,11 @@ def equal(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
         return _unordered(answer.items, gold.items, atoms)
     # A list or set of one is that one, repeated or not; but {x = 3} is no answer.
     if given in LISTS and len(one := _distinct(answer.items)) == 1:
-        return (given == "," or not isinstance(one[0], Relation)) and equal(one[0], gold, atoms)
+        return (given == "," or not one[0].signs) and equal(one[0], gold, atoms)
     return wanted in LISTS and len(gold.items) == 1 and equal(answer, gold.items[0], atoms)
 
 
-def atoms_alike(answer: Atom, gold: Atom) -> bool | None:
+def atoms_alike(answer: Form, gold: Form) -> bool | None:
     """Numbers by value, equal texts as equal; None for all else."""
     if answer.number is not None and gold.number is not None:
         return numbers_equal(answer.number, gold.number)
@@ -120,13 +116,13 @@ def atoms_alike(answer: Atom, gold: Atom) -> bool | None:
     return colons_equal(answer.text, gold.text)
 
 
-def _without_units(answer: Atom, gold: Atom) -> Iterator[tuple[Atom, Atom]]:
+def _without_units(answer: Form, gold: Form) -> Iterator[tuple[Form, Form]]:
     """Two values, each with its unit or without, as two bare ones, in each way that there is."""
-    kinds = [atom.unit.kind if atom.unit else "" for atom in (answer, gold)]
-    if kinds.count("angle") == 1:  # the other one is in radians, or holds a bare π
-        degrees, other = (answer, gold) if kinds[0] == "angle" else (gold, answer)
-        if "radian" in kinds or (other.unit is None and "\\pi" in other.text):
-            turned = Atom(rf"({degrees.text})\cdot\frac{{\pi}}{{180}}")
+    parts = [form.unit.parts if form.unit else () for form in (answer, gold)]
+    if parts.count(DEGREES) == 1:  # the other one is in radians, or holds a bare π
+        degrees, other = (answer, gold) if parts[0] == DEGREES else (gold, answer)
+        if RADIANS in parts or (other.unit is None and "\\pi" in other.text):
+            turned = expression(rf"({degrees.text})\cdot\frac{{\pi}}{{180}}")
             other = replace(other, unit=None)
             yield (turned, other) if degrees is answer else (other, turned)
     factor = unit_factor(answer.unit, gold.unit)  # both in the gold's unit
@@ -134,97 +130,80 @@ def _without_units(answer: Atom, gold: Atom) -> Iterator[tuple[Atom, Atom]]:
         yield answer, gold
     elif factor and answer.number:
         value = answer.number.value * factor
-        yield Atom(exact(value), replace(answer.number, value=value)), gold
+        yield replace(exact(value), number=replace(answer.number, value=value)), gold
     elif factor:
-        yield Atom(rf"({answer.text})\cdot{exact(factor)}"), gold
+        yield expression(rf"({answer.text})\cdot{exact(factor).text}"), gold
     # With the letters of their units as factors: `2 m g` and `2mg`.
-    texts = [atom.whole or ("" if atom.unit else atom.text) for atom in (answer, gold)]
-    if (answer.whole or gold.whole) and all(re.search("[a-zA-Z]", text) for text in texts):
-        yield Atom(texts[0]), Atom(texts[1])
+    forms = [form for form in (answer, gold) if form.unit]
+    if forms and all(form.unit.letters for form in forms):
+        texts = [form.written if form.unit else form.text for form in (answer, gold)]
+        if all(re.search("[a-zA-Z]", text) for text in texts):
+            yield expression(texts[0]), expression(texts[1])
 
 
 def _words(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
-    if isinstance(answer, Words) and isinstance(gold, Words):
-        if gold.choice and answer.choice and not (gold.rest and answer.rest):
+    if answer.kind == gold.kind:
+        if gold.choice and answer.choice and not (gold.items and answer.items):
             return gold.choice == answer.choice
         return answer.text == gold.text
-    words, other = (gold, answer) if isinstance(gold, Words) else (answer, gold)
+    words, other = (gold, answer) if gold.kind == "words" else (answer, gold)
+    # What a choice's letter stands for: 12 of `(E) 12`. A second letter is text.
+    meant = [replace(form, choice="", items=()) if form.choice else form for form in words.items]
     folded = key(other.text).lower() == words.text.replace(" ", "")
-    if words is gold and isinstance(answer, Atom):
-        labelled = gold.rest and answer.number
-        return equal(answer, _labelled(gold), atoms) if labelled else folded
-    if words is answer and answer.choice and answer.rest:
-        return equal(_labelled(answer), gold, atoms)
-    if words is answer and isinstance(gold, Atom) and not gold.number:
+    if words is gold and other.kind == "expression":
+        return equal(answer, *meant, atoms) if meant and answer.number else folded
+    if words is answer and meant:
+        return equal(*meant, gold, atoms)
+    if words is answer and gold.kind == "expression" and not gold.number:
         return True if folded and len(answer.text) > 1 else None
     if words is answer and gold.kind in LISTS and len(gold.items) == 1:
         return equal(answer, gold.items[0], atoms)
     # A list of words against one text such as "A, B", in any order.
-    listed = [item.text for item in other.items if isinstance(item, Words)]
+    listed = [item.text for item in other.items if item.kind == "words"]
     whole = other.kind in LISTS and 0 < len(listed) == len(other.items)
     return whole and fold_words(", ".join(listed)) == words.text
 
 
-def _labelled(words: Words) -> Form:
-    """What a choice's letter stands for: 12 of `(E) 12`. A second letter is text."""
-    form = read_form(words.rest)
-    return Words(form.text) if isinstance(form, Words) else form
-
-
 def _relations(answer: Form, gold: Form, atoms: AtomsEqual) -> bool | None:
     """Equations and chains. A side that only names the answer (`x = 3`) does not count."""
-    answer, gold = _name_first(answer), _name_first(gold)
-    wanted = _value(gold) if isinstance(gold, Relation) else gold
-    if not isinstance(answer, Relation):
+    wanted = _value(gold) if gold.kind == "relation" else gold
+    if answer.kind != "relation":
         return False if wanted is None else equal(answer, wanted, atoms)
-    if not isinstance(gold, Relation):
+    if gold.kind != "relation":
         given = _stated(answer)
         return False if given is None else _all([equal(given, gold, atoms), _holds(answer, atoms)])
-    if answer.signs == gold.signs and _in_order(answer.members, gold.members, atoms_alike):
+    if answer.signs == gold.signs and _in_order(answer.items, gold.items, atoms_alike):
         return True
     given = _value(answer)
+    texts, golds = ([item.written for item in form.items] for form in (answer, gold))
     if given is not None and wanted is not None:
-        named = _is_name(answer.texts[0])
-        if key(answer.texts[0]) == key(gold.texts[0]) or not named:
+        if key(texts[0]) == key(golds[0]) or not is_name(texts[0]):
             return equal(given, wanted, atoms)
         # With names on a right side they may be the same rearranged.
-        if _is_name(gold.texts[0]) and not LETTER.search(answer.texts[-1] + gold.texts[-1]):
+        if is_name(golds[0]) and not LETTER.search(texts[-1] + golds[-1]):
             return False
     # With one sign each: as one expression `left - right`, up to a factor.
     turned = (TURNED.get(answer.signs[0]),)
     if len(answer.signs) != 1 or gold.signs not in (answer.signs, turned):
         return False
-    written = (f"\\relation{f.signs[0]}{f.texts[0]}\\to {f.texts[1]}" for f in (answer, gold))
-    return atoms(*map(Atom, written))
+    written = [rf"\relation{answer.signs[0]}{texts[0]}\to {texts[1]}"]
+    written += [rf"\relation{gold.signs[0]}{golds[0]}\to {golds[1]}"]
+    return atoms(*map(expression, written))
 
 
-def _holds(relation: Relation, atoms: AtomsEqual) -> bool | None:
+def _holds(relation: Form, atoms: AtomsEqual) -> bool | None:
     """Whether the equations between numbers in a chain are true: not in `4 = 3`."""
     verdicts = []
-    for at, sign in enumerate(relation.signs):
-        left, right = relation.members[at : at + 2]
+    for sign, (left, right) in zip(relation.signs, pairwise(relation.items), strict=True):
         if sign == "\\approx" and left.number and right.number:
             apart = abs(left.number.value - right.number.value)
             verdicts.append(apart <= abs(left.number.value) / 20)
-        both = " ".join(relation.texts[at : at + 2])
+        both = f"{left.written} {right.written}"
         unknown = "..." in both or LETTER.search(both)
-        if sign == "=" and not unknown and not _is_plain_name(relation.texts[at]):  # \\theta = 7
+        if sign == "=" and not unknown and not _is_plain_name(left.written):  # \\theta = 7
             with contextlib.suppress(ValueError):  # what cannot be read proves nothing
                 verdicts.append(equal(left, right, atoms))
     return _all(verdicts)
-
-
-def _name_first(form: Form) -> Form:
-    """`3 = x` as `x = 3`."""
-    equation = isinstance(form, Relation) and form.signs == ("=",)
-    if not equation or not form.members[0].number or not _is_name(form.texts[1]):
-        return form
-    return Relation(form.members[::-1], form.signs, form.texts[::-1])
-
-
-def _is_name(text: str) -> bool:
-    """Whether a relation's left side only names the answer: `x`, `f(x)`, `m+n`, `\\text{Area}`."""
-    return _NAME.fullmatch(key(text)) is not None or _NAME.fullmatch(text) is not None
 
 
 def _is_plain_name(text: str) -> bool:
@@ -234,26 +213,27 @@ def _is_plain_name(text: str) -> bool:
     return _PLAIN_NAME.fullmatch(written) is not None
 
 
-def _value(relation: Relation) -> Form | None:
+def _value(relation: Form) -> Form | None:
     """What `name = … = value` gives; None where the left side is more than a name."""
-    named = _is_name(relation.texts[0]) or relation.members[0].number
+    named = is_name(relation.items[0].written) or relation.items[0].number
     return _end(relation) if named and set(relation.signs) <= {"=", "\\approx"} else None
 
 
-def _end(relation: Relation) -> Form:
+def _end(relation: Form) -> Form:
     """The value at the end of a chain: the exact one, not its rounding."""
     rounded = relation.signs.index("\\approx") if "\\approx" in relation.signs else 0
-    return relation.members[rounded or -1]
+    return relation.items[rounded or -1]
 
 
-def _stated(relation: Relation) -> Form | None:
+def _stated(relation: Form) -> Form | None:
     """The value that an answer's equation ends in: of `m+n = 142`, `2+2 = 4`; not of `x^2 = 4`."""
-    left, right = key(relation.texts[0]), key(relation.texts[-1])
-    more = LETTER.search(left) and not _is_plain_name(relation.texts[0])
+    first = relation.items[0].written
+    left, right = key(first), key(relation.items[-1].written)
+    more = LETTER.search(left) and not _is_plain_name(first)
     if more or left == right or not set(relation.signs) <= {"=", "\\approx"}:
         return None  # 5 = 5 says nothing
-    rounded = relation.signs[0] == "\\approx" and not _is_name(relation.texts[0])
-    return relation.members[0] if rounded else _end(relation)
+    rounded = relation.signs[0] == "\\approx" and not is_name(first)
+    return relation.items[0] if rounded else _end(relation)
 
 
 def _rows(form: Form) -> Sequence[Form] | None:
@@ -261,7 +241,7 @@ def _rows(form: Form) -> Sequence[Form] | None:
     rows = form.kind == "[]" and all(row.kind == "[]" for row in form.items)
     if form.kind == "matrix" or rows:  # [[1, 2], [3, 4]]
         return form.items
-    return [Several("[]", (item,)) for item in form.items] if form.kind == "()" else None
+    return [Form("[]", items=(item,)) for item in form.items] if form.kind == "()" else None
 
 
 def _in_order(answers: Sequence[Form], golds: Sequence[Form], atoms: AtomsEqual) -> bool | None:
@@ -272,7 +252,7 @@ def _in_order(answers: Sequence[Form], golds: Sequence[Form], atoms: AtomsEqual)
 
 def _unordered(answers: Sequence[Form], golds: Sequence[Form], atoms: AtomsEqual) -> bool | None:
     """Each gold has its own equal answer, and none is left over; repetitions count once."""
-    if _names(golds) and not any(isinstance(a, Relation) for a in answers):
+    if _names(golds) and not any(answer.signs for answer in answers):
         return _in_order(answers, golds, atoms)  # "x = 1, y = 2" asks for an order
     left, wanted = _distinct(answers), _distinct(golds)
     if len(left) != len(wanted):
@@ -290,7 +270,7 @@ def _unordered(answers: Sequence[Form], golds: Sequence[Form], atoms: AtomsEqual
 
 
 def _names(golds: Sequence[Form]) -> bool:
-    named = {gold.texts[0] for gold in golds if isinstance(gold, Relation)}
+    named = {gold.items[0].written for gold in golds if gold.signs}
     return len(named) == len(golds) > 1
 
 

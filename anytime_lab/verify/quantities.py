@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,6 +32,14 @@ class Number:
     percent: bool = False
 
 
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
+
+
+def join_thousands(text: str) -> str:
+    """`1,000` as `1000`."""
+    return _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
+
+
 def read_number(text: str) -> Number | None:
     """Read a whole cleaned text as one number; None where it is anything else.
 
@@ -44,17 +52,12 @@ def read_number(text: str) -> Number | None:
     if text.startswith(("(", "{")):
         text = _IN_BRACES.sub(r"\1", _IN_BRACKETS.sub(r"\1", text).strip()).strip()
     negative = text.startswith("-")
-    if text[:1] in ("-", "+"):
-        text = text[1:].lstrip()
+    text = join_thousands(text[1:].lstrip() if text[:1] in ("-", "+") else text)
     for pattern, value in _MAGNITUDES:
         if match := pattern.fullmatch(text):
             with contextlib.suppress(ZeroDivisionError):
                 return Number(-value(match) if negative else value(match), percent)
     return None
-
-
-def _fraction(text: str) -> Fraction:
-    return Fraction(text.replace(",", "").rstrip("."))
 
 
 def _repeating(decimal: re.Match[str]) -> Fraction:
@@ -64,26 +67,22 @@ def _repeating(decimal: re.Match[str]) -> Fraction:
 
 
 def _ratio(match: re.Match[str]) -> Fraction:
-    return _fraction(match[1]) / _fraction(match[2])
+    return Fraction(match[1]) / Fraction(match[2])
 
 
-_UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)"
+_UNSIGNED = r"(?:\d+\.?\d*|\.\d+)"
 _MAGNITUDES: list[tuple[re.Pattern[str], Callable[[re.Match[str]], Fraction]]] = [
     (re.compile(pattern), value)
     for pattern, value in [
-        (rf"({_UNSIGNED})", lambda m: _fraction(m[1])),
+        (_UNSIGNED, lambda m: Fraction(m[0])),
         (r"0[xX][0-9a-fA-F]{1,12}|0[bB][01]{1,48}", lambda m: Fraction(int(m[0], 0))),
         (r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s?(?:\{(\d+)\}|(\d))", _repeating),
-        (
-            r"(\d{0,15})\.(\d{0,15}?)(?:(\d)\3{2,40}|(\d{2,12}?)\4{1,20})\.\.\.",
-            _repeating,
-        ),  # 0.1666...
+        # 0.1666...
+        (r"(\d{0,15})\.(\d{0,15}?)(?:(\d)\3{2,40}|(\d{2,12}?)\4{1,20})\.\.\.", _repeating),
         (rf"\\frac\{{([-+]?{_UNSIGNED})\}}\{{([-+]?{_UNSIGNED})\}}", _ratio),
         (rf"\(?([-+]?{_UNSIGNED})\)?\s*/\s*\(?({_UNSIGNED})\)?", _ratio),
-        (
-            r"(\d{1,300})\s*(?:\\b?mod|mod)\s*(\d{1,300})",  # 7 \bmod 3
-            lambda m: Fraction(int(m[1]) % int(m[2])),
-        ),
+        # 7 \bmod 3
+        (r"(\d{1,300})\s*\\?b?mod\s*(\d{1,300})", lambda m: Fraction(int(m[1]) % int(m[2]))),
         (
             r"(\d+)\s*(?:\\frac\{(\d+)\}\{(\d+)\}|(?<=\s)(\d+)\s*/\s*(\d+))",  # mixed
             lambda m: int(m[1]) + Fraction(int(m[2] or m[4]), int(m[3] or m[5])),
@@ -91,7 +90,7 @@ _MAGNITUDES: list[tuple[re.Pattern[str], Callable[[re.Match[str]], Fraction]]] =
         (
             rf"(?:({_UNSIGNED})\s*(?:\\times|\\cdot|\*|x)\s*)?10\s*\^\s*"
             r"(?:\{\s*([-+]?\d{1,3})\s*\}|(\d))",
-            lambda m: _fraction(m[1] or "1") * Fraction(10) ** int(m[2] or m[3]),
+            lambda m: Fraction(m[1] or "1") * Fraction(10) ** int(m[2] or m[3]),
         ),
     ]
 ]
@@ -141,13 +140,7 @@ def colons_equal(answer: str, gold: str) -> bool | None:
 
 
 _DATA = tomllib.loads(Path(__file__).with_name("units.toml").read_text(encoding="utf-8"))
-_NAMES = {
-    name: (kind, Fraction(factor))
-    for kind, units in _DATA["kinds"].items()
-    for names, factor in units.items()
-    for name in names.split()
-}
-_COUNTED = frozenset(_DATA["counted"]["words"].split())
+DEGREES, RADIANS = (("angle", 1),), (("radian", 1),)
 # Words after a number that make it another one, or no answer: `5 squared`, `5 \text{ or more}`.
 _CHANGING = re.compile(
     r"^\s?(?:\\text\{)?\s?(?:squared|cubed|factorial|halves|thirds"
@@ -190,7 +183,6 @@ class Unit:
     factor: how many base units one of it is.
     words: as folded, where it is no such unit: what is counted, or anything else.
     known: whether nothing in it may change the number.
-    kind: what a unit of one known name measures, else "".
     letters: whether it is written so that it may be a product (`m g`, not `\\text{mg}`, `meters`).
     """
 
@@ -198,8 +190,26 @@ class Unit:
     factor: Fraction = Fraction(1)
     words: str = ""
     known: bool = True
-    kind: str = ""
     letters: bool = False
+
+
+_NAMES = {
+    name: Unit(tuple(sorted(_DATA["made_of"].get(kind, {kind: 1}).items())), Fraction(size))
+    for kind, units in _DATA["kinds"].items()
+    for names, size in units.items()
+    for name in names.split()
+}
+_UNITS = {
+    prefix + name: replace(
+        _NAMES[name], factor=10 ** Fraction(_DATA["prefixes"][prefix]) * _NAMES[name].factor
+    )
+    for name, prefixes in _DATA["prefixed"].items()
+    for prefix in prefixes
+}
+_UNITS |= {f"{name}s": unit for name, unit in _NAMES.items() if len(name) > 1} | _NAMES
+_COUNTED = {  # in the singular
+    word + end: word for end in ("es", "s", "") for word in _DATA["counted"]["words"].split()
+}
 
 
 def strip_unit(text: str) -> tuple[str, Unit | None]:
@@ -209,41 +219,80 @@ def strip_unit(text: str) -> tuple[str, Unit | None]:
     follows a plain number, a single letter after a space: `2s` stays an expression.
     """
     money = _MONEY.match(text)
-    if money is None or money.end() == len(text):
-        return _strip_trailing(text)
-    rest, unit = _strip_trailing(text[money.end() :])
-    if unit is None or not unit.parts:
-        kind, factor = _NAMES[re.sub(r"\\text|[\s{}.]", "", money.group("name"))]
-        unit = Unit(((kind, 1),), factor, kind=kind)
-    return money.group("sign") + rest, unit
-
-
-def _strip_trailing(text: str) -> tuple[str, Unit | None]:
+    if money is not None and money.end() < len(text):
+        rest, unit = strip_unit(text[money.end() :])
+        if unit is None or not unit.parts:
+            unit = _NAMES[re.sub(r"\\text|[\s{}.]", "", money["name"])]
+        return money["sign"] + rest, unit
     modulus = _MODULUS.search(text, max(0, len(text) - 60)) if "mod" in text else None
     if modulus is not None and modulus.start() > 0:
-        number = re.sub(r"[\s{}]", "", modulus.group("round") or modulus.group("bare"))
+        number = re.sub(r"[\s{}]", "", modulus["round"] or modulus["bare"])
         return text[: modulus.start()], Unit(words=f"mod {number}", known=False)
     degree = _DEGREE.search(text)
     if degree is not None and degree.start() > 0 and not _FUNCTION.search(text):
-        kind = {"C": "celsius", "F": "fahrenheit"}.get(degree.group(1), "angle")
-        return text[: degree.start()], Unit(((kind, 1),), Fraction(1), kind=kind)
-    tail = max(0, len(text) - 160)  # units are short; the search stays so, too
-    match = _TRAILING.search(text, tail)
+        name = {"C": "celsius", "F": "fahrenheit", "": "degree"}[degree[1]]
+        return text[: degree.start()], _NAMES[name]
+    match = _TRAILING.search(text, max(0, len(text) - 160))  # units are short; so is the search
     if match is None:
         return text, None
     rest = text[: match.start()].rstrip().removesuffix("\\cdot").rstrip()
-    written = match.group(1)
+    written = match[1]
     bare, single = "\\text" not in written, len(re.findall("[a-zA-Z]", written)) == 1
     refused = (
-        written.count("(") != written.count(")")
+        not rest
+        or written.count("(") != written.count(")")
         or rest.endswith(("^", "_", "\\", "+", "-", "=", "/", ","))
         or re.search(r"\\text\{(?:[^{}]*[\s(])?\d", written)  # `3 \text{ or 4}` is no 3
         # Algebra: a letter elsewhere, or a single one right after a number.
         or (bare and LETTER.search(rest))
         or (bare and single and not text[match.start() - 1].isspace())
     )
-    found = None if refused or not rest else _read_unit(written, bare)
-    return (text, None) if found is None else (rest + found[1], found[0])
+    unit, scale = (None, "") if refused else _read_unit(written, bare)
+    return (rest + scale, unit) if unit else (text, None)
+
+
+def _read_unit(written: str, bare: bool) -> tuple[Unit | None, str]:
+    """The unit, and a factor such as a million that goes to the number. None where a word changes
+    the number, or a bare one may be a function or a product of letters."""
+    if _CHANGING.search(written):
+        return None, ""
+    factor, powers = Fraction(1), Counter()
+    scale, sign, modifier, others = 1, 1, 1, []
+    words = written.replace(" squared", "^2").replace(" cubed", "^3")
+    for word, power in _WORD.findall(words):
+        lower, name = word.lower(), word.replace(" ", "").replace("\\mu", "u")
+        if word in ("\\text", "\\cdot"):
+            continue
+        # Plural and capitals are forgiven in long names only (`Pa`, not `pa`).
+        known = _UNITS.get(name) or (_UNITS.get(name.lower()) if len(name) > 3 else None)
+        if word == "/" or lower == "per":
+            sign = -1
+        elif lower in _DATA["modifiers"]:
+            modifier = _DATA["modifiers"][lower]
+        elif times := _DATA["scales"].get(lower.removesuffix("s")):
+            scale *= times
+        elif known:
+            raised = sign * modifier * int(power or 1)
+            factor *= known.factor**raised
+            powers.update({kind: own * raised for kind, own in known.parts})
+            modifier = 1
+        elif bare and lower not in _COUNTED and not _COMMENT.fullmatch(word):
+            return None, ""
+        else:
+            others.append(lower)
+    zeros = len(str(scale)) - 1
+    scaled = rf"\times 10^{{{zeros}}}" if scale == 10**zeros else rf"\cdot {scale}"
+    scaled = "" if scale == 1 else scaled
+    letters = bare and not scaled and not re.search("[a-zA-Z]{4}", written)
+    if others or not powers or modifier != 1:
+        known = sign == 1 and all(word in _COUNTED for word in others)
+        words = " ".join(_COUNTED.get(word, word) for word in others)
+        return Unit(words=words, known=known, letters=letters), scaled
+    parts = tuple(sorted((kind, power) for kind, power in powers.items() if power))
+    return Unit(parts, factor, letters=letters), scaled
+
+
+_CALENDAR = {Fraction(365, 30): Fraction(12), Fraction(30, 365): Fraction(1, 12)}
 
 
 def unit_factor(answer: Unit | None, gold: Unit | None) -> Fraction | None:
@@ -261,71 +310,3 @@ def unit_factor(answer: Unit | None, gold: Unit | None) -> Fraction | None:
         return None
     # A year of 365 days has twelve months, though a month of its own has 30 days.
     return _CALENDAR.get(answer.factor / gold.factor, answer.factor / gold.factor)
-
-
-_CALENDAR = {Fraction(365, 30): Fraction(12), Fraction(30, 365): Fraction(1, 12)}
-
-
-def _read_unit(written: str, bare: bool) -> tuple[Unit, str] | None:
-    """The unit, and a factor such as a million that goes to the number. None where a word changes
-    the number, or a bare one may be a function or a product of letters."""
-    if _CHANGING.search(written):
-        return None
-    found: list[tuple[str, Fraction, int]] = []  # kind, how many base units, power
-    scale, sign, modifier, others = 1, 1, 1, []
-    words = written.replace(" squared", "^2").replace(" cubed", "^3")
-    for word, power in _WORD.findall(words):
-        lower = word.lower()
-        if word in ("\\text", "\\cdot"):
-            continue
-        if word == "/" or lower == "per":
-            sign = -1
-        elif lower in _DATA["modifiers"]:
-            modifier = _DATA["modifiers"][lower]
-        elif lower.removesuffix("s") in _DATA["scales"]:
-            scale *= _DATA["scales"][lower.removesuffix("s")]
-        elif (known := _known(word)) is not None:
-            found.append((*known, sign * modifier * int(power or 1)))
-            modifier = 1
-        elif bare and _singular(lower) is None and not _COMMENT.fullmatch(word):
-            return None
-        else:
-            others.append(lower)
-    zeros = len(str(scale)) - 1
-    scaled = rf"\times 10^{{{zeros}}}" if scale == 10**zeros else rf"\cdot {scale}"
-    scaled = "" if scale == 1 else scaled
-    letters = bare and not scaled and not re.search("[a-zA-Z]{4}", written)
-    if others or not found or modifier != 1:
-        known = sign == 1 and all(_singular(word) for word in others)
-        words = " ".join(_singular(word) or word for word in others)
-        return Unit(words=words, known=known, letters=letters), scaled
-    factor, powers = Fraction(1), Counter()
-    for kind, base, power in found:
-        made_of = dict(_DATA["made_of"].get(kind, {kind: 1}))
-        factor *= (base * Fraction(made_of.pop("factor", 1))) ** power
-        powers.update({part: own * power for part, own in made_of.items()})
-    parts = tuple(sorted((k, p) for k, p in powers.items() if p))
-    kind = found[0][0] if len(found) == power == 1 else ""
-    return Unit(parts, factor, kind=kind, letters=letters), scaled
-
-
-def _singular(word: str) -> str | None:
-    """A word for what is counted, in the singular; None for any other word."""
-    return next(
-        (w for w in (word, word.removesuffix("s"), word.removesuffix("es")) if w in _COUNTED),
-        None,
-    )
-
-
-def _known(word: str) -> tuple[str, Fraction] | None:
-    """A unit name; plural and capitals are forgiven in long ones only (`Pa`, not `pa`)."""
-    word = word.replace(" ", "").replace("\\mu", "u")
-    if word in _NAMES:
-        return _NAMES[word]
-    if len(word) == 3 and word[:2] in _NAMES and word[2] == "s":  # hrs, yrs, kms
-        return _NAMES[word[:2]]
-    if word[:1] in _DATA["prefixed"].get(word[1:], ()):
-        kind, factor = _NAMES[word[1:]]
-        return kind, factor * Fraction(10) ** _DATA["prefixes"][word[0]]
-    lower = word.lower() if len(word) > 3 else ""
-    return _NAMES.get(lower) or _NAMES.get(lower.removesuffix("s"))

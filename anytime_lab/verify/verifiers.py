@@ -25,7 +25,7 @@ from anytime_lab.verify.answers import (
 )
 from anytime_lab.verify.countdown import read_expression
 from anytime_lab.verify.equal import accepted_forms, decide
-from anytime_lab.verify.forms import UNSURE, UnreadableError, Words, read_form
+from anytime_lab.verify.forms import UNSURE, UnreadableError, read_form
 from anytime_lab.verify.workers import GradingPool, Outcome
 
 # Reasons for a zero that are the grader's limits, not the answer's fault.
@@ -288,7 +288,7 @@ class MultipleChoiceVerifier(LineVerifier):
     def _letter(self, answer: str) -> str | None:
         with contextlib.suppress(UnreadableError):
             form = read_form(answer[:200].upper() if len(answer.strip()) == 1 else answer[:200])
-            if isinstance(form, Words) and form.choice in self.letters:
+            if form.choice in self.letters:
                 return form.choice
         return None
 
@@ -348,7 +348,7 @@ class MathVerifier(PooledVerifier):
         grades = self.grade(boxed, [gold for gold, _ in rows])
         for (gold, text), grade in zip(rows, grades, strict=True):
             prose = _SENTENCE.search(_IN_BRACES.sub("", text))
-            if prose and not isinstance(read_form(text), Words):
+            if prose and read_form(text).kind != "words":
                 why = "a sentence in which no answer is found"
             else:
                 graded = f"{text!r:.60} as it stands is graded {grade.reason!r}"

@@ -4,7 +4,7 @@ import pytest
 import sympy
 from mpmath import mp
 
-from anytime_lab.verify.values import (
+from anytime_lab.verify.algebra import (
     Point,
     Reader,
     TooLargeError,
