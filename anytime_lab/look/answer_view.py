@@ -173,14 +173,9 @@ def plot_asked(asked: Sequence[Asked], title: str = "") -> go.Figure:
     marks = {"size": 11, "color": lead["colour"], "symbol": lead["symbol"]}
     graded = {n: a.share_right for n, a in points.items() if not math.isnan(a.share_right)}
     right = "%{x:,d} tokens: %{y:.0%} of summaries right"
-    figure.add_traces(
-        [
-            told_line(lead["tokens"], lead["share"], said, "leading answer", line, marker=marks),
-            told_line(graded, graded.values(), right, "right summaries", ring),
-        ],
-        rows=1,
-        cols=1,
-    )
+    told = told_line(lead["tokens"], lead["share"], said, "leading answer", line, marker=marks)
+    figure.add_trace(told, 1, 1)
+    figure.add_trace(told_line(graded, graded.values(), right, "right summaries", ring), 1, 1)
     figure.add_bar(
         x=bars["at"],
         y=bars["share"],
@@ -228,7 +223,6 @@ class StreamPane(anywidget.AnyWidget):
     def __init__(self, pressed: Callable[[], None]) -> None:
         super().__init__()
         self.parts: list[tuple[str, str]] = []
-        self._sent = 0
         self._pressed = pressed
         self.on_msg(self._heard)
 
@@ -236,12 +230,11 @@ class StreamPane(anywidget.AnyWidget):
         """Adds text at the end; with classes of the page's style as its kind, a mark."""
         if text:
             self.parts.append((kind, plain(text[-SHOWN:])))
-            self.send({"at": self._sent, "part": self.parts[-1]})
-            self._sent += 1
+            self.send({"at": len(self.parts) - 1, "part": self.parts[-1]})
 
     def clear(self) -> None:
         """Begins anew."""
-        self.parts, self._sent = [], self._sent + 1
+        self.parts = []
         self._send_whole()
 
     def _send_whole(self) -> None:
@@ -250,7 +243,7 @@ class StreamPane(anywidget.AnyWidget):
             if left > 0:
                 whole.insert(0, (kind, piece[-left:]))
                 left -= len(piece)
-        self.send({"whole": whole, "next": self._sent})
+        self.send({"whole": whole, "next": len(self.parts)})
 
     def _heard(self, _widget: object, content: dict, _buffers: object) -> None:
         if content.get("want") == "whole":
@@ -266,33 +259,18 @@ GLANCE = 0.02  # seconds after which a thinking that waits looks for what is wan
 
 
 class Session:
-    """A thought that thinks and answers in a thread of its own, and rests in between.
+    """A thinking of a view: it thinks and answers in a thread of its own, and rests in between.
 
     An interpreter that exits waits for the thread, which then ends by itself after the step that
     it is in: a daemon thread would be torn out of a forward pass, and abort the process.
-
-    Args:
-        begin: Makes the thought, in the thread.
-        question: Asks it, in the thread.
-        tell: Hears what happened since, as (session, text, asked, wrong): the text that was added
-            (perhaps none), what was answered (None: nothing) and a sentence on why it cannot go on
-            now ("": it can). Named with its session, for that may be an old one.
-        rate: Tells the most tokens a second now; 0 is as fast as it can.
 
     Attributes:
         state: NEW, THINKING, ANSWERING, PAUSED (it can go on), ENDED or CLOSED.
         length: Tokens thought, as last told.
     """
 
-    def __init__(
-        self,
-        begin: Callable[[], Thought],
-        question: Callable[[Thought], Asked],
-        tell: Callable[[Session, str, Asked | None, str], None],
-        rate: Callable[[], float] = lambda: 0,
-    ) -> None:
-        self._begin, self._question, self._tell, self._rate = begin, question, tell, rate
-        self.state, self.length = NEW, 0
+    def __init__(self, view: AnswerNow) -> None:
+        self.view, self.state, self.length = view, NEW, 0
         self._turning, self._thread = threading.Lock(), threading.Thread()
         self._thought: Thought | None = None
         self._piece, self._told_at, self._stepped_at = "", 0.0, -math.inf
@@ -329,13 +307,13 @@ class Session:
         """Think until told to answer, or to the end; answer; rest."""
         try:
             if self._thought is None:
-                self._thought = self._begin()
+                self._thought = self.view.think()
             while self.state == THINKING and not self._thought.end and not self._over():
                 self._step()
             if self._over():
                 return self._thought.close()
             self._settle(ANSWERING)
-            asked = self._question(self._thought)
+            asked = self.view.ask(self._thought)
             self._settle(ENDED if self._thought.end else PAUSED, asked)
         except Exception as error:  # told in a sentence; the thought may go on later
             self._settle(ENDED if self._thought is None else PAUSED, wrong=sentence(error))
@@ -346,7 +324,7 @@ class Session:
 
     def _step(self) -> None:
         """Think one token, or wait some of the time until it is due."""
-        now, rate = time.monotonic(), self._rate()
+        now, rate = time.monotonic(), self.view.rate.value
         if now >= self._told_at + PERIOD:
             self._say()
         early = self._stepped_at + (1 / rate if rate else 0.0) - now
@@ -366,7 +344,7 @@ class Session:
             piece, self._piece = self._piece, ""
             self.length = 0 if self._thought is None else self._thought.length
             self._told_at = time.monotonic()
-            self._tell(self, piece, asked, wrong)
+            self.view.hear(self, piece, asked, wrong)
 
 
 def sentence(error: Exception) -> str:
@@ -511,22 +489,31 @@ class AnswerNow(View):
         return {"prompt": prompt, "question": self.own.value, "answer": answer}
 
     def figure(self) -> go.Figure:
-        """The thinking as it was asked, by the reader or as the example.
-
-        Raises:
-            ValueError: it was not asked yet.
-        """
+        """The thinking as it was asked, by the reader or as the example."""
         title = f"{short(self.thinker.name, 30)}: {short(_question(self.chosen), 50)}"
         return plot_asked(self.asked, title)
 
-    def _think(self) -> Thought:
+    def think(self) -> Thought:
         """Begins a thought of the chosen problem, settings as they are."""
         if self.problem.value == OWN and not self.own.value.strip():
             raise ValueError("no problem was typed; type one, or choose one from the list.")
         return self.thinker.think(self.chosen["prompt"], self.temperature.value, self.seed.value)
 
-    def _ask(self, thought: Thought) -> Asked:
+    def ask(self, thought: Thought) -> Asked:
+        """Asks a thought, settings as they are."""
         return ask(thought, self.count.value, self.verifier, self.chosen.get("answer"))
+
+    def hear(self, session: Session, text: str, asked: Asked | None, wrong: str) -> None:
+        """A thread tells what was thought and answered since, and why it cannot go on, if so."""
+        with self._lock:
+            if session is not self.session:  # an old one
+                return
+            self.pane.append(text)
+            if asked is not None:
+                self._show_asked(asked)
+            self._show_state()
+            if wrong:
+                self.say(wrong, kind="wrong")
 
     def _problem_chosen(self) -> None:
         with self._lock:
@@ -543,13 +530,13 @@ class AnswerNow(View):
 
     def _show_example(self, ask_at: Sequence[int]) -> None:
         try:
-            with closing(self._think()) as thought:
+            with closing(self.think()) as thought:
                 for budget in sorted(set(ask_at)):
                     if self.asked and thought.end:
                         break
                     while thought.length < budget and not thought.end:
                         self.pane.append(thought.step())
-                    self._show_asked(self._ask(thought))
+                    self._show_asked(self.ask(thought))
             self.say("An example, asked along its thinking. Press Start to ask it yourself.")
         except (ThinkingError, ValueError) as error:
             self.say(f"There is no example: {sentence(error)}")
@@ -558,7 +545,7 @@ class AnswerNow(View):
         """Another thinking, of which there is nothing yet; the one before tells no more."""
         if self.session is not None:
             self.session.close()  # not waited for: a forward pass may be long
-        self.session = Session(self._think, self._ask, self._heard, lambda: self.rate.value)
+        self.session = Session(self)
         self.asked = []
         self.pane.clear()
         self.say()
@@ -583,18 +570,6 @@ class AnswerNow(View):
         self.spread.show(asked_html(asked))
         self.live.update_from(plot_asked(self.asked), told_asked(asked))
         self.live.layout.display = None
-
-    def _heard(self, session: Session, text: str, asked: Asked | None, wrong: str) -> None:
-        """What a session tells, from its thread."""
-        with self._lock:
-            if session is not self.session:
-                return
-            self.pane.append(text)
-            if asked is not None:
-                self._show_asked(asked)
-            self._show_state()
-            if wrong:
-                self.notes.say(wrong, kind="wrong")
 
 
 def _question(problem: Mapping[str, Any]) -> str:

@@ -138,9 +138,10 @@ class Credit(View):
             *self._opened,
         )
         self._run_chosen()
+        known = [name for _, name in self.left.options]
         for name in methods:
-            if name not in self.known:
-                raise ValueError(f"methods has {name!r}; choose two of {', '.join(self.known)}.")
+            if name not in known:
+                raise ValueError(f"methods has {name!r}; choose two of {', '.join(known)}.")
         self.on(self.run, self._run_chosen)
         self.on(self.step, self._step_chosen)
         self.on(self.problem, self._problem_chosen)
@@ -151,14 +152,10 @@ class Credit(View):
     @property
     def methods(self) -> dict[str, str]:
         """Whose advantages are compared: name → words."""
-        return {name: self.known[name] for name in (self.left.value, self.right.value)}
+        return {control.value: control.label for control in (self.left, self.right)}
 
     def figure(self) -> go.Figure:
-        """The static figure of the thinking that is open.
-
-        Raises:
-            ValueError: none is; says why.
-        """
+        """The static figure of the thinking that is open."""
         if self.table is None:
             why = " ".join(self.complaints) or "choose a run and a step that can be read."
             raise ValueError(f"No rollout is open. {why}")
@@ -174,15 +171,15 @@ class Credit(View):
 
     def _step_chosen(self) -> None:
         folder, said = self.folders[self.run.value], list(self.complaints)
-        self.known, self.kept = credit.METHOD_WORDS, pd.DataFrame({"problem": []})
+        known, self.kept = credit.METHOD_WORDS, pd.DataFrame({"problem": []})
         try:
             self.rollouts = read_rollouts(folder, self.step.value)
-            self.known, self.kept = credit.method_words(self.rollouts), self.rollouts.frame
+            known, self.kept = credit.method_words(self.rollouts), self.rollouts.frame
         except Exception as error:  # damaged, foreign, removed by a run that began anew
             said.append(told_error(folder, error))
         self.say(*said)
         for control in (self.left, self.right):
-            self.refill(control, [(word, m) for m, word in self.known.items()], control.value)
+            self.refill(control, [(words, name) for name, words in known.items()], control.value)
         problems = self.kept["problem"].unique().tolist()
         self.refill(self.problem, [(f"{p} of this update", p) for p in problems])
         self._problem_chosen()
@@ -208,25 +205,23 @@ class Credit(View):
             return
         self.tree = self.group[self.group["sample"] == self.thinking.value].iloc[0]
         self.table = credit.credit_frame(self.rollouts, self.tree)
+        of, told = (self.table, self.methods), credit.told_credit(self.table, self.methods)
         prompt = region("prompt", [escaped(self.tree["prompt"], PROMPT)])
         self.prompt.show(folded("The prompt, as the model was given it", prompt))
         end = ENDS.get(self.tree["end"], short(self.tree["end"]))
-        told = credit.told_credit(self.table, self.methods)
         about = (
             f"Thinking {self.tree['sample']} of {len(self.group)}: {self.tree['tokens']:,} tokens, "
             f"{end}. The run trained with baseline {self.rollouts.baseline!r}."
         )
-        question = short(credit.question_of(self.tree["prompt"]), 400)
-        self.sentence.show(
-            paragraph(f"Problem: {question}"), paragraph(about, "note"), paragraph(told)
-        )
-        self.numbers.show(folded("All numbers", numbers_html(self.table, self.methods)))
+        question = f"Problem: {short(credit.question_of(self.tree['prompt']), 400)}"
+        self.sentence.show(paragraph(question), paragraph(about, "note"), paragraph(told))
+        self.numbers.show(folded("All numbers", numbers_html(*of)))
         stops = [(b, f"{b:,} tokens") for b in self.rollouts.budgets]
-        tree = plot_tree(self.tree, self.table, self.methods)
         before = self.trees.stop
         with self.quiet():
-            self.trees.update_from(tree, f"One thinking as a tree. {told}", stops)
-            self.live.update_from(plot_credit(self.table, self.methods), told, stops)
+            words = f"One thinking as a tree. {told}"
+            self.trees.update_from(plot_tree(self.tree, *of), words, stops)
+            self.live.update_from(plot_credit(*of), told, stops)
             self.trees.move_to(before)
             if before is None:  # where the method on the left credits most
                 self.trees.at = int(self.table[f"{ADVANTAGE}{self.left.value}"].idxmax())

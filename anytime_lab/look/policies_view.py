@@ -62,18 +62,14 @@ class Policies(RunsView):
         right = widgets.VBox([self.at, self.reliability, self.calibrated])
         controls = row(self.run, self.count, self.confidence, self.log_axis, self.beyond)
         self.compose(controls, beside([self.live, self.read_out], right, 1.5))
-        self._run_chosen()
-        self.on(self.run, self._run_chosen)
-        self.on([self.count, self.confidence, self.log_axis, self.beyond], self._draw)
+        self._draw()
+        self._calibrate()
+        self.on([self.run, self.count, self.confidence, self.log_axis, self.beyond], self._draw)
+        self.on([self.run, self.confidence, self.at], self._calibrate)  # after what it stands on
         self.on(self.live, self._read, "at")
-        self.on([self.at, self.confidence], self._calibrate)
 
     def figure(self) -> go.Figure:
-        """The static figure of the rules.
-
-        Raises:
-            ValueError: no run could be read.
-        """
+        """The static figure of the rules."""
         if self.points.empty:
             raise ValueError(f"No run is open. {' '.join(self._said)}")
         title = f"Early-exit rules beside fixed budgets: {short(self.run.value, 40)}"
@@ -106,7 +102,8 @@ class Policies(RunsView):
     def _path(self) -> Path:
         return self.names[self.run.value].path
 
-    def _run_chosen(self) -> None:
+    def _draw(self) -> None:
+        """Replays the chosen run, and draws what each rule comes to."""
         self._said, self.replay = self.wrong([self.run.value]), None
         try:
             self.replay = self._lay_out(self._path)
@@ -118,23 +115,18 @@ class Policies(RunsView):
         budgets = self.replay.budgets if self.replay else ()
         options = [("all budgets", 0), *((f"{b:,} tokens", b) for b in budgets)]
         self.refill(self.at, options, self.at.value)
-        self._draw()
-        self._calibrate()
-
-    def _draw(self) -> None:
-        if self.replay is None:
-            self.points = self._stops = pd.DataFrame()
-            self.live.update_from(self.picture(), "No run is open.", [])
-            return self._read()
-        outcomes = self._outcomes(self._path, self.confidence.value)
-        self.points = policies.policy_frame(outcomes, self.count.value)
-        before = self.live._stops[self.live.at][1] if self.live._stops else ""
-        shown = policy_points(self.points, self.beyond.value)
-        self._stops = shown[shown["policy"] != policies.FIXED]
+        self.points = self._stops = pd.DataFrame(columns=["tokens", "setting"])
+        label = "No run is open."
+        if self.replay:
+            outcomes = self._outcomes(self._path, self.confidence.value)
+            self.points = policies.policy_frame(outcomes, self.count.value)
+            shown = policy_points(self.points, self.beyond.value)
+            self._stops = shown[shown["policy"] != policies.FIXED]
+            label = f"Accuracy of early-exit rules against tokens, for {self.run.value}"
         settings = self._stops["setting"].tolist()
-        label = f"Accuracy of early-exit rules against tokens, for {self.run.value}"
         stops = list(zip(self._stops["tokens"], settings, strict=True))
-        self.live.update_from(self.figure(), label, stops)
+        before = self.live._stops[self.live.at][1] if self.live._stops else ""
+        self.live.update_from(self.picture(), label, stops)
         self.live.at = settings.index(before) if before in settings else 0
         self._read()
 

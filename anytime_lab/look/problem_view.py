@@ -68,11 +68,10 @@ def position_html(thought: Thought, path: pd.DataFrame, budget: int) -> str:
     place = f"{row['cut']:,} of {thought.tokens:,} tokens"
     if row["cut"] >= thought.tokens:
         place += f", the whole thinking ({ENDS.get(thought.end, thought.end)})"
-    answer = told_answer(row["answer"])
+    answer = "answer " * (row["answer"] is not None) + told_answer(row["answer"])
     kind, verdict = ("right", "right") if row["right"] else ("wrong", "not right")
     return (
-        f"<p>At {budget:,} tokens ({escaped(place)}): {'answer ' * (row['answer'] is not None)}"
-        f"{escaped(answer)}, "
+        f"<p>At {budget:,} tokens ({escaped(place)}): {escaped(answer)}, "
         f'<strong class="{kind}">{verdict}</strong>; '
         f"{row['share_right']:.0%} of the summaries are right.</p>"
     )
@@ -217,11 +216,7 @@ class InsideProblem(RunsView):
         return int(self.live.stop or 0)
 
     def figure(self) -> go.Figure:
-        """The static figure of the thinkings that are open.
-
-        Raises:
-            ValueError: none is.
-        """
+        """The static figure of the thinkings that are open."""
         paths = {side.run.value: side.path for side in self.sides if side.path is not None}
         if not paths:
             said = " ".join(self.wrong(list(self.names))) or "Choose a problem and a sample."
@@ -230,21 +225,21 @@ class InsideProblem(RunsView):
         return plot_thinking(paths, f"Share of right summaries: {short(problem, 40)}")
 
     @property
-    def _tables(self) -> list[ProblemTable | None]:
-        found = [self.names.get(side.run.value) for side in self.sides]
-        self.tables.read([evaluation for evaluation in found if evaluation])
-        return [evaluation and self.tables.known.get(evaluation.path) for evaluation in found]
+    def _tables(self) -> dict[str, ProblemTable]:
+        chosen = [side.run.value for side in self.sides if side.run.value is not None]
+        return self.read({name: self.names[name] for name in chosen})
 
     def _runs_chosen(self, budget: int | None = None) -> None:
-        budgets = sorted({b for table in self._tables if table for b in table.budgets})
+        budgets = sorted({b for table in self._tables.values() for b in table.budgets})
         at = budget or self.budget
         self.live.update_from(self.live.figure, stops=[(x, f"{x:,} tokens") for x in budgets])
         self.live.move_to(at if at in budgets else None)
-        self.apart.layout.display = None if self._tables[1] else "none"
+        self.apart.layout.display = None if self.b.value in self._tables else "none"
         self._list_problems()
 
     def _list_problems(self) -> None:
-        (a, b), self._listed_at = self._tables, self.budget
+        self._listed_at = self.budget
+        a, b = (self._tables.get(side.run.value) for side in self.sides)
         rows = [] if a is None else order_problems(a, b, self.budget, self.order.value)
         if self.apart.value and b is not None:
             rows = [row for row in rows if (row[1] >= 0.5) != (row[2] >= 0.5)]

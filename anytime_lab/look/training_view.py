@@ -74,15 +74,11 @@ class Training(View):
         )
         self.on((self.over, self.window, self.runs, self.detail), self._draw)
         self.refresh()
-        self.follow.observe(self._follow_pressed, "value")
+        self.on(self.follow, self._follow_pressed)
         self.follow.value = bool(self.unfinished()) if follow is None else follow
 
     def figure(self) -> go.Figure:
-        """All panels of the chosen runs.
-
-        Raises:
-            ValueError: none of them has a step yet.
-        """
+        """All panels of the chosen runs."""
         if self._training is None:
             begun = any(map(len, self._frames.values()))
             raise ValueError("None of the chosen runs has an update yet." if begun else NO_STEP)
@@ -101,9 +97,9 @@ class Training(View):
             if not tail.progress.ended or (self._waits and tail.progress.updated <= self._made)
         ]
 
-    def _follow_pressed(self, change) -> None:
+    def _follow_pressed(self) -> None:
         self._stop.set()
-        if change["new"]:
+        if self.follow.value:
             self._stop = threading.Event()
             self._thread = threading.Thread(
                 target=self._watch, args=(self._stop,), name="training view", daemon=False

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from anytime_lab.look.live import JS, StyleSheet, Text, button, described, row
 from anytime_lab.look.pictures import FIGURE, draw
 from anytime_lab.look.style import latex_table, told_figure
 from anytime_lab.page import escaped, folded, short, table
+from anytime_lab.read.curves import ProblemTable
 from anytime_lab.read.runs import Evaluation, Runs, Tables, find_evaluations
 from anytime_lab.store.files import write_csv, write_text
 
@@ -61,7 +62,8 @@ class View(widgets.VBox):
 
     def __init__(self, style: bool = True) -> None:
         super().__init__()
-        self.notes, self.status = Text(live=True), Text(live=True)
+        self.notes, self.status = Text(live=True), Text(live=True)  # screen readers tell them
+        self.say = self.notes.say
         self._sheet = [StyleSheet(layout={"display": "none"})] if style else []
         self._quiet = False  # controls are being set by the view itself
         self.compose()
@@ -69,10 +71,6 @@ class View(widgets.VBox):
     def compose(self, *parts: widgets.Widget) -> None:
         """Shows these parts."""
         self.children = [*self._sheet, self.notes, *parts]
-
-    def say(self, *sentences: str, kind: str = "") -> None:
-        """Puts sentences above the view, where screen readers tell them."""
-        self.notes.say(*sentences, kind=kind)
 
     def on(
         self,
@@ -106,7 +104,11 @@ class View(widgets.VBox):
             control.value = next((v for v in (*wanted, *known) if v in known), None)
 
     def figure(self) -> go.Figure:
-        """The static figure of what is shown."""
+        """The static figure of what is shown.
+
+        Raises:
+            ValueError: there is nothing to draw; says why.
+        """
         raise NotImplementedError
 
     def picture(self) -> go.Figure:
@@ -127,9 +129,9 @@ class View(widgets.VBox):
             display({FIGURE: told, "text/plain": "a figure"}, raw=True)
         display({**self._repr_mimebundle_(), "text/plain": "Run the cell to use it."}, raw=True)
 
-    def exporter(self, folder: str | Path) -> widgets.Widget:
+    def exporter(self) -> widgets.Widget:
         """A menu that writes figure() or the tidy frame() into a folder; `status` tells of it."""
-        self.folder = described(widgets.Text, "Export to folder", value=str(folder))
+        self.folder = described(widgets.Text, "Export to folder", value="exports")
         self.kind = described(widgets.Dropdown, "as", options=KINDS)
         self.write = button("Export", lambda: self.save(self.kind.value))
         return row(self.folder, self.kind, self.write, self.status)
@@ -180,6 +182,12 @@ class RunsView(View):
         }
         if not self.names:
             self.say(*(self.complaints or [NONE_GIVEN]))
+
+    def read(self, found: Mapping[str, Evaluation]) -> dict[str, ProblemTable]:
+        """The tables of evaluations, without those that cannot be read."""
+        self.tables.read([*found.values()])
+        known = self.tables.known
+        return {name: known[e.path] for name, e in found.items() if e.path in known}
 
     def wrong(self, names: Sequence[str]) -> list[str]:
         """What is wrong or unfinished with the folders, and with these runs, in sentences."""

@@ -24,7 +24,6 @@ from anytime_lab.look.answer_view import (
     SHOWN,
     THINKING,
     AnswerNow,
-    Session,
     ask,
     asked_html,
     plot_asked,
@@ -42,26 +41,21 @@ ROWS = [
 
 GRADED = ExactVerifier()
 ENDS = """
-import sys, threading, time
+import sys, threading
 sys.path.insert(0, sys.argv[1])
-from made_thoughts import Scripted
+from made_thoughts import Scripted, Thinks
 from processes import until
-from anytime_lab.look.answer_view import PAUSED, Session
+from anytime_lab.look.answer_view import PAUSED, AnswerNow
 from anytime_lab.look.training_view import Training
 
-def deaf(*_):
-    pass
+def thinking(rate=0, **settings):
+    thinks = Thinks(lambda: Scripted(["a "] * 10**6, **settings))
+    view = AnswerNow(thinks, [{"prompt": "?"}], rate=rate)
+    view.go.click()
+    return view.session
 
-def begin(**settings):
-    return lambda: Scripted(["a "] * 10**6, **settings)
-
-fast = Session(begin(), None, deaf)
-slow = Session(begin(), None, deaf, rate=lambda: 1)
 gate = threading.Event()
-held = Session(begin(gate=gate), None, deaf)
-rests = Session(begin(), lambda thought: None, deaf)
-for session in (fast, slow, held, rests):
-    session.go_on()
+fast, slow, held, rests = thinking(), thinking(rate=1), thinking(gate=gate), thinking()
 rests.ask()
 until(lambda: rests.state == PAUSED and not rests._thread.is_alive())
 follows = Training({"run": sys.argv[2]}, follow=True)
@@ -545,18 +539,15 @@ def test_close_ends_the_thread_from_every_state(opened):
         assert not session._thread.is_alive()
 
 
-def test_a_session_refuses_what_does_not_fit_its_state():
-    def deaf(*_):
-        pass
+def test_a_session_refuses_what_does_not_fit_its_state(opened):
+    gate, answered = threading.Event(), threading.Event()
 
-    gate = threading.Event()
-    answered = threading.Event()
-
-    def question(thought):
+    def answers(_length, count):
         answered.wait(10)
-        return None
+        return [answer("7", 0.5)] * count
 
-    session = Session(lambda: Scripted("abc" * 9, gate=gate), question, deaf)
+    view = opened(Thinks(lambda: Scripted("abc" * 9, answers, gate=gate)), ROWS)
+    session = view.session
     assert not session.ask() and session.go_on()
     assert not session.go_on() and session.ask() and not session.ask()
     assert session.state == ANSWERING and not session.go_on()
