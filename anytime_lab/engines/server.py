@@ -1,7 +1,5 @@
 """Trees sampled through an OpenAI-compatible completions server."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence
@@ -139,19 +137,19 @@ class ServerEngine(Engine):
                 f"the server at {self.url} gave {len(choices)} completions; {prefix.count} were "
                 "asked for (n). It has to support `n`."
             )
-        return [self._read(one) for one in sorted(choices, key=lambda one: one.get("index", 0))]
-
-    def _read(self, choice: dict[str, Any]) -> Continuation:
-        ids, tokenizer = choice.get("token_ids"), self.tokens.tokenizer
-        values = (choice.get("logprobs") or {}).get("token_logprobs") or ()
-        values = () if None in values else tuple(values)
-        exact = bool(ids) and len(values) == len(ids)
-        if ids is None:
-            ids = encode(tokenizer, choice.get("text") or "")
-            ended = choice.get("finish_reason") != "length"
-            if ended and not self.tokens.stop_ids & set(ids[-1:]):  # such servers leave it out
-                ids = [*ids, tokenizer.eos_token_id]
-        return Continuation(tuple(ids), values, exact)
+        made, tokenizer = [], self.tokens.tokenizer
+        for choice in sorted(choices, key=lambda one: one.get("index", 0)):
+            ids, told = choice.get("token_ids"), choice.get("logprobs") or {}
+            values = told.get("token_logprobs") or ()
+            values = () if None in values else tuple(values)
+            exact = bool(ids) and len(values) == len(ids)
+            if ids is None:
+                ids = encode(tokenizer, choice.get("text") or "")
+                ended = choice.get("finish_reason") != "length"
+                if ended and not self.tokens.stop_ids & set(ids[-1:]):  # such servers leave it out
+                    ids = [*ids, tokenizer.eos_token_id]
+            made.append(Continuation(tuple(ids), values, exact))
+        return made
 
     def _warn_of_temperature(self, prefix: Prefix, temperature: float) -> None:
         """Look at which temperature the server takes log-probs, by one token of the prompt."""
