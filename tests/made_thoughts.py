@@ -5,6 +5,7 @@ import threading
 
 from anytime_lab.engines.thoughts import Answer, ThinkingError
 from anytime_lab.look.answer_view import WORDS
+from anytime_lab.prompts import prompt_ids
 
 FORCED = "...</think>\n\n**Final Answer**\n"
 
@@ -91,6 +92,12 @@ def streamed(view):
 
 
 QUESTION = [{"role": "user", "content": "Reach 20 with 17, 11, 14."}]
+
+
+def context_for(room, tokens, sampling, question=QUESTION):
+    """A context in which so many tokens of thinking fit beside a question and its summaries."""
+    prompt = prompt_ids(question, tokens.tokenizer, tokens.fmt)
+    return room + len(prompt) + tokens.longest_forced + sampling.max_summary_tokens
 
 
 def think_on(thought, tokens):

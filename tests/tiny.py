@@ -4,9 +4,16 @@ import random
 
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from anytime_lab.engines.load import build_model, load_tokenizer
+from anytime_lab.engines.load import MODEL_DIR, load_tokenizer
 from anytime_lab.prompts import COUNTDOWN, resolve_tokens
 from anytime_lab.train.config import BRPOConfig
 from anytime_lab.tree import Leaf, Tree
@@ -23,7 +30,10 @@ def tokenizer():
 def model(tok=None, seed=0, layers=2):
     """Random weights, 2 layers of 32: answers are noise, but thinkings differ in length."""
     torch.manual_seed(seed)
-    made = build_model(hidden_size=32, layers=layers)
+    size = {"hidden_size": 32, "intermediate_size": 128, "num_attention_heads": 1}
+    size |= {"num_key_value_heads": 1, "num_hidden_layers": layers}
+    size |= {"layer_types": ["full_attention"] * layers, "use_cache": True, "name_or_path": ""}
+    made = Qwen3ForCausalLM(Qwen3Config.from_pretrained(MODEL_DIR, **size))
     with torch.no_grad():
         # Larger than the initial scale, so that log-probs are far from uniform.
         for parameter in made.parameters():

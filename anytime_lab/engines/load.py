@@ -20,7 +20,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from anytime_lab.engines.base import Engine, Sampling
@@ -35,20 +34,11 @@ logger = logging.getLogger(__name__)
 MODEL_DIR = Path(__file__).parents[1] / "embedded_model"  # made by notebook 01_warm_start
 
 
-def build_model(hidden_size: int = 128, layers: int = 4) -> Qwen3ForCausalLM:
-    """A model as the shipped one, of any size, with random weights (global torch RNG)."""
-    config = Qwen3Config.from_pretrained(
-        MODEL_DIR,
-        hidden_size=hidden_size,
-        intermediate_size=4 * hidden_size,
-        num_hidden_layers=layers,
-        layer_types=["full_attention"] * layers,
-        num_attention_heads=hidden_size // 32,
-        num_key_value_heads=max(1, hidden_size // 64),
-        use_cache=True,
-        name_or_path="",  # its weights lie nowhere
-    )
-    return Qwen3ForCausalLM(config)
+def build_model() -> PreTrainedModel:
+    """A model as the shipped one, with random weights (global torch RNG)."""
+    # Without a name: its weights lie nowhere.
+    config = Qwen3Config.from_pretrained(MODEL_DIR, use_cache=True, name_or_path="")
+    return AutoModelForCausalLM.from_config(config)
 
 
 # --- models by name ------------------------------------------------------------------------------
@@ -286,7 +276,6 @@ def load_thinker(
     max_summary_tokens: int = 118,
     thinking_format: Format = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
-    max_thinking_tokens: int | None = None,
     **kwargs: Any,
 ) -> Thinker:
     """A model that can be asked for its answer while it thinks.
@@ -298,14 +287,12 @@ def load_thinker(
         max_summary_tokens: Most tokens sampled for a summary.
         thinking_format: As `load_tokens` takes it.
         chat_template_kwargs: For the chat template, such as `{"enable_thinking": True}`.
-        max_thinking_tokens: Most tokens of a thinking; all that fit if None.
         **kwargs: For `load_engine`.
 
     Raises:
         ThinkingError: the server cannot be reached, or its tokenizer is not known.
         ValueError: there is no such thinking format, or it does not fit the tokenizer.
     """
-    name = model
     if model.startswith(SCHEMES):
         engine = load_engine(model, "", None, **{"timeout": 60.0, "retries": 0, **kwargs})
         name = engine.served_name
@@ -317,11 +304,11 @@ def load_thinker(
                 "serves. Give its folder or its name on the hub as tokenizer."
             ) from error
     else:
-        tokens = load_tokens(tokenizer or name, thinking_format=thinking_format)
+        name, tokens = model, load_tokens(tokenizer or model, thinking_format=thinking_format)
         engine = load_engine("hf", model, tokens, **kwargs)
     tokens = engine.tokens
     example = [{"role": "user", "content": "What is 17 + 25?"}]  # shows what a model is shown
     shown = prompt_ids(example, tokens.tokenizer, tokens.fmt, chat_template_kwargs)
     print(tokens.describe(shown))
     sampling = Sampling(max_summary_tokens=max_summary_tokens)
-    return Thinker(engine, sampling, name, chat_template_kwargs, max_thinking_tokens)
+    return Thinker(engine, sampling, name, chat_template_kwargs)

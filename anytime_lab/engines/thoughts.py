@@ -9,53 +9,37 @@ however often it is asked.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from anytime_lab.prompts import PieceReader, prompt_ids
 
 UNKNOWN_ROOM = 8192  # tokens of thinking where an engine does not tell its context
-
-Prompt = str | Sequence[Mapping[str, Any]]
 
 
 class ThinkingError(RuntimeError):
     """A thinking cannot go on now; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One summary of a thinking as it stood.
+class Answer(NamedTuple):
+    """One summary of a thinking as it stood."""
 
-    Attributes:
-        forced: The text inserted before it (BRPO §5).
-        text: The summary, without EOS.
-        tokens: Tokens sampled for it, EOS included.
-        logprob: Sum of their log-probs, in nats; None where the server does not tell.
-        finished: Whether it ended by itself.
-    """
-
-    forced: str
-    text: str
-    tokens: int
-    logprob: float | None
-    finished: bool
+    forced: str  # the text inserted before it (BRPO §5)
+    text: str  # the summary, without EOS
+    tokens: int  # sampled for it, EOS included
+    logprob: float | None  # sum of their log-probs, in nats; None where the server does not tell
+    finished: bool  # whether it ended by itself
 
 
 class Thought:
-    """One thinking. All calls come from one thread, but for `close`.
-
-    Attributes:
-        ids: What was thought, in token ids.
-        text: The same, in complete characters.
-        end: How it ended: `closed` by its own marker, `eos`, `length` (the context is full), or
-            `` while it goes on.
-    """
+    """One thinking. All calls come from one thread, but for `close`."""
 
     def __init__(self, engine: Any, prompt: list[int], room: int, sampling: Any, seed: int):
         self.engine, self.tokens = engine, engine.tokens
         self.prompt, self.room, self.seed = prompt, room, seed
-        self.ids: list[int] = []
-        self.text = self.end = ""
+        self.ids: list[int] = []  # what was thought, in token ids
+        self.text = ""  # the same, in complete characters
+        # `closed` by its own marker, `eos`, `length` (the context is full), or `` while it goes on
+        self.end = ""
         self._reader = PieceReader(self.tokens)
         self._thinking = engine.think(prompt, sampling, seed)
 
@@ -94,19 +78,15 @@ class Thought:
             ThinkingError: it cannot be asked now. Calling again tries again.
         """
         digest = hashlib.sha256(f"answers {self.seed} {self.length}".encode()).digest()
-        seed = int.from_bytes(digest[:4], "big") >> 1
+        seed, read = int.from_bytes(digest[:4], "big") >> 1, self.tokens.decode
         leaves = self.engine.answers(self._open(), count, seed)
         self._open()
-        return [
-            Answer(
-                forced=self.tokens.decode(leaf.forced),
-                text=self.tokens.decode(leaf.summary),
-                tokens=len(leaf.summary),
-                logprob=sum(leaf.logprobs) if leaf.logprobs else None,
-                finished=leaf.finished,
-            )
-            for leaf in leaves
-        ]
+        answers = []
+        for leaf in leaves:
+            logprob = sum(leaf.logprobs) if leaf.logprobs else None
+            said = read(leaf.forced), read(leaf.summary)
+            answers.append(Answer(*said, len(leaf.summary), logprob, leaf.finished))
+        return answers
 
     def close(self) -> None:
         """Give up what the thought holds. Any thread may call; a step that runs ends in an error,
@@ -127,23 +107,16 @@ class Thinker:
 
     Several may think at once, from several threads: those of one model in this process take turns
     by the token.
-
-    Attributes:
-        engine: Such as an `HFEngine` or a `ServerEngine`.
-        sampling: How tokens are drawn, and how long a summary may be. Its temperature is not used.
-        name: For titles.
-        chat_template_kwargs: For the chat template.
-        max_thinking_tokens: Most tokens of a thinking; all that fit into the context if None (or
-            `UNKNOWN_ROOM`, where an engine does not tell its context).
     """
 
-    engine: Any
-    sampling: Any
-    name: str = ""
-    chat_template_kwargs: Mapping[str, Any] | None = None
-    max_thinking_tokens: int | None = None
+    engine: Any  # such as an `HFEngine` or a `ServerEngine`
+    sampling: Any  # how tokens are drawn, how long a summary may be; its temperature is not used
+    name: str = ""  # for titles
+    chat_template_kwargs: Mapping[str, Any] | None = None  # for the chat template
 
-    def think(self, prompt: Prompt, temperature: float = 1.0, seed: int = 0) -> Thought:
+    def think(
+        self, prompt: str | Sequence[Mapping[str, Any]], temperature: float = 1.0, seed: int = 0
+    ) -> Thought:
         """Begin a thought of a prompt. Of a server nothing is asked before the first step.
 
         Args:
@@ -164,5 +137,4 @@ class Thinker:
                 f"forced text {tokens.longest_forced:,} + summary {sampling.max_summary_tokens:,} "
                 "leave none to think. Give a shorter problem, or a smaller max_summary_tokens."
             )
-        limits = [n for n in (room, self.max_thinking_tokens) if n is not None]
-        return Thought(engine, ids, min(limits, default=UNKNOWN_ROOM), sampling, seed)
+        return Thought(engine, ids, UNKNOWN_ROOM if room is None else room, sampling, seed)

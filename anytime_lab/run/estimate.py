@@ -9,13 +9,11 @@ import math
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pandas as pd
 import psutil
 import torch
 from rich.console import Console
@@ -90,67 +88,19 @@ class ModelSize(NamedTuple):
         )
 
 
-class TreeShape(NamedTuple):
-    """Mean lengths of a rollout tree, in tokens."""
-
-    prompt: float
-    thinking: float
-    cuts: tuple[float, ...]  # thinking kept at each budget
-    summaries: int  # per budget
-    forced: float
-    summary: float
-
-
 class Costs(NamedTuple):
-    """What the packed row of a tree takes of a model."""
+    """A rollout tree, and what its packed row takes of a model."""
 
+    prompt: float  # tokens
+    thinking: float
+    summary: float  # sampled tokens of each
     trained: float  # sampled tokens, which are also those that are trained and scored
     packed: float  # tokens of the row: prompt, thinking, leaves
-    forward: float  # FLOPs
     update: float  # FLOPs of a forward and a backward pass
     rollout: float  # FLOPs of sampling: each token once, the leaves on the trunk's cache
     activations: float  # bytes kept for the backward pass (SDPA, gated MLP, RMSNorm)
     cached: float  # bytes of keys and values of a token
     width: int  # bytes of an activation
-
-
-def costs_of(size: ModelSize, shape: TreeShape, width: int = 2, again: bool = False) -> Costs:
-    """Count FLOPs and bytes.
-
-    Args:
-        width: Bytes of an activation.
-        again: Checkpointing: keep the inputs of the blocks only, and make their activations anew.
-    """
-    hidden, inner = size.text.hidden_size, size.text.intermediate_size
-    layers, vocabulary = size.text.num_hidden_layers, size.text.vocab_size
-    trunk, leaf = shape.prompt + shape.thinking, shape.forced + shape.summary
-    segment = shape.summaries * leaf  # the leaves of a budget, which see the trunk up to its cut
-    seen = [shape.prompt + cut for cut in shape.cuts]
-    trained = shape.thinking + len(seen) * shape.summaries * shape.summary
-    packed = trunk + len(seen) * segment
-    pairs = trunk**2 + sum(segment * (keys + segment) for keys in seen)  # in whole blocks
-    sampled_pairs = trunk**2 / 2 + sum(segment * (keys + leaf / 2) for keys in seen)
-    matrices, attention = 2 * size.body * packed, 4 * layers * size.q
-    head = 2 * hidden * vocabulary * trained
-    body = matrices + attention * pairs
-    # Norms keep their input in fp32 and the normalised value; q and k before and after rotation,
-    # keys and values repeated to all heads, the output; gate, up, product, input.
-    token = width * (4 * hidden + 9 * size.q + 3 * size.kv + 4 * inner) + 8 * hidden
-    # A segment copies the keys of the trunk up to its cut, and its own.
-    block = packed * token + sum(keys + segment for keys in seen) * 2 * width * size.q
-    inputs = layers * packed * width * hidden
-    return Costs(
-        trained=trained,
-        packed=packed,
-        forward=body + head,
-        update=3 * (body + head) + (body if again else 0.0),
-        rollout=matrices + attention * sampled_pairs + head,
-        # The masks of the leaves take a byte a pair and serve all layers.
-        activations=(inputs + block if again else layers * block)
-        + pairs + 2 * width * hidden * trained,
-        cached=2 * layers * size.kv * width,
-        width=width,
-    )  # fmt: skip
 
 
 class Observed(NamedTuple):
@@ -186,22 +136,16 @@ def observe(folder: str | Path, largest: int, group: int) -> Observed:
     one = records.drop_duplicates(["problem_id", "sample"])
     early = (one.thinking_end != "length") & (one.thinking_tokens < largest)
     at = records[records.budget == records.budget[records.budget >= largest].min()]
-    right = at.groupby(["problem_id", "sample"], observed=True).score.mean().dropna()
-    lengths = tuple(map(int, one.thinking_tokens.clip(upper=largest)))
-    means = early.mean(), records.summary_tokens.mean()
-    return Observed(lengths, *means, *_flat_share(right, group))
-
-
-def _flat_share(scores: pd.Series, group: int) -> tuple[float, bool]:
-    """Expected share of prompts whose `group` scores at the largest budget are all equal."""
-
+    scores = at.groupby(["problem_id", "sample"], observed=True).score.mean().dropna()
     counts = scores.groupby(level=0, observed=True).value_counts()  # of each score of a prompt
     samples = counts.groupby(level=0, observed=True).transform("sum")
     few = samples < group
     # Where there are enough, over all ways to take a group out of the samples.
     ways = comb(counts, group) / comb(samples.clip(lower=group), group)
-    alike = ((counts / samples) ** group).where(few, ways)
-    return alike.groupby(level=0, observed=True).sum().mean(), not few.any()
+    alike = ((counts / samples) ** group).where(few, ways).groupby(level=0, observed=True).sum()
+    lengths = tuple(map(int, one.thinking_tokens.clip(upper=largest)))
+    summary = records.summary_tokens.mean()
+    return Observed(lengths, early.mean(), summary, alike.mean(), not few.any())
 
 
 @dataclass(frozen=True)
@@ -243,21 +187,48 @@ class Plan:
         args = self.config
         return args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
 
-    def shape(self, longest: bool = False) -> TreeShape:
-        """Mean or longest tree."""
-        args, seen = self.config, None if longest else self.observed
-        lengths = seen.lengths if seen else args.budgets[-1:]
-        cuts = tuple(fmean(min(b, length) for length in lengths) for b in args.budgets)
-        new = args.max_summary_tokens - self.forced
-        summary = min(seen.summary, new) if seen else new
-        prompt = max(self.prompts) if longest else fmean(self.prompts)
-        return TreeShape(prompt, fmean(lengths), cuts, args.num_summaries, self.forced, summary)
-
     def costs(self, longest: bool = False) -> Costs:
-        """Of the mean or the longest tree."""
-        half = self.config.bf16 or self.config.fp16
-        width = 2 if half else self.weight_width
-        return costs_of(self.size, self.shape(longest), width, self.checkpointing)
+        """Of the mean tree, or of the longest one."""
+        args, size, seen = self.config, self.size, None if longest else self.observed
+        hidden, inner = size.text.hidden_size, size.text.intermediate_size
+        layers, vocabulary = size.text.num_hidden_layers, size.text.vocab_size
+        width = 2 if args.bf16 or args.fp16 else self.weight_width
+        lengths = seen.lengths if seen else args.budgets[-1:]
+        cuts = [fmean(min(budget, length) for length in lengths) for budget in args.budgets]
+        prompt = max(self.prompts) if longest else fmean(self.prompts)
+        thinking, new = fmean(lengths), args.max_summary_tokens - self.forced
+        summary = min(seen.summary, new) if seen else new
+        trunk, leaf = prompt + thinking, self.forced + summary
+        segment = args.num_summaries * leaf  # of a budget, which sees the trunk up to its cut
+        keys = [prompt + cut for cut in cuts]
+        trained = thinking + len(cuts) * args.num_summaries * summary
+        packed = trunk + len(cuts) * segment
+        pairs = trunk**2 + sum(segment * (below + segment) for below in keys)  # in whole blocks
+        sampled_pairs = trunk**2 / 2 + sum(segment * (below + leaf / 2) for below in keys)
+        matrices, attention = 2 * size.body * packed, 4 * layers * size.q
+        head = 2 * hidden * vocabulary * trained
+        body = matrices + attention * pairs
+        # Norms keep their input in fp32 and the normalised value; q and k before and after
+        # rotation, keys and values repeated to all heads, the output; gate, up, product, input.
+        token = width * (4 * hidden + 9 * size.q + 3 * size.kv + 4 * inner) + 8 * hidden
+        # A segment copies the keys of the trunk up to its cut, and its own.
+        block = packed * token + sum(below + segment for below in keys) * 2 * width * size.q
+        inputs = layers * packed * width * hidden
+        # Checkpointing keeps the inputs of the blocks only, and makes their activations anew.
+        kept, again = (inputs + block, body) if self.checkpointing else (layers * block, 0.0)
+        return Costs(
+            prompt,
+            thinking,
+            summary,
+            trained,
+            packed,
+            update=3 * (body + head) + again,
+            rollout=matrices + attention * sampled_pairs + head,
+            # The masks of the leaves take a byte a pair and serve all layers.
+            activations=kept + pairs + 2 * width * hidden * trained,
+            cached=2 * layers * size.kv * width,
+            width=width,
+        )
 
     @property
     def memory(self) -> dict[str, float]:
@@ -296,12 +267,12 @@ class Plan:
         A decoding step reads all weights and the caches once, or takes its FLOPs, whichever is
         longer.
         """
-        costs, shape, hardware = self.costs(), self.shape(), self.hardware
+        costs, hardware = self.costs(), self.hardware
         rows = self.trees // hardware.devices
         speed = hardware.flops * UTILISATION
-        steps = -(-rows // self.rollout_rows) * (shape.thinking + shape.summary)
+        steps = -(-rows // self.rollout_rows) * (costs.thinking + costs.summary)
         read = self.size.parameters * costs.width
-        read += self.rollout_rows * (shape.prompt + shape.thinking / 2) * costs.cached
+        read += self.rollout_rows * (costs.prompt + costs.thinking / 2) * costs.cached
         sampling = max(steps * read / hardware.bandwidth, rows * costs.rollout / speed)
         return sampling, self.config.num_iterations * rows * costs.update / speed
 
@@ -376,7 +347,7 @@ def this_machine(devices: int | None = None) -> Hardware:
 
 def refusals(plan: Plan) -> list[str]:
     """Why a plan cannot run, each with what could; empty if it can."""
-    args, longest = plan.config, plan.shape(longest=True)
+    args, longest = plan.config, plan.costs(longest=True)
     positions = getattr(plan.size.text, "max_position_embeddings", None) or math.inf
     room = positions - int(longest.prompt) - args.max_summary_tokens
     folder = Path(args.output_dir).absolute()
@@ -404,7 +375,7 @@ def refusals(plan: Plan) -> list[str]:
 
 def _what_would_fit(plan: Plan) -> str:
     """The mildest changes after which it fits."""
-    changes: list[tuple[str, dict[str, Any]]] = [
+    changes = [
         ("rollout_batch_size=8", {"rollout_rows": min(8, plan.rollout_rows)}),
         ("per_device_train_batch_size=1", {"rows": 1}),
         ("gradient_checkpointing=True", {"checkpointing": True}),
@@ -432,13 +403,13 @@ def _what_would_fit(plan: Plan) -> str:
 
 def report(plan: Plan) -> list[tuple[str, str, str]]:
     """Rows of (what, per step, in all)."""
-    shape, costs, trees, times = plan.shape(), plan.costs(), plan.trees, plan.config.num_iterations
+    costs, trees, times = plan.costs(), plan.trees, plan.config.num_iterations
     generations = plan.steps / plan.updates
     sampling, updating = plan.seconds
-    of_a_generation: list[tuple[str, float, Callable[[float], str]]] = [
+    of_a_generation = [
         ("thinkings", trees, "{:,.0f}".format),
-        ("thinking tokens", trees * shape.thinking, "{:,.0f}".format),
-        ("summary tokens", trees * (costs.trained - shape.thinking), "{:,.0f}".format),
+        ("thinking tokens", trees * costs.thinking, "{:,.0f}".format),
+        ("summary tokens", trees * (costs.trained - costs.thinking), "{:,.0f}".format),
         ("packed tokens trained", trees * costs.packed * times, "{:,.0f}".format),
         ("FLOPs", trees * (costs.rollout + times * costs.update), "{:.3g}".format),
         ("time sampling", sampling, _clock),

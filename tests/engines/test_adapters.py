@@ -51,7 +51,7 @@ def test_an_adapter_is_sampled_asked_merged_and_served(adapter, tmp_path, monkey
         )
     with serving(load_model(folder), tokens, served=("mine",)) as (url, _):
         for opened, tokenizer in ((folder, ""), (url, folder)):
-            thinker = load_thinker(opened, tokenizer, max_summary_tokens=6, max_thinking_tokens=10)
+            thinker = load_thinker(opened, tokenizer, max_summary_tokens=6)
             thought = think_on(thinker.think(QUESTION, 0.0), 10)
             assert tuple(thought.ids) == wanted.thinking
             assert thought.answers(1)[0].text == tokens.decode(wanted.leaves[0].summary)

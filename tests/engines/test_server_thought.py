@@ -6,7 +6,7 @@ import time
 
 import pytest
 from completions_server import serving
-from made_thoughts import QUESTION, think_on
+from made_thoughts import QUESTION, context_for, think_on
 
 from anytime_lab.engines.load import load_thinker
 from anytime_lab.engines.server import ServerEngine
@@ -24,13 +24,14 @@ def served(local):
     """Starts servers and gives a thinker on each, with what the server was told and asked."""
     with contextlib.ExitStack() as stack:
 
-        def start(timeout=60.0, max_thinking_tokens=None, **behaviour):
+        def start(timeout=60.0, room=None, **behaviour):
             model, tokens = local.engine.model, local.engine.tokens
             url, told = stack.enter_context(serving(model, tokens, **behaviour))
             engine = ServerEngine(url, tokens, timeout=timeout, retries=0)
             stack.callback(engine.http.close)
-            thinker = Thinker(engine, local.sampling, max_thinking_tokens=max_thinking_tokens)
-            return thinker, told
+            if room is not None:
+                engine.context_length = context_for(room, engine.tokens, local.sampling)
+            return Thinker(engine, local.sampling), told
 
         yield start
 
@@ -88,7 +89,7 @@ def test_a_thinking_ends_at_its_marker_whatever_the_server_sends_past_it(served,
 
 
 def test_a_limit_of_tokens_ends_the_thinking(served):
-    thinker, told = served(max_thinking_tokens=11)
+    thinker, told = served(room=11)
     thought = think_on(thinker.think(QUESTION, 0.0), 13)
     assert (thought.length, thought.end) == (11, "length")
     assert [body["max_tokens"] for body in told.thought] == [8, 3]

@@ -8,7 +8,7 @@ import families
 import pytest
 import torch
 from completions_server import serving
-from made_thoughts import QUESTION, think_on
+from made_thoughts import QUESTION, context_for, think_on
 from tiny import SMALL, ending
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -210,7 +210,8 @@ def test_a_thinking_ends_and_is_asked_in_every_format_and_engine(wanted, way):
         ends = []
         for number in range(0, 40, 5):
             asked = f"{number} + 1?"
-            thought = Thinker(engine, sampling, max_thinking_tokens=20).think(asked, 0.0)
+            engine.context_length = context_for(20, engine.tokens, sampling, asked)
+            thought = Thinker(engine, sampling).think(asked, 0.0)
             (tree,) = HFEngine(model, tokens).sample_trees([thought.prompt], [3, 20], 1, sampling)
             heard = [think_on(thought, 3).answers(1)[0]]
             heard.append(think_on(thought, 20).answers(1)[0])

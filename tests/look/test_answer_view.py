@@ -1,5 +1,6 @@
 """Answer now: the spread worked by hand, its figure, buttons pressed, and threads that end."""
 
+import copy
 import random
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from completions_server import serving
-from made_thoughts import Scripted, Thinks, answer, scripted, state, streamed
+from made_thoughts import Scripted, Thinks, answer, context_for, scripted, state, streamed
 from processes import until
 
 from anytime_lab.engines.load import load_thinker
@@ -214,8 +215,11 @@ def test_a_server_is_as_good_as_a_model_in_here(opened, thinker, task):
     views = []
     with serving(thinker.engine.model, thinker.engine.tokens) as (url, _):
         served = load_thinker(url, tokenizer="embedded", max_summary_tokens=24)
+        prompt = task.problems[2]["prompt"]
         for model in (thinker, served):
-            model = replace(model, max_thinking_tokens=40)
+            engine = copy.copy(model.engine)
+            engine.context_length = context_for(40, engine.tokens, model.sampling, prompt)
+            model = replace(model, engine=engine)
             view = opened(model, task.problems, task.verifier, problem=2, temperature=0, rate=0)
             views.append(view)
             view.go.click()

@@ -8,9 +8,9 @@ import tempfile
 from argparse import Namespace
 
 import killable
-import pandas as pd
 import pytest
 import torch
+from made_runs import write_run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from trl.trainer.utils import add_fused_lm_head
@@ -18,16 +18,7 @@ from trl.trainer.utils import add_fused_lm_head
 from anytime_lab.__main__ import PREFLIGHT, main
 from anytime_lab.engines.load import load_model, load_tokenizer
 from anytime_lab.prompts import resolve_tokens
-from anytime_lab.run.estimate import (
-    GIB,
-    ModelSize,
-    Observed,
-    TreeShape,
-    costs_of,
-    make_plan,
-    refusals,
-    report,
-)
+from anytime_lab.run.estimate import GIB, Observed, make_plan, observe, refusals, report
 from anytime_lab.run.notebook import NOTEBOOKS
 from anytime_lab.train.scoring import choose_backend, score_rows, stack_rows
 from anytime_lab.tree import Leaf, Tree, pack
@@ -45,7 +36,7 @@ def planned(**options):
 
 @pytest.fixture(scope="module")
 def measured():
-    """The embedded model, a micro-batch of the longest trees, and the same as shapes."""
+    """The embedded model, a micro-batch of the longest trees, and the plan of the same."""
     tok, model = load_tokenizer("embedded"), load_model("embedded", device="cpu")
     add_fused_lm_head(model, temperature=1.0, outputs=("log_probs", "entropy"))
     backend, _ = choose_backend(model)
@@ -65,27 +56,28 @@ def measured():
     packed = [pack(one) for one in trees]
     rows = stack_rows(packed, torch.device("cpu"))
     batch = torch.tensor([[*t.prompt, *p.ids] for t, p in zip(trees, packed, strict=True)])
-    forced = len(tokens.cut_ids)
-    shape = TreeShape(PROMPT, 96, tuple(BUDGETS), SUMMARIES, forced, SUMMARY)
-    size = ModelSize.of(model.config)
-    costs = costs_of(size, shape)
+    settings = {"num_summaries": SUMMARIES, "max_summary_tokens": len(tokens.cut_ids) + SUMMARY}
+    settings |= SETTINGS | {"gradient_checkpointing": False}
+    plan = planned(budgets=BUDGETS, settings=settings, device="a100", dtype="float32")
+    plan = dataclasses.replace(plan, prompts=(PROMPT,))
+    costs = plan.costs()
     assert sum(sum(p.trained) for p in packed) == ROWS * costs.trained
     assert batch.shape == (ROWS, costs.packed)  # tokens are exact
 
     def run():
         return score_rows(model, backend, batch, torch.ones_like(batch), rows).log_probs.sum()
 
-    return model, run, size, shape
+    return model, run, plan
 
 
 def test_parameters_are_counted_without_weights(measured):
-    model, _, size, _ = measured
-    assert size.parameters == sum(p.numel() for p in model.parameters())
+    model, _, plan = measured
+    assert plan.size.parameters == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(("checkpointing", "tolerance"), [(False, 0.02), (True, 0.1)])
 def test_flops_are_those_that_torch_counts(measured, checkpointing, tolerance):
-    model, run, size, shape = measured
+    model, run, plan = measured
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -94,8 +86,8 @@ def test_flops_are_those_that_torch_counts(measured, checkpointing, tolerance):
             loss = run()
             forward = counter.get_total_flops()
             loss.backward()
-        costs = costs_of(size, shape, 4, checkpointing)
-        assert ROWS * costs.forward == pytest.approx(forward, rel=0.001)
+        costs = dataclasses.replace(plan, checkpointing=checkpointing).costs()
+        assert ROWS * plan.costs().update / 3 == pytest.approx(forward, rel=0.001)
         total = counter.get_total_flops()
         assert ROWS * costs.update == pytest.approx(total, rel=tolerance)
     finally:
@@ -104,7 +96,7 @@ def test_flops_are_those_that_torch_counts(measured, checkpointing, tolerance):
 
 
 def test_activations_are_those_that_autograd_keeps(measured):
-    model, run, size, shape = measured
+    model, run, plan = measured
     kept, alive = {}, []
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
@@ -117,11 +109,11 @@ def test_activations_are_those_that_autograd_keeps(measured):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         run()
     found = sum(size for place, size in kept.items() if place not in own)
-    assert ROWS * costs_of(size, shape, 4).activations == pytest.approx(found, rel=0.15)
+    assert ROWS * plan.costs().activations == pytest.approx(found, rel=0.15)
 
 
 def test_standing_memory_is_weights_gradients_and_two_moments(measured):
-    model, run, size, shape = measured
+    model, run, plan = measured
     optimizer = torch.optim.AdamW(model.parameters())
     run().backward()
     optimizer.step()
@@ -232,7 +224,7 @@ def test_records_tell_lengths_ends_and_prompts_that_teach_nothing(evaluated):
     records = read_records(evaluated)
     thinkings = records.drop_duplicates(["problem_id", "sample"])
     assert one.observed.finished == (thinkings.thinking_end != "length").mean()
-    assert one.shape().thinking == pytest.approx(thinkings.thinking_tokens.mean())
+    assert one.costs().thinking == pytest.approx(thinkings.thinking_tokens.mean())
     last = records[records.budget == 6].groupby("problem_id", observed=True).score
     assert one.observed.flat == (last.nunique() == 1).mean() and one.observed.exact
     rows = {what: step for what, step, _ in report(one)}
@@ -241,14 +233,13 @@ def test_records_tell_lengths_ends_and_prompts_that_teach_nothing(evaluated):
         planned(preset="grpo", records=evaluated)
 
 
-def test_groups_without_variance_are_counted_over_all_ways_to_draw_them():
-    from anytime_lab.run.estimate import _flat_share
-
-    scores = pd.Series([1, 1, 0, 0.0, 1, 1, 1, 1],
-                       index=pd.MultiIndex.from_product([["a", "b"], range(4)]))  # fmt: skip
-    # a: of the 6 pairs 2 are equal; b: all are.
-    assert _flat_share(scores, 2) == (pytest.approx((1 / 3 + 1) / 2), True)
-    assert _flat_share(scores, 8) == (pytest.approx((2 / 2**8 + 1) / 2), False)
+def test_groups_without_variance_are_counted_over_all_ways_to_draw_them(tmp_path):
+    right = [[[[1]], [[1]], [[0]], [[0]]], [[[1]], [[1]], [[1]], [[1]]]]
+    write_run(tmp_path, right, budgets=(8,))
+    # Of the first problem 2 of the 6 pairs are equal; of the second all are.
+    for group, flat, exact in ((2, (1 / 3 + 1) / 2, True), (8, (2 / 2**8 + 1) / 2, False)):
+        seen = observe(tmp_path, 8, group)
+        assert (seen.flat, seen.exact) == (pytest.approx(flat), exact)
 
 
 @pytest.mark.parametrize(

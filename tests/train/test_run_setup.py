@@ -100,7 +100,7 @@ KINDS = [
     ({"data": [{"prompt": "a"}]}, "train_dataset is a list; expected a datasets.Dataset"),
     ({"reward": CountdownVerifier}, "is a class; pass an object of it: CountdownVerifier\\(\\)"),
     ({"reward": 3}, "reward function 3 cannot be called"),
-    ({"tok": tiny.build_model}, "expected a tokenizer(.|\n)*AutoTokenizer"),
+    ({"tok": tiny.model}, "expected a tokenizer(.|\n)*AutoTokenizer"),
 ]
 
 
