@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy
 import torch
@@ -43,10 +43,10 @@ CHOICES = {
 # Fields that make another run; others (max_steps, saving, logging) may change on the way.
 METHOD = (
     "budgets", "prior", "summary_prior", "summary_weighting", "num_summaries", "max_summary_tokens",
-    "num_generations",
-    "baseline", "discount", "train_summaries", "length_penalty", "length_penalty_alpha",
-    "check_format", "loss_type", "loss_length", "beta", "epsilon", "temperature", "num_iterations",
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed",
+    "num_generations", "baseline", "discount", "train_summaries", "length_penalty",
+    "length_penalty_alpha", "check_format", "loss_type", "loss_length", "beta", "epsilon",
+    "temperature", "num_iterations", "learning_rate", "lr_scheduler_type", "warmup_steps",
+    "weight_decay", "max_grad_norm", "seed",
 )  # fmt: skip
 
 
@@ -100,28 +100,26 @@ _Positive, _AboveNone = Annotated[_Whole, Field(ge=1)], Annotated[_Number, Field
 _NotNegative, _Share = Annotated[_Number, Field(ge=0)], Annotated[_Number, Field(ge=0, le=1)]
 _Count = Annotated[_Whole, Field(ge=0)]
 _OWN_CACHE = "Trees are sampled with a cache of their own."
-# Fields of TRL, what they must be, and why or the way out.
-RULES: tuple[tuple[str, Any, str], ...] = (
-    # What a tree of thinking and summaries cannot honour.
-    (
-        "mask_truncated_completions", Literal[False],
+# Fields of TRL of which a tree of thinking and summaries takes the default alone, and why.
+UNTOUCHED = {
+    "mask_truncated_completions":
         "A row is a whole tree; a summary that hit its limit is scored as it stands.",
-    ),
-    ("use_transformers_continuous_batching use_transformers_paged", Literal[False], _OWN_CACHE),
-    ("cache_implementation", None, _OWN_CACHE),
-    ("use_liger_kernel", Literal[False], "It replaces the forward that runs packed trees."),
-    (
-        "remove_unused_columns", Literal[False],
-        "It would drop the columns that the rewards grade by.",
-    ),
-    ("generation_kwargs", None, "Set temperature, top_p, top_k or min_p."),
-    ("off_policy_mask_threshold", None, "It would mask whole trees by one number."),
-    ("vllm_structured_outputs_regex", None, "A thinking and a summary follow no one pattern."),
-    ("importance_sampling_level", Literal["token"], "A sequence would be a whole tree."),
-    (
-        "multi_objective_aggregation", Literal["sum_then_normalize"],
-        "Scores are summed and not normalised.",
-    ),
+    "use_transformers_continuous_batching": _OWN_CACHE,
+    "use_transformers_paged": _OWN_CACHE,
+    "cache_implementation": _OWN_CACHE,
+    "use_liger_kernel": "It replaces the forward that runs packed trees.",
+    "remove_unused_columns": "It would drop the columns that the rewards grade by.",
+    "generation_kwargs": "Set temperature, top_p, top_k or min_p.",
+    "off_policy_mask_threshold": "It would mask whole trees by one number.",
+    "vllm_structured_outputs_regex": "A thinking and a summary follow no one pattern.",
+    "ds3_gather_for_generation":
+        "Under ZeRO-3, thinkings that differ in length would have processes wait for ever.",
+    "importance_sampling_level": "A sequence would be a whole tree.",
+    "multi_objective_aggregation": "Scores are summed and not normalised.",
+}  # fmt: skip
+# Other fields of TRL, what they must be, and why or the way out.
+RULES: tuple[tuple[str, Any, str], ...] = (
+    *((name, Literal[getattr(GRPOConfig, name)], why) for name, why in UNTOUCHED.items()),
     (
         "repetition_penalty", Annotated[float, Field(ge=1, le=1)],
         "Sampled log-probs would not be the policy's.",
@@ -156,74 +154,6 @@ RULES: tuple[tuple[str, Any, str], ...] = (
         "Leave it out to begin anew.",
     ),
 )  # fmt: skip
-
-
-def read_fields(config: Any) -> None:
-    """Read every field as its type (text, as YAML and papermill make it, too), then by `RULES`.
-
-    Raises:
-        ValueError: a field has a value that the method, or TRL on trees, cannot take.
-    """
-    for item in fields(config):
-        value, told = getattr(config, item.name), item.metadata.get("help", "")
-        if item.name in BRPOConfig.__annotations__:
-            wanted = BRPOConfig.__annotations__[item.name]
-            setattr(config, item.name, read_as(item.name, _from_json(value), wanted, told))
-        elif value is None and item.default is None:
-            continue  # HfArgumentParser has taken the None out of the types
-        elif item.type in _SIMPLE and not isinstance(value, (numbers.Real, numpy.bool_)):
-            setattr(config, item.name, read_as(item.name, value, item.type))
-    for names, wanted, fix in RULES:
-        for name in names.split():
-            setattr(config, name, read_as(name, getattr(config, name), wanted, fix))
-
-
-def check_together(config: Any) -> None:
-    """Check fields that must go together.
-
-    Raises:
-        ValueError: weights or baseline do not fit the budgets; summaries are weighted that are not
-            trained; or rollouts are not sampled from the policy, which importance ratios need.
-    """
-    check_budgets(config.budgets)
-    for name in ("prior", "summary_prior"):
-        config.weights(name)  # refuses what is none
-    if config.baseline == "serial" and len(config.budgets) == 1:
-        raise ValueError(
-            f"baseline='serial' compares a thinking's budgets, but budgets is {config.budgets}: "
-            "nothing would be trained. Set more of them, or another baseline."
-        )
-    for name, value, does, way in (
-        ("train_summaries", "last", "trains the last budget only", "all"),
-        ("summary_weighting", "authors", "weights every summary alike", "eq10"),
-    ):
-        if getattr(config, name) == value and config.summary_prior is not None:
-            raise ValueError(
-                f"summary_prior is set, but {name}={value!r} {does}. Set {name}={way!r}, or leave "
-                "summary_prior out."
-            )
-    truncated = [
-        f"{name}={getattr(config, name)}"
-        for name, neutral in (("top_p", (1.0,)), ("top_k", (0, None)), ("min_p", (0, None)))
-        if getattr(config, name) not in neutral
-    ]
-    steps = config.steps_per_generation or config.gradient_accumulation_steps
-    reused = config.num_iterations > 1 or steps > config.gradient_accumulation_steps
-    whole, way = "", ""
-    if config.use_vllm and config.vllm_importance_sampling_correction:
-        whole = "the correction of vLLM's log-probs takes the policy's whole one"
-        way = "vllm_importance_sampling_correction=False"
-    elif reused or config.generation_batch_size is not None:
-        whole = "the importance ratios of reused rollouts are taken from the whole one"
-        way = (
-            "use each rollout once (num_iterations=1, steps_per_generation and "
-            "generation_batch_size left out)"
-        )
-    if truncated and whole:
-        raise ValueError(
-            f"{', '.join(truncated)} samples from a truncated distribution, while {whole}. Set "
-            f"top_p=1.0, top_k=0 and min_p=None, or {way}."
-        )
 
 
 @dataclass
@@ -332,8 +262,8 @@ class BRPOConfig(GRPOConfig):
             self.output_dir = os.path.expanduser(self.output_dir)
         if self.scale_rewards is False:
             self.scale_rewards = "none"
-        read_fields(self)
-        check_together(self)
+        self._read_fields()
+        self._check_together()
         leaves = len(self.budgets) * self.num_summaries
         length = self.loss_length or self.budgets[-1] + leaves * self.max_summary_tokens
         if self.max_completion_length not in (None, length):
@@ -344,16 +274,72 @@ class BRPOConfig(GRPOConfig):
                 "Leave it out; set loss_length to choose the constant that the loss divides by."
             )
         self.max_completion_length = length
-        if self.bf16 is None and not self.fp16 and not torch.cuda.is_available():
-            # bf16 autocast gains nothing on a small model on CPU and breaks exact comparisons.
-            self.bf16 = False
         if not torch.cuda.is_available():
+            # bf16 autocast gains nothing on a small model on CPU and breaks exact comparisons.
+            self.bf16 = bool(self.bf16)
             self.dataloader_pin_memory = False  # it would only warn
         if self.steps_per_generation is not None:  # both are in `to_dict()`, and TRL refuses both
             rows = self.per_device_train_batch_size * _processes() * self.steps_per_generation
             if self.generation_batch_size == rows:
                 self.generation_batch_size = None
         super().__post_init__()
+
+    def _read_fields(self) -> None:
+        """Read every field as its type (of text, as YAML makes it, too), then by `RULES`."""
+        for item in fields(self):
+            value, told = getattr(self, item.name), item.metadata.get("help", "")
+            if item.name in BRPOConfig.__annotations__:
+                wanted = BRPOConfig.__annotations__[item.name]
+                setattr(self, item.name, read_as(item.name, _from_json(value), wanted, told))
+            elif value is None and item.default is None:
+                continue  # HfArgumentParser has taken the None out of the types
+            elif item.type in _SIMPLE and not isinstance(value, (numbers.Real, numpy.bool_)):
+                setattr(self, item.name, read_as(item.name, value, item.type))
+        for names, wanted, fix in RULES:
+            for name in names.split():
+                setattr(self, name, read_as(name, getattr(self, name), wanted, fix))
+
+    def _check_together(self) -> None:
+        """Check fields that must go together."""
+        check_budgets(self.budgets)
+        for name in ("prior", "summary_prior"):
+            self.weights(name)  # refuses what is none
+        if self.baseline == "serial" and len(self.budgets) == 1:
+            raise ValueError(
+                f"baseline='serial' compares a thinking's budgets, but budgets is {self.budgets}: "
+                "nothing would be trained. Set more of them, or another baseline."
+            )
+        for name, value, does, way in (
+            ("train_summaries", "last", "trains the last budget only", "all"),
+            ("summary_weighting", "authors", "weights every summary alike", "eq10"),
+        ):
+            if getattr(self, name) == value and self.summary_prior is not None:
+                raise ValueError(
+                    f"summary_prior is set, but {name}={value!r} {does}. Set {name}={way!r}, or "
+                    "leave summary_prior out."
+                )
+        truncated = [
+            f"{name}={getattr(self, name)}"
+            for name, neutral in (("top_p", (1.0,)), ("top_k", (0, None)), ("min_p", (0, None)))
+            if getattr(self, name) not in neutral
+        ]
+        steps = self.steps_per_generation or self.gradient_accumulation_steps
+        reused = self.num_iterations > 1 or steps > self.gradient_accumulation_steps
+        whole, way = "", ""
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            whole = "the correction of vLLM's log-probs takes the policy's whole one"
+            way = "vllm_importance_sampling_correction=False"
+        elif reused or self.generation_batch_size is not None:
+            whole = "the importance ratios of reused rollouts are taken from the whole one"
+            way = (
+                "use each rollout once (num_iterations=1, steps_per_generation and "
+                "generation_batch_size left out)"
+            )
+        if truncated and whole:
+            raise ValueError(
+                f"{', '.join(truncated)} samples from a truncated distribution, while {whole}. Set "
+                f"top_p=1.0, top_k=0 and min_p=None, or {way}."
+            )
 
     def weights(self, name: str) -> Prior:
         """`prior` or `summary_prior` as a value; uniform where it is None."""
@@ -397,11 +383,9 @@ class BRPOConfig(GRPOConfig):
         The first one is; then those that serve an update divisible by `save_rollouts_steps`.
         """
         every = self.save_rollouts_steps
-        if every == 0:
-            return False
         period = self.steps_per_generation * self.num_iterations
         last = step + max(1, period // self.gradient_accumulation_steps) - 1
-        return step == 1 or last // every > (step - 1) // every
+        return every > 0 and (step == 1 or last // every > (step - 1) // every)
 
 
 # Each field's help text: its words above, and those of the table that it chooses from.
@@ -414,79 +398,63 @@ for _name, _told in re.findall(
     BRPOConfig.__dataclass_fields__[_name].metadata = {"help": _told}
 
 
-class Preset(NamedTuple):
-    """A published configuration: the nine of the paper, then others' to compare with.
-
-    Attributes:
-        words: What it is.
-        prior: From the budgets to P_j.
-        settings: Fields of `BRPOConfig`.
-        largest: Whether it takes the largest of the budgets only, so that one list of budgets
-            serves every preset and the thinkings are equally long.
-    """
-
-    words: str
-    prior: Callable[[Sequence[int]], Prior]
-    settings: dict[str, Any]
-    largest: bool = False
-
-
-# Final summaries only, compared with the siblings of the group.
-_FINAL_ONLY = {"num_summaries": 1, "train_summaries": "last", "baseline": "group"}
-# Four summaries at every budget, each compared with those of the same truncated thinking.
-_DECOUPLED = {"num_summaries": 4, "train_summaries": "all", "baseline": "brpo"}
-
-PRESETS: dict[str, Preset] = {
-    "grpo": Preset(
+# A published configuration: the nine of the paper, then others' to compare with. Name → words; how
+# P_j comes of the budgets (None: of the largest alone, so that one list of budgets serves every
+# preset and the thinkings are equally long); summaries a budget, and at which they are trained;
+# baseline; length penalty.
+PRESETS: dict[str, tuple[str, Callable[[Sequence[int]], Prior] | None, int, str, str, Any]] = {
+    "grpo": (
         "GRPO on the largest budget: final answer rewarded, group baseline",
-        Prior.base, _FINAL_ONLY, largest=True,
+        None, 1, "last", "group", None,
     ),
-    "grpo_linear": Preset(
+    "grpo_linear": (
         "GRPO+linear: every budget rewarded in proportion to its length, final summary trained",
-        Prior.linear, _FINAL_ONLY,
+        Prior.linear, 1, "last", "group", None,
     ),
-    "grpo_decouple": Preset(
+    "grpo_decouple": (
         "GRPO+decouple: final answer rewarded, group baseline, summaries trained at every budget",
-        Prior.base, {**_DECOUPLED, "baseline": "group"},
+        Prior.base, 4, "all", "group", None,
     ),
-    "grpo_vr": Preset(
+    "grpo_vr": (
         "GRPO+vr: final answer rewarded, BRPO baseline from the earlier budgets' scores",
-        Prior.base, {**_FINAL_ONLY, "baseline": "brpo"},
+        Prior.base, 1, "last", "brpo", None,
     ),
-    "ar_base": Preset("AnytimeReasoner-base (GRPO+vr+decouple)", Prior.base, _DECOUPLED),
-    "ar_linear": Preset(
-        "AnytimeReasoner-linear: P_j in proportion to b_j", Prior.linear, _DECOUPLED
+    "ar_base": (
+        "AnytimeReasoner-base (GRPO+vr+decouple)",
+        Prior.base, 4, "all", "brpo", None,
     ),
-    "ar_uniform": Preset(
-        "AnytimeReasoner-uniform: every budget counts the same", Prior.uniform, _DECOUPLED
+    "ar_linear": (
+        "AnytimeReasoner-linear: P_j in proportion to b_j",
+        Prior.linear, 4, "all", "brpo", None,
     ),
-    "grpo_length_penalty_v1": Preset(
+    "ar_uniform": (
+        "AnytimeReasoner-uniform: every budget counts the same",
+        Prior.uniform, 4, "all", "brpo", None,
+    ),
+    "grpo_length_penalty_v1": (
         "GRPO with the L1 length penalty: 1 - 0.2 |z| / b_m where right",
-        Prior.base, {**_FINAL_ONLY, "length_penalty": "linear"}, largest=True,
+        None, 1, "last", "group", "linear",
     ),
-    "grpo_length_penalty_v2": Preset(
+    "grpo_length_penalty_v2": (
         "GRPO with the length penalty of Arora & Zanette, alpha 0.2",
-        Prior.base, {**_FINAL_ONLY, "length_penalty": "group"}, largest=True,
+        None, 1, "last", "group", "group",
     ),
-    "grpo_overlong": Preset(
+    "grpo_overlong": (
         "GRPO with DAPO's soft overlong punishment (2503.14476) on the last fifth of b_m",
-        Prior.base, {**_FINAL_ONLY, "length_penalty": "overlong"}, largest=True,
+        None, 1, "last", "group", "overlong",
     ),
-    "think_prune": Preset(
+    "think_prune": (
         "ThinkPrune (2504.01296): GRPO with no reward above 1 - alpha of b_m; shrink the limit by "
         "training on with a larger length_penalty_alpha",
-        Prior.base, {**_FINAL_ONLY, "length_penalty": "limit"}, largest=True,
+        None, 1, "last", "group", "limit",
     ),
-    "s_grpo": Preset(
+    "s_grpo": (
         "S-GRPO (2505.07686): the k-th right exit of a thinking earns 1 / 2^(k-1), and is compared "
         "with the thinking's other exits",
-        Prior.uniform,
-        {
-            "num_summaries": 1, "train_summaries": "all", "baseline": "serial",
-            "length_penalty": "decay",
-        },
+        Prior.uniform, 1, "all", "serial", "decay",
     ),
 }  # fmt: skip
+_PRESET_FIELDS = ("num_summaries", "train_summaries", "baseline", "length_penalty")
 
 
 _SCHEDULE = {
@@ -523,11 +491,11 @@ def train_config(
     """
     if preset not in PRESETS:
         raise ValueError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
-    chosen = PRESETS[preset]
+    _, prior, *row = PRESETS[preset]
     budgets = check_budgets(_from_json(budgets))
-    budgets = budgets[-1:] if chosen.largest else budgets
-    fields_of = {"budgets": list(budgets), "prior": list(chosen.prior(budgets).weights)}
-    fields_of |= _SCHEDULE | chosen.settings | given
+    weighed = prior(budgets) if prior else Prior.base(budgets[-1:])
+    fields_of = {"budgets": list(weighed.budgets), "prior": list(weighed.weights)}
+    fields_of |= _SCHEDULE | dict(zip(_PRESET_FIELDS, row, strict=True)) | given
     fix = 'Give a dict of fields such as {"num_summaries": 2}.'
     settings = read_as("settings", _from_json(settings or {}), dict[str, Any], fix)
     if problems_per_step is not None:

@@ -193,8 +193,10 @@ def test_loss_and_gradient_are_the_method_worked_out_row_by_row(tmp_path, backen
 
 
 def test_s_grpo_trains_one_whole_row_for_each_exit(tmp_path):
-    preset = PRESETS["s_grpo"].settings
-    trainer = build(tmp_path, mostly_wrong, check_format=False, **preset, **SGD)
+    preset = train_config("s_grpo", tiny.BUDGETS, output_dir="unused")
+    names = ("num_summaries", "train_summaries", "baseline", "length_penalty")
+    settings = {name: getattr(preset, name) for name in names} | SGD
+    trainer = build(tmp_path, mostly_wrong, check_format=False, **settings)
     kept = watched(trainer)
     moved = change(trainer)
     model, loss = tiny.model(), torch.zeros(())
