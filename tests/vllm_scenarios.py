@@ -104,8 +104,7 @@ def train(folder):
     import vllm.model_executor.layers.vocab_parallel_embedding
     from trl.generation import vllm_generation
 
-    from anytime_lab.train.devices import LogprobMismatch
-    from anytime_lab.train.trainer import BRPOTrainer
+    from anytime_lab.train.trainer import BRPOTrainer, LogprobMismatch
 
     def plain_product(layer, *_args, **_kwargs):
         layer.cpu_linear = torch.nn.functional.linear

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,20 @@ import torch
 from accelerate.utils import gather
 from datasets import Dataset, IterableDataset
 from safetensors import SafetensorError
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils.notebook import NotebookProgressCallback
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
+from trl.models.utils import unwrap_model_for_generation
 
+from anytime_lab.engines.base import Continuation, Engine, Prefix, Sampling
 from anytime_lab.engines.hf import HFEngine
-from anytime_lab.engines.load import load_tokens, model_path
 from anytime_lab.page import redacted
-from anytime_lab.prompts import ThinkingFormat, fit_verifier, prompt_ids
 from anytime_lab.store.files import RunFolderError, only_writer
-from anytime_lab.train import advantages, checks, devices, recording, scoring
+from anytime_lab.train import advantages, checks, recording, scoring
 from anytime_lab.train.config import BRPOConfig
 from anytime_lab.tree import PADDING, Tree, pack
 
@@ -52,6 +55,50 @@ class StoppedByHandError(KeyboardInterrupt):
         return [str(self)]
 
 
+class LogprobMismatch(UserWarning):
+    """The engine that samples and the model that trains are not the same policy."""
+
+
+class TrainersEngine(Engine):
+    """The vLLM that TRL holds: TRL starts it, sends it the weights and puts it to sleep.
+
+    Its `generate` is called twice, for the thinkings and for the summaries on their cached
+    prefixes.
+    """
+
+    def __init__(self, trainer: GRPOTrainer):
+        self.vllm, self.tokens = trainer.vllm_generation, trainer.tokens
+        training = trainer.model.training
+        self.group = trainer.num_generations if training else trainer.num_generations_eval
+
+    def complete(
+        self, prefixes: list[Prefix], limit: int, thinks: bool, sampling: Sampling
+    ) -> list[Continuation]:
+        """See `Engine.complete`; TRL has told vLLM how to sample."""
+        count = self.group if thinks else prefixes[0].count  # neighbours that share a prefix
+        rows = [list(prefix.ids) for prefix in prefixes for _ in range(prefix.count)]
+        vllm = self.vllm
+        before = vllm.max_completion_length, vllm.generation_kwargs, vllm.enable_sleep_mode
+        vllm.max_completion_length = limit
+        vllm.generation_kwargs = self.tokens.stops(thinks)
+        # After thinkings a sleeping engine stays awake: TRL puts it to sleep after each `generate`,
+        # which between the phases would throw the cache of the thinkings away, and send all
+        # weights a second time.
+        if thinks and vllm.mode == "colocate" and vllm.enable_sleep_mode:
+            if vllm._llm_weights_sleeping:
+                vllm.sync_weights()
+            vllm.llm.wake_up(tags=["kv_cache"])
+            vllm.enable_sleep_mode = False
+        try:
+            _, sampled, logprobs, _ = vllm.generate(rows, None, count)
+        finally:
+            vllm.max_completion_length, vllm.generation_kwargs, vllm.enable_sleep_mode = before
+        return [  # TRL takes NaN as no correction for the token
+            Continuation(tuple(ids), tuple(math.nan if at[0] is None else at[0] for at in values))
+            for ids, values in zip(sampled, logprobs, strict=True)
+        ]
+
+
 class BRPOTrainer(GRPOTrainer):
     """Trains thinking and summary policy on rollout trees.
 
@@ -68,7 +115,6 @@ class BRPOTrainer(GRPOTrainer):
         processing_class: the tokenizer; by default the model's.
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in
             TRL.
-        thinking_format: as `args.thinking_format`, or a `ThinkingFormat`; wins over it.
 
     Raises:
         TypeError, ValueError: before any work, where settings, data, tokenizer and model do not go
@@ -102,46 +148,32 @@ class BRPOTrainer(GRPOTrainer):
         optimizers: tuple = (None, None),
         quantization_config: Any = None,
         peft_config: Any = None,
-        thinking_format: ThinkingFormat | str | dict | None = None,
     ):
-        name = model_path(model) if isinstance(model, str) else model.config._name_or_path
-        if args is None:
-            args = BRPOConfig(f"{name.rstrip('/').split('/')[-1]}-BRPO")
-        functions = checks.as_reward_functions(reward_funcs)
-        model, model_config, tokenizer = checks.load_start(
-            model, name, processing_class, args, peft_config
+        start = checks.Start(
+            model, reward_funcs, args, train_dataset, eval_dataset, processing_class, peft_config
         )
-        self.tokens = load_tokens(model, tokenizer, thinking_format or args.thinking_format)
-        fmt, template = self.tokens.fmt, args.chat_template_kwargs
-        self.encode_prompt = lambda prompt: prompt_ids(prompt, tokenizer, fmt, template)
-        self.sampling = checks.sampling_of(args, self.tokens)
-        functions = [fit_verifier(function, self.tokens.fmt) for function in functions]
-        checks.check_datasets(
-            train_dataset, eval_dataset, functions, model_config, args, self.encode_prompt
+        args = start.args
+        super().__init__(
+            model=start.model,
+            reward_funcs=start.functions,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=start.tokenizer,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
         )
-        self.example = self.encode_prompt(next(iter(train_dataset))["prompt"])
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
-            super().__init__(
-                model=model,
-                reward_funcs=functions,
-                args=args,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=tokenizer,
-                reward_processing_classes=reward_processing_classes,
-                callbacks=callbacks,
-                optimizers=optimizers,
-                quantization_config=quantization_config,
-                peft_config=peft_config,
-                rollout_func=_sample_rollouts,
-            )
+        self.rollout_func = _sample_rollouts  # an argument of TRL's, which warns of it
+        self.tokens, self.encode_prompt = start.tokens, start.encode
+        self.sampling, self.example = start.sampling, start.example
         if self.accelerator.is_main_process:
             forced, left = self.tokens.longest_forced, self.sampling.max_summary_tokens
             room = f"Of max_summary_tokens the forced text takes {forced}, {left} are left."
             print(self.tokens.describe(self.example), room, sep="\n")
-        devices.check_sharding(self)
+        self._check_sharding()
         self.tree_backend, reason = scoring.choose_backend(
             self.model, args.tree_backend, args.temperature
         )
@@ -154,16 +186,30 @@ class BRPOTrainer(GRPOTrainer):
         self._skips = not reason
         # Several processes exchange gradients after one pass each.
         self._spare_columns = 256 if self.accelerator.num_processes == 1 else sys.maxsize
-        self._recorder = recording.StepRecorder(self)
+        self._recorder = recording.Recorder(self)
         self.add_callback(self._recorder)
-        for callback in list(self.callback_handler.callbacks):
-            if type(callback).__name__ == "NotebookProgressCallback":
-                self.remove_callback(callback)
-                self.add_callback(recording.ProgressBar)
+        if self.pop_callback(NotebookProgressCallback):
+            self.add_callback(recording.ProgressBar)
         self._trees: list[Tree] = []
         self._rows: scoring.TreeRows | None = None  # layout of the rows that are being scored
         self._batch: dict[str, Any] = {}  # of which the loss is being computed
         self._graded: tuple[torch.Tensor, scoring.TreeNumbers] | None = None
+
+    def _check_sharding(self) -> None:
+        """Refuse what would make a reference noise, or leave no whole model to sample from."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if self.ref_model is not None and plugin and plugin.cpu_ram_efficient_loading:
+            raise ValueError(
+                f"beta is {self.args.beta} with fsdp_cpu_ram_efficient_loading: true: TRL shards a "
+                "reference model without sending its weights from the one process that has loaded "
+                "them. Set fsdp_cpu_ram_efficient_loading: false in the accelerate settings, or "
+                "beta=0."
+            )
+        if self._dist.fsdp_version == 1 and not self.use_vllm:
+            raise ValueError(
+                "fsdp_version is 1, which cannot keep the weights whole while rollouts are "
+                "sampled. Set fsdp_version: 2 in the accelerate settings, or use_vllm=True."
+            )
 
     # --- rollouts and scores ---------------------------------------------------------------------
 
@@ -178,10 +224,33 @@ class BRPOTrainer(GRPOTrainer):
         asked = [encoded[repr(prompt)] for prompt in prompts], self.args.budgets
         asked = *asked, self.args.num_summaries, self.sampling
         if self.use_vllm:
-            return devices.TrainersEngine(self).sample_trees(*asked)
-        with devices.whole_model(self) as model:
+            return TrainersEngine(self).sample_trees(*asked)
+        with self._whole_model() as model:
             engine = HFEngine(model, self.tokens, batch_size=self.args.rollout_batch_size)
             return engine.sample_trees(*asked)
+
+    @contextlib.contextmanager
+    def _whole_model(self) -> Iterator[torch.nn.Module]:
+        """The model with all of its weights on each process, and without gradients."""
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+        ):
+            shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+            for module in shards:
+                module.set_reshard_after_forward(False, recurse=False)
+                module.unshard()
+            try:
+                yield model
+            finally:
+                plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+                for module in shards:
+                    module.reshard()
+                    module.set_reshard_after_forward(plugin.reshard_after_forward, recurse=False)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         """Grade every leaf; return the value of each tree per reward function, (W B, F)."""
@@ -231,7 +300,7 @@ class BRPOTrainer(GRPOTrainer):
         start = time.perf_counter()
         mode = "train" if self.model.training else "eval"
         output = super()._generate_and_score_completions(inputs)
-        devices.check_logprobs(self, output, mode)
+        self._check_logprobs(output, mode)
         scores, numbers = self._graded
         group = self.num_generations if mode == "train" else self.num_generations_eval
         told = recording.credit(
@@ -251,14 +320,52 @@ class BRPOTrainer(GRPOTrainer):
         output["tree_leaf"], output["tree_branch"] = rows.leaf, rows.branch
         if mode == "train" and self._skips:
             output["tree_kept"] = scoring.live_columns(output["advantages"], rows)
-        self._log_generation(mode, scores, numbers, group)
+        self._recorder.log_generation(mode, scores, numbers, group)
         if mode == "train":
             prompts = self.accelerator.reduce(output["prompt_mask"].sum())
             self._recorder.counters["total/prompt_tokens"] += prompts.item()
-            recording.keep_trees(self, self._trees, first, told)
+            self._recorder.keep_trees(self._trees, first, told)
         self._trees, self._rows, self._graded = [], None, None
         self._recorder.line["time/rollout"] += time.perf_counter() - start
         return output
+
+    def _check_logprobs(self, batch: dict[str, Any], mode: str) -> None:
+        """Compare vLLM's log-probs of sampled tokens with the trainer's; warn where they differ.
+
+        Log-probs that drift apart mean that rollouts come from another policy than the one that is
+        trained: weights that did not arrive (such as a head tied to the embeddings), another
+        precision, or a log-prob at another temperature. Nothing else would show it.
+        """
+        steps, tolerance = self.args.check_logprobs_steps, self.args.logprobs_tolerance
+        if not self.use_vllm or not steps or self.state.global_step % steps:
+            return
+        trained = batch.get("old_per_token_logps")
+        if trained is None:  # TRL needs them for its own correction only
+            ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+            mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+            columns, size = batch["completion_ids"].shape[1], self.args.per_device_train_batch_size
+            score = self._get_per_token_logps_and_entropies
+            with torch.no_grad():
+                trained = score(self.model, ids, mask, columns, size)[0]
+        sampled = batch["sampling_per_token_logps"]
+        counted = (batch["completion_mask"] * batch["tool_mask"]).bool() & ~sampled.isnan()
+        apart = torch.where(counted, trained - sampled, 0.0).abs().double()
+        told = torch.stack([apart.sum(), counted.sum().double(), apart.max()])
+        total, count, largest = self.accelerator.gather(told[None]).unbind(dim=1)
+        mean, largest = (total.sum() / count.sum().clamp(min=1)).item(), largest.max().item()
+        named = {"logprobs/difference_mean": mean, "logprobs/difference_max": largest}
+        self._recorder.tell(mode, named)
+        if not mean <= tolerance and self.accelerator.is_main_process:
+            warnings.warn(
+                f"STEP {self.state.global_step}: vLLM's log-probs differ from the trainer's by "
+                f"{mean:.3g} nats a token on average (largest {largest:.3g}; logprobs_tolerance is "
+                f"{tolerance:g}). The rollouts come from another policy than the one that is "
+                "trained: probably weights did not reach vLLM, or it runs in another precision. Do "
+                "not trust this run before it is explained; without vLLM (use_vllm=False) the "
+                "difference is 0.",
+                LogprobMismatch,
+                stacklevel=2,
+            )
 
     # --- packed trees in TRL's loss --------------------------------------------------------------
 
@@ -278,42 +385,26 @@ class BRPOTrainer(GRPOTrainer):
         return self._buffered_inputs[self._step % len(batches)]
 
     def _get_per_token_logps_and_entropies(
-        self,
-        model,
-        input_ids,
-        attention_mask,
-        logits_to_keep,
-        batch_size=None,
-        compute_entropy=False,
-        compute_aux_loss=False,
-        **multimodal,
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **not_of_trees
     ):
-        """Log-probs (and entropies) of the last C columns of packed trees; 0 on forced tokens.
+        """Log-probs and entropies of the last C columns of packed trees; 0 on forced tokens.
 
         Where a loss skips what has no gradient, the entropy is told by the sampled tokens' own
         log-probs: their mean is the mean entropy's estimate.
         """
-        rows, batch = self._rows, self._batch
-        skips = "tree_kept" in batch
-        if skips:
-            live = rows.trained * (batch["advantages"] != 0)
-            rows = rows._replace(trained=live)
+        rows, kept = self._rows, self._batch.get("tree_kept")
+        if kept is not None:
+            rows = rows._replace(trained=rows.trained * (self._batch["advantages"] != 0))
+        layout = self.tree_backend, input_ids, attention_mask, rows, kept
         with self.accelerator.autocast():
-            scored = scoring.score_rows(
-                model,
-                self.tree_backend,
-                input_ids,
-                attention_mask,
-                rows,
-                batch.get("tree_kept"),
-                self._spare_columns,
-                batch_size or len(input_ids),
+            log_probs, entropy = scoring.score_rows(
+                model, *layout, self._spare_columns, batch_size or len(input_ids)
             )
-        if not skips:
-            return scored.log_probs, scored.entropy if compute_entropy else None, None
-        sampled = batch["sampling_per_token_logps"].nan_to_num(0.0)
-        others = batch.get("old_per_token_logps", torch.zeros_like(sampled))
-        return torch.where(live.bool(), scored.log_probs, others), -sampled, None
+        if kept is not None:
+            sampled = self._batch["sampling_per_token_logps"].nan_to_num(0.0)
+            others = self._batch.get("old_per_token_logps", torch.zeros_like(sampled))
+            log_probs, entropy = torch.where(rows.trained.bool(), log_probs, others), -sampled
+        return log_probs, entropy, None
 
     def _compute_loss(self, model, inputs):
         """TRL's loss on packed rows."""
@@ -380,14 +471,9 @@ class BRPOTrainer(GRPOTrainer):
         with alone if self.accelerator.is_main_process else contextlib.nullcontext():
             path = recording.checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
             self._step, self._buffered_inputs = 0, None
-            if path is None and (Path(self.args.output_dir) / recording.TRAINING_MANIFEST).exists():
-                logger.warning(
-                    "%s holds a run, which is begun anew: it goes on from no checkpoint.",
-                    self.args.output_dir,
-                )
             if path is not None:
-                recording.check_same_run(self)
-                step = recording.step_of(path)
+                self._recorder.check_same_run()
+                step = TrainerState.load_from_json(f"{path}/trainer_state.json").global_step
                 self._step = step * self.args.gradient_accumulation_steps
                 if not self.args.is_generation_boundary(step):
                     logger.warning(
@@ -395,6 +481,11 @@ class BRPOTrainer(GRPOTrainer):
                         "the run goes on, but not bit by bit as an unbroken one.",
                         step,
                     )
+            elif (self._recorder.folder / recording.TRAINING_MANIFEST).exists():
+                logger.warning(
+                    "%s holds a run, which is begun anew: it goes on from no checkpoint.",
+                    self.args.output_dir,
+                )
             self._recorder.resumed_from = path
             try:
                 return super().train(resume_from_checkpoint=path, **kwargs)
@@ -420,13 +511,13 @@ class BRPOTrainer(GRPOTrainer):
         super().save_model(output_dir, _internal_call)
         if not _internal_call and self.is_world_process_zero():
             self.create_model_card()
-            recording.complete_card(self, output_dir or self.args.output_dir)
+            self._recorder.write_card(output_dir or self.args.output_dir)
 
     def create_model_card(self, *given, **named):
         """TRL's card in `output_dir`, with settings, data, how to load the model, and its curve."""
         super().create_model_card(*given, **named)
         if self.is_world_process_zero():
-            recording.complete_card(self, self.args.output_dir)
+            self._recorder.write_card(self.args.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None):
         """Keep secrets out of `training_args.bin`, where transformers writes all settings."""
@@ -461,23 +552,6 @@ class BRPOTrainer(GRPOTrainer):
         if args.should_save:
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(folder.parent), limit, best, use_mtime=True)
-
-    def _log_generation(
-        self, mode: str, scores: torch.Tensor, numbers: scoring.TreeNumbers, group: int
-    ) -> None:
-        """Numbers of one generation to TRL's logger and, in training, to the step's line."""
-        metrics = recording.generation_metrics(scores, numbers, group, self.args)
-        for name, value in metrics.items():
-            if not math.isnan(value):  # e.g. the correlation with a baseline that is constant
-                self._metrics[mode][name].append(value)
-        if self.args.check_format:
-            self.tokens.warn_of_eos(metrics["thinking/eos"])
-        for name in recording.MISLEADING:
-            self._metrics[mode].pop(name, None)
-        if mode == "train":
-            self._recorder.line |= metrics
-            for kind in ("thinking", "summary"):
-                self._recorder.counters[f"total/{kind}_tokens"] += metrics[f"tokens/{kind}"]
 
 
 def _sample_rollouts(prompts: list[Any], trainer: BRPOTrainer) -> dict[str, list]:

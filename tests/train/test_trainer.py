@@ -171,13 +171,13 @@ def row_logps(model, context, tokens):
 def watched(trainer):
     """The trees and scores (P, G, J, S) of the last generation, once it is trained on."""
     kept = {}
-    inner = trainer._log_generation
+    inner = trainer._recorder.log_generation
 
     def spy(mode, scores, numbers, group):
         kept["trees"], kept["scores"] = list(trainer._trees), scores.unflatten(0, (-1, group))
         inner(mode, scores, numbers, group)
 
-    trainer._log_generation = spy
+    trainer._recorder.log_generation = spy
     return kept
 
 
@@ -420,13 +420,13 @@ def test_an_infinite_reward_is_refused_by_name(tmp_path):
 def test_a_thinking_that_ends_in_eos_scores_nothing_at_its_end(tmp_path):
     trainer = build(tmp_path, lambda prompts, **_: [1.0] * len(prompts), **SGD)
     kept = {}
-    inner = trainer._log_generation
+    inner = trainer._recorder.log_generation
 
     def spy(mode, scores, numbers, group):
         kept["scores"], kept["trees"] = scores, list(trainer._trees)
         inner(mode, scores, numbers, group)
 
-    trainer._log_generation = spy
+    trainer._recorder.log_generation = spy
     trainer.train()
     assert "eos" in {tree.end for tree in kept["trees"]}
     for scores, tree in zip(kept["scores"], kept["trees"], strict=True):

@@ -12,8 +12,7 @@ import tiny
 import torch
 
 from anytime_lab.engines.hf import generate_rows
-from anytime_lab.train.devices import LogprobMismatch, check_logprobs
-from anytime_lab.train.trainer import BRPOTrainer
+from anytime_lab.train.trainer import BRPOTrainer, LogprobMismatch
 
 
 class Executor:
@@ -152,11 +151,11 @@ def test_the_difference_is_over_counted_tokens_only(tmp_path):
         "tool_mask": torch.ones_like(counted),
     }
     with pytest.warns(LogprobMismatch, match="0.375 nats a token on average .largest 1;"):
-        check_logprobs(trainer, batch, "train")
+        trainer._check_logprobs(batch, "train")
     batch["tool_mask"] *= 0
     with warnings.catch_warnings():
         warnings.simplefilter("error", LogprobMismatch)
-        check_logprobs(trainer, batch, "train")
+        trainer._check_logprobs(batch, "train")
 
 
 def test_a_model_without_a_name_is_refused_before_any_work(tmp_path):
