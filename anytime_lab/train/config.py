@@ -24,19 +24,11 @@ from trl import GRPOConfig
 from anytime_lab.priors import Prior, check_budgets
 from anytime_lab.train.advantages import BASELINES, PENALTIES, SUMMARY_WEIGHTINGS
 
-# Name → words; the runner of each is in `scoring.py`.
-TREE_BACKENDS = {
-    "auto": "the best one that the model supports",
-    "segmented": "one attention call per budget",
-    "dense": "a 4D mask",
-    "unrolled": "one row per summary, any architecture",
-}
 # Field → the table that it chooses from.
 CHOICES = {
     "summary_weighting": SUMMARY_WEIGHTINGS,
     "baseline": BASELINES,
     "length_penalty": PENALTIES,
-    "tree_backend": TREE_BACKENDS,
 }
 
 
@@ -193,7 +185,9 @@ class BRPOConfig(GRPOConfig):
         thinking_format: How the model writes a thinking: 'auto' (None; what tokenizer and chat
             template say), a name in anytime_lab.prompts.FORMATS, or a dict of fields of
             ThinkingFormat.
-        tree_backend: How a packed tree is run.
+        tree_backend: How a packed tree is run. 'auto': the best one that the model supports;
+            'segmented': one attention call per budget; 'dense': a 4D mask; 'unrolled': one row per
+            summary, any architecture.
         skip_dead_tokens: Leave out of an update what has no gradient: summaries whose advantage is
             0, and a thinking behind its last token with one. The gradient is the same. Not done
             where the loss has a term on every token (beta, an entropy bonus, top_entropy_quantile).
@@ -239,7 +233,7 @@ class BRPOConfig(GRPOConfig):
     length_penalty_alpha: _Share = 0.2
     check_format: bool = True
     thinking_format: dict | str | None = None
-    tree_backend: Literal[*TREE_BACKENDS] = "auto"
+    tree_backend: Literal["auto", "segmented", "dense", "unrolled"] = "auto"
     skip_dead_tokens: bool = True
     rollout_batch_size: _Positive | None = None
     save_rollouts_steps: _Count = 25
@@ -392,74 +386,44 @@ class BRPOConfig(GRPOConfig):
 for _name, _told in re.findall(
     r"^    (\w+): (.+(?:\n        .+)*)", inspect.getdoc(BRPOConfig), re.M
 ):
-    _rows = CHOICES.get(_name, {}).items()
-    _words = [f"{way!r}: {row if isinstance(row, str) else row[0]}" for way, row in _rows]
+    _words = [f"{way!r}: {words}" for way, (words, _) in CHOICES.get(_name, {}).items()]
     _told = " ".join(_told.split()) + f" {'; '.join(_words)}." * bool(_words)
     BRPOConfig.__dataclass_fields__[_name].metadata = {"help": _told}
 
 
-# A published configuration: the nine of the paper, then others' to compare with. Name → words; how
-# P_j comes of the budgets (None: of the largest alone, so that one list of budgets serves every
-# preset and the thinkings are equally long); summaries a budget, and at which they are trained;
-# baseline; length penalty.
-PRESETS: dict[str, tuple[str, Callable[[Sequence[int]], Prior] | None, int, str, str, Any]] = {
-    "grpo": (
-        "GRPO on the largest budget: final answer rewarded, group baseline",
-        None, 1, "last", "group", None,
-    ),
-    "grpo_linear": (
-        "GRPO+linear: every budget rewarded in proportion to its length, final summary trained",
-        Prior.linear, 1, "last", "group", None,
-    ),
-    "grpo_decouple": (
-        "GRPO+decouple: final answer rewarded, group baseline, summaries trained at every budget",
-        Prior.base, 4, "all", "group", None,
-    ),
-    "grpo_vr": (
-        "GRPO+vr: final answer rewarded, BRPO baseline from the earlier budgets' scores",
-        Prior.base, 1, "last", "brpo", None,
-    ),
-    "ar_base": (
-        "AnytimeReasoner-base (GRPO+vr+decouple)",
-        Prior.base, 4, "all", "brpo", None,
-    ),
-    "ar_linear": (
-        "AnytimeReasoner-linear: P_j in proportion to b_j",
-        Prior.linear, 4, "all", "brpo", None,
-    ),
-    "ar_uniform": (
-        "AnytimeReasoner-uniform: every budget counts the same",
-        Prior.uniform, 4, "all", "brpo", None,
-    ),
-    "grpo_length_penalty_v1": (
-        "GRPO with the L1 length penalty: 1 - 0.2 |z| / b_m where right",
-        None, 1, "last", "group", "linear",
-    ),
-    "grpo_length_penalty_v2": (
-        "GRPO with the length penalty of Arora & Zanette, alpha 0.2",
-        None, 1, "last", "group", "group",
-    ),
-    "grpo_overlong": (
-        "GRPO with DAPO's soft overlong punishment (2503.14476) on the last fifth of b_m",
-        None, 1, "last", "group", "overlong",
-    ),
-    "think_prune": (
-        "ThinkPrune (2504.01296): GRPO with no reward above 1 - alpha of b_m; shrink the limit by "
-        "training on with a larger length_penalty_alpha",
-        None, 1, "last", "group", "limit",
-    ),
-    "s_grpo": (
-        "S-GRPO (2505.07686): the k-th right exit of a thinking earns 1 / 2^(k-1), and is compared "
-        "with the thinking's other exits",
-        Prior.uniform, 1, "all", "serial", "decay",
-    ),
-}  # fmt: skip
+# A published configuration: the nine of the paper, then others' to compare with. Name → how P_j
+# comes of the budgets (None: of the largest alone, so that one list of budgets serves every preset
+# and the thinkings are equally long); summaries a budget, and at which they are trained; baseline;
+# length penalty.
+PRESETS: dict[str, tuple[Callable[[Sequence[int]], Prior] | None, int, str, str, str | None]] = {
+    # GRPO on the largest budget: final answer rewarded, group baseline
+    "grpo": (None, 1, "last", "group", None),
+    # GRPO+linear: every budget rewarded in proportion to its length, final summary trained
+    "grpo_linear": (Prior.linear, 1, "last", "group", None),
+    # GRPO+decouple: final answer rewarded, group baseline, summaries trained at every budget
+    "grpo_decouple": (Prior.base, 4, "all", "group", None),
+    # GRPO+vr: final answer rewarded, BRPO baseline from the earlier budgets' scores
+    "grpo_vr": (Prior.base, 1, "last", "brpo", None),
+    # AnytimeReasoner-base (GRPO+vr+decouple)
+    "ar_base": (Prior.base, 4, "all", "brpo", None),
+    # AnytimeReasoner-linear: P_j in proportion to b_j
+    "ar_linear": (Prior.linear, 4, "all", "brpo", None),
+    # AnytimeReasoner-uniform: every budget counts the same
+    "ar_uniform": (Prior.uniform, 4, "all", "brpo", None),
+    # GRPO with the L1 length penalty: 1 - 0.2 |z| / b_m where right
+    "grpo_length_penalty_v1": (None, 1, "last", "group", "linear"),
+    # GRPO with the length penalty of Arora & Zanette, alpha 0.2
+    "grpo_length_penalty_v2": (None, 1, "last", "group", "group"),
+    # GRPO with DAPO's soft overlong punishment (2503.14476) on the last fifth of b_m
+    "grpo_overlong": (None, 1, "last", "group", "overlong"),
+    # ThinkPrune (2504.01296): GRPO with no reward above 1 - alpha of b_m; shrink the limit by
+    # training on with a larger length_penalty_alpha
+    "think_prune": (None, 1, "last", "group", "limit"),
+    # S-GRPO (2505.07686): the k-th right exit of a thinking earns 1 / 2^(k-1), and is compared
+    # with the thinking's other exits
+    "s_grpo": (Prior.uniform, 1, "all", "serial", "decay"),
+}
 _PRESET_FIELDS = ("num_summaries", "train_summaries", "baseline", "length_penalty")
-
-
-_SCHEDULE = {
-    "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5, "gradient_checkpointing": False
-}  # fmt: skip
 
 
 def train_config(
@@ -491,11 +455,18 @@ def train_config(
     """
     if preset not in PRESETS:
         raise ValueError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
-    _, prior, *row = PRESETS[preset]
+    prior, *row = PRESETS[preset]
     budgets = check_budgets(_from_json(budgets))
     weighed = prior(budgets) if prior else Prior.base(budgets[-1:])
-    fields_of = {"budgets": list(weighed.budgets), "prior": list(weighed.weights)}
-    fields_of |= _SCHEDULE | dict(zip(_PRESET_FIELDS, row, strict=True)) | given
+    fields_of = {
+        "budgets": list(weighed.budgets),
+        "prior": list(weighed.weights),
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 5,
+        "gradient_checkpointing": False,
+        **dict(zip(_PRESET_FIELDS, row, strict=True)),
+        **given,
+    }
     fix = 'Give a dict of fields such as {"num_summaries": 2}.'
     settings = read_as("settings", _from_json(settings or {}), dict[str, Any], fix)
     if problems_per_step is not None:

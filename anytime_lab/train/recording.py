@@ -54,14 +54,11 @@ def prior_mean(scores: Tensor, prior: Tensor) -> Tensor:
     return (weights * scores.nan_to_num(0.0)).sum(-1) / total.masked_fill(total == 0, torch.nan)
 
 
-PROBLEMS = 2  # whose trees are kept of a generation
-
-
 def chosen_groups(returns: Tensor) -> list[int]:
     """The group whose returns (P, G, J) vary most, which shows most, and the first other one."""
     first = int(returns.var(dim=1, correction=0).sum(-1).argmax())
     others = [p for p in range(len(returns)) if p != first]
-    return [first, *others][:PROBLEMS]
+    return [first, *others[:1]]
 
 
 def credit(scores: Tensor, cuts: Tensor, args: BRPOConfig) -> dict[str, Tensor]:
@@ -301,14 +298,9 @@ class Recorder(TrainerCallback):
         self._began = self._cpu_began = 0.0
 
     def tell(self, mode: str, numbers: Mapping[str, float]) -> None:
-        """Hand numbers to TRL's logger and, in training, to the step's line.
-
-        Args:
-            mode: `train` or `eval`.
-            numbers: name -> value; NaN, as of a constant's correlation, is nothing to TRL.
-        """
+        """Hand numbers to TRL's logger and, in training, to the step's line."""
         for name, value in numbers.items():
-            if not math.isnan(value):
+            if not math.isnan(value):  # e.g. the correlation with a baseline that is constant
                 self.trainer._metrics[mode][name].append(value)
         if mode == "train":
             self.line |= numbers

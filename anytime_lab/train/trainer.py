@@ -44,8 +44,7 @@ logger = logging.getLogger(__name__)
 class DivergedError(ArithmeticError):
     """The loss or the gradient is infinite or no number; the last checkpoint is whole."""
 
-    def _render_traceback_(self) -> list[str]:
-        return [f"{type(self).__name__}: {self}"]  # in a notebook, without the frames of libraries
+    _render_traceback_ = RunFolderError._render_traceback_  # without the frames of libraries
 
 
 class StoppedByHandError(KeyboardInterrupt):

@@ -127,6 +127,7 @@ UNSUPPORTED = [  # options of TRL that trees cannot honour
     ({"generation_kwargs": {"num_beams": 2}}, "Set temperature"),
     ({"cache_implementation": "static"}, "expected None"),
     ({"off_policy_mask_threshold": 0.5}, "expected None"),
+    ({"ds3_gather_for_generation": False}, "expected True. Under ZeRO-3"),
     ({"scale_rewards": "group"}, "expected 'none'"),
     ({"scale_rewards": True}, "expected 'none'"),
     ({"scale_rewards": "batch"}, "expected 'none'"),
