@@ -6,14 +6,8 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from anytime_lab.engines import load
 from anytime_lab.engines.base import Sampling
-from anytime_lab.engines.load import (
-    adapter_base,
-    load_model,
-    load_tokenizer,
-    load_tokens,
-    model_path,
-)
 from anytime_lab.prompts import fit_verifier, prompt_ids, what_is_wrong
 from anytime_lab.train.config import BRPOConfig
 
@@ -56,7 +50,7 @@ class Start:
         tokenizer: Any,
         peft_config: Any,
     ):
-        name = model_path(model) if isinstance(model, str) else model.config._name_or_path
+        name = load.model_path(model) if isinstance(model, str) else model.config._name_or_path
         if args is None:
             args = BRPOConfig(f"{name.rstrip('/').split('/')[-1]}-BRPO")
         self.args, self.functions = args, _as_functions(reward_funcs)
@@ -75,7 +69,7 @@ class Start:
                 "padding and shared prefixes of packed trees wrongly. Set router_aux_loss_coef=0.0."
             )
         if tokenizer is None:
-            tokenizer = load_tokenizer(name, truncation_side="left", **of_hub)
+            tokenizer = load.load_tokenizer(name, truncation_side="left", **of_hub)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise TypeError(
                 f"processing_class is a {type(tokenizer).__name__}; expected a tokenizer, since "
@@ -83,7 +77,7 @@ class Start:
                 "processor.tokenizer."
             )
         self.tokenizer = tokenizer
-        self.tokens = load_tokens(self.model, tokenizer, args.thinking_format)
+        self.tokens = load.load_tokens(self.model, tokenizer, args.thinking_format)
         fmt, template = self.tokens.fmt, args.chat_template_kwargs
         self.encode = lambda prompt: prompt_ids(prompt, tokenizer, fmt, template)
         self.functions = [fit_verifier(function, fmt) for function in self.functions]
@@ -119,7 +113,7 @@ class Start:
                 )
         if not isinstance(model, str):
             return model
-        if not adapter_base(name):
+        if not load.adapter_base(name):
             return name
         if peft_config is not None:
             raise ValueError(
@@ -127,7 +121,7 @@ class Start:
                 "lora in the notebook) cannot stand on it. Leave that out."
             )
         given = {"dtype": "float32", **(args.model_init_kwargs or {})}
-        return load_model(name, device="cpu", trainable=True, **given)
+        return load.load_model(name, device="cpu", trainable=True, **given)
 
     def _sampling(self) -> Sampling:
         args, forced = self.args, self.tokens.longest_forced
