@@ -138,7 +138,7 @@ def verifier():
     """Grades mathematics with two workers."""
     from anytime_lab.verify.verifiers import MathVerifier
 
-    made = MathVerifier(workers=2)
+    made = MathVerifier(workers=2, seconds=20)  # verdicts, however busy the machine is
     yield made
     made.close()
 

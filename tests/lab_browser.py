@@ -429,7 +429,7 @@ class Plot:
 
     def data(self) -> list[dict]:
         """Its traces: name, type, visible, x, y, colour, dash and x axis."""
-        self.element.wait_for(state="attached")
+        self.element.wait_for(state="attached", timeout=90_000)  # a busy machine draws late
         return self.element.evaluate(DATA)
 
     def trace(self, name: str) -> dict:
