@@ -36,8 +36,8 @@ class TreePlan:
         trunk: Columns of the longest prompt and trunk.
         trunk_mask: (B, 1, trunk, trunk), or None where no prompt is padded: causal then.
         segments: Who sees whom among leaves that branch off at the same budget in every row, (B, 1,
-            n, prefix + n). The prefix is of the longest trunk below them and the segments before
-            them, prompt included; n their tokens in a row, at most.
+            n, prefix + n). The prefix is the longest trunk below them, prompt included; n their
+            tokens in a row, at most.
         leaves: (B, sum of n) columns of the segments' tokens; 0 where a row has fewer.
         order: (B, L) for each column its place in the calls' outputs, one after another.
     """
@@ -69,7 +69,7 @@ def tree_plan(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> TreePlan:
         real = pad(prompt_mask.bool(), (0, trunk - prompt), value=True)
         trunk_mask = (torch.ones_like(own).tril() & real[:, None] | own)[:, None]
     segments, tokens = [], [leaf.new_zeros(batch, 0)]
-    prefix, offset = prompt, trunk
+    offset = trunk
     for first, last in _segment_bounds(leaf, branch):
         inside = (leaf >= first) & (leaf <= last)
         sizes = inside.sum(1)
@@ -81,7 +81,7 @@ def tree_plan(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> TreePlan:
         columns = torch.where(real, start[:, None] + place, 0)
         number = torch.where(real, leaf.gather(1, columns), PADDING)
         cut = torch.where(real, branch.gather(1, columns), 0)
-        prefix = max(prefix, prompt + int(cut.max()))
+        prefix = prompt + int(cut.max())
         key = torch.arange(prefix, device=device)
         below = key < prompt + cut[..., None]  # (B, n, prefix)
         below[..., :prompt] &= prompt_mask.bool()[:, None]
@@ -150,12 +150,14 @@ def tree_attention_forward(
     # One gather and one split for all segments: the backward of each slice is a whole of zeros.
     sizes = [mask.shape[2] for mask in tree.segments]
     own = (_take(states, tree.leaves).split(sizes, dim=2) for states in (query, key, value))
-    ends = [0, *(mask.shape[3] - mask.shape[2] for mask in tree.segments), tree.trunk]
+    prefixes = [mask.shape[3] - mask.shape[2] for mask in tree.segments]
+    ends = sorted({0, *prefixes, tree.trunk})
     steps = [after - before for before, after in itertools.pairwise(ends)]
     stems = [states.split(steps, dim=2) for states in trunk[1:]]
-    for number, (mask, asks, *held) in enumerate(zip(tree.segments, *own, strict=True), 1):
+    for mask, prefix, asks, *held in zip(tree.segments, prefixes, *own, strict=True):
+        below = ends.index(prefix)
         seen = (
-            torch.cat([*stem[:number], mine], dim=2) for stem, mine in zip(stems, held, strict=True)
+            torch.cat([*stem[:below], mine], dim=2) for stem, mine in zip(stems, held, strict=True)
         )
         parts.append(attend(asks, *seen, attn_mask=mask))
     out = _take(torch.cat(parts, dim=2), tree.order)
