@@ -21,10 +21,10 @@ from plotly.subplots import make_subplots
 
 from anytime_lab.engines.thoughts import Thinker, ThinkingError, Thought
 from anytime_lab.look.figures import told_line
-from anytime_lab.look.live import JS, LiveFigure, Text, button, described, row
+from anytime_lab.look.live import LiveFigure, Text, button, described, esm, row
 from anytime_lab.look.style import COLOURS, RunStyle, base, faded, short_text
 from anytime_lab.look.view import ENDS, View, summaries_html, told_answer
-from anytime_lab.page import NO_MATHS, escaped, folded, paragraph, plain, region, short, table
+from anytime_lab.page import escaped, folded, paragraph, plain, region, short, table
 from anytime_lab.verify.verifiers import Verifier, find_answer
 
 NO_GOLD = "not graded"
@@ -202,7 +202,6 @@ def plot_asked(asked: Sequence[Asked], title: str = "") -> go.Figure:
     return figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05])
 
 
-LABEL = "thinking; Space or Enter stops it for its answer, and then thinks on"
 SHOWN = 40_000  # characters at the end of the text that the page holds
 
 
@@ -210,14 +209,10 @@ class StreamPane(anywidget.AnyWidget):
     """Text that grows, with marks in it; Space and Enter in it are told.
 
     Attributes:
-        label: What a screen reader calls it.
         parts: (kind, text) of all that is shown: kind `` is text, any other a mark of that class.
     """
 
-    _esm = JS / "stream.js"
-    _css = JS / "stream.css"
-    label = traitlets.Unicode(LABEL).tag(sync=True)
-    classes = traitlets.Unicode(NO_MATHS).tag(sync=True)
+    _esm = esm("stream.js")
     shown = traitlets.Int(SHOWN).tag(sync=True)
 
     def __init__(self, pressed: Callable[[], None]) -> None:

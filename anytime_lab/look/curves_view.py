@@ -13,13 +13,13 @@ import traitlets
 
 from anytime_lab.look.figures import MANY, OVER, plot_curves, prior_trace
 from anytime_lab.look.live import (
-    JS,
     LiveFigure,
     Text,
     beside,
     button,
     chooser,
     described,
+    esm,
     row,
     ticked,
 )
@@ -42,7 +42,7 @@ KINDS[HAND] = "drawn over the bars, or set below"
 class RunList(anywidget.AnyWidget):
     """Legend and table of runs in one; ticked and reference are what the reader chose."""
 
-    _esm = JS / "run_list.js"
+    _esm = esm("run_list.js")
     ticked = traitlets.List(traitlets.Unicode()).tag(sync=True)
     reference = traitlets.Unicode().tag(sync=True)
     over = traitlets.Unicode().tag(sync=True)  # the label of the run that is pointed at

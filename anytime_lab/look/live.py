@@ -18,6 +18,11 @@ JS = Path(__file__).parent / "js"
 LABEL = {"description_width": "initial"}
 
 
+def esm(name: str) -> str:
+    """A widget's module, which hears its kernel however late a busy page loads it."""
+    return (JS / "heard.js").read_text() + (JS / name).read_text()
+
+
 class LiveFigure(anywidget.AnyWidget):
     """A plotly figure on a page, updated in place; it looks as the page does, light or dark.
 
@@ -27,7 +32,7 @@ class LiveFigure(anywidget.AnyWidget):
         moves: what the line moves along, as its name.
     """
 
-    _esm = JS / "figure.js"
+    _esm = esm("figure.js")
     label = traitlets.Unicode().tag(sync=True)
     at = traitlets.Int(0).tag(sync=True)
     over = traitlets.Unicode().tag(sync=True)  # of whose traces the others are faint
@@ -97,7 +102,7 @@ def _plotly() -> widgets.Label:
 class StyleSheet(anywidget.AnyWidget):
     """The look of a view, and what it needs of its page."""
 
-    _esm = JS / "view.js"
+    _esm = esm("view.js")
     _css = JS / "view.css"
     _pictured = traitlets.Bool(False).tag(sync=True)  # the output before it is its picture
 

@@ -111,6 +111,29 @@ def sticking_out(page):
     return [box for box in boxes if box["x"] < left or box["x"] + box["width"] > right]
 
 
+def test_a_view_on_a_page_too_busy_to_load_it_in_time_is_whole(lab, runs):
+    # anywidget waits 2 s for a module; here none of that, so that each is late
+    late = """() => { const real = AbortSignal.timeout; AbortSignal.timeout = () => {
+      const now = new AbortController(); Promise.resolve().then(() => now.abort());
+      return now.signal; }; window.inTime = () => { AbortSignal.timeout = real; }; }"""
+    import_view = "from anytime_lab.look.curves_view import BudgetCurves"
+    with lab.cells(f"{import_view}\nview = BudgetCurves({runs!r})\nview") as page:
+        page.raw.evaluate(late)
+        try:
+            page.run_all()
+            live = page.live(0)
+            page.wait(lambda: len(live.data()) == 8)
+            before = live.trace("prior")["y"]
+            page.select("Prior").select_option("base: the largest budget only")
+            page.wait(lambda: live.trace("prior")["y"] != before)
+            page.raw.get_by_label("show ar").uncheck()
+            page.wait(lambda: len(live.data()) < 8)
+            page.line(0).press("ArrowRight")
+            page.wait(lambda: "at 32 tokens" in page.text())
+        finally:
+            page.raw.evaluate("window.inTime()")
+
+
 def test_a_saved_notebook_fits_a_screen_and_opens_with_its_picture_and_no_lost_view(lab, runs):
     path = lab.copy("04_budget_curves", runs=runs, reference="grpo")
     with lab.opened(path) as page:

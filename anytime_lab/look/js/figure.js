@@ -75,7 +75,7 @@ class Figure {
   async react() {
     const { model, Plotly, plot } = this, told = model.get("_figure");
     this.el.setAttribute("aria-label", model.get("label"));
-    if (told !== this.shown) {
+    if (told && told !== this.shown) {
       const figure = forPage(JSON.parse(told));
       this.el.style.height = `${figure.layout.height}px`;
       await Plotly.react(plot, figure.data, figure.layout, CONFIG);
@@ -243,6 +243,7 @@ class Figure {
 }
 
 export default {
+  initialize,
   async render({ model, el }) {
     const figure = new Figure(model, el, await plotly(model));
     figure.draw();

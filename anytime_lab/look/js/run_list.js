@@ -26,6 +26,7 @@ function sample({ colour, dash, glyph }) {
 }
 
 export default {
+  initialize,
   render({ model, el }) {
     const group = `reference-${Math.random().toString(36).slice(2)}`;
     let names = null, lines = {};

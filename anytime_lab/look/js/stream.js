@@ -1,16 +1,16 @@
 function render({ model, el }) {
   const frame = document.createElement("div");
-  frame.className = `anytime-lab ${model.get("classes")}`;
+  frame.className = "anytime-lab tex2jax_ignore mathjax_ignore";
   const pane = document.createElement("div");
   pane.className = "model stream";
   pane.tabIndex = 0;
   pane.setAttribute("role", "log");
   pane.setAttribute("aria-live", "off");
+  pane.setAttribute("aria-label", "thinking; Space or Enter stops it for its answer, and then thinks on");
   pane.dataset.lmSuppressShortcuts = "true";  // or JupyterLab takes the keys
   frame.append(pane);
   el.append(frame);
   let next = null;
-  const name = () => pane.setAttribute("aria-label", model.get("label"));
   const askWhole = () => { next = null; model.send({ want: "whole" }); };
   const add = ([kind, text]) => {
     const last = pane.lastChild;
@@ -34,13 +34,13 @@ function render({ model, el }) {
       over -= length;
     }
   };
-  const hear = (message) => {
-    const follows = pane.scrollHeight - pane.scrollTop - pane.clientHeight < 30;
+  const follow = (message) => {
+    const atEnd = pane.scrollHeight - pane.scrollTop - pane.clientHeight < 30;
     if (message.whole) { pane.replaceChildren(); message.whole.forEach(add); next = message.next; }
     else if (next === null) return;
     else if (message.at !== next) return askWhole();
     else { add(message.part); next += 1; trim(); }
-    if (follows) pane.scrollTop = pane.scrollHeight;
+    if (atEnd) pane.scrollTop = pane.scrollHeight;
   };
   pane.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
@@ -49,10 +49,8 @@ function render({ model, el }) {
     event.stopPropagation();
     if (!event.repeat) model.send({ press: event.key });
   });
-  name();
-  model.on("change:label", name);
-  model.on("msg:custom", hear);
+  model.on("msg:custom", follow);
   askWhole();
-  return () => { model.off("msg:custom", hear); model.off("change:label", name); };
+  return () => model.off("msg:custom", follow);
 }
-export default { render };
+export default { initialize, render };

@@ -35,6 +35,7 @@ function hidePicture(view) { // the output before this one, where it is the pict
 }
 
 export default {
+  initialize,
   render({ model, el }) {
     let view = null, gone = false;
     const keep = ({ target }) => {
