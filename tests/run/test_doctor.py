@@ -9,7 +9,7 @@ import pytest
 from anytime_lab.run import doctor
 
 HERE = {name: doctor.installed(name) for name in doctor.requirements()}
-HERE |= {"ipykernel": "7.0", "vllm": "0.31.0", "ray": "2.60.0", "deepspeed": "0.18.1"}
+HERE |= {"ipykernel": "6.31.0", "vllm": "0.31.0", "ray": "2.60.0", "deepspeed": "0.18.1"}
 
 
 @pytest.fixture
