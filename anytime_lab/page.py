@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 LIMIT = 20_000  # characters of one text that are sent to the page
-NO_MATHS = "tex2jax_ignore mathjax_ignore"  # $ and \( are text here
 
 # Bidirectional controls, characters without width or meaning, lone surrogates, C1, tag letters.
 _UNSEEN = re.compile(
@@ -110,6 +109,6 @@ def region(label: str, parts: Iterable[str]) -> str:
 
 
 def block(*parts: str, live: bool = False) -> str:
-    """Wraps finished HTML in the views' style; `live` has screen readers tell its changes."""
+    """Finished HTML in the views' style, $ as text; `live` has screen readers tell its changes."""
     said = ' role="status" aria-live="polite"' if live else ""
-    return f'<div class="anytime-lab {NO_MATHS}"{said}>{"".join(parts)}</div>'
+    return f'<div class="anytime-lab tex2jax_ignore mathjax_ignore"{said}>{"".join(parts)}</div>'

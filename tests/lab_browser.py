@@ -70,11 +70,10 @@ OPEN = """async where => {
   const app = window.jupyterapp; await app.restored;
   const panel = await app.commands.execute('docmanager:open', {path: where, factory: 'Notebook'});
   await panel.revealed; await panel.sessionContext.ready;
-  const kernel = panel.sessionContext.session.kernel;
-  for (let i = 1; kernel.connectionStatus !== 'connected' || kernel.status !== 'idle'
-       || app.shell.currentWidget !== panel; i++) {
-    if (i % 100 === 0) void kernel.requestKernelInfo(); // its first "idle" may be lost
-    await new Promise(r => setTimeout(r, 50)); }
+  const kernel = panel.sessionContext.session.kernel; await kernel.info;
+  while (kernel.connectionStatus !== 'connected' || kernel.status !== 'idle'
+         || app.shell.currentWidget !== panel)
+    await new Promise(r => setTimeout(r, 50));
   app.shell.collapseLeft(); app.shell.collapseRight?.(); }"""
 CLOSE = """async () => {
   const panel = window.jupyterapp.shell.currentWidget, context = panel.context;
@@ -84,15 +83,6 @@ START = """() => { const run = window.cellsRun = {done: false};
   window.jupyterapp.commands.execute('notebook:run-all-cells')
     .then(ok => { Object.assign(run, {done: true, ok}); },
           error => { Object.assign(run, {done: true, ok: false, error: String(error)}); }); }"""
-STATE = """() => {
-  const panel = window.jupyterapp.shell.currentWidget, kernel = panel.sessionContext.session.kernel;
-  const cells = panel.content.widgets.filter(cell => cell.model.type === 'code');
-  return {
-    ran: cells.filter(cell => cell.model.executionCount !== null).length, cells: cells.length,
-    status: kernel.status, connection: kernel.connectionStatus }; }"""
-RESTART = """async () => {
-  const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-  await kernel.restart(); await kernel.info; }"""
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets
   .filter(cell => cell.model.type === 'code')
   .flatMap(cell => cell.model.outputs.toJSON())
@@ -336,19 +326,9 @@ class Page:
         assert ran["ok"] and not errors, "\n".join(errors) or str(ran)
 
     def run_all(self, seconds: float = 120) -> None:
-        """Runs all cells to their end; once more where the kernel was never heard of."""
-        from playwright.sync_api import TimeoutError as NotInTime
-
+        """Runs all cells to their end."""
         self.start()
-        try:
-            self.finish(seconds)
-        except NotInTime as error:
-            state = self.raw.evaluate(STATE)
-            assert not state["ran"], "\n".join([f"after {seconds} s: {state}", *self.problems])
-            print(f"no cell ran in {seconds} s ({error}): {state}")
-            self.raw.evaluate(RESTART)
-            self.start()
-            self.finish(seconds)
+        self.finish(seconds)
 
     def wait(self, holds: Callable[[], Any], seconds: float = 20) -> Any:
         """Waits until `holds()` is true and returns what it gave.

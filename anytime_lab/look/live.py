@@ -15,7 +15,6 @@ from plotly.offline import get_plotlyjs
 from anytime_lab.page import block, paragraph, short
 
 JS = Path(__file__).parent / "js"
-LABEL = {"description_width": "initial"}
 
 
 def esm(name: str) -> str:
@@ -143,7 +142,7 @@ def described(
     """A control with its whole description beside it; `width` is that of both."""
     if width:
         settings["layout"] = {"width": f"min({width}, 100% - 4px)"}  # of its margins
-    return kind(description=description, style=LABEL, **settings)
+    return kind(description=description, style={"description_width": "initial"}, **settings)
 
 
 def chooser(description: str, names: Iterable[str], width: str = "", **settings: Any):

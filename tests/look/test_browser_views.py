@@ -1,6 +1,7 @@
 """The views of curves, of one problem and of rules, used as a reader does, in JupyterLab."""
 
 import re
+from pathlib import Path
 
 import pytest
 from made_runs import random_right, write_run
@@ -111,16 +112,31 @@ def sticking_out(page):
     return [box for box in boxes if box["x"] < left or box["x"] + box["width"] > right]
 
 
-def test_a_view_on_a_page_too_busy_to_load_it_in_time_is_whole(lab, runs):
+THINKING = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from made_thoughts import Scripted, Thinks
+from anytime_lab.look.answer_view import AnswerNow
+from anytime_lab.verify.verifiers import ExactVerifier
+thinker = Thinks(lambda: Scripted(["one ", "two ", "three"]))
+AnswerNow(thinker, [{{"prompt": "so?", "answer": "7"}}], ExactVerifier(), rate=0)
+"""
+
+
+def test_views_on_a_page_too_busy_to_load_them_in_time_are_whole(lab, runs):
     # anywidget waits 2 s for a module; here none of that, so that each is late
     late = """() => { const real = AbortSignal.timeout; AbortSignal.timeout = () => {
       const now = new AbortController(); Promise.resolve().then(() => now.abort());
       return now.signal; }; window.inTime = () => { AbortSignal.timeout = real; }; }"""
     import_view = "from anytime_lab.look.curves_view import BudgetCurves"
-    with lab.cells(f"{import_view}\nview = BudgetCurves({runs!r})\nview") as page:
+    with lab.cells(f"{import_view}\nview = BudgetCurves({runs!r})\nview", THINKING) as page:
         page.raw.evaluate(late)
         try:
             page.run_all()
+            page.raw.get_by_role("button", name="Start", exact=True).click()
+            pane = page.raw.locator(".stream")
+            page.wait(lambda: "one two three" in pane.inner_text())
+            assert "Space or Enter" in pane.get_attribute("aria-label")
             live = page.live(0)
             page.wait(lambda: len(live.data()) == 8)
             before = live.trace("prior")["y"]

@@ -38,7 +38,7 @@ export default {
         row.hidden = !name.toLowerCase().includes(search.value.toLowerCase());
     });
     const table = made("table", {}, made("thead", {}, head), body);
-    el.append(made("div", { className: "anytime-lab run-list tex2jax_ignore mathjax_ignore" },
+    el.append(made("div", { className: `anytime-lab run-list ${NO_MATHS}` },
       search, made("div", { className: "wide" }, table)));
 
     const tell = (trait, value) => { model.set(trait, value); model.save_changes(); };

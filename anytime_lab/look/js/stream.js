@@ -1,6 +1,6 @@
 function render({ model, el }) {
   const frame = document.createElement("div");
-  frame.className = "anytime-lab tex2jax_ignore mathjax_ignore";
+  frame.className = `anytime-lab ${NO_MATHS}`;
   const pane = document.createElement("div");
   pane.className = "model stream";
   pane.tabIndex = 0;
