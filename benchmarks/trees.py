@@ -111,6 +111,9 @@ def make_update(args: argparse.Namespace) -> Update:
         flat = log_probs.new_zeros(rows.leaf.numel())
         return flat.index_put((source,), log_probs).view_as(rows.trained)
 
+    def score(ids: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+        return scoring.score_tokens(model, ids, ids[scored], scoring.predicting(scored))[0]
+
     def trls_rows() -> torch.Tensor:
         stock = types.SimpleNamespace(accelerator=Accelerator(cpu=args.device == "cpu"))
         columns = taken.ids.shape[1] - args.prompt
@@ -125,10 +128,8 @@ def make_update(args: argparse.Namespace) -> Update:
         for length in lengths.unique().tolist():
             some = lengths == length
             source = taken.source[some][:, :length]
-            log_probs, _, scored = scoring.score_tokens(
-                model, taken.ids[some, :length], trained[some][:, :length]
-            )
-            told = told + back(log_probs, source[scored])
+            log_probs = score(taken.ids[some, :length], trained[some][:, :length])
+            told = told + back(log_probs, source[trained[some][:, :length]])
         return finish(told)
 
     def prompt_shared() -> torch.Tensor:
@@ -155,7 +156,7 @@ def make_update(args: argparse.Namespace) -> Update:
 
     def plain_causal() -> torch.Tensor:
         sampled = torch.cat([torch.zeros_like(prompts), rows.trained], dim=1).bool()
-        scoring.score_tokens(model, ids, sampled)[0].sum().backward()
+        score(ids, sampled).sum().backward()
         return torch.zeros(())
 
     ways = {name: functools.partial(by_backend, name) for name in args.backends}

@@ -199,21 +199,24 @@ class Plan:
         thinking, new = fmean(lengths), args.max_summary_tokens - self.forced
         summary = min(seen.summary, new) if seen else new
         trunk, leaf = prompt + thinking, self.forced + summary
-        segment = args.num_summaries * leaf  # of a budget, which sees the trunk up to its cut
+        # Columns of a budget, which see the trunk up to its cut: the forced text once, and no end.
+        segment = self.forced + args.num_summaries * (summary - 1)
         keys = [prompt + cut for cut in cuts]
         trained = thinking + len(cuts) * args.num_summaries * summary
-        packed = trunk + len(cuts) * segment
+        packed = trunk + len(cuts) * args.num_summaries * leaf
+        computed = trunk + len(cuts) * segment
         pairs = trunk**2 + sum(segment * (below + segment) for below in keys)  # in whole blocks
-        sampled_pairs = trunk**2 / 2 + sum(segment * (below + leaf / 2) for below in keys)
-        matrices, attention = 2 * size.body * packed, 4 * layers * size.q
+        sampled = args.num_summaries * leaf
+        sampled_pairs = trunk**2 / 2 + sum(sampled * (below + leaf / 2) for below in keys)
+        attention = 4 * layers * size.q
         head = 2 * hidden * vocabulary * trained
-        body = matrices + attention * pairs
+        body = 2 * size.body * computed + attention * pairs
         # Norms keep their input in fp32 and the normalised value; q and k before and after
         # rotation, keys and values repeated to all heads, the output; gate, up, product, input.
         token = width * (4 * hidden + 9 * size.q + 3 * size.kv + 4 * inner) + 8 * hidden
         # A segment copies the keys of the trunk up to its cut, and its own.
-        block = packed * token + sum(below + segment for below in keys) * 2 * width * size.q
-        inputs = layers * packed * width * hidden
+        block = computed * token + sum(below + segment for below in keys) * 2 * width * size.q
+        inputs = layers * computed * width * hidden
         # Checkpointing keeps the inputs of the blocks only, and makes their activations anew.
         kept, again = (inputs + block, body) if self.checkpointing else (layers * block, 0.0)
         return Costs(
@@ -223,7 +226,7 @@ class Plan:
             trained,
             packed,
             update=3 * (body + head) + again,
-            rollout=matrices + attention * sampled_pairs + head,
+            rollout=2 * size.body * packed + attention * sampled_pairs + head,
             # The masks of the leaves take a byte a pair and serve all layers.
             activations=kept + pairs + 2 * width * hidden * trained,
             cached=2 * layers * size.kv * width,

@@ -11,6 +11,7 @@ B rows, H heads, L = Q + C row length (prompt and completion), D head size.
 import functools
 import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,14 +50,76 @@ class TreePlan:
     order: Tensor
 
 
-def tree_plan(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> TreePlan:
+class LeanRows(NamedTuple):
+    """Which of the C columns of B packed rows a pass has to compute.
+
+    Leaves of a cut share their forced text, so it is computed once; and nothing stands on a leaf's
+    last token. A leaf n becomes two: 2n, its forced text, and 2n + 1, what was sampled.
+
+    Attributes:
+        fed: (B, C) whether the column is computed.
+        stand: (B, C) the column that is computed in its place: itself, or one of an earlier leaf.
+        leaf: (B, C) leaf number, doubled as above; -1 on the trunk, -2 on padding.
+        stem: (B, C) number of the forced text that a column of a leaf stands on.
+        bounds: Of the segments, in these numbers.
+    """
+
+    fed: Tensor
+    stand: Tensor
+    leaf: Tensor
+    stem: Tensor
+    bounds: list[tuple[int, int]]
+
+
+def lean_rows(ids: Tensor, leaf: Tensor, branch: Tensor, trained: Tensor) -> LeanRows:
+    """Find the columns to compute; all (B, C), `leaf` and `branch` as for `tree_plan`."""
+    bounds = _segment_bounds(leaf, branch)
+    segment_of = {n: first for first, last in bounds for n in range(first, last + 1)}
+    told: tuple[list[list[int]], ...] = ([], [], [], [])
+    for words, numbers, cuts, sampled in zip(
+        ids.tolist(), leaf.tolist(), branch.tolist(), trained.tolist(), strict=True
+    ):
+        known: dict[tuple, tuple[int, list[int]]] = {}
+        fed, stand, doubled, stems = made = [], [], [], []
+        for number, run in itertools.groupby(range(len(numbers)), numbers.__getitem__):
+            own = [*run]
+            size = next((n for n, at in enumerate(own) if sampled[at]), len(own))
+            if number < 0:
+                fed += [number == TRUNK] * len(own)
+                stand += own
+                doubled += [number] * len(own)
+                stems += [number] * len(own)
+                continue
+            forced, said = own[:size], own[size:]
+            key = segment_of[number], cuts[own[0]], *(words[at] for at in forced)
+            stem, same = known.setdefault(key, (2 * number, forced))
+            fed += [same is forced] * size + [at != own[-1] for at in said]
+            stand += same + said
+            doubled += [2 * number] * size + [2 * number + 1] * len(said)
+            stems += [stem] * len(own)
+        for rows, row in zip(told, made, strict=True):
+            rows.append(row)
+    fed, *rest = (torch.tensor(rows, device=leaf.device) for rows in told)
+    return LeanRows(fed.bool(), *rest, [(2 * first, 2 * last + 1) for first, last in bounds])
+
+
+def tree_plan(
+    leaf: Tensor,
+    branch: Tensor,
+    prompt_mask: Tensor,
+    stem: Tensor | None = None,
+    bounds: list[tuple[int, int]] | None = None,
+) -> TreePlan:
     """Plan the attention of packed rows.
 
     Args:
         leaf: (B, C) leaf number, -1 on the trunk, -2 on padding.
         branch: (B, C) trunk tokens below; a leaf's cut.
         prompt_mask: (B, Q), 1 on the tokens of left-padded prompts.
+        stem: (B, C) another leaf that a leaf's token sees; None where there is none.
+        bounds: First and last leaf of each segment, where known.
     """
+    stem = leaf if stem is None else stem
     batch, prompt = prompt_mask.shape
     device = leaf.device
     trunk = prompt + int((leaf == TRUNK).sum(1).max())
@@ -70,7 +133,7 @@ def tree_plan(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> TreePlan:
         trunk_mask = (torch.ones_like(own).tril() & real[:, None] | own)[:, None]
     segments, tokens = [], [leaf.new_zeros(batch, 0)]
     offset = trunk
-    for first, last in _segment_bounds(leaf, branch):
+    for first, last in _segment_bounds(leaf, branch) if bounds is None else bounds:
         inside = (leaf >= first) & (leaf <= last)
         sizes = inside.sum(1)
         count = int(sizes.max())
@@ -85,7 +148,9 @@ def tree_plan(leaf: Tensor, branch: Tensor, prompt_mask: Tensor) -> TreePlan:
         key = torch.arange(prefix, device=device)
         below = key < prompt + cut[..., None]  # (B, n, prefix)
         below[..., :prompt] &= prompt_mask.bool()[:, None]
-        own = (number[:, :, None] == number[:, None, :]).tril()  # padding's own is never read
+        other = torch.where(real, stem.gather(1, columns), PADDING)
+        own = number[:, None, :] == torch.stack([number, other])[..., None]  # (2, B, n, n)
+        own = own.any(0).tril()  # padding's own is never read
         segments.append(torch.cat([below, own], dim=2)[:, None])
         tokens.append(torch.where(real, columns + prompt, 0))
         rows, places = real.nonzero(as_tuple=True)

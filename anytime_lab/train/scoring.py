@@ -187,55 +187,107 @@ def _wrong_with(model: PreTrainedModel, backend: str, temperature: float) -> str
     return f"log-probs of {name} by {backend} trees are off by {apart:.2g} of what they are"
 
 
-def _pass_inputs(
+class Pass(NamedTuple):
+    """What a model is given to score the trained tokens of B packed rows, N of them.
+
+    Attributes:
+        ids: Token ids of its rows, (R, L).
+        inputs: Masks and positions, and what tells who sees whom.
+        places: (N,) the tokens scored, in the rows' (B · C).
+        where: (N,) the hidden states that predict them, in the (R · L) of `ids`.
+    """
+
+    ids: Tensor
+    inputs: dict[str, Any]
+    places: Tensor
+    where: Tensor
+
+
+def _make_pass(
     model: PreTrainedModel, backend: str, input_ids: Tensor, prompt_mask: Tensor, rows: TreeRows
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Token ids, their places in the rows' (B · C) or -1, and what tells who sees whom."""
+) -> Pass:
     batch, columns = rows.leaf.shape
-    if backend == "unrolled":
-        prompt_ids, completion_ids = input_ids[:, :-columns], input_ids[:, -columns:]
-        taken = unroll(prompt_ids, prompt_mask, completion_ids, rows.leaf, rows.branch)
-        return taken.ids, taken.source, {"attention_mask": taken.mask}
-    source = torch.full_like(input_ids, -1)
-    source[:, -columns:] = torch.arange(batch * columns).view(batch, columns)
-    inputs = {"position_ids": tree_positions(rows.leaf, rows.branch, prompt_mask)}
+    prompt_ids, completion_ids = input_ids[:, :-columns], input_ids[:, -columns:]
+    every = torch.arange(batch * columns, device=input_ids.device).view(batch, columns)
     if backend == "segmented":
-        inputs["tree"] = attention.tree_plan(rows.leaf, rows.branch, prompt_mask)
+        lean = attention.lean_rows(completion_ids, *rows)
+        order, real = _first(lean.fed)
+
+        def taken(values: Tensor, fill: int = 0) -> Tensor:
+            return values.gather(1, order).masked_fill(~real, fill)
+
+        layout = taken(lean.leaf, PADDING), taken(rows.branch), prompt_mask
+        plan = attention.tree_plan(*layout, taken(lean.stem, PADDING), lean.bounds)
+        prompt, width = prompt_ids.shape[1], input_ids.shape[1] - columns + order.shape[1]
+        positions = tree_positions(rows.leaf, rows.branch, prompt_mask)
         # Models hand such a mask on as it is: the plan says who sees whom.
-        mask = torch.ones(batch, 1, 1, 1, dtype=torch.bool, device=rows.leaf.device)
+        mask = torch.ones(batch, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
+        inputs = {
+            "position_ids": torch.cat([positions[:, :prompt], taken(positions[:, prompt:])], 1),
+            "tree": plan,
+            "attention_mask": mask,
+        }
+        row, column = rows.trained.nonzero(as_tuple=True)
+        before = (lean.fed.cumsum(1) - 1)[row, lean.stand[row, column - 1]]
+        where = row * width + prompt + torch.where(column > 0, before, -1)
+        return Pass(
+            torch.cat([prompt_ids, taken(completion_ids)], 1), inputs, every[row, column], where
+        )
+    if backend == "unrolled":
+        taken = unroll(prompt_ids, prompt_mask, completion_ids, rows.leaf, rows.branch)
+        ids, source, inputs = taken.ids, taken.source, {"attention_mask": taken.mask}
     else:
+        source = torch.cat([torch.full_like(prompt_ids, -1), every], dim=1)
         mask = tree_mask(rows.leaf, rows.branch, prompt_mask)
         if model.config._attn_implementation == "eager":  # adds its mask to the scores
             none = torch.zeros_like(mask, dtype=model.dtype)
             mask = none.masked_fill(~mask, torch.finfo(model.dtype).min)
-    return input_ids, source, inputs | {"attention_mask": mask}
+        inputs = {
+            "position_ids": tree_positions(rows.leaf, rows.branch, prompt_mask),
+            "attention_mask": mask,
+        }
+        ids = input_ids
+    trained = (source >= 0) & rows.trained.flatten()[source.clamp(min=0)].bool()
+    return Pass(ids, inputs, source[trained], predicting(trained))
+
+
+def _first(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """The chosen columns (B, C) of each row in order (B, M), and which of the M are any (B, M)."""
+    counts = chosen.sum(1)
+    order = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, : int(counts.max())]
+    return order, torch.arange(order.shape[1], device=order.device) < counts[:, None]
+
+
+def predicting(scored: Tensor) -> Tensor:
+    """Hidden states in the flat (B · L) that predict the tokens at `scored` (B, L): one before."""
+    return scored.flatten().nonzero()[:, 0] - 1
 
 
 def score_tokens(
-    model: Any, input_ids: Tensor, scored: Tensor, **inputs: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """TRL's fused head on the tokens at `scored` (B, L) alone: it would score every position.
+    model: Any, input_ids: Tensor, labels: Tensor, where: Tensor, **inputs: Any
+) -> tuple[Tensor, Tensor]:
+    """TRL's fused head on some hidden states alone: it would score every position.
+
+    Args:
+        model: With that head; wrapped for training or not.
+        input_ids: (B, L).
+        labels: (N,) tokens to score.
+        where: (N,) the hidden states that predict them, in the flat (B · L).
 
     Returns:
-        (N,) log-probs and entropies of these tokens (0 where the head has no entropy, as a
-        reference model's), and the places (B, L) they belong to: not the first of a row.
+        (N,) log-probs and entropies; 0 where the head has no entropy, as a reference model's.
     """
-    scored = scored.clone()
-    scored[:, 0] = False  # nothing stands before it
-    labels = input_ids[scored]
-    if not len(labels):  # the graph must reach the weights all the same: a label that scores 0
-        scored[0, -1], labels = True, labels.new_full((1,), -100)
-    where = scored.roll(-1, dims=1)  # the hidden state before a token predicts it
 
     def take(module, arguments, output):  # the head sees these alone, as (1, N, D)
-        output.last_hidden_state = output.last_hidden_state[where][None]
+        hidden = output.last_hidden_state.flatten(0, 1)
+        output.last_hidden_state = hidden.index_select(0, where)[None]
         return output
 
     inner = inner_model(extract_model_from_parallel(model))
     with inner.base_model.register_forward_hook(take):
         out = model(input_ids=input_ids, shift_labels=labels[None], fused_lm_head=True, **inputs)
     entropy = torch.zeros_like(out.log_probs) if out.entropy is None else out.entropy
-    return out.log_probs[0], entropy[0], scored
+    return out.log_probs[0], entropy[0]
 
 
 def score_rows(
@@ -265,13 +317,11 @@ def score_rows(
     """
     kept = rows.leaf != PADDING if kept is None else kept.clone()
     kept[0, 0] |= ~kept.any()  # a token that trains nothing: the graph must reach the weights
-    columns, counts = kept.shape[1], kept.sum(1)
+    columns = kept.shape[1]
     widths = _widths(kept, attention_mask[:, :-columns])
     inner, found = extract_model_from_parallel(model), []
     for some in _alike(widths, spare, most):
-        order = (~kept[some]).to(torch.int8).argsort(dim=1, stable=True)
-        order = order[:, : int(counts[some].max())]
-        real = torch.arange(order.shape[1], device=order.device) < counts[some, None]
+        order, real = _first(kept[some])
         prompt_mask = attention_mask[some, :-columns]
         first = int(prompt_mask.any(dim=0).int().argmax())
 
@@ -281,12 +331,13 @@ def score_rows(
         ids = torch.cat([input_ids[some, first:-columns], taken(input_ids[:, -columns:], 0)], 1)
         fills = PADDING, 0, 0
         layout = TreeRows(*(taken(*pair) for pair in zip(rows, fills, strict=True)))
-        prompt_mask = prompt_mask[:, first:]
-        ids, source, inputs = _pass_inputs(inner, backend, ids, prompt_mask, layout)
-        trained = (source >= 0) & layout.trained.flatten()[source.clamp(min=0)].bool()
-        *values, scored = score_tokens(model, ids, trained, **inputs)
-        places = (some[:, None] * columns + order).flatten()[source[scored]]
-        found.append((places, *values))
+        one = _make_pass(inner, backend, ids, prompt_mask[:, first:], layout)
+        places, where = one.places, one.where
+        labels = ids[:, -order.shape[1] :].flatten()[places]
+        if not len(labels):  # the graph must reach the weights: a label that scores 0
+            places, where, labels = (labels.new_full((1,), n) for n in (0, 0, -100))
+        values = score_tokens(model, one.ids, labels, where, **one.inputs)
+        found.append(((some[:, None] * columns + order).flatten()[places], *values))
     places, *told = map(torch.cat, zip(*found, strict=True))
     none = told[0].new_zeros(kept.numel())
     return ScoredRows(*(none.index_put((places,), values).view_as(kept) for values in told))

@@ -24,9 +24,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from anytime_lab.engines.hf import why_not_trees
 from anytime_lab.prompts import COUNTDOWN, resolve_tokens
-from anytime_lab.train.attention import BACKEND, tree_plan
+from anytime_lab.train.attention import BACKEND, lean_rows, tree_plan
 from anytime_lab.train.scoring import choose_backend, score_rows, stack_rows
-from anytime_lab.tree import pack, tree_mask, tree_positions
+from anytime_lab.tree import Leaf, Tree, pack, tree_mask, tree_positions
 
 NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 TOKENS = resolve_tokens(tiny.tokenizer(), COUNTDOWN)
@@ -281,3 +281,34 @@ def test_the_dense_mask_agrees_with_the_plan():
                 seen = {k for k, ok in zip(keys, segment[b, 0, n].tolist(), strict=True) if ok}
                 assert seen == set(dense[b, column].nonzero().squeeze(1).tolist())
     assert at == plan.leaves.shape[1] > 0
+
+
+def test_forced_text_is_computed_once_a_cut_and_no_last_token_of_a_leaf():
+    def leaf(cut, forced, summary):
+        return Leaf(cut, forced, summary, (0.0,) * len(summary), True)
+
+    made = [
+        [leaf(2, (7, 8), (20, 21)), leaf(2, (7, 8), (22,)), leaf(2, (7, 9), (20, 23, 24)),
+         leaf(5, (7, 8), (25, 26)), leaf(5, (7, 8), (25,))],
+        [leaf(3, (9,), (20, 21)), leaf(3, (9,), (22,)), leaf(3, (9, 7), (30, 31)),
+         leaf(3, (9, 7), (32,)), leaf(3, (9, 7), (33,))],
+    ]  # fmt: skip
+    trees = [Tree((1, 2), (40, 41, 42, 43, 44), (0.0,) * 5, "length", tuple(m)) for m in made]
+    rows = stack_rows([pack(tree) for tree in trees], torch.device("cpu"))
+    ids = [[*tree.prompt, *pack(tree).ids] for tree in trees]
+    ids = torch.tensor([row + [0] * (max(map(len, ids)) - len(row)) for row in ids])
+    lean = lean_rows(ids[:, 2:], *rows)
+    # Trunk; then of each leaf the forced text where it is new at its cut, and all but its end.
+    own = [[[1, 1, 1, 0], [0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0]],
+           [[1, 1, 0], [0, 0], [1, 1, 1, 0], [1, 1, 0], [0, 0, 0]]]  # fmt: skip
+    # The last two leaves of the second row are a segment of their own: the first row's cuts differ.
+    told = [[1] * 5 + [fed for one in row for fed in one] for row in own]
+    assert [row[: len(want)] for row, want in zip(lean.fed.long().tolist(), told, strict=True)] == (
+        told
+    )
+    scored, mask = {}, (torch.arange(ids.shape[1]) < torch.tensor([[26], [20]])).long()
+    for backend in ("segmented", "unrolled"):
+        model = model_of("qwen2")
+        choose_backend(model, backend, 0.8)
+        scored[backend] = score_rows(model, backend, ids, mask, rows).log_probs * rows.trained
+    torch.testing.assert_close(scored["segmented"], scored["unrolled"], rtol=1e-5, atol=1e-5)
