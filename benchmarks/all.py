@@ -41,7 +41,12 @@ RUNS: dict[str, tuple[str, str, str]] = {
         "--thinking 96 --rounds 5 --updates 8 --vocab 256",
     ),
     "iteration-1024": (
-        "iteration", "--rounds 1 --updates 2 --group 4", "--rounds 3 --updates 3"
+        "iteration", "--rounds 1 --updates 1 --group 4", "--rounds 3 --updates 3 --group 4"
+    ),
+    "iteration-2048": (
+        "iteration",
+        "--thinking 2048 --rounds 1 --updates 1 --group 1",
+        "--thinking 2048 --rounds 3 --updates 1 --group 4",
     ),
     "sampling": (
         "sampling",

@@ -187,25 +187,15 @@ def _wrong_with(model: PreTrainedModel, backend: str, temperature: float) -> str
     return f"log-probs of {name} by {backend} trees are off by {apart:.2g} of what they are"
 
 
-class Pass(NamedTuple):
-    """What a model is given to score the trained tokens of B packed rows, N of them.
-
-    Attributes:
-        ids: Token ids of its rows, (R, L).
-        inputs: Masks and positions, and what tells who sees whom.
-        places: (N,) the tokens scored, in the rows' (B · C).
-        where: (N,) the hidden states that predict them, in the (R · L) of `ids`.
-    """
-
-    ids: Tensor
-    inputs: dict[str, Any]
-    places: Tensor
-    where: Tensor
-
-
 def _make_pass(
     model: PreTrainedModel, backend: str, input_ids: Tensor, prompt_mask: Tensor, rows: TreeRows
-) -> Pass:
+) -> tuple[Tensor, dict[str, Any], Tensor, Tensor]:
+    """What a model is given to score the N trained tokens of packed rows.
+
+    Returns:
+        Token ids (R, L), what tells who sees whom, the tokens' places in the rows' (B · C), and the
+        hidden states that predict them in the (R · L); both (N,).
+    """
     batch, columns = rows.leaf.shape
     prompt_ids, completion_ids = input_ids[:, :-columns], input_ids[:, -columns:]
     every = torch.arange(batch * columns, device=input_ids.device).view(batch, columns)
@@ -230,9 +220,8 @@ def _make_pass(
         row, column = rows.trained.nonzero(as_tuple=True)
         before = (lean.fed.cumsum(1) - 1)[row, lean.stand[row, column - 1]]
         where = row * width + prompt + torch.where(column > 0, before, -1)
-        return Pass(
-            torch.cat([prompt_ids, taken(completion_ids)], 1), inputs, every[row, column], where
-        )
+        ids = torch.cat([prompt_ids, taken(completion_ids)], dim=1)
+        return ids, inputs, every[row, column], where
     if backend == "unrolled":
         taken = unroll(prompt_ids, prompt_mask, completion_ids, rows.leaf, rows.branch)
         ids, source, inputs = taken.ids, taken.source, {"attention_mask": taken.mask}
@@ -248,7 +237,7 @@ def _make_pass(
         }
         ids = input_ids
     trained = (source >= 0) & rows.trained.flatten()[source.clamp(min=0)].bool()
-    return Pass(ids, inputs, source[trained], predicting(trained))
+    return ids, inputs, source[trained], predicting(trained)
 
 
 def _first(chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -331,12 +320,11 @@ def score_rows(
         ids = torch.cat([input_ids[some, first:-columns], taken(input_ids[:, -columns:], 0)], 1)
         fills = PADDING, 0, 0
         layout = TreeRows(*(taken(*pair) for pair in zip(rows, fills, strict=True)))
-        one = _make_pass(inner, backend, ids, prompt_mask[:, first:], layout)
-        places, where = one.places, one.where
-        labels = ids[:, -order.shape[1] :].flatten()[places]
+        ids, inputs, places, where = _make_pass(inner, backend, ids, prompt_mask[:, first:], layout)
+        labels = taken(input_ids[:, -columns:], 0).flatten()[places]
         if not len(labels):  # the graph must reach the weights: a label that scores 0
             places, where, labels = (labels.new_full((1,), n) for n in (0, 0, -100))
-        values = score_tokens(model, one.ids, labels, where, **one.inputs)
+        values = score_tokens(model, ids, labels, where, **inputs)
         found.append(((some[:, None] * columns + order).flatten()[places], *values))
     places, *told = map(torch.cat, zip(*found, strict=True))
     none = told[0].new_zeros(kept.numel())
