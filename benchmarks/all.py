@@ -45,7 +45,7 @@ RUNS: dict[str, tuple[str, str, str]] = {
     ),
     "iteration-2048": (
         "iteration",
-        "--thinking 2048 --rounds 1 --updates 1 --group 1",
+        "--thinking 2048 --rounds 1 --updates 1 --group 2",
         "--thinking 2048 --rounds 3 --updates 1 --group 4",
     ),
     "sampling": (
