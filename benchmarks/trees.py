@@ -27,7 +27,8 @@ from common import TOKENS, Number, budgets, make_model, number, parse, ratio, se
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from anytime_lab.train import attention, scoring
+from anytime_lab.engines import attention
+from anytime_lab.train import scoring
 from anytime_lab.train.scoring import TreeRows, choose_backend, score_rows, stack_rows
 from anytime_lab.tree import Leaf, Tree, pack, tree_mask, unroll
 

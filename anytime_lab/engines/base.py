@@ -71,7 +71,7 @@ def sample_tokens(
         that is 0) and before any filter: what a trainer that scores all tokens computes.
     """
     logits = logits.float()
-    if sampling.temperature > 0:
+    if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
     logprobs = logits.log_softmax(-1)
     if sampling.temperature == 0:
@@ -80,10 +80,11 @@ def sample_tokens(
         # argmax p / Exp(1) is a draw from p, without the host round trips of multinomial.
         if logits.device.type == "cpu":  # `exponential_` to the bit, in two thirds of its time
             shape, double = logprobs.shape, torch.float64
-            noise = torch.rand(shape, dtype=double, generator=generator).neg_().log1p_().neg_()
+            noise = torch.rand(shape, dtype=double, generator=generator).neg_().log1p_()
+            noise = noise.float().neg_()
         else:
             noise = torch.empty_like(logprobs).exponential_(generator=generator)
-        tokens = (_kept(logprobs, sampling) - noise.float().log_()).argmax(-1)
+        tokens = noise.log_().sub_(_kept(logprobs, sampling)).argmin(-1)
     return tokens, logprobs.gather(-1, tokens[..., None])[..., 0]
 
 

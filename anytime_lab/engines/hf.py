@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
+from anytime_lab.engines.attention import BACKEND, added_mask, branch_plan, branching
 from anytime_lab.engines.base import (
     AHEAD,
     Continuation,
@@ -58,15 +59,19 @@ class Trunks(Thinkings):
         self.cache.batch_select_indices(rows)
         self.mask, self.logits = mask[rows], logits[rows, -1]  # 1 on the prompts' tokens
 
-    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, keep: int = 1) -> Tensor:
+    def forward(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, keep: int = 1, trunk: int = 0
+    ) -> Tensor:
         """Feed columns (R, N) to the cache; the logits of the last `keep` of them.
 
-        The mask is of the columns that are seen (R, T), or says who sees whom (R, N, T).
+        The mask is of the columns that are seen (R, T), or says who sees whom (R, N, T). Many
+        columns that branch off the first `trunk` of the cache attend in runs.
         """
-        if mask.ndim == 3:  # as it is added to the scores: each layer would make it anew
-            lowest = torch.finfo(self.model.dtype).min
-            seen = torch.zeros_like(mask, dtype=self.model.dtype)
-            mask = seen.masked_fill_(~mask, lowest)[:, None]
+        plan = {}
+        if trunk and mask.shape[1] > 32:  # a few are quicker in one call
+            plan["tree"] = branch_plan(mask, trunk, self.model.dtype)
+        if mask.ndim == 3:
+            mask = added_mask(mask, self.model.dtype)
         out = self.model(
             input_ids=ids,
             attention_mask=mask,
@@ -74,6 +79,7 @@ class Trunks(Thinkings):
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=keep,
+            **plan,
         )
         return out.logits[:, -keep:]
 
@@ -153,8 +159,10 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
     held = trunks.cache.get_seq_length()
     row = torch.arange(len(cuts), device=device)[:, None]
     steps: list[tuple[Tensor, Tensor]] = []
-    try:
-        logits = trunks.forward(ids.flatten(1), sees, positions.flatten(1), most)
+    with contextlib.ExitStack() as after:
+        after.callback(lambda: trunks.cache.crop(held - trunks.cache.get_seq_length()))
+        known = held if after.enter_context(branching(inner_model(trunks.model))) else 0
+        logits = trunks.forward(ids.flatten(1), sees, positions.flatten(1), most, known)
         place = (start + read.sum(1)).gather(1, node)
         sees = sees[:, -most:][row, node]
         while True:
@@ -172,9 +180,8 @@ def sample_leaves(trunks: Trunks, cuts: Sequence[Sequence[int]]) -> list[list[Le
                 sees[row, first],
                 place.gather(1, first) + len(steps) - 1,
                 first.shape[1],
+                known,
             )
-    finally:
-        trunks.cache.crop(held - trunks.cache.get_seq_length())
     drawn, values = (torch.stack(one, dim=-1).tolist() for one in zip(*steps, strict=True))
     return [
         [
@@ -207,7 +214,7 @@ def _branches(node: Tensor, drawn: Tensor, is_open: Tensor) -> tuple[Tensor, Ten
 
 
 # Attention implementations that take a mask of who sees whom.
-MASKED_ATTENTION = ("sdpa", "eager", "anytime_tree")
+MASKED_ATTENTION = ("sdpa", "eager", BACKEND)
 
 
 def why_not_trees(model: PreTrainedModel) -> str:

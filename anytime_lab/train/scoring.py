@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import pad, split_tensor_dict
 
+from anytime_lab.engines import attention
 from anytime_lab.engines.hf import inner_model, sampling_mode, why_not_trees
 from anytime_lab.prompts import ThinkingTokens
-from anytime_lab.train import attention
 from anytime_lab.tree import (
     PADDING,
     TRUNK,
@@ -201,7 +201,7 @@ def _make_pass(
     every = torch.arange(batch * columns, device=input_ids.device).view(batch, columns)
     if backend == "segmented":
         lean = attention.lean_rows(completion_ids, *rows)
-        order, real = _first(lean.fed)
+        order, real = attention.first_columns(lean.fed)
 
         def taken(values: Tensor, fill: int = 0) -> Tensor:
             return values.gather(1, order).masked_fill(~real, fill)
@@ -229,8 +229,7 @@ def _make_pass(
         source = torch.cat([torch.full_like(prompt_ids, -1), every], dim=1)
         mask = tree_mask(rows.leaf, rows.branch, prompt_mask)
         if model.config._attn_implementation == "eager":  # adds its mask to the scores
-            none = torch.zeros_like(mask, dtype=model.dtype)
-            mask = none.masked_fill(~mask, torch.finfo(model.dtype).min)
+            mask = attention.added_mask(mask[:, 0], model.dtype)
         inputs = {
             "position_ids": tree_positions(rows.leaf, rows.branch, prompt_mask),
             "attention_mask": mask,
@@ -238,13 +237,6 @@ def _make_pass(
         ids = input_ids
     trained = (source >= 0) & rows.trained.flatten()[source.clamp(min=0)].bool()
     return ids, inputs, source[trained], predicting(trained)
-
-
-def _first(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """The chosen columns (B, C) of each row in order (B, M), and which of the M are any (B, M)."""
-    counts = chosen.sum(1)
-    order = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, : int(counts.max())]
-    return order, torch.arange(order.shape[1], device=order.device) < counts[:, None]
 
 
 def predicting(scored: Tensor) -> Tensor:
@@ -310,7 +302,7 @@ def score_rows(
     widths = _widths(kept, attention_mask[:, :-columns])
     inner, found = extract_model_from_parallel(model), []
     for some in _alike(widths, spare, most):
-        order, real = _first(kept[some])
+        order, real = attention.first_columns(kept[some])
         prompt_mask = attention_mask[some, :-columns]
         first = int(prompt_mask.any(dim=0).int().argmax())
 

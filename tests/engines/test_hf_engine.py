@@ -17,6 +17,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
+from anytime_lab.engines import hf
 from anytime_lab.engines.base import Sampling, sample_tokens
 from anytime_lab.engines.hf import HFEngine, Trunks, _branches, sample_leaves, why_not_branching
 from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens
@@ -42,8 +43,6 @@ def assert_same_trees(first, second):
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "anytime_tree"])
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_leaves_in_one_row_equal_plain_generate(name, attention, share):
-    import anytime_lab.train.attention  # noqa: F401  (registers anytime_tree)
-
     model = build(name, attention)
     fast = HFEngine(model, TOKENS).sample_trees(PROMPTS, BUDGETS, 2, GREEDY, share_cuts=share)
     plain = HFEngine(model, TOKENS, branches=False)
@@ -51,6 +50,34 @@ def test_greedy_leaves_in_one_row_equal_plain_generate(name, attention, share):
     assert len({tree.end for tree in fast}) > 1
     assert len({len(tree.thinking) for tree in fast}) > 2
     assert_same_trees(fast, plain)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "anytime_tree"])
+@pytest.mark.parametrize("name", MODELS)
+def test_many_leaves_attend_in_runs_and_equal_plain_generate(name, attention, monkeypatch):
+    model, planned, budgets = build(name, attention), [], [*range(1, 45)]
+    plan = hf.branch_plan
+
+    def spied(sees, *rest):
+        planned.append(plan(sees, *rest))
+        assert sum(mask.shape[2] for mask in planned[-1].masks) == sees.shape[1]
+        assert planned[-1].masks[0].shape[3] < sees.shape[2]
+        return planned[-1]
+
+    monkeypatch.setattr(hf, "branch_plan", spied)
+    fast = HFEngine(model, TOKENS).sample_trees(PROMPTS, budgets, 1, GREEDY)
+    assert planned and model.config._attn_implementation == attention
+    plain = HFEngine(model, TOKENS, branches=False).sample_trees(PROMPTS, budgets, 1, GREEDY)
+    assert len({tree.end for tree in fast}) > 1
+    assert_same_trees(fast, plain)
+
+
+def test_attention_is_put_back_where_sampling_fails(monkeypatch):
+    model = build()
+    monkeypatch.setattr(hf, "branch_plan", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        HFEngine(model, TOKENS).sample_trees(PROMPTS, [*range(1, 45)], 1, GREEDY)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_the_batch_size_changes_nothing_greedily():

@@ -22,9 +22,9 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
+from anytime_lab.engines.attention import BACKEND, lean_rows, tree_plan
 from anytime_lab.engines.hf import why_not_trees
 from anytime_lab.prompts import COUNTDOWN, resolve_tokens
-from anytime_lab.train.attention import BACKEND, lean_rows, tree_plan
 from anytime_lab.train.scoring import choose_backend, score_rows, stack_rows
 from anytime_lab.tree import Leaf, Tree, pack, tree_mask, tree_positions
 

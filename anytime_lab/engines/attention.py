@@ -8,15 +8,17 @@ and the segment itself. Rows may differ in every length; prompts are padded on t
 B rows, H heads, L = Q + C row length (prompt and completion), D head size.
 """
 
+import contextlib
 import functools
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -175,6 +177,74 @@ def _segment_bounds(leaf: Tensor, branch: Tensor) -> list[tuple[int, int]]:
     return [(first, end) for first, end in runs if bool(((leaf >= first) & (leaf <= end)).any())]
 
 
+@dataclass(frozen=True)
+class BranchPlan:
+    """How columns that branch off a cache are cut into attention calls; the same for all layers.
+
+    Neighbours branch off at like cuts: they see the trunk up to the last of these, and of what lies
+    behind it their own.
+
+    Attributes:
+        prefix: The longest part of the trunk that any sees.
+        own: What the columns of each run see behind the trunk, (R, sum of m).
+        sizes: The m of each.
+        masks: What is added to the scores of a run of n, (R, 1, n, m + prefix).
+    """
+
+    prefix: int
+    own: Tensor
+    sizes: list[int]
+    masks: list[Tensor]
+
+
+def branch_plan(sees: Tensor, trunk: int, dtype: torch.dtype, run: int = 16) -> BranchPlan:
+    """Plan the attention of N columns on a cache.
+
+    Args:
+        sees: (R, N, K) who sees whom.
+        trunk: Columns of the cache, prompt included, that hold the trunk.
+        dtype: Of the model.
+        run: Columns of a call.
+    """
+    parts = sees.split(run, dim=1)
+    below = torch.stack([part[:, :, :trunk].any(1).any(0) for part in parts])  # (parts, trunk)
+    ends = (below * torch.arange(1, trunk + 1, device=sees.device)).amax(1).tolist()
+    own, masks = [], []
+    for part, prefix in zip(parts, ends, strict=True):
+        # Where a row sees fewer than others, columns that it does not see fill it up.
+        order, _ = first_columns(part[:, :, trunk:].any(1))
+        own.append(order + trunk)
+        mine = part.gather(2, own[-1][:, None].expand(-1, part.shape[1], -1))
+        masks.append(added_mask(torch.cat([mine, part[:, :, :prefix]], dim=2), dtype))
+    return BranchPlan(max(ends), torch.cat(own, 1), [one.shape[1] for one in own], masks)
+
+
+def added_mask(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """Who sees whom (B, N, T) as it is added to scores, (B, 1, N, T): layers would make it anew."""
+    none = torch.zeros_like(sees, dtype=dtype)
+    return none.masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
+
+
+def first_columns(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """The chosen columns (B, C) of each row in order (B, M), and which of the M are any (B, M)."""
+    counts = chosen.sum(1)
+    order = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, : int(counts.max())]
+    return order, torch.arange(order.shape[1], device=order.device) < counts[:, None]
+
+
+@contextlib.contextmanager
+def branching(model: PreTrainedModel) -> Iterator[bool]:
+    """Whether the model's attention goes by a `BranchPlan`; SDPA is made to until this ends."""
+    chosen = model.config._attn_implementation
+    if chosen == "sdpa":
+        model.config._attn_implementation = BACKEND
+    try:
+        yield chosen in ("sdpa", BACKEND)
+    finally:
+        if chosen == "sdpa":
+            model.config._attn_implementation = chosen
+
+
 def _take(states: Tensor, columns: Tensor) -> Tensor:
     """(B, H, n, D): the given columns (B, n) of (B, H, L, D)."""
     batch, heads, _, size = states.shape
@@ -190,7 +260,7 @@ def tree_attention_forward(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    tree: TreePlan | None = None,
+    tree: TreePlan | BranchPlan | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """The attention function: over trees where a plan is given, else transformers' own SDPA.
@@ -208,8 +278,22 @@ def tree_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     groups = getattr(module, "num_key_value_groups", 1)
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     attend = functools.partial(scaled_dot_product_attention, scale=scaling, dropout_p=dropout)
+    if isinstance(tree, BranchPlan):
+        if query.device.type != "cpu":  # elsewhere the quick kernels take no groups beside a mask
+            key, value, groups = repeat_kv(key, groups), repeat_kv(value, groups), 1
+        asks = query.split([mask.shape[2] for mask in tree.masks], dim=2)
+        own = (_take(states, tree.own).split(tree.sizes, dim=2) for states in (key, value))
+        # The trunk is copied once, behind room for what a run sees beside it.
+        room, parts = max(tree.sizes), []
+        held = [pad(states[:, :, : tree.prefix], (0, 0, room, 0)) for states in (key, value)]
+        for mask, mine, size, *new in zip(tree.masks, asks, tree.sizes, *own, strict=True):
+            seen = [states[:, :, room - size : room - size + mask.shape[3]] for states in held]
+            for states, columns in zip(seen, new, strict=True):
+                states[:, :, :size] = columns
+            parts.append(attend(mine, *seen, attn_mask=mask, enable_gqa=groups > 1))
+        return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     trunk = [states[:, :, : tree.trunk] for states in (query, key, value)]
     parts = [attend(*trunk, attn_mask=tree.trunk_mask, is_causal=tree.trunk_mask is None)]
     # One gather and one split for all segments: the backward of each slice is a whole of zeros.
