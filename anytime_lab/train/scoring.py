@@ -164,10 +164,12 @@ def _wrong_with(model: PreTrainedModel, backend: str, temperature: float) -> str
     """How a backend differs from the model's own logits on unrolled rows; empty if it does not."""
     device, name = model.device, type(inner_model(model)).__name__
     leaves = {cut: Leaf(cut, (0,), (0, 0), (0.0, 0.0), True) for cut in (2, 3, 4)}
-    trees = [Tree((), (0,) * n, (0.0,) * n, "length", (leaves[2], leaves[n])) for n in (4, 3)]
+    stands = {n: (leaves[2], leaves[n], leaves[n]) for n in (4, 3)}
+    trees = [Tree((), (0,) * n, (0.0,) * n, "length", told) for n, told in stands.items()]
     rows = stack_rows([pack(tree) for tree in trees], device)
     prompt_mask = torch.tensor([[1, 1, 1], [0, 1, 1]], device=device)
-    ids = torch.arange(26, device=device).view(2, 13) % model.config.get_text_config().vocab_size
+    ids = torch.arange(32, device=device).view(2, 16) % model.config.get_text_config().vocab_size
+    ids[:, 3:][(rows.leaf >= 0) & (rows.trained == 0)] = 0  # forced text that leaves of a cut share
     taken = unroll(ids[:, :3], prompt_mask, ids[:, 3:], rows.leaf, rows.branch)
     with sampling_mode(model):
         logits = model(input_ids=taken.ids, attention_mask=taken.mask).logits.float() / temperature
