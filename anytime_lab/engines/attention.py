@@ -25,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 from anytime_lab.tree import PADDING, TRUNK
 
 BACKEND = "anytime_tree"
+RUN = 32  # columns that attend in one call, where many branch off a cache
 
 
 class PlanLostError(RuntimeError):
@@ -185,19 +186,21 @@ class BranchPlan:
     behind it their own.
 
     Attributes:
+        mask: What is added to the scores of all, (R, 1, N, K), for layers that do not go by runs.
         prefix: The longest part of the trunk that any sees.
         own: What the columns of each run see behind the trunk, (R, sum of m).
         sizes: The m of each.
         masks: What is added to the scores of a run of n, (R, 1, n, m + prefix).
     """
 
+    mask: Tensor
     prefix: int
     own: Tensor
     sizes: list[int]
     masks: list[Tensor]
 
 
-def branch_plan(sees: Tensor, trunk: int, dtype: torch.dtype, run: int = 16) -> BranchPlan:
+def branch_plan(sees: Tensor, trunk: int, dtype: torch.dtype, run: int = RUN) -> BranchPlan:
     """Plan the attention of N columns on a cache.
 
     Args:
@@ -216,7 +219,8 @@ def branch_plan(sees: Tensor, trunk: int, dtype: torch.dtype, run: int = 16) -> 
         own.append(order + trunk)
         mine = part.gather(2, own[-1][:, None].expand(-1, part.shape[1], -1))
         masks.append(added_mask(torch.cat([mine, part[:, :, :prefix]], dim=2), dtype))
-    return BranchPlan(max(ends), torch.cat(own, 1), [one.shape[1] for one in own], masks)
+    sizes = [columns.shape[1] for columns in own]
+    return BranchPlan(added_mask(sees, dtype), max(ends), torch.cat(own, 1), sizes, masks)
 
 
 def added_mask(sees: Tensor, dtype: torch.dtype) -> Tensor:
@@ -268,6 +272,9 @@ def tree_attention_forward(
     Raises:
         PlanLostError: the model dropped the plan on the way.
     """
+    if isinstance(tree, BranchPlan):
+        # A layer that has made another mask, or biases its scores, goes by those.
+        tree = tree if attention_mask is tree.mask and kwargs.get("position_bias") is None else None
     if tree is None:
         if attention_mask is not None and attention_mask.shape[-1] == 1 < key.shape[2]:
             raise PlanLostError(

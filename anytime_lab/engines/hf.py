@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
-from anytime_lab.engines.attention import BACKEND, added_mask, branch_plan, branching
+from anytime_lab.engines.attention import BACKEND, RUN, added_mask, branch_plan, branching
 from anytime_lab.engines.base import (
     AHEAD,
     Continuation,
@@ -68,9 +68,10 @@ class Trunks(Thinkings):
         columns that branch off the first `trunk` of the cache attend in runs.
         """
         plan = {}
-        if trunk and mask.shape[1] > 32:  # a few are quicker in one call
+        if trunk and mask.shape[1] > RUN:
             plan["tree"] = branch_plan(mask, trunk, self.model.dtype)
-        if mask.ndim == 3:
+            mask = plan["tree"].mask
+        elif mask.ndim == 3:
             mask = added_mask(mask, self.model.dtype)
         out = self.model(
             input_ids=ids,
