@@ -108,8 +108,8 @@ def main() -> None:
     numbers: list[Number] = [
         number("an update of GRPO", spent["GRPO"], "s"),
         *(
-            ratio(f"an update of AnytimeReasoner over GRPO{told}", spent[way], spent["GRPO"], limit)
-            for way, told in (("AnytimeReasoner", ""), ("dear", ", every summary trained"))
+            ratio(f"an update of {told} over GRPO", spent[way], spent["GRPO"], limit)
+            for way, told in (("AnytimeReasoner", "AnytimeReasoner"), ("dear", "every summary"))
         ),
         number("own bookkeeping of AnytimeReasoner", own, "share", "<= 0.03"),
     ]
