@@ -48,6 +48,11 @@ RUNS: dict[str, tuple[str, str, str]] = {
         "--thinking 2048 --rounds 1 --updates 1 --group 2",
         "--thinking 2048 --rounds 3 --updates 1 --group 4",
     ),
+    "curves": (
+        "sampling",
+        "--parts --rounds 1 --thinking 512 --rows 2",
+        "--parts --rounds 2 --thinking 2048 --prompt 200 --rows 4",
+    ),
     "sampling": (
         "sampling",
         "--rounds 1 --thinking 256 --rows 4",

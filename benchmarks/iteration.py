@@ -108,8 +108,11 @@ def main() -> None:
     numbers: list[Number] = [
         number("an update of GRPO", spent["GRPO"], "s"),
         *(
-            ratio(f"an update of {told} over GRPO", spent[way], spent["GRPO"], limit)
-            for way, told in (("AnytimeReasoner", "AnytimeReasoner"), ("dear", "every summary"))
+            ratio(f"an update{told} over GRPO", spent[way], spent["GRPO"], limit)
+            for way, told in (
+                ("AnytimeReasoner", " of AnytimeReasoner"),
+                ("dear", ", every summary trained,"),
+            )
         ),
         number("own bookkeeping of AnytimeReasoner", own, "share", "<= 0.03"),
     ]

@@ -76,13 +76,16 @@ def curve_cost(args: argparse.Namespace) -> list[Number]:
         return lambda turn: engine.sample_trees(prompts, wanted, 1, sampling, seed=turn)
 
     ways = {str(count): curve(budgets(args, count)) for count in (1, 32, 128)}
-    ways["each"] = lambda turn: [curve([one])(turn) for one in budgets(args, 32)]
+    if "runs" in args.parts:
+        ways["each"] = lambda turn: [curve([one])(turn) for one in budgets(args, 32)]
     spent = seconds_of(ways, args.rounds)
-    return [
+    told = [
         ratio("curve of 32 budgets over one evaluation", spent["32"], spent["1"], "<= 1.04"),
         ratio("curve of 128 budgets over one evaluation", spent["128"], spent["1"], "<= 1.1"),
-        ratio("32 runs, one a budget, over their curve", spent["each"], spent["32"]),
     ]
+    if "runs" in args.parts:
+        told.append(ratio("32 runs, one a budget, over their curve", spent["each"], spent["32"]))
+    return told
 
 
 def against_generate(args: argparse.Namespace) -> list[Number]:
@@ -144,9 +147,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=8, help="thinkings sampled together")
     parser.add_argument("--growth", action="store_true", help="the time of a token at four times T")
+    parts = ("runs", "generate")
+    parser.add_argument(
+        "--parts", nargs="*", choices=parts, default=parts, help="what takes long, beside curves"
+    )
     args = parse(parser)
     check_alike(args)
-    numbers = curve_cost(args) + against_generate(args)
+    numbers = curve_cost(args)
+    if "generate" in args.parts:
+        numbers += against_generate(args)
     if args.growth:
         numbers += token_growth(args)
     tell("sampling", vars(args), numbers, args.json)
