@@ -18,7 +18,11 @@ RUNS = {
     ),
     "iteration": (
         f"{SMALL} --thinking 8 --summary 4 --group 2 --updates 1 --vocab 256",
-        ["an update of GRPO", "an update of AnytimeReasoner over", "an update, every summary trained"],
+        [
+            "an update of GRPO",
+            "an update of AnytimeReasoner over",
+            "an update, every summary trained",
+        ],
     ),
     "sampling": (
         f"{SMALL} --thinking 32 --rows 2 --summary 2",
