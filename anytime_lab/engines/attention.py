@@ -86,19 +86,16 @@ def lean_rows(ids: Tensor, leaf: Tensor, branch: Tensor, trained: Tensor) -> Lea
         fed, stand, doubled, stems = made = [], [], [], []
         for number, run in itertools.groupby(range(len(numbers)), numbers.__getitem__):
             own = [*run]
-            size = next((n for n, at in enumerate(own) if sampled[at]), len(own))
-            if number < 0:
-                fed += [number == TRUNK] * len(own)
-                stand += own
-                doubled += [number] * len(own)
-                stems += [number] * len(own)
-                continue
+            first, size = number, len(own)
+            if number >= 0:
+                first, size = 2 * number, next((n for n in range(size) if sampled[own[n]]), size)
             forced, said = own[:size], own[size:]
-            key = segment_of[number], cuts[own[0]], *(words[at] for at in forced)
-            stem, same = known.setdefault(key, (2 * number, forced))
-            fed += [same is forced] * size + [at != own[-1] for at in said]
+            key = segment_of.get(number), cuts[own[0]], *(words[at] for at in forced)
+            stem, same = known.setdefault(key, (first, forced))
+            new = same is forced and number != PADDING
+            fed += [new] * size + [at != own[-1] for at in said]
             stand += same + said
-            doubled += [2 * number] * size + [2 * number + 1] * len(said)
+            doubled += [first] * size + [first + 1] * len(said)
             stems += [stem] * len(own)
         for rows, row in zip(told, made, strict=True):
             rows.append(row)
@@ -186,7 +183,7 @@ class BranchPlan:
     behind it their own.
 
     Attributes:
-        mask: What is added to the scores of all, (R, 1, N, K), for layers that do not go by runs.
+        mask: Who sees whom (R, 1, N, K), for layers that do not go by runs.
         prefix: The longest part of the trunk that any sees.
         own: What the columns of each run see behind the trunk, (R, sum of m).
         sizes: The m of each.
@@ -220,7 +217,7 @@ def branch_plan(sees: Tensor, trunk: int, dtype: torch.dtype, run: int = RUN) ->
         mine = part.gather(2, own[-1][:, None].expand(-1, part.shape[1], -1))
         masks.append(added_mask(torch.cat([mine, part[:, :, :prefix]], dim=2), dtype))
     sizes = [columns.shape[1] for columns in own]
-    return BranchPlan(added_mask(sees, dtype), max(ends), torch.cat(own, 1), sizes, masks)
+    return BranchPlan(sees[:, None], max(ends), torch.cat(own, 1), sizes, masks)
 
 
 def added_mask(sees: Tensor, dtype: torch.dtype) -> Tensor:
