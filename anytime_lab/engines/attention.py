@@ -10,6 +10,7 @@ B rows, H heads, L = Q + C row length (prompt and completion), D head size.
 
 import contextlib
 import functools
+import inspect
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -237,10 +238,12 @@ def first_columns(chosen: Tensor) -> tuple[Tensor, Tensor]:
 def branching(model: PreTrainedModel) -> Iterator[bool]:
     """Whether the model's attention goes by a `BranchPlan`; SDPA is made to until this ends."""
     chosen = model.config._attn_implementation
+    known = inspect.signature(model.forward).parameters.values()
+    takes = any(one.kind is one.VAR_KEYWORD for one in known)
     if chosen == "sdpa":
         model.config._attn_implementation = BACKEND
     try:
-        yield chosen in ("sdpa", BACKEND)
+        yield takes and chosen in ("sdpa", BACKEND)
     finally:
         if chosen == "sdpa":
             model.config._attn_implementation = chosen

@@ -72,6 +72,23 @@ def test_many_leaves_attend_in_runs_and_equal_plain_generate(name, attention, mo
     assert_same_trees(fast, plain)
 
 
+def test_a_model_that_takes_no_other_keywords_samples_many_leaves():
+    class Strict(type(build("qwen2"))):
+        def forward(self, input_ids=None, attention_mask=None, position_ids=None,
+                    past_key_values=None, use_cache=None, logits_to_keep=0):  # fmt: skip
+            return super().forward(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+                past_key_values=past_key_values, use_cache=use_cache, logits_to_keep=logits_to_keep,
+            )  # fmt: skip
+
+    model = build("qwen2")
+    trees = HFEngine(model, TOKENS).sample_trees(PROMPTS, [*range(1, 45)], 1, GREEDY)
+    model.__class__ = Strict
+    assert_same_trees(
+        HFEngine(model, TOKENS).sample_trees(PROMPTS, [*range(1, 45)], 1, GREEDY), trees
+    )
+
+
 def test_attention_is_put_back_where_sampling_fails(monkeypatch):
     model = build()
     monkeypatch.setattr(hf, "branch_plan", lambda *_: 1 / 0)
