@@ -236,9 +236,11 @@ def time_updates(args: argparse.Namespace) -> list[Number]:
         words = f"update, {name} over {first} ({update.computed[name]:,} tokens)"
         aim = AIMS.get((args.thinking, args.summary), "") if name == "TRL's rows" else ""
         told.append(ratio(words, spent[name], spent[first], aim))
-    told.append(ratio(f"update, {first} over plain causal", spent[first], spent["plain causal"]))
+    causal = f"update, {first} over plain causal"
+    told.append(ratio(causal, spent[first], spent["plain causal"], "<= 0.95"))
     floor = update.flops / matmul_rate(args, update.packed)
-    told.append(number(f"update, {first} over its FLOPs", [s / floor for s in spent[first]]))
+    times = [s / floor for s in spent[first]]
+    told.append(number(f"update, {first} over its FLOPs", times, "x", "<= 1.6"))
     return told
 
 
@@ -269,7 +271,8 @@ def main() -> None:
     for name in memory:
         words = f"memory of an update, {first}" if name == first else f"memory, {name} over {first}"
         value = memory[name] if name == first else memory[name] / max(memory[first], 1)
-        numbers.append(number(words, [value], "MiB" if name == first else "x"))
+        aim = ">= 6" if name == "TRL's rows" else ""
+        numbers.append(number(words, [value], "MiB" if name == first else "x", aim))
     if args.growth:
         numbers += growth(args)
     tell("trees", vars(args), numbers, args.json)

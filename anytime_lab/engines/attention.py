@@ -9,7 +9,6 @@ B rows, H heads, L = Q + C row length (prompt and completion), D head size.
 """
 
 import contextlib
-import functools
 import inspect
 import itertools
 from collections.abc import Iterator
@@ -39,10 +38,11 @@ class TreePlan:
 
     Attributes:
         trunk: Columns of the longest prompt and trunk.
-        trunk_mask: (B, 1, trunk, trunk), or None where no prompt is padded: causal then.
-        segments: Who sees whom among leaves that branch off at the same budget in every row, (B, 1,
-            n, prefix + n). The prefix is the longest trunk below them, prompt included; n their
-            tokens in a row, at most.
+        trunk_mask: What is added to scores, (B, 1, trunk, trunk), or None where no prompt is
+            padded: causal then.
+        segments: What is added to those of leaves that branch off at the same budget in every row,
+            (B, 1, n, prefix + n). The prefix is the longest trunk below them, prompt included; n
+            their tokens in a row, at most.
         leaves: (B, sum of n) columns of the segments' tokens; 0 where a row has fewer.
         order: (B, L) for each column its place in the calls' outputs, one after another.
     """
@@ -108,6 +108,7 @@ def tree_plan(
     leaf: Tensor,
     branch: Tensor,
     prompt_mask: Tensor,
+    dtype: torch.dtype = torch.float32,
     stem: Tensor | None = None,
     bounds: list[tuple[int, int]] | None = None,
 ) -> TreePlan:
@@ -117,6 +118,7 @@ def tree_plan(
         leaf: (B, C) leaf number, -1 on the trunk, -2 on padding.
         branch: (B, C) trunk tokens below; a leaf's cut.
         prompt_mask: (B, Q), 1 on the tokens of left-padded prompts.
+        dtype: Of the model.
         stem: (B, C) another leaf that a leaf's token sees; None where there is none.
         bounds: First and last leaf of each segment, where known.
     """
@@ -131,7 +133,7 @@ def tree_plan(
     if not prompt_mask.all():
         own = torch.eye(trunk, dtype=torch.bool, device=device)  # no row of a softmax is empty
         real = pad(prompt_mask.bool(), (0, trunk - prompt), value=True)
-        trunk_mask = (torch.ones_like(own).tril() & real[:, None] | own)[:, None]
+        trunk_mask = added_mask(torch.ones_like(own).tril() & real[:, None] | own, dtype)
     segments, tokens = [], [leaf.new_zeros(batch, 0)]
     offset = trunk
     for first, last in _segment_bounds(leaf, branch) if bounds is None else bounds:
@@ -152,7 +154,7 @@ def tree_plan(
         other = torch.where(real, stem.gather(1, columns), PADDING)
         own = number[:, None, :] == torch.stack([number, other])[..., None]  # (2, B, n, n)
         own = own.any(0).tril()  # padding's own is never read
-        segments.append(torch.cat([below, own], dim=2)[:, None])
+        segments.append(added_mask(torch.cat([below, own], dim=2), dtype))
         tokens.append(torch.where(real, columns + prompt, 0))
         rows, places = real.nonzero(as_tuple=True)
         order[rows, prompt + columns[rows, places]] = offset + places
@@ -285,10 +287,15 @@ def tree_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     groups = getattr(module, "num_key_value_groups", 1)
-    attend = functools.partial(scaled_dot_product_attention, scale=scaling, dropout_p=dropout)
+    if query.device.type != "cpu":  # elsewhere the quick kernels take no groups beside a mask
+        key, value, groups = repeat_kv(key, groups), repeat_kv(value, groups), 1
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        told = {"is_causal": True} if mask is None else {"attn_mask": mask.to(query.dtype)}
+        told |= {"scale": scaling, "dropout_p": dropout, "enable_gqa": groups > 1}
+        return scaled_dot_product_attention(query, key, value, **told)
+
     if isinstance(tree, BranchPlan):
-        if query.device.type != "cpu":  # elsewhere the quick kernels take no groups beside a mask
-            key, value, groups = repeat_kv(key, groups), repeat_kv(value, groups), 1
         asks = query.split([mask.shape[2] for mask in tree.masks], dim=2)
         own = (_take(states, tree.own).split(tree.sizes, dim=2) for states in (key, value))
         # The trunk is copied once, behind room for what a run sees beside it.
@@ -298,26 +305,19 @@ def tree_attention_forward(
             seen = [states[:, :, room - size : room - size + mask.shape[3]] for states in held]
             for states, columns in zip(seen, new, strict=True):
                 states[:, :, :size] = columns
-            parts.append(attend(mine, *seen, attn_mask=mask, enable_gqa=groups > 1))
+            parts.append(attend(mine, *seen, mask))
         return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     trunk = [states[:, :, : tree.trunk] for states in (query, key, value)]
-    parts = [attend(*trunk, attn_mask=tree.trunk_mask, is_causal=tree.trunk_mask is None)]
-    # One gather and one split for all segments: the backward of each slice is a whole of zeros.
+    parts = [attend(*trunk, tree.trunk_mask)]
+    # One gather for all segments: the backward of each is a whole of zeros.
     sizes = [mask.shape[2] for mask in tree.segments]
     own = (_take(states, tree.leaves).split(sizes, dim=2) for states in (query, key, value))
-    prefixes = [mask.shape[3] - mask.shape[2] for mask in tree.segments]
-    ends = sorted({0, *prefixes, tree.trunk})
-    steps = [after - before for before, after in itertools.pairwise(ends)]
-    stems = [states.split(steps, dim=2) for states in trunk[1:]]
-    for mask, prefix, asks, *held in zip(tree.segments, prefixes, *own, strict=True):
-        below = ends.index(prefix)
-        seen = (
-            torch.cat([*stem[:below], mine], dim=2) for stem, mine in zip(stems, held, strict=True)
-        )
-        parts.append(attend(asks, *seen, attn_mask=mask))
-    out = _take(torch.cat(parts, dim=2), tree.order)
-    return out.transpose(1, 2).contiguous(), None
+    for mask, asks, *held in zip(tree.segments, *own, strict=True):
+        prefix = mask.shape[3] - mask.shape[2]
+        below = (states[:, :, :prefix] for states in trunk[1:])
+        seen = (torch.cat(pair, dim=2) for pair in zip(below, held, strict=True))
+        parts.append(attend(asks, *seen, mask))
+    return _take(torch.cat(parts, dim=2), tree.order).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(BACKEND, tree_attention_forward)

@@ -208,7 +208,7 @@ def _make_pass(
         def taken(values: Tensor, fill: int = 0) -> Tensor:
             return values.gather(1, order).masked_fill(~real, fill)
 
-        layout = taken(lean.leaf, PADDING), taken(rows.branch), prompt_mask
+        layout = taken(lean.leaf, PADDING), taken(rows.branch), prompt_mask, model.dtype
         plan = attention.tree_plan(*layout, taken(lean.stem, PADDING), lean.bounds)
         prompt, width = prompt_ids.shape[1], input_ids.shape[1] - columns + order.shape[1]
         positions = tree_positions(rows.leaf, rows.branch, prompt_mask)

@@ -1,5 +1,8 @@
 """Packed trees by segments, by a dense mask and by unrolled rows: the same numbers in fp32."""
 
+import itertools
+import types
+
 import pytest
 import tiny
 import torch
@@ -22,7 +25,7 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from anytime_lab.engines.attention import BACKEND, lean_rows, tree_plan
+from anytime_lab.engines.attention import BACKEND, lean_rows, tree_attention_forward, tree_plan
 from anytime_lab.engines.hf import why_not_trees
 from anytime_lab.prompts import COUNTDOWN, resolve_tokens
 from anytime_lab.train.scoring import choose_backend, score_rows, stack_rows
@@ -116,6 +119,35 @@ def test_packed_is_dense_is_unrolled(name, padded, checkpointing):
     runs = [run(model_of(name, checkpointing), backend, padded) for backend in BACKENDS]
     assert_same_run(runs[2], runs[0])
     assert_same_run(runs[2], runs[1])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_is_unrolled_in_half_precision(name, padded):
+    ids, mask, rows = batch(padded)
+    told = {}
+    for dtype, backend in itertools.product(("autocast", "bfloat16"), ("segmented", "unrolled")):
+        model = model_of(name)
+        model = model.bfloat16() if dtype == "bfloat16" else model
+        assert choose_backend(model, backend, 0.8)[0] == backend
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast"):
+            told[dtype, backend] = score_rows(model, backend, ids, mask, rows).log_probs.float()
+    for dtype in ("autocast", "bfloat16"):
+        apart = (told[dtype, "segmented"] - told[dtype, "unrolled"])[rows.trained.bool()].abs()
+        assert apart.mean() < 5e-3
+
+
+def test_a_plan_serves_states_of_another_precision():
+    ids, mask, rows = batch()
+    prompt_mask = mask[:, : -rows.leaf.shape[1]]
+    query, *rest = (torch.randn(len(ids), heads, ids.shape[1], 16) for heads in (4, 2, 2))
+    module = types.SimpleNamespace(num_key_value_groups=2)
+    whole, half = (
+        tree_plan(rows.leaf, rows.branch, prompt_mask, dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    told = [tree_attention_forward(module, query, *rest, None, tree=p)[0] for p in (whole, half)]
+    assert told[0].equal(told[1])
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -278,7 +310,8 @@ def test_the_dense_mask_agrees_with_the_plan():
                 if column < width:
                     continue  # padding of the segment
                 keys = [*range(keyed - count), *columns[b].tolist()]
-                seen = {k for k, ok in zip(keys, segment[b, 0, n].tolist(), strict=True) if ok}
+                added = segment[b, 0, n].tolist()
+                seen = {k for k, add in zip(keys, added, strict=True) if add == 0}
                 assert seen == set(dense[b, column].nonzero().squeeze(1).tolist())
     assert at == plan.leaves.shape[1] > 0
 
