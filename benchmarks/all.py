@@ -50,13 +50,18 @@ RUNS: dict[str, tuple[str, str, str]] = {
     ),
     "curves": (
         "sampling",
-        "--parts --rounds 1 --thinking 512 --rows 2",
-        "--parts --rounds 2 --thinking 2048 --prompt 200 --rows 4",
+        "--parts curves --rounds 1 --thinking 512 --rows 2",
+        "--parts curves --rounds 5 --thinking 2048 --prompt 200 --rows 4",
+    ),
+    "tokens": (
+        "sampling",
+        "--parts growth --rounds 1 --thinking 256 --rows 2",
+        "--parts growth --rounds 1 --thinking 2048 --rows 4",
     ),
     "sampling": (
         "sampling",
-        "--rounds 1 --thinking 256 --rows 4",
-        "--rounds 1 --thinking 2048 --prompt 200 --rows 4",
+        "--parts runs generate --rounds 1 --thinking 256 --rows 4",
+        "--parts runs generate --rounds 1 --thinking 2048 --prompt 200 --rows 4",
     ),
     "engines": ("engines", "hf --rounds 2 --problems 16", "hf"),
     "coverage": ("coverage", "--trials 1000", ""),

@@ -5,7 +5,8 @@ largest budget, so that their thinking tokens are equal: GRPO with a summary at 
 AnytimeReasoner with 4 budgets x 4 summaries. Rewards are by chance, of each cut, and its summaries
 agree as those of the main job do: one in five or six has a gradient there. Then of each summary for
 itself, so that nearly all have one: the dear case. GRPO's own have one in both. They take turns,
-some updates each; seconds on a CPU are of one thread.
+some updates each; seconds on a CPU are of one thread. Gradients of packed trees and of a row per
+summary are compared first.
 """
 
 import argparse
@@ -45,8 +46,10 @@ class Clock(TrainerCallback):
 WAYS = {"GRPO": ("grpo", 1.0), "AnytimeReasoner": ("ar_uniform", 0.95), "dear": ("ar_uniform", 0.5)}
 
 
-def updates(args: argparse.Namespace, way: str, folder: Path) -> tuple[list[float], list[float]]:
-    """Seconds of each update but the first, and the share that is neither model nor reward."""
+def updates(
+    args: argparse.Namespace, way: str, folder: Path, **settings: object
+) -> tuple[list[float], list[dict]]:
+    """Seconds and metrics of each update but the first."""
     model = make_model(args)
     preset, agree = WAYS[way]
     summaries = 1 if preset == "grpo" else args.summaries
@@ -66,7 +69,7 @@ def updates(args: argparse.Namespace, way: str, folder: Path) -> tuple[list[floa
         max_summary_tokens=args.summary,
         save_steps=10_000,
         report_to="none",
-        settings={"disable_tqdm": True, "use_cpu": args.device == "cpu"},
+        settings={"disable_tqdm": True, "use_cpu": args.device == "cpu", **settings},
     )
     text = "1 " * (args.prompt // 2)
     problems = Dataset.from_dict(
@@ -81,12 +84,25 @@ def updates(args: argparse.Namespace, way: str, folder: Path) -> tuple[list[floa
     trainer.train()
     lines = read_jsonl(folder / "metrics.jsonl")[1:]
     assert {line["thinking/length"] for line in lines} == {args.thinking}, "a thinking ended early"
-    own = [
-        1 - sum(line.get(f"time/{part}", 0.0) for part in ("generation", "scoring", "update"))
-        / line["time/step"]
-        for line in lines
-    ]  # fmt: skip
-    return clock.seconds[1:], own
+    return clock.seconds[1:], lines
+
+
+def own_share(line: dict) -> float:
+    """The share of an update that is neither model nor reward."""
+    parts = ("generation", "scoring", "update")
+    return 1 - sum(line.get(f"time/{part}", 0.0) for part in parts) / line["time/step"]
+
+
+def check_alike(args: argparse.Namespace, folder: Path) -> None:
+    """A short update of packed trees has the gradient of one of a row per summary."""
+    small = argparse.Namespace(**{**vars(args), "thinking": 16, "updates": 1})
+    norms = []
+    for backend in ("auto", "unrolled"):
+        random.seed(0)
+        _, (line,) = updates(small, "dear", folder / backend, tree_backend=backend)
+        norms.append(line["grad_norm"])
+    assert norms[0] > 0 and math.isclose(*norms, rel_tol=1e-2), norms
+    print(f"gradients of packed trees and of a row per summary agree: {norms[0]:.5f}")
 
 
 def main() -> None:
@@ -99,11 +115,12 @@ def main() -> None:
     spent: dict[str, list[float]] = {way: [] for way in WAYS}
     own: list[float] = []
     with tempfile.TemporaryDirectory() as place:
+        check_alike(args, Path(place))
         for turn in range(args.rounds):
             for way in WAYS:
-                seconds, share = updates(args, way, Path(place) / f"{way}{turn}")
+                seconds, lines = updates(args, way, Path(place) / f"{way}{turn}")
                 spent[way].append(statistics.median(seconds))
-                own += share if way == "AnytimeReasoner" else []
+                own += map(own_share, lines) if way == "AnytimeReasoner" else []
     limit = "<= 1.05" if args.thinking >= 1024 else "<= 1.6"
     numbers: list[Number] = [
         number("an update of GRPO", spent["GRPO"], "s"),

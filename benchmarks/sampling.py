@@ -2,14 +2,18 @@
 
 A curve of many budgets over one evaluation at the largest, and over one run for each budget;
 thinkings of widely varying length over transformers' `generate`; summaries on the cache of their
-thinking over computing each prefix anew; and how the time of a token grows with the thinking.
+thinking over computing each prefix anew; and how the time of a token grows with the thinking, with
+attention and without.
 Greedy trees of both ways are compared first.
 """
 
 import argparse
+import functools
 import math
 from collections.abc import Callable
+from unittest import mock
 
+import torch
 from common import (
     TOKENS,
     Number,
@@ -75,13 +79,14 @@ def curve_cost(args: argparse.Namespace) -> list[Number]:
     def curve(wanted: list[int]) -> Callable[[int], list]:
         return lambda turn: engine.sample_trees(prompts, wanted, 1, sampling, seed=turn)
 
-    ways = {str(count): curve(budgets(args, count)) for count in (1, 32, 128)}
+    counts = (1, 32, 128) if "curves" in args.parts else (32,)
+    ways = {str(count): curve(budgets(args, count)) for count in counts}
     if "runs" in args.parts:
         ways["each"] = lambda turn: [curve([one])(turn) for one in budgets(args, 32)]
     spent = seconds_of(ways, args.rounds)
     told = [
-        ratio("curve of 32 budgets over one evaluation", spent["32"], spent["1"], "<= 1.04"),
-        ratio("curve of 128 budgets over one evaluation", spent["128"], spent["1"], "<= 1.1"),
+        ratio(f"curve of {count} budgets over one evaluation", spent[str(count)], spent["1"], aim)
+        for count, aim in zip(counts[1:], ("<= 1.04", "<= 1.1"), strict=False)
     ]
     if "runs" in args.parts:
         told.append(ratio("32 runs, one a budget, over their curve", spent["each"], spent["32"]))
@@ -129,34 +134,45 @@ def against_generate(args: argparse.Namespace) -> list[Number]:
 
 
 def token_growth(args: argparse.Namespace) -> list[Number]:
-    """Exponent of a token's time with the length of the thinking; 0 is flat."""
+    """Exponents of a token's time with the length of the thinking; 0 is flat."""
     lengths = [args.thinking, 4 * args.thinking]
+    sdpa = torch.nn.functional.scaled_dot_product_attention
     ways = {}
     for length in lengths:
         one = argparse.Namespace(**{**vars(args), "thinking": length})
         engine, _ = make_engines(one, math.inf)
-        ways[str(length)] = lambda turn, e=engine, n=length: e.sample_trees(
-            make_prompts(args), [n], 1, Sampling(max_summary_tokens=1), seed=turn
-        )
-    short, long = seconds_of(ways, args.rounds).values()
-    power = [math.log(b / a / 4, 4) for a, b in zip(short, long, strict=True)]
-    return [number(f"time of a token with T, {lengths[0]} to {lengths[1]}", power, "exponent")]
+
+        def think(turn: int, attend: Callable, engine=engine, length=length) -> None:
+            with mock.patch.object(torch.nn.functional, sdpa.__name__, attend):
+                engine.sample_trees(
+                    make_prompts(args), [length], 1, Sampling(max_summary_tokens=1), seed=turn
+                )
+
+        ways["all", length] = functools.partial(think, attend=sdpa)
+        ways["rest", length] = functools.partial(think, attend=lambda query, *_, **kwargs: query)
+    spent = seconds_of(ways, args.rounds)
+    told = []
+    for part, words, aim in (("all", "", ""), ("rest", ", attention left out", "<= 0.1")):
+        pairs = zip(*(spent[part, length] for length in lengths), strict=True)
+        power = [math.log(b / a / 4, 4) for a, b in pairs]
+        name = f"time of a token with T, {lengths[0]} to {lengths[1]}{words}"
+        told.append(number(name, power, "exponent", aim))
+    return told
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=8, help="thinkings sampled together")
-    parser.add_argument("--growth", action="store_true", help="the time of a token at four times T")
-    parts = ("runs", "generate")
-    parser.add_argument(
-        "--parts", nargs="*", choices=parts, default=parts, help="what takes long, beside curves"
-    )
+    parts = ("curves", "runs", "generate", "growth")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts[:3])
     args = parse(parser)
     check_alike(args)
-    numbers = curve_cost(args)
+    numbers: list[Number] = []
+    if {"curves", "runs"} & {*args.parts}:
+        numbers += curve_cost(args)
     if "generate" in args.parts:
         numbers += against_generate(args)
-    if args.growth:
+    if "growth" in args.parts:
         numbers += token_growth(args)
     tell("sampling", vars(args), numbers, args.json)
 
