@@ -58,7 +58,9 @@ def number(name: str, values: Sequence[float], unit: str = "x", target: str = ""
     return Number(name, middle, low, high, unit, target)
 
 
-def seconds_of(ways: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
+def seconds_of(
+    ways: Mapping[str, Callable[[int], object]], rounds: int, warm: bool = False
+) -> dict[str, list[float]]:
     """Seconds of each way in each round; they take turns, after a round that is not counted.
 
     On a CPU these are seconds of one thread, which other work on the machine hardly changes.
@@ -66,11 +68,12 @@ def seconds_of(ways: Mapping[str, Callable[[int], object]], rounds: int) -> dict
     Args:
         ways: Name → function of the round's number.
         rounds: Counted rounds.
+        warm: Whether all have run before, so that the first round is counted.
     """
     spent: dict[str, list[float]] = {name: [] for name in ways}
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     torch.set_num_threads(1)
-    for turn in range(rounds + 1):
+    for turn in range(warm, rounds + 1):
         for name, way in ways.items():
             start = clock()
             way(turn)
