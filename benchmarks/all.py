@@ -1,8 +1,8 @@
 """All benchmarks, and one picture of their ratios: `python benchmarks/all.py [--quick]`.
 
 Each script checks its own correctness first and prints its numbers; JSON of each and a plot of what
-has an aim go to benchmarks/results. `--quick` takes ten minutes on two quiet cores: smaller sizes, the
-largest left out.
+has an aim go to benchmarks/results. `--quick` takes ten minutes on two quiet cores: sizes are
+smaller, and the largest left out.
 """
 
 import argparse

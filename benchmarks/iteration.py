@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from common import Number, budgets, end_after, make_model, number, parse, ratio, tell
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from anytime_lab.engines.load import load_tokenizer
 from anytime_lab.store.files import read_jsonl
@@ -80,6 +80,7 @@ def updates(
         model, noise, config, Dataset.from_list(problems), callbacks=[clock],
         processing_class=load_tokenizer("embedded"),
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # it prints all metrics
     end_after(model, math.inf)
     trainer.train()
     lines = read_jsonl(folder / "metrics.jsonl")[1:]
