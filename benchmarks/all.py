@@ -62,7 +62,7 @@ RUNS: dict[str, tuple[str, str | None, str]] = {
     ),
     "sampling": (
         "sampling",
-        "--parts runs generate --rounds 1 --thinking 256 --rows 4",
+        "--parts runs generate --rounds 1 --thinking 128 --rows 4",
         "--parts runs generate --rounds 1 --thinking 2048 --prompt 200 --rows 4",
     ),
     "engines": ("engines", "hf --rounds 2 --problems 16", "hf"),
