@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
 
 from anytime_lab.engines.attention import BACKEND, RUN, added_mask, branch_plan, branching
 from anytime_lab.engines.base import (
@@ -33,6 +34,29 @@ from anytime_lab.tree import PADDING, TRUNK, Leaf, Tree, tree_mask
 logger = logging.getLogger(__name__)
 
 
+class RoomyLayer(DynamicLayer):
+    """A layer of a cache with room for more: what it holds is copied now and then, not at each."""
+
+    ROOM = 256  # tokens
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.rooms = [self.keys, self.values]
+        held, old = self.get_seq_length(), (self.keys, self.values)
+        end = held + key_states.shape[2]
+        for n, new in enumerate((key_states, value_states)):
+            room = self.rooms[n]
+            # Rows that were picked lie elsewhere.
+            if not held or end > room.shape[2] or room.data_ptr() != old[n].data_ptr():
+                room = new.new_empty(*new.shape[:2], end + self.ROOM, new.shape[3])
+                room[:, :, :held] = old[n] if held else 0
+                self.rooms[n] = room
+            room[:, :, held:end] = new
+        self.keys, self.values = (room[:, :, :end] for room in self.rooms)
+        return self.keys, self.values
+
+
 class Trunks(Thinkings):
     """R thinkings that grow by a token at a time on one cache.
 
@@ -50,7 +74,7 @@ class Trunks(Thinkings):
     ):
         super().__init__(prompts, sampling)
         self.model, self.tokens, self.generator = model, tokens, generator
-        self.cache = DynamicCache()
+        self.cache = Cache(layer_class_to_replicate=RoomyLayer)
         # A group shares its prompt: compute it once, then repeat its cache.
         row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(self.prompts))}
         ids, mask = _left_padded(model, tokens, [*row_of])
@@ -112,8 +136,9 @@ class Trunks(Thinkings):
         for name in ("prompts", "thinkings", "logprobs", "ends"):
             setattr(chosen, name, [getattr(self, name)[row] for row in rows])
         chosen.mask, chosen.logits = self.mask[index], self.logits[index]
-        layers = self.cache.layers
-        chosen.cache = DynamicCache([(held.keys[index], held.values[index]) for held in layers])
+        chosen.cache = Cache(layer_class_to_replicate=RoomyLayer)
+        for n, held in enumerate(self.cache.layers):
+            chosen.cache.update(held.keys[index], held.values[index], n)
         return chosen
 
 

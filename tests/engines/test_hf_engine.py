@@ -16,10 +16,18 @@ from transformers import (
     RwkvConfig,
     RwkvForCausalLM,
 )
+from transformers.cache_utils import DynamicLayer
 
 from anytime_lab.engines import hf
 from anytime_lab.engines.base import Sampling, sample_tokens
-from anytime_lab.engines.hf import HFEngine, Trunks, _branches, sample_leaves, why_not_branching
+from anytime_lab.engines.hf import (
+    HFEngine,
+    RoomyLayer,
+    Trunks,
+    _branches,
+    sample_leaves,
+    why_not_branching,
+)
 from anytime_lab.prompts import COUNTDOWN, prompt_ids, resolve_tokens
 
 TOK = tiny.tokenizer()
@@ -398,3 +406,21 @@ def test_a_turn_ends_by_what_the_generation_config_names():
     assert tree.thinking == (end,) and tree.end == "closed"
     assert tree.leaves[0].cut == 0 and tree.leaves[0].summary == (end,)
     assert tree.leaves[0].finished
+
+
+def test_a_cache_with_room_holds_what_one_without_holds(monkeypatch):
+    monkeypatch.setattr(RoomyLayer, "ROOM", 4)
+    roomy, plain = RoomyLayer(), DynamicLayer()
+    made = torch.Generator().manual_seed(0)
+    for step in range(40):
+        rows = 3 if step < 20 else 2
+        new = torch.randn(2, rows, 2, step % 7 + 1, 5, generator=made)
+        for told, kept in zip(roomy.update(*new), plain.update(*new), strict=True):
+            assert told.equal(kept)
+        if step % 3 == 2:  # what has branched off goes again
+            roomy.crop(-(step % 5 + 1))
+            plain.crop(-(step % 5 + 1))
+        if step == 19:
+            roomy.batch_select_indices(torch.tensor([2, 0]))
+            plain.batch_select_indices(torch.tensor([2, 0]))
+    assert roomy.get_seq_length() == plain.get_seq_length() == roomy.keys.shape[2] > 50
