@@ -231,7 +231,7 @@ def test_a_thinking_is_read_up_to_the_budget_and_hostile_text_stays_text(lab, tm
         before = len(kept.text_content())
         page.line(0).press("ArrowLeft")
         page.wait(lambda: "At 16 tokens" in page.text())
-        assert 0 < len(kept.text_content()) < before
+        page.wait(lambda: 0 < len(kept.text_content()) < before)
         page.button("Play the budgets").click()
         page.wait(lambda: "At 32 tokens" in page.text())
         assert "<img src=x onerror=" in page.text() and "</script>" in page.text()
