@@ -40,7 +40,7 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
     if path.name != "__init__.py"
 )
-LINES = 20_044  # of the whole package. It may only fall: lower it with every change that does.
+LINES = 20_041  # of the whole package. It may only fall: lower it with every change that does.
 
 
 def room_of(module):

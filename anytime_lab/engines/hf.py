@@ -43,16 +43,13 @@ class RoomyLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.rooms = [self.keys, self.values]
-        held, old = self.get_seq_length(), (self.keys, self.values)
-        end = held + key_states.shape[2]
-        for n, new in enumerate((key_states, value_states)):
-            room = self.rooms[n]
+        end = (held := self.get_seq_length()) + key_states.shape[2]
+        pairs = (self.keys, key_states), (self.values, value_states)
+        for n, (old, new) in enumerate(pairs):
             # Rows that were picked lie elsewhere.
-            if not held or end > room.shape[2] or room.data_ptr() != old[n].data_ptr():
-                room = new.new_empty(*new.shape[:2], end + self.ROOM, new.shape[3])
-                room[:, :, :held] = old[n] if held else 0
-                self.rooms[n] = room
-            room[:, :, held:end] = new
+            if end > self.rooms[n].shape[-2:][0] or self.rooms[n].data_ptr() != old.data_ptr():
+                self.rooms[n] = torch.cat([old, pad(new, (0, 0, 0, self.ROOM))], dim=-2)
+            self.rooms[n][:, :, held:end] = new
         self.keys, self.values = (room[:, :, :end] for room in self.rooms)
         return self.keys, self.values
 
